@@ -1,0 +1,68 @@
+"""Errors that a user can act on: what happened, where, what was found, and a hint."""
+
+from __future__ import annotations
+
+
+class NormfoldError(Exception):
+    """Base of every error that normfold raises on purpose.
+
+    Args:
+        what: one lower-case sentence without a full stop, literals in backticks.
+        where: the file, module path or source line concerned.
+        found: what was there instead of what was expected.
+        hint: what the user can do about it.
+
+    ``exit_code`` is the process status that the command line ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        found: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what, self.where, self.found, self.hint = what, where, found, hint
+        lines = [what]
+        if where:
+            lines.append(f"  at {where}")
+        if found:
+            lines.append(f"  found: {found}")
+        if hint:
+            lines += ["", f"hint: {hint}"]
+        super().__init__("\n".join(lines))
+
+
+class UsageError(NormfoldError):
+    """A wrong option, unknown name or malformed pipeline text."""
+
+    exit_code = 2
+
+
+class EnvironmentMissing(NormfoldError):
+    """Something that is not installed, or not on this machine, is needed."""
+
+    exit_code = 3
+
+
+class LoadError(NormfoldError):
+    """The model file could not be loaded, or was refused as unsafe."""
+
+    exit_code = 4
+
+
+class CaptureError(NormfoldError):
+    """The network could not be captured as a graph."""
+
+    exit_code = 4
+
+
+class PassError(NormfoldError):
+    """A pass broke its contract or raised: a bug in the pass, not in the model."""
+
+
+class ExportError(NormfoldError):
+    """The rewritten graph could not be written in the asked format."""
