@@ -1,0 +1,42 @@
+# Everything runs in .venv, which is built from Python 3.11 or newer (PYTHON=... to choose one).
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
+
+.PHONY: demo test lint zoo clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)  ## convert a trained network; accuracy before and after
+	@$(PY) -m examples.demo
+
+test: lint  ## all that CI runs
+	$(PY) -m pytest --numprocesses 2 --dist worksteal
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+zoo: $(STAMP)  ## every timm family with BatchNorm, torchvision's classics: slow
+	@$(PY) -m tests.zoo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch goes first: once the pinned one is there, no later requirement can bring in another build.
+# torchvision and timm ask for torch by themselves, so they are installed without what they need;
+# all of that comes with the last step.
+$(STAMP): pyproject.toml constraints.txt
+	@python=$$(for p in $(PYTHONS); do \
+	    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+	done); \
+	test -n "$$python" || { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }; \
+	echo "building $(VENV) with $$($$python --version): a few minutes, once"; \
+	$$python -m venv $(VENV)
+	@$(PIP) setuptools wheel torch
+	@$(PIP) --no-deps torchvision timm
+	@$(PIP) --no-build-isolation --editable '.[dev,hub]'
+	@touch $@

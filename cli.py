@@ -1,0 +1,4 @@
+from normfold.cli import main
+
+if __name__ == "__main__":
+    main()
