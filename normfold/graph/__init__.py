@@ -1,0 +1,6 @@
+"""The graph: capture, parameter expressions, feature layouts, the op table, text form, baking."""
+
+from normfold.graph.capture import capture
+from normfold.graph.graph import Graph, Site
+
+__all__ = ["Graph", "Site", "capture"]

@@ -1,0 +1,142 @@
+"""Parameter expressions: nodes that depend on parameters, buffers and constants only.
+
+A pass writes its algebra as such nodes; `evaluate` gives their value in float64, `bake` turns them into
+constants. They live in front of the first node that depends on an input, so that any consumer may use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.graph.precision import float64_default, widen
+
+_RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal")
+
+
+def fetch(module: torch.nn.Module, target: str) -> Any:
+    """The attribute that a ``get_attr`` node names, through dotted paths."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def is_static(node: Any) -> bool:
+    """True if ``node`` is a tensor-valued parameter expression (memoised on the node)."""
+    if not isinstance(node, fx.Node):
+        return False
+    known = node.meta.get("normfold_static")
+    if known is None:
+        known = node.meta["normfold_static"] = _is_static(node)
+    return bool(known)
+
+
+def _is_static(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    if node.op != "call_function" or "val" not in node.meta:
+        return False
+    if any(word in str(node.target) for word in _RANDOM):
+        return False
+    inputs = node.all_input_nodes
+    if not inputs:  # arange, full, ...: constant unless a size depends on the input
+        return True
+    return all(is_static(source) for source in inputs)
+
+
+def mark_static(graph: fx.Graph) -> None:
+    """Recompute every node's static mark, front to back (no deep recursion on long graphs)."""
+    for node in graph.nodes:
+        node.meta.pop("normfold_static", None)
+        is_static(node)
+
+
+def hoist(graph: fx.Graph) -> None:
+    """Move every parameter expression before the first node that depends on an input."""
+    mark_static(graph)
+    nodes = list(graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    static = [node for node in nodes if is_static(node)]
+    rest = [node for node in nodes if node.op != "placeholder" and not is_static(node)]
+    anchor = rest[0]
+    for node in (*placeholders, *static):
+        anchor.prepend(node)
+
+
+def evaluate(module: torch.nn.Module, node: fx.Node, cache: dict[fx.Node, Any] | None = None) -> Any:
+    """Value of a parameter expression in float64 (integers and booleans keep their dtype).
+
+    Intermediate results are freed unless ``cache`` is given, which then keeps every value.
+    """
+    values: dict[fx.Node, Any] = cache if cache is not None else {}
+    with torch.no_grad(), float64_default():
+        for step in _order(node, values):
+            values[step] = _run(module, step, values)
+    return values[node]
+
+
+def _order(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
+    order: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    stack = [(node, False)]
+    while stack:
+        current, expanded = stack.pop()
+        if expanded:
+            order.append(current)
+        elif current not in seen and current not in known:
+            seen.add(current)
+            stack.append((current, True))
+            stack.extend((source, False) for source in current.all_input_nodes)
+    return order
+
+
+def _run(module: torch.nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return widen(fetch(module, str(node.target)).detach())
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
+    args, kwargs = pytree.tree_map(widen, (args, kwargs))
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def deduplicate(graph: fx.Graph) -> int:
+    """Merge equal parameter expressions (same op, same arguments); returns how many were merged."""
+    seen: dict[Any, fx.Node] = {}
+    merged = 0
+    for node in list(graph.nodes):
+        if node.op not in ("get_attr", "call_function") or not is_static(node):
+            continue
+        key = _key(node)
+        if key in seen and not isinstance(node.meta.get("val"), (tuple, list)):
+            node.replace_all_uses_with(seen[key])
+            graph.erase_node(node)
+            merged += 1
+        else:
+            seen[key] = node
+    return merged
+
+
+def _key(node: fx.Node) -> str:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: f"%{source.name}")
+    return f"{node.op}|{node.target}|{args!r}|{sorted(kwargs.items())!r}"
+
+
+def roots(graph: fx.Graph) -> Iterable[fx.Node]:
+    """Parameter expressions that something outside the expressions uses: what the baker must compute."""
+    for node in graph.nodes:
+        if is_static(node) and any(not is_static(user) for user in node.users):
+            yield node
+
+
+def small_value(module: torch.nn.Module, node: fx.Node, limit: int = 1 << 20) -> Tensor:
+    """Value of a small vector expression, for legality checks that need signs or zeros."""
+    shape = node.meta["val"].shape
+    if shape.numel() > limit:
+        raise ValueError(f"`{node.name}` has {shape.numel()} elements, more than a legality check may read")
+    value: Tensor = evaluate(module, node)
+    return value

@@ -1,0 +1,144 @@
+"""The graph that passes rewrite: a torch.fx GraphModule of ATen calls plus what capture knew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from normfold.graph import expressions
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that passes talk about: a norm, or a constant that acts per channel.
+
+    ``path`` is the module path ("blocks.3.norm1"), made unique with ``#2`` for later calls of one module;
+    ``kind`` is ``batch-norm``, ``layer-norm``, ``group-norm``, ``instance-norm``, ``rms-norm``,
+    ``weight-standardisation`` or ``constant``; ``line`` is the user's source line.
+    """
+
+    path: str
+    kind: str
+    line: str = ""
+    module_type: str = ""
+
+    @property
+    def is_norm(self) -> bool:
+        return self.kind != "constant"
+
+
+@dataclass
+class Graph:
+    """A captured network.
+
+    Attributes:
+        module: GraphModule of ATen calls, parameters as ``get_attr`` nodes, callable like the original.
+        args, kwargs: the example inputs it was captured with (batch 2 where the batch is dynamic).
+        dynamic_shapes: the specification for ``torch.export``, or None when every size is fixed.
+        input_names, output_names: as a bare ``torch.onnx.export`` of the original would name them.
+        original: the module that was captured, in eval mode, sharing its parameters.
+        sites: every norm and per-channel constant that was found, by path.
+        notes: what capture did that the user should know.
+    """
+
+    module: fx.GraphModule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic_shapes: Any = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    original: nn.Module | None = None
+    sites: dict[str, Site] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    baked: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def copy(self) -> Graph:
+        """A graph of its own nodes that shares the parameter tensors."""
+        with torch.no_grad():
+            module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+        module.meta.update(self.module.meta)
+        return replace(self, module=module, sites=dict(self.sites), notes=list(self.notes))
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        return iter(self.module.graph.nodes)
+
+    def recompile(self) -> None:
+        """Drop dead nodes and unused parameters, check the graph, regenerate its code."""
+        self.module.graph.eliminate_dead_code(_is_impure)
+        self.module.graph.lint()
+        self.module.recompile()
+
+    def value(self, node: fx.Node) -> torch.Tensor:
+        """Float64 value of a small parameter expression (for legality checks)."""
+        return expressions.small_value(self.module, node)
+
+    def parameter_bytes(self) -> int:
+        """Bytes of every distinct tensor that the graph still refers to."""
+        seen: dict[int, int] = {}
+        for node in self.nodes:
+            if node.op == "get_attr":
+                tensor = expressions.fetch(self.module, str(node.target))
+                seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return sum(seen.values())
+
+
+def _is_impure(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+def op_name(node: fx.Node) -> str:
+    """Packet name without namespace and overload: ``aten.conv2d.padding`` is ``conv2d``."""
+    if node.op != "call_function":
+        return node.op
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        name = str(schema.name)
+        return name if name.startswith("normfold") else name.split("::")[-1]
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The captured shape with symbolic sizes replaced by the sizes of the example inputs."""
+    return tuple(concrete(size) for size in node.meta["val"].shape)
+
+
+def concrete(size: Any) -> int:
+    """The example's value of a possibly symbolic size."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def is_symbolic(size: Any) -> bool:
+    """True if a size is a symbol, that is, may differ at run time."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
+
+
+def argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """Argument of an ATen call by schema name, positional or keyword, else its default."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    for index, spec in enumerate(schema.arguments):
+        if spec.name == name:
+            if index < len(node.args) and not spec.kwarg_only:
+                return node.args[index]
+            if name in node.kwargs:
+                return node.kwargs[name]
+            return spec.default_value if spec.has_default_value() else default
+    return default
+
+
+def argument_index(node: fx.Node, name: str) -> int:
+    """Position of an argument in the op's schema."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [spec.name for spec in schema.arguments]
+    return names.index(name)

@@ -1,0 +1,233 @@
+"""Layouts: which element of a tensor belongs to which feature.
+
+A layout is an int64 tensor of feature ids that broadcasts against the tensor: an axis along which the
+feature does not change has size 1, and -1 marks elements that belong to no feature of interest. NCHW is
+``ids.shape == (1, C, 1, 1)``; attention heads are ``(1, heads, 1, head_dim)``. How an op moves elements is
+found by running the op itself on index tensors, so no op needs shape code of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph.expressions import evaluate, is_static
+from normfold.graph.graph import concrete, op_name, shape_of
+from normfold.graph.ops import body, operands, zero_pad_of
+
+NONE = -1
+
+
+class LayoutError(Exception):
+    """An op cannot carry a layout: it mixes features, or depends on data."""
+
+
+def channel(rank: int, dim: int, size: int) -> Tensor:
+    """Layout of ``size`` features along axis ``dim``."""
+    shape = [1] * rank
+    shape[dim] = size
+    return torch.arange(size).reshape(shape)
+
+
+def compress(ids: Tensor) -> Tensor:
+    """Give size 1 to every axis along which the ids do not change."""
+    for dim, size in enumerate(ids.shape):
+        if size > 1 and bool((ids == ids.narrow(dim, 0, 1)).all()):
+            ids = ids.narrow(dim, 0, 1)
+    return ids.contiguous()
+
+
+def axis_of(ids: Tensor) -> int | None:
+    """The single axis along which ids vary; None if they vary along several (or none)."""
+    axes = [dim for dim, size in enumerate(ids.shape) if size > 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def along(ids: Tensor, dim: int, size: int) -> Tensor | None:
+    """Ids of each position along ``dim``, shape (size,); None if they also vary along another axis."""
+    dim %= ids.dim()
+    if any(extent > 1 for axis, extent in enumerate(ids.shape) if axis != dim):
+        return None
+    return ids.reshape(-1).expand(size)
+
+
+def align(ids: Tensor, rank: int) -> Tensor:
+    """Broadcast-align to another rank: leading axes of size 1 are added or dropped."""
+    while ids.dim() < rank:
+        ids = ids.unsqueeze(0)
+    while ids.dim() > rank and ids.shape[0] == 1:
+        ids = ids.squeeze(0)
+    if ids.dim() != rank:
+        raise LayoutError("ranks differ")
+    return ids
+
+
+def for_operand(ids: Tensor, operand: fx.Node) -> Tensor:
+    """Layout of one operand of an elementwise op whose result has layout ``ids`` (undo broadcasting)."""
+    shape = shape_of(operand)
+    ids = align(ids, max(len(shape), ids.dim()))
+    while ids.dim() > len(shape):
+        if ids.shape[0] != 1:
+            raise LayoutError("features vary along a broadcast axis")
+        ids = ids.squeeze(0)
+    if any(extent > 1 and size == 1 for extent, size in zip(ids.shape, shape, strict=True)):
+        raise LayoutError("features vary along a broadcast axis")
+    return ids
+
+
+def push(node: fx.Node, operand: fx.Node, ids: Tensor) -> Tensor:
+    """Layout of a MOVE op's result when ``operand`` has layout ``ids`` and other operands have none."""
+    kept = _same_axes(node, ids)
+    if kept is not None:
+        return kept
+    parts = {
+        part: ids.expand(shape_of(part)) if part is operand else torch.full(shape_of(part), NONE)
+        for part in operands(node)
+    }
+    return compress(_run(node, parts))
+
+
+def pull(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
+    """Layouts of a MOVE op's operands that give its result the layout ``ids``.
+
+    Raises:
+        LayoutError: an element reaches several places that want different features, or a pad value is
+            asked to take part in a feature (a zero pad may, where only a scale is moved: see `push`).
+    """
+    parts = operands(node)
+    if len(parts) == 1 and (kept := _same_axes_back(node, parts[0], ids)) is not None:
+        return [(parts[0], kept)]
+    if len(set(parts)) != len(parts):
+        raise LayoutError("one tensor is moved to several places")
+    sizes = [_count(part) for part in parts]
+    sources, start = {}, 0
+    for part, size in zip(parts, sizes, strict=True):
+        sources[part] = torch.arange(start, start + size).reshape(shape_of(part))
+        start += size
+    origin = _run(node, sources)
+    wanted = ids.expand(origin.shape)
+    inside = origin >= 0
+    found = torch.full((start,), NONE)
+    found[origin[inside]] = wanted[inside]
+    if not bool((found[origin.clamp_min(0)][inside] == wanted[inside]).all()):
+        raise LayoutError("one element is moved to places with different features")
+    result, start = [], 0
+    for part, size in zip(parts, sizes, strict=True):
+        result.append((part, compress(found[start : start + size].reshape(shape_of(part)))))
+        start += size
+    return result
+
+
+def _count(node: fx.Node) -> int:
+    return torch.Size(shape_of(node)).numel()
+
+
+def _same_axes(node: fx.Node, ids: Tensor) -> Tensor | None:
+    """Fast path: ops that keep the axes, or permute them, need no run."""
+    name = op_name(node)
+    source = operands(node)[0]
+    before, after = shape_of(source), shape_of(node) if hasattr(node.meta["val"], "shape") else ()
+    if name in ("clone", "contiguous", "alias", "detach", "_to_copy", "to", "dropout", "roll", "type_as"):
+        if name != "roll" or all(ids.shape[dim] == 1 for dim in _dims(node.args[2], ids.dim())):
+            return ids
+    if name == "permute":
+        return ids.permute(tuple(node.args[1]))  # type: ignore[arg-type]
+    if name in ("transpose", "swapaxes"):
+        return ids.transpose(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+    axis = axis_of(ids)
+    if axis is None or axis >= len(before):
+        return None
+    if name in ("view", "reshape", "_unsafe_view", "flatten", "reshape_as", "unflatten", "squeeze", "unsqueeze"):
+        target = _kept_axis(before, after, axis)
+        return None if target is None else channel_like(ids, len(after), target)
+    return None
+
+
+def _same_axes_back(node: fx.Node, source: fx.Node, ids: Tensor) -> Tensor | None:
+    name = op_name(node)
+    if name in ("clone", "contiguous", "alias", "detach", "_to_copy", "to", "dropout", "type_as"):
+        return ids
+    if name == "permute":
+        order = [int(dim) % ids.dim() for dim in node.args[1]]  # type: ignore[union-attr, arg-type]
+        return ids.permute([order.index(dim) for dim in range(len(order))])
+    if name in ("transpose", "swapaxes"):
+        return ids.transpose(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+    axis = axis_of(ids)
+    if axis is None:
+        return None
+    if name in ("view", "reshape", "_unsafe_view", "flatten", "reshape_as", "unflatten", "squeeze", "unsqueeze"):
+        before = shape_of(source)
+        target = _kept_axis(shape_of(node), before, axis)
+        return None if target is None else channel_like(ids, len(before), target)
+    return None
+
+
+def channel_like(ids: Tensor, rank: int, dim: int) -> Tensor:
+    """The same one-axis layout along axis ``dim`` of a tensor of ``rank`` axes."""
+    shape = [1] * rank
+    shape[dim] = -1
+    return ids.reshape(shape)
+
+
+def _kept_axis(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
+    """Axis of ``after`` that a reshape leaves as it is: same size, same number of elements to its right."""
+    right = torch.Size(before[axis + 1 :]).numel()
+    for dim, size in enumerate(after):
+        if size == before[axis] and torch.Size(after[dim + 1 :]).numel() == right:
+            return dim
+    return None
+
+
+def _dims(value: Any, rank: int) -> list[int]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [int(dim) % rank for dim in values]
+
+
+def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
+    """Run a MOVE op on index tensors, at the sizes of the example inputs; pads become `NONE`."""
+    op = body(node)
+
+    def resolve(source: fx.Node) -> Any:
+        if source in tensors:
+            return tensors[source]
+        value = source.meta.get("val")
+        if not isinstance(value, Tensor):
+            return concrete(value)
+        if is_static(source) and not value.is_floating_point():
+            module = source.graph.owning_module
+            assert module is not None
+            return evaluate(module, source)
+        if op_name(op) in ("reshape_as", "view_as", "expand_as", "type_as"):
+            return torch.empty(shape_of(source), dtype=torch.int64)
+        raise LayoutError(f"`{op.name}` moves elements by run-time data")
+
+    args, kwargs = fx.map_arg((op.args, op.kwargs), resolve)
+    args = [concrete(arg) if isinstance(arg, torch.SymInt) else arg for arg in args]
+    name = op_name(op)
+    if name in ("pad", "constant_pad_nd"):
+        if zero_pad_of(op) is None and (name == "constant_pad_nd" or op.args[2:3] == ("constant",)):
+            raise LayoutError("a constant that is not zero is padded")
+        mode = op.args[2] if name == "pad" and len(op.args) > 2 else "constant"
+        result = _pad(args[0], args[1], str(mode))
+    elif name in ("im2col", "pixel_shuffle", "pixel_unshuffle") or "_pad" in name:
+        # these have no integer kernels; float64 holds indices exactly
+        shifted = [arg.double() + 1 if isinstance(arg, Tensor) else arg for arg in args]
+        result = op.target(*shifted, **kwargs).long() - 1  # type: ignore[operator]
+    elif name in ("dropout", "feature_dropout"):
+        result = args[0]
+    elif name in ("_to_copy", "to", "type_as"):
+        result = args[0]
+    else:
+        result = op.target(*args, **kwargs)  # type: ignore[operator]
+    if node is not op:
+        result = result[node.args[1]]
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _pad(ids: Tensor, pad: list[int], mode: str) -> Tensor:
+    if mode == "constant":
+        return torch.nn.functional.pad(ids, pad, value=NONE)
+    return torch.nn.functional.pad(ids.double(), pad, mode=mode).long()

@@ -1,0 +1,56 @@
+"""Where a node comes from: the module path and the user's source line that torch.export recorded."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import fx
+
+FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)'
+)
+_TORCH = tuple(f"{path}/" for path in torch.__path__)
+
+
+def is_user_file(file: str) -> bool:
+    """True for a file that is not torch's own (the user's code, or a model library's)."""
+    return not file.startswith((*_TORCH, "<"))
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module call that made ``node`` ("" for the root)."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return str(node.meta.get("normfold_path", ""))
+    path = str(next(reversed(stack.values()))[0])
+    if path.startswith("_empty"):  # torch's marker for nodes that its own passes made
+        return ""
+    # export numbers the second and later calls of one module ("bn@1"): the module is the same
+    return path.split("@")[0]
+
+
+def module_type(node: fx.Node) -> str:
+    """Class name of the innermost module call that made ``node`` ("" if unknown)."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    kind = next(reversed(stack.values()))[1]
+    return str(kind if isinstance(kind, str) else kind.__qualname__).rsplit(".", 1)[-1]
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:12: code`` of the user's innermost line outside torch ("" if unknown)."""
+    frames = list(FRAME.finditer(node.meta.get("stack_trace") or ""))
+    users = [frame for frame in frames if is_user_file(frame["file"])] or frames
+    if not users:
+        return ""
+    frame = users[-1]
+    return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}"
+
+
+def copy_provenance(source: fx.Node, target: fx.Node) -> None:
+    """Give a node made by a pass the origin of the node that it stands for."""
+    for key in ("nn_module_stack", "stack_trace"):
+        if key in source.meta:
+            target.meta.setdefault(key, source.meta[key])

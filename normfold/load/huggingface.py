@@ -1,0 +1,220 @@
+"""Hugging Face folders: config.json and safetensors, read by transformers without remote code."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from normfold.errors import LoadError
+from normfold.load import opcodes
+from normfold.load.factory import optional, seeded
+from normfold.load.pickled import last_line
+from normfold.load.trust import Trust, refusal
+from normfold.load.types import Found
+
+
+def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
+    """The model that `config.json` names, with the folder's weights in their stored dtype.
+
+    Raises:
+        LoadError: no config or weights, an unknown architecture, remote code, unsafe pickle.
+    """
+    config = _read_config(folder)
+    name = _architecture(config, folder)
+    notes = _check_weights(folder, trust)
+    transformers = optional("transformers", "read Hugging Face folders")
+    cls = getattr(transformers, name, None) if name else transformers.AutoModel
+    if not isinstance(cls, type):
+        close = difflib.get_close_matches(name, dir(transformers), n=2, cutoff=0.75)
+        raise LoadError(
+            f"transformers {transformers.__version__} has no `{name}`",
+            where=str(folder / "config.json"),
+            hint=f"did you mean {' or '.join(f'`{c}`' for c in close)}?"
+            if close
+            else "the model may need a newer transformers",
+        )
+    if name and not issubclass(cls, transformers.PreTrainedModel):
+        raise LoadError(f"`{name}` is not a model class", where=str(folder / "config.json"))
+    try:
+        with _quiet(), seeded(seed):
+            module, info = cls.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype="auto",
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise LoadError(
+            f"transformers could not load the folder as `{name or 'AutoModel'}`",
+            where=str(folder),
+            found=last_line(error),
+        ) from error
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        shown = ", ".join(f"`{key}`" for key in missing[:4])
+        notes.append(f"{len(missing)} weights are not in the folder and are random: {shown}")
+    return Found(module, f"`{type(module).__name__}` from the folder `{folder}`", notes)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise LoadError(
+            "the folder has no `config.json`",
+            where=str(folder),
+            hint="a folder must be a Hugging Face model (config.json and *.safetensors); "
+            "otherwise give the checkpoint file itself",
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise LoadError(
+            "`config.json` is not valid", where=str(file), found=last_line(error)
+        ) from None
+    remote = sorted(_remote_code(config))
+    if remote:
+        raise LoadError(
+            "the model needs code that comes with the folder or from a hub; it is not run",
+            where=str(file),
+            found=", ".join(remote),
+            hint="install that code as a package, build the model in Python and give "
+            "`pkg.mod:factory`, or use the version of the model that transformers has",
+        )
+    return config
+
+
+def _remote_code(config: Any) -> Iterator[str]:
+    # Recent transformers fetch attention kernels from a hub when the name has a slash.
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "auto_map":
+                yield f"`auto_map`: {', '.join(map(str, value))}"
+            elif "_implementation" in key and "/" in str(value):
+                yield f"`{key}`: {value}"
+            else:
+                yield from _remote_code(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _remote_code(value)
+
+
+def _architecture(config: dict[str, Any], folder: Path) -> str:
+    names = config.get("architectures") or []
+    if not names and "model_type" not in config:
+        raise LoadError(
+            "`config.json` names neither `architectures` nor `model_type`",
+            where=str(folder / "config.json"),
+            hint="is this the folder of a transformers model? a timm hub folder loads with "
+            "`--model timm:NAME` and its weights file",
+        )
+    return str(names[0]) if names else ""
+
+
+def _check_weights(folder: Path, trust: Trust) -> list[str]:
+    if list(folder.glob("*.safetensors")):
+        return []
+    pickles = sorted(folder.glob("*.bin"))
+    if not pickles:
+        raise LoadError(
+            "the folder has no weights",
+            where=str(folder),
+            found=", ".join(sorted(p.name for p in folder.iterdir())[:6]),
+            hint="`model.safetensors` or `pytorch_model.bin` is expected next to config.json",
+        )
+    for path in pickles if not trust.pickle else ():
+        _check_pickle(path)
+    return [f"weights are pickled ({pickles[0].name}): read with weights_only"]
+
+
+def _check_pickle(path: Path) -> None:
+    import torch
+
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+        found = opcodes.scan(reader.get_record("data.pkl"), str(path))
+    except RuntimeError:
+        # Not the zip format: transformers reads it with weights_only, this only names the culprit.
+        found = opcodes.Scan()
+        with contextlib.suppress(ValueError, IndexError):
+            opcodes._names_only(io.BytesIO(path.read_bytes()).getvalue(), found)
+    refused = {
+        entry: "not a tensor type" for entry in found.names if not opcodes.torch_safe(entry)
+    }
+    if refused:
+        raise refusal(str(path), refused)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging as hf_logging
+
+    level, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bar:
+            hf_logging.enable_progress_bar()
+
+
+def shapes(module: Any, batch: int) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Inputs that a transformers model's config asks for: name -> (shape, vocabulary or 0).
+
+    Images are ``(batch, channels, size, size)``, tokens ``(batch, min(16, positions))``, audio
+    features ``(batch, mel bins, 2 * source positions)``, raw audio ``(batch, 4000)``.
+    """
+    config = module.config
+    text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
+    main = str(getattr(module, "main_input_name", "input_ids"))
+    wanted = {main}
+    if main in ("input_ids", "pixel_values") and text is not vision:
+        wanted |= {"input_ids", "pixel_values"} & set(_parameters(module))
+    if getattr(config, "is_encoder_decoder", False):
+        wanted.add("decoder_input_ids")
+    made: dict[str, tuple[tuple[int, ...], int]] = {}
+    for name in [main, *sorted(wanted - {main})]:
+        if name == "pixel_values":
+            made[name] = (_image(vision, batch), 0)
+        elif name.endswith("input_ids"):
+            made[name] = _tokens(text, batch)
+        elif name == "input_features":
+            frames = 2 * int(getattr(config, "max_source_positions", 50) or 50)
+            bins = getattr(config, "num_mel_bins", None) or getattr(config, "hidden_size", 80)
+            made[name] = ((batch, int(bins), frames), 0)
+        elif name == "input_values":
+            made[name] = ((batch, 4000), 0)
+    return made
+
+
+def _parameters(module: Any) -> Sequence[str]:
+    import inspect
+
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _image(config: Any, batch: int) -> tuple[int, ...]:
+    size = getattr(config, "image_size", None) or 224
+    if isinstance(size, dict):
+        size = (size.get("height", 224), size.get("width", 224))
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    channels = int(getattr(config, "num_channels", None) or 3)
+    frames = getattr(config, "num_frames", None)
+    middle = (int(frames), channels) if frames else (channels,)
+    return (batch, *middle, int(pair[0]), int(pair[-1]))
+
+
+def _tokens(config: Any, batch: int) -> tuple[tuple[int, ...], int]:
+    limits = (getattr(config, key, None) for key in ("max_position_embeddings", "n_positions"))
+    length = min([16, *(n for n in limits if isinstance(n, int) and n > 0)])
+    return (batch, length), int(getattr(config, "vocab_size", None) or 2)

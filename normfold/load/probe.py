@@ -1,0 +1,83 @@
+"""Run a forward pass once, and say where it broke."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from normfold.load.pickled import last_line
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A forward pass that raised: the deepest module that it was in, and what was said."""
+
+    path: str
+    message: str
+
+
+def forward(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Failure | None:
+    """Run without gradients on copies of the inputs; None when it worked."""
+    try:
+        _run(module, args, kwargs)
+    except Exception as error:
+        return Failure(_where(module, args, kwargs), last_line(error))
+    return None
+
+
+def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def copy(value: Any) -> Any:
+        # An in-place first op would change the example inputs.
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    args, kwargs = pytree.tree_map(copy, (tuple(args), dict(kwargs)))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        module(*args, **kwargs)
+
+
+def _where(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    entered: list[str] = []
+    hooks = []
+    for path, child in module.named_modules():
+        name = path or type(module).__name__
+
+        def enter(_m: nn.Module, _a: Any, name: str = name) -> None:
+            entered.append(name)
+
+        def leave(_m: nn.Module, _a: Any, _o: Any, name: str = name) -> None:
+            if entered and entered[-1] == name:
+                entered.pop()
+
+        hooks += [child.register_forward_pre_hook(enter), child.register_forward_hook(leave)]
+    try:
+        _run(module, args, kwargs)
+    except Exception:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return entered[-1] if entered else type(module).__name__
+
+
+def parameters(module: nn.Module) -> list[inspect.Parameter]:
+    """The forward parameters of a module, without ``self``; empty when they cannot be known."""
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def signature(module: nn.Module) -> str:
+    """``forward(x, mask=None)`` for messages."""
+    shown = []
+    for p in parameters(module):
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        default = "" if p.default is p.empty else f"={p.default!r}"
+        shown.append(f"{star}{p.name}{default}")
+    return f"forward({', '.join(shown)})"

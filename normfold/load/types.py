@@ -1,0 +1,55 @@
+"""What loading a model gives: the module, example inputs, and where both came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+
+@dataclass
+class Loaded:
+    """A network ready to be captured.
+
+    Attributes:
+        module: in eval mode and private to the compiler; parameter dtypes as they were stored.
+        args: example inputs for ``module(*args, **kwargs)``, positional part.
+        kwargs: the keyword part.
+        source: a sentence that says what was loaded from where.
+        inputs_from: what the example inputs were derived from.
+        notes: things that the user should know (train mode, stripped prefixes, random weights).
+        exported: the program itself when the model was a ``.pt2`` file.
+        dynamic: per flat user input of ``exported``, its symbolic dimensions by name
+            (``({0: "s77"},)``); ``None`` for anything else, where the capture chooses.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    source: str
+    inputs_from: str
+    notes: list[str] = field(default_factory=list)
+    exported: ExportedProgram | None = None
+    dynamic: tuple[dict[int, str], ...] | None = None
+    _training: Mapping[nn.Module, bool] = field(default_factory=dict, repr=False)
+
+    def restore(self) -> None:
+        """Give a caller's module its train/eval flags back; does nothing when it was copied."""
+        for module, flag in self._training.items():
+            module.training = flag
+
+
+@dataclass
+class Found:
+    """A module before example inputs were chosen for it."""
+
+    module: nn.Module
+    source: str
+    notes: list[str] = field(default_factory=list)
+    inputs: tuple[tuple[Any, ...], dict[str, Any], str] | None = None
+    exported: ExportedProgram | None = None
+    dynamic: tuple[dict[int, str], ...] | None = None
+    image_size: tuple[int, int] | None = None

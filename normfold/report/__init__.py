@@ -1,0 +1,23 @@
+"""The result objects and their renderings."""
+
+from normfold.report.objects import (
+    Applied,
+    Check,
+    Declined,
+    OutputCheck,
+    PassReport,
+    Report,
+    SiteStatus,
+    Warned,
+)
+
+__all__ = [
+    "Applied",
+    "Check",
+    "Declined",
+    "OutputCheck",
+    "PassReport",
+    "Report",
+    "SiteStatus",
+    "Warned",
+]

@@ -1,0 +1,49 @@
+"""Run a plain torch.fx pass (GraphModule in, PassResult or GraphModule out) inside a pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx
+
+from normfold.errors import PassError
+from normfold.graph import Graph
+from normfold.graph.expressions import hoist
+from normfold.graph.text import graph_text
+from normfold.report import PassReport
+from normfold.rewrite.base import Exactness, Pass
+
+
+@dataclass(frozen=True)
+class FxPass(Pass):
+    """An fx pass as a normfold pass: judged by the verifier like any other.
+
+    Args:
+        function: takes the GraphModule, edits it or returns a new one (`PassResult` is understood).
+    """
+
+    name: ClassVar[str] = "fx-pass"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    function: Callable[[fx.GraphModule], Any]
+
+    def run(self, graph: Graph) -> PassReport:
+        start = time.perf_counter()
+        before = graph_text(graph)
+        result = self.function(graph.module)
+        module = getattr(result, "graph_module", result)
+        if module is not None and not isinstance(module, fx.GraphModule):
+            raise PassError("an fx pass must return a GraphModule, a PassResult or None", found=repr(type(result)))
+        if module is not None:
+            graph.module = module
+        hoist(graph.module.graph)
+        graph.recompile()
+        report = PassReport(str(self), self.exactness.value)
+        report.modified = graph_text(graph) != before
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def __str__(self) -> str:
+        return f"fx-pass{{function={getattr(self.function, '__qualname__', self.function)}}}"

@@ -1,0 +1,40 @@
+"""Does a tensor hold attention weights whose rows sum to one along the contracted axis?"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from normfold.graph import layout
+from normfold.graph.graph import argument, op_name, shape_of
+from normfold.graph.layout import LayoutError
+from normfold.graph.ops import Kind, kind_of, operands
+
+
+def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
+    """True if the factor ``weights`` of the product ``node`` sums to one along the axis that is summed over.
+
+    Known for softmax, seen through ops that move elements, and for scaled_dot_product_attention without a
+    mask (a row that a mask empties sums to zero).
+    """
+    if op_name(node) == "scaled_dot_product_attention":
+        return argument(node, "attn_mask") is None and not argument(node, "dropout_p")
+    contracted = -1 if node.args[0] is weights else -2
+    moves: list[fx.Node] = []
+    source = weights
+    while kind_of(source) is Kind.MOVE and len(operands(source)) == 1:
+        moves.append(source)
+        source = operands(source)[0]
+    if op_name(source) not in ("softmax", "_softmax"):
+        return False
+    shape = shape_of(source)
+    dim = int(argument(source, "dim")) % len(shape)
+    # number the rows of the softmax, move the numbers, and see that each contracted row is one whole row
+    rows = torch.arange(torch.Size(shape).numel() // shape[dim])
+    ids = rows.reshape([size for axis, size in enumerate(shape) if axis != dim]).unsqueeze(dim)
+    try:
+        for move in reversed(moves):
+            ids = layout.push(move, operands(move)[0], ids)
+    except LayoutError:
+        return False
+    return ids.shape[contracted] == 1 and shape_of(weights)[contracted] == shape[dim]

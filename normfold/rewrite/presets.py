@@ -1,0 +1,27 @@
+"""Named pipelines: what `--to NAME` runs. Each is one line of pipeline text, of exact passes only."""
+
+from __future__ import annotations
+
+import difflib
+
+from normfold.errors import UsageError
+
+PRESETS = {
+    "folded": "canonicalize,fold-affine,restore,bake",
+    "baked": "canonicalize,restore,bake",
+}
+
+
+def preset(name: str) -> str:
+    """Pipeline text of a preset.
+
+    Raises:
+        UsageError: no such preset.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, 1)
+    raise UsageError(
+        f"unknown target `{name}`",
+        hint=f"did you mean `{close[0]}`?" if close else f"`--to` takes one of: {', '.join(PRESETS)}",
+    )

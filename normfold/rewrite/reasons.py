@@ -1,0 +1,137 @@
+"""Why a site was declined: stable codes, one line, and what the user can do."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Reason(Enum):
+    """A stable decline code. ``value`` is (code, slug, what it means, what helps)."""
+
+    STATISTICS_NOT_FROZEN = (
+        "NF101",
+        "statistics-not-frozen",
+        "the norm computes its statistics from the batch, also in eval mode (track_running_stats=False, or no "
+        "running statistics), so it is no constant affine",
+        "train with running statistics, or replace the norm before deployment",
+    )
+    PARAMETER_SHARED = (
+        "NF102",
+        "parameter-shared",
+        "the weight that would absorb the affine is used elsewhere too, and `copy-shared=false` forbids a copy",
+        "allow the copy: fold-affine{copy-shared=true} (the default)",
+    )
+    OUTPUT_REUSED = (
+        "NF103",
+        "output-reused",
+        "the tensor in front of the affine has another reader that must see it unchanged",
+        "nothing to do if the sharing is intended (dense or residual connections before the norm)",
+    )
+    OUTPUT_EXPOSED = (
+        "NF104",
+        "output-exposed",
+        "the affine's result is an output of the network",
+        "return a later tensor, or accept one multiply-add at the end",
+    )
+    NONLINEAR = (
+        "NF105",
+        "nonlinear-neighbour",
+        "a non-linear op stands between the affine and the next weights",
+        "mathematically stuck: a per-channel affine does not commute with this op",
+    )
+    SIGN = (
+        "NF106",
+        "negative-scale",
+        "only positive scales pass through ReLU-like ops and max-pooling, and some channel has a scale <= 0",
+        "nothing to do: the weights decide",
+    )
+    ZERO_PADDING = (
+        "NF107",
+        "zero-padding",
+        "a shift does not commute with zero padding here, and neither a bias map nor a pad value is possible",
+        "capture with fixed spatial sizes (a bias map needs them), or use fold-affine{zero-padding=pad}",
+    )
+    AXIS_MISMATCH = (
+        "NF108",
+        "axis-mismatch",
+        "the affine acts along another axis than the one that the neighbouring weights produce or consume",
+        "correct as it is: folding by size alone (C == L) would be wrong",
+    )
+    NETWORK_INPUT = (
+        "NF109",
+        "network-input",
+        "the affine reads the network's input directly, and no reader after it can absorb it",
+        "fold the affine into the input normalisation of your data pipeline",
+    )
+    UNKNOWN_OP = (
+        "NF110",
+        "unknown-op",
+        "an op that the op table does not list stands in the way",
+        "add the op to the table in normfold/graph/ops.py if it moves elements or is linear",
+    )
+    ZERO_SCALE = (
+        "NF111",
+        "zero-scale",
+        "the fold would divide by a scale that is zero or tiny in some channel",
+        "prune the dead channels first",
+    )
+    GATED = (
+        "NF112",
+        "gated",
+        "a product with another activation passes only the scale, and the shift has no other way",
+        "nothing to do: the shift is data dependent after the gate",
+    )
+    ATTENTION_ROWS = (
+        "NF113",
+        "attention-rows",
+        "a shift passes through an attention product only where the attention rows sum to one",
+        "nothing to do for masked or linear attention",
+    )
+    PARTIAL = (
+        "NF114",
+        "partly-folded",
+        "the scale was folded; the shift stays as one addition, because that is cheaper than a bias map or a pad",
+        "fold-affine{zero-padding=map} removes it at the price of a larger addition",
+    )
+    NO_BIAS = (
+        "NF115",
+        "no-bias-slot",
+        "the producer has no bias along this axis that could absorb the shift",
+        "nothing to do",
+    )
+    NOT_PER_CHANNEL = (
+        "NF116",
+        "not-per-channel",
+        "the constant varies along more than one axis of the tensor, or changes its dtype",
+        "nothing to do",
+    )
+    DIRECTION = (
+        "NF117",
+        "direction",
+        "the option `direction` forbids the only way this affine could go",
+        "use fold-affine{direction=both} (the default)",
+    )
+
+    @property
+    def code(self) -> str:
+        return self.value[0]
+
+    @property
+    def slug(self) -> str:
+        return self.value[1]
+
+    @property
+    def summary(self) -> str:
+        return self.value[2]
+
+    @property
+    def remedy(self) -> str:
+        return self.value[3]
+
+
+def by_code(text: str) -> Reason | None:
+    """The reason with this code or slug (case-insensitive), or None."""
+    for reason in Reason:
+        if text.lower() in (reason.code.lower(), reason.slug):
+            return reason
+    return None

@@ -1,0 +1,129 @@
+"""The only code that changes a graph. It records every edit, and keeps shapes and provenance right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import Graph
+from normfold.graph.provenance import copy_provenance
+
+
+class Rewriter:
+    """Edits one graph. ``edits`` lists what was done, in words, in order."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.edits: list[str] = []
+        self._anchor: fx.Node | None = None
+        self._constants = 0
+
+    def expression(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a parameter expression, usable by every node of the graph that depends on an input."""
+        with self.graph.module.graph.inserting_before(self._first_dynamic()):
+            node = self.graph.module.graph.call_function(target, args, kwargs)
+        self._infer(node)
+        node.meta["normfold_static"] = True
+        return node
+
+    def constant(self, value: Tensor, name: str) -> fx.Node:
+        """Register a tensor as a buffer and return the node that reads it."""
+        self._constants += 1
+        path = f"normfold_{name}_{self._constants}"
+        while hasattr(self.graph.module, path):
+            self._constants += 1
+            path = f"normfold_{name}_{self._constants}"
+        self.graph.module.register_buffer(path, value)
+        with self.graph.module.graph.inserting_before(self._first_dynamic()):
+            node = self.graph.module.graph.get_attr(path)
+        node.meta["val"] = self._fake(value)
+        node.meta["normfold_static"] = True
+        return node
+
+    def insert_after(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+        """Add an op on activations behind ``anchor``, with the anchor's provenance."""
+        with self.graph.module.graph.inserting_after(anchor):
+            node = self.graph.module.graph.call_function(target, args)
+        return self._finish(node, anchor)
+
+    def insert_before(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+        """Add an op on activations in front of ``anchor``, with the anchor's provenance."""
+        with self.graph.module.graph.inserting_before(anchor):
+            node = self.graph.module.graph.call_function(target, args)
+        return self._finish(node, anchor)
+
+    def set_argument(self, node: fx.Node, position: int, value: Any) -> None:
+        """Set a positional argument, filling skipped optional ones with their defaults."""
+        args = list(node.args)
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        while len(args) <= position:
+            spec = schema[len(args)]
+            args.append(node.kwargs.get(spec.name, spec.default_value))
+        args[position] = value
+        kept = {spec.name for spec in schema[len(args) :]}
+        node.kwargs = {name: arg for name, arg in node.kwargs.items() if name in kept}
+        node.args = tuple(args)
+
+    def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Make ``user`` read ``new`` wherever it read ``old``."""
+        user.replace_input_with(old, new)
+
+    def replace(self, old: fx.Node, new: fx.Node, keep: tuple[fx.Node, ...] = ()) -> None:
+        """Make every user of ``old`` (but those in ``keep``) read ``new``, and drop ``old`` if unused."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in keep)
+        if not old.users:
+            self.erase(old)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove an unused node and whatever fed only it."""
+        inputs = node.all_input_nodes
+        if node is self._anchor:
+            self._anchor = None
+        self.graph.module.graph.erase_node(node)
+        for source in inputs:
+            if not source.users and source.op in ("call_function", "get_attr"):
+                self.erase(source)
+
+    def record(self, text: str) -> None:
+        """Note an edit in words."""
+        self.edits.append(text)
+
+    def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        """Parameter expression in ``dtype`` (itself if it already is)."""
+        if node.meta["val"].dtype == dtype:
+            return node
+        return self.expression(torch.ops.aten._to_copy.default, node, dtype=dtype)
+
+    def _first_dynamic(self) -> fx.Node:
+        if self._anchor is None:
+            self._anchor = next(
+                node for node in self.graph.nodes if node.op != "placeholder" and not is_static(node)
+            )
+        return self._anchor
+
+    def _finish(self, node: fx.Node, origin: fx.Node) -> fx.Node:
+        self._infer(node)
+        copy_provenance(origin, node)
+        node.meta["normfold_static"] = False
+        self._anchor = None
+        return node
+
+    def _infer(self, node: fx.Node) -> None:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        assert callable(node.target)
+        with self._mode(), torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)
+
+    def _fake(self, value: Tensor) -> Any:
+        return self._mode().from_tensor(value, static_shapes=True)
+
+    def _mode(self) -> Any:
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            if hasattr(value, "fake_mode"):
+                return value.fake_mode
+        raise AssertionError("a captured graph has fake values")

@@ -1,0 +1,567 @@
+"""Move a per-feature affine through a graph until linear ops absorb it, or say what stops it.
+
+`Transport.pull` moves ``y * scale + shift`` against the data flow into whatever produces ``y``;
+`Transport.push` moves it with the data flow into every reader. Both only read the graph: they return edits,
+or raise `Blocked`. An edit list is complete: after it the affine is gone on that side.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph import custom_ops, layout
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import Graph, argument, argument_index, op_name, shape_of
+from normfold.graph.layout import LayoutError
+from normfold.graph.ops import (
+    NORM_OPS,
+    Kind,
+    body,
+    kind_of,
+    linear_of,
+    operands,
+    reads_shape_only,
+    uses,
+    zero_pad_of,
+)
+from normfold.rewrite.absorb import Edit, into_input, into_output
+from normfold.rewrite.attention import rows_sum_to_one
+from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_positive
+from normfold.rewrite.reasons import Reason
+from normfold.rewrite.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Transport:
+    """One attempt to move one affine. ``padding`` is fold-affine's `zero-padding` option."""
+
+    graph: Graph
+    padding: str = "cheapest"
+    _pulled: set[fx.Node] = field(default_factory=set)
+    _pushed: dict[fx.Node, Flow] = field(default_factory=dict)
+
+    # -- against the data flow ----------------------------------------------------------------------
+
+    def pull(self, value: fx.Node, flow: Flow, user: fx.Node) -> list[Edit]:
+        """Edits after which ``value`` holds ``flow(value)`` as seen by ``user``.
+
+        Raises:
+            Blocked: some op on the way cannot carry or absorb it, or another reader would see the change.
+        """
+        if flow.trivial:
+            return []
+        if is_static(value):
+            return [_into_constant(value, flow, user)]
+        if value in self._pushed:
+            raise Blocked(Reason.OUTPUT_REUSED, value, "the two sides of one sum depend on each other")
+        self._require_unseen(value, flow, user)
+        self._pulled.add(value)
+        try:
+            return self._pull_through(value, flow)
+        except LayoutError as error:
+            raise Blocked(Reason.AXIS_MISMATCH, value, str(error)) from error
+
+    def _pull_through(self, value: fx.Node, flow: Flow) -> list[Edit]:
+        kind = kind_of(value)
+        match kind:
+            case Kind.LINEAR:
+                linear = linear_of(value)
+                assert linear is not None
+                return [into_output(linear, flow)]
+            case Kind.AFFINE:
+                return [_after_affine(value, flow)]
+            case Kind.MOVE:
+                return self._pull_move(value, flow)
+            case Kind.ADD:
+                return self._pull_sum(value, flow)
+            case Kind.PRODUCT:
+                return self._pull_product(value, flow)
+            case Kind.MONOTONE | Kind.HOMOGENEOUS:
+                require_positive(flow.scale, value)
+                if kind is Kind.HOMOGENEOUS and flow.shift is not None:
+                    raise Blocked(Reason.NONLINEAR, value)
+                source = operands(value)[0]
+                return self.pull(source, flow.map(lambda ids: _through_mix(value, ids)), body(value))
+            case Kind.MIX:
+                if flow.shift is not None and not _keeps_constants(value):
+                    raise Blocked(Reason.ZERO_PADDING, value, "its weights do not sum to one")
+                source = operands(value)[0]
+                return self.pull(source, flow.map(lambda ids: _through_mix(value, ids)), value)
+            case Kind.DOT:
+                return self._pull_dot(value, flow)
+            case _:
+                raise _stopped(value)
+
+    def _require_unseen(self, value: fx.Node, flow: Flow, user: fx.Node) -> None:
+        """Every other reader must be blind to the change."""
+        mine = 0
+        for use in uses(value):
+            if use.user is user or body(use.user) is user:
+                mine += 1
+            if (use.user is user and mine == 1) or reads_shape_only(use.user, use.position):
+                continue
+            if use.user.op == "output":
+                raise Blocked(Reason.OUTPUT_EXPOSED, value)
+            if use.user is not user and kind_of(use.user) is Kind.MOVE and _blind(use.user, value, flow):
+                continue
+            raise Blocked(Reason.OUTPUT_REUSED, value, f"also read by `{use.user.name}`")
+
+    def _pull_move(self, value: fx.Node, flow: Flow) -> list[Edit]:
+        pad = zero_pad_of(value)
+        edits: list[Edit] = []
+        if pad is not None and flow.shift is not None:
+            edits.append(_pad_with_shift(value, pad, flow.shift))
+        scales = [] if flow.scale is None else layout.pull(value, flow.scale.ids)
+        shifts = [] if flow.shift is None else layout.pull(value, flow.shift.ids)
+        for index, operand in enumerate(operands(value)):
+            part = Flow(
+                flow.scale.at(scales[index][1]) if flow.scale else None,
+                flow.shift.at(shifts[index][1]) if flow.shift else None,
+            )
+            edits += self.pull(operand, part, value)
+        return edits
+
+    def _pull_sum(self, value: fx.Node, flow: Flow) -> list[Edit]:
+        """s(x + y) + t = (s x + t) + s y: the scale into both sides, the shift into either."""
+        left, right = value.args[:2]
+        alpha = float(value.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+        sign = -alpha if op_name(value) == "sub" else alpha
+        sides = [(side, k) for side, k in ((left, 1.0), (right, sign)) if isinstance(side, fx.Node)]
+        if len(sides) < 2 and flow.scale is not None:
+            raise Blocked(Reason.UNKNOWN_OP, value, "a number is added")
+        blocked: Blocked | None = None
+        for chosen in range(len(sides)) if flow.shift is not None else (-1,):
+            before = set(self._pulled)
+            try:
+                edits: list[Edit] = []
+                for index, (side, k) in enumerate(sides):
+                    shift = flow.shift.times(1 / k) if flow.shift and index == chosen else None
+                    part = Flow(flow.scale, shift).map(lambda ids, side=side: layout.for_operand(ids, side))
+                    edits += self.pull(side, part, value)
+                return edits
+            except Blocked as error:
+                blocked, self._pulled = blocked or error, before
+        assert blocked is not None
+        raise blocked
+
+    def _pull_product(self, value: fx.Node, flow: Flow) -> list[Edit]:
+        factors, constant = _factors(value)
+        if flow.shift is not None and (len(factors) > 1 or constant == 0):
+            raise Blocked(Reason.GATED, value)
+        shift = flow.shift.times(1 / constant) if flow.shift else None
+        blocked: Blocked | None = None
+        for factor in sorted(factors, key=is_static):
+            before = set(self._pulled)
+            try:
+                part = Flow(flow.scale, shift).map(lambda ids, factor=factor: layout.for_operand(ids, factor))
+                return self.pull(factor, part, value)
+            except (Blocked, LayoutError) as error:
+                self._pulled = before
+                fallback = Blocked(Reason.AXIS_MISMATCH, value, str(error))
+                blocked = blocked or (error if isinstance(error, Blocked) else fallback)
+        assert blocked is not None
+        raise blocked
+
+    def _pull_dot(self, value: fx.Node, flow: Flow) -> list[Edit]:
+        weights, features, dim = _value_operand(value, flow)
+        if flow.shift is not None and not rows_sum_to_one(value, weights):
+            raise Blocked(Reason.ATTENTION_ROWS, value)
+        return self.pull(features, flow.map(lambda ids: _over(ids, features, dim)), value)
+
+    # -- with the data flow -------------------------------------------------------------------------
+
+    def push(self, site: fx.Node, flow: Flow) -> list[Edit]:
+        """Edits after which every reader of ``site`` may read ``x`` although it was made for ``flow(x)``.
+
+        Raises:
+            Blocked: some reader can neither absorb the transform nor pass it on.
+        """
+        order = {node: index for index, node in enumerate(self.graph.nodes)}
+        self._pushed = {site: flow}
+        edits: list[Edit] = []
+        queue: list[tuple[int, fx.Node]] = []
+        queued: set[fx.Node] = set()
+
+        def enqueue(value: fx.Node) -> None:
+            readers = {
+                use.user for use in uses(value) if not reads_shape_only(use.user, use.position)
+            }
+            for reader in readers - queued:
+                queued.add(reader)
+                heapq.heappush(queue, (order[reader], reader))
+
+        enqueue(site)
+        while queue:
+            _, node = heapq.heappop(queue)
+            try:
+                out = self._cross(node, edits)
+            except LayoutError as error:
+                raise Blocked(Reason.AXIS_MISMATCH, node, str(error)) from error
+            if out is not None and not out.trivial:
+                self._pushed[node] = out
+                enqueue(node)
+        if crossed := self._pulled & self._pushed.keys():
+            raise Blocked(Reason.OUTPUT_REUSED, min(crossed, key=lambda node: order[node]))
+        return edits
+
+    def _cross(self, node: fx.Node, edits: list[Edit]) -> Flow | None:
+        """What ``node``'s result carries when its operands carry `_pushed`; None where it absorbs all."""
+        if node.op == "output":
+            raise Blocked(Reason.OUTPUT_EXPOSED, node)
+        kind = kind_of(node)
+        if kind is Kind.LINEAR:
+            linear = linear_of(node)
+            assert linear is not None
+            edits.append(into_input(linear, self._pushed[linear.data], self.padding))
+            return None
+        if kind is Kind.STOP:
+            raise _stopped(node)
+        sources = operands(node)
+        flows = [self._pushed.get(source) for source in sources]
+        first = next((flow for flow in flows if flow is not None), None)
+        if first is None:
+            raise Blocked(Reason.NONLINEAR, node, "the tensor is used as a weight or an index")
+        match kind:
+            case Kind.AFFINE:
+                edits.append(_before_affine(node, first))
+                return None
+            case Kind.MOVE:
+                return self._push_move(node, sources, flows, edits)
+            case Kind.ADD:
+                return self._push_sum(node, edits)
+            case Kind.PRODUCT:
+                return _push_product(node, self._pushed)
+            case Kind.MONOTONE | Kind.HOMOGENEOUS:
+                require_positive(first.scale, node)
+                if kind is Kind.HOMOGENEOUS and first.shift is not None:
+                    raise Blocked(Reason.NONLINEAR, node)
+                return first.map(lambda ids: _mixed(node, ids))
+            case Kind.MIX:
+                if first.shift is not None and not _keeps_constants(node):
+                    raise Blocked(Reason.ZERO_PADDING, node, "its weights do not sum to one")
+                return first.map(lambda ids: _mixed(node, ids))
+            case _:
+                return self._push_dot(node)
+
+    def _push_move(
+        self, node: fx.Node, sources: list[fx.Node], flows: list[Flow | None], edits: list[Edit]
+    ) -> Flow:
+        if len(sources) == 1:
+            assert flows[0] is not None
+            return flows[0].map(lambda ids: layout.push(node, sources[0], ids)) if zero_pad_of(
+                node
+            ) is None else _push_pad(node, flows[0])
+        carried = [(source, flow) for source, flow in zip(sources, flows, strict=True) if flow]
+        if len({id(flow) for _, flow in carried}) > 1 and not all(
+            flow.same(carried[0][1]) for _, flow in carried
+        ):
+            raise Blocked(Reason.AXIS_MISMATCH, node, "its operands carry different affines")
+        source, flow = carried[0]
+        dim = int(argument(node, "dim", 0)) % len(shape_of(node))
+        along_features = any(
+            part is not None and op_name(node) != "stack" and part.ids.shape[dim] > 1
+            for part in (flow.scale, flow.shift)
+        )
+        if along_features or any(id(other) != id(source) and other in self._pushed for other in sources):
+            if len(carried) > 1:
+                raise Blocked(Reason.OUTPUT_REUSED, node, "one affine reaches several operands")
+            return flow.map(lambda ids: layout.push(node, source, ids))
+        if sources.count(source) > 1:
+            raise Blocked(Reason.OUTPUT_REUSED, node)
+        for other in sources:  # joined along tokens: the other parts take the inverse
+            if other is not source:
+                edits += self.pull(other, flow.inverse(node), node)
+        return flow if op_name(node) != "stack" else flow.map(lambda ids: ids.unsqueeze(dim))
+
+    def _push_sum(self, node: fx.Node, edits: list[Edit]) -> Flow:
+        """(s x + t) + y = s (x + y / s) + t: a shift passes alone, a scale when y takes the inverse."""
+        left, right = node.args[:2]
+        alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+        sign = -alpha if op_name(node) == "sub" else alpha
+        rank = len(shape_of(node))
+        sides = [(side, k) for side, k in ((left, 1.0), (right, sign)) if isinstance(side, fx.Node)]
+        carried = [(side, k, self._pushed[side]) for side, k in sides if side in self._pushed]
+        for side, _, flow in carried:
+            for part in (flow.scale, flow.shift):
+                if part is not None and shape_of(side) != shape_of(node):
+                    layout.for_operand(layout.align(part.ids, rank), side)
+        scales = [flow.scale for _, _, flow in carried]
+        scale = scales[0]
+        if len(carried) == 2 and not (
+            all(part is None for part in scales) or (scale is not None and scale.same(scales[1]))
+        ):
+            raise Blocked(Reason.AXIS_MISMATCH, node, "its operands carry different scales")
+        if len(carried) == 1 and scale is not None:
+            others = [side for side, _ in sides if side is not carried[0][0]]
+            if not others:
+                raise Blocked(Reason.UNKNOWN_OP, node, "a number is added")
+            for other in others:
+                aligned = Flow(scale).map(lambda ids: layout.align(ids, rank))
+                part = aligned.map(lambda ids, other=other: layout.for_operand(ids, other))
+                edits += self.pull(other, part.inverse(node), node)
+        shifts = [flow.shift.times(k) for _, k, flow in carried if flow.shift is not None]
+        shift = shifts[0] if shifts else None
+        if len(shifts) == 2:
+            if not torch.equal(shifts[0].ids, shifts[1].ids):
+                raise Blocked(Reason.AXIS_MISMATCH, node)
+            if len(carried) == 2 and carried[0][2].same(carried[1][2]) and carried[1][1] == -1:
+                shift = None  # x - pool(x): the two shifts cancel
+            else:
+                shift = replace(shifts[0], vector=shifts[0].vector.combine(shifts[1].vector, aten.add.Tensor))
+        return Flow(scale, shift).map(lambda ids: layout.align(ids, rank))
+
+    def _push_dot(self, node: fx.Node) -> Flow:
+        flow = None
+        for name, source in zip(("left", "right", "value"), node.args[:3], strict=False):
+            if isinstance(source, fx.Node) and source in self._pushed:
+                if flow is not None:
+                    raise Blocked(Reason.NONLINEAR, node, "both factors carry the affine")
+                flow, place, carrier = self._pushed[source], name, source
+        assert flow is not None
+        attention = op_name(node) == "scaled_dot_product_attention"
+        if (attention and place != "value") or (not attention and place != "right"):
+            raise Blocked(Reason.NONLINEAR, node, "the affine meets the other factor of a product")
+        mixed = len(shape_of(carrier)) - 2
+        for part in (flow.scale, flow.shift):
+            if part is not None and part.ids.shape[mixed] > 1:
+                raise Blocked(Reason.AXIS_MISMATCH, node)
+        weights = node.args[0]
+        assert isinstance(weights, fx.Node)
+        if flow.shift is not None and not rows_sum_to_one(node, weights):
+            raise Blocked(Reason.ATTENTION_ROWS, node)
+        return flow.map(lambda ids: layout.align(ids, len(shape_of(node))))
+
+
+def _stopped(node: fx.Node) -> Blocked:
+    name = op_name(node)
+    if node.op == "placeholder":
+        return Blocked(Reason.NETWORK_INPUT, node)
+    if name in NORM_OPS or name == "getitem" and op_name(body(node)) in NORM_OPS:
+        return Blocked(Reason.NONLINEAR, node, "another norm")
+    return Blocked(Reason.NONLINEAR, node)
+
+
+def _blind(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
+    """True if a MOVE op takes only elements that the flow leaves alone."""
+    for part in (flow.scale, flow.shift):
+        if part is not None and not bool((layout.push(user, value, part.ids) < 0).all()):
+            return False
+    return True
+
+
+def _into_constant(value: fx.Node, flow: Flow, user: fx.Node) -> Edit:
+    def edit(rewriter: Rewriter) -> None:
+        dtype = value.meta["val"].dtype
+        result = value
+        for part, op, neutral in ((flow.scale, aten.mul.Tensor, 1.0), (flow.shift, aten.add.Tensor, 0.0)):
+            if part is not None:
+                field = part.select(rewriter, part.ids, neutral)
+                result = rewriter.expression(op, result, field)
+        rewriter.replace_input(user, value, rewriter.cast(result, dtype))
+        rewriter.record(f"{value.name}: constant rescaled")
+
+    return edit
+
+
+def _after_affine(node: fx.Node, flow: Flow) -> Edit:
+    """y = (a x + b) s + t: a' = a s, b' = b s + t."""
+    dim = int(node.args[3])  # type: ignore[call-overload]
+    size = shape_of(node)[dim]
+    scale = along(flow.scale, dim, size, node) if flow.scale else None
+    shift = along(flow.shift, dim, size, node) if flow.shift else None
+
+    def edit(rewriter: Rewriter) -> None:
+        a, b = node.args[1], node.args[2]
+        if flow.scale is not None and scale is not None:
+            s = flow.scale.select(rewriter, scale, 1.0)
+            a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
+            b = None if b is None else rewriter.expression(aten.mul.Tensor, b, s)
+        if flow.shift is not None and shift is not None:
+            t = flow.shift.select(rewriter, shift, 0.0)
+            b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
+        node.args = (node.args[0], a, b, dim)
+        rewriter.record(f"{node.name}: composed")
+
+    return edit
+
+
+def _before_affine(node: fx.Node, flow: Flow) -> Edit:
+    """y = a (s x + t) + b: a' = a s, b' = b + a t."""
+    dim = int(node.args[3])  # type: ignore[call-overload]
+    size = shape_of(node)[dim]
+    scale = along(flow.scale, dim, size, node) if flow.scale else None
+    shift = along(flow.shift, dim, size, node) if flow.shift else None
+
+    def edit(rewriter: Rewriter) -> None:
+        a, b = node.args[1], node.args[2]
+        if flow.shift is not None and shift is not None:
+            t = flow.shift.select(rewriter, shift, 0.0)
+            t = t if a is None else rewriter.expression(aten.mul.Tensor, a, t)
+            b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
+        if flow.scale is not None and scale is not None:
+            s = flow.scale.select(rewriter, scale, 1.0)
+            a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
+        node.args = (node.args[0], a, b, dim)
+        rewriter.record(f"{node.name}: composed")
+
+    return edit
+
+
+def _factors(node: fx.Node) -> tuple[list[fx.Node], float]:
+    """The tensor factors that a scale may enter, and the constant number they are multiplied by."""
+    if op_name(node) == "neg":
+        return operands(node), -1.0
+    left, right = node.args[:2]
+    if op_name(node) == "div":
+        if node.kwargs.get("rounding_mode") is not None:
+            raise Blocked(Reason.NONLINEAR, node)
+        if not isinstance(left, fx.Node):
+            raise Blocked(Reason.NONLINEAR, node, "the affine is in the denominator")
+        if isinstance(right, fx.Node):
+            return [left, left], math.nan  # only the numerator may take a scale, nothing a shift
+        return [left], 1 / float(right)  # type: ignore[arg-type]
+    nodes = [side for side in (left, right) if isinstance(side, fx.Node)]
+    numbers = [float(side) for side in (left, right) if isinstance(side, (int, float))]
+    return nodes, math.prod(numbers)
+
+
+def _push_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
+    factors, constant = _factors(node)
+    left, right = (node.args[0], node.args[1] if len(node.args) > 1 else None)
+    carried = [side for side in (left, right) if isinstance(side, fx.Node) and side in pushed]
+    if len(carried) != 1 or carried[0] not in factors:
+        raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
+    flow = pushed[carried[0]]
+    if flow.shift is not None and len(factors) > 1:
+        raise Blocked(Reason.GATED, node)
+    shift = flow.shift.times(constant) if flow.shift else None
+    return Flow(flow.scale, shift).map(lambda ids: layout.align(ids, len(shape_of(node))))
+
+
+def _push_pad(node: fx.Node, flow: Flow) -> Flow:
+    """Zeros stay zeros under a scale; a shift leaves the padded border out."""
+    source = operands(node)[0]
+    pad = zero_pad_of(node)
+    assert pad is not None
+    padded = {len(shape_of(node)) - 1 - index // 2 for index, width in enumerate(pad) if width}
+
+    def scale_ids(ids: Tensor) -> Tensor:
+        if all(ids.shape[dim] == 1 for dim in padded):
+            return ids
+        return layout.push(node, source, ids)
+
+    scale = flow.scale.at(scale_ids(flow.scale.ids)) if flow.scale else None
+    shift = flow.shift.at(layout.push(node, source, flow.shift.ids)) if flow.shift else None
+    return Flow(scale, shift)
+
+
+def _pad_with_shift(value: fx.Node, pad: list[int], shift: Coefficient) -> Edit:
+    """pad(x) + t = pad_t(x + t): the border gets the shift of its feature instead of zero."""
+    axis = layout.axis_of(shift.ids)
+    padded = {len(shape_of(value)) - 1 - index // 2 for index, width in enumerate(pad) if width}
+    if axis is None or axis in padded or min(pad) < 0:
+        raise Blocked(Reason.ZERO_PADDING, value, "the features do not lie along one unpadded axis")
+    ids = along(shift, axis, shape_of(value)[axis], value)
+
+    def edit(rewriter: Rewriter) -> None:
+        vector = shift.select(rewriter, ids, 0.0)
+        source = value.args[0]
+        assert isinstance(source, fx.Node)
+        filled = rewriter.insert_before(value, custom_ops.channel_pad, source, pad, vector, axis)
+        rewriter.replace(value, filled)
+        rewriter.record(f"{value.name}: pads with the shift")
+
+    return edit
+
+
+def _mix_dims(node: fx.Node, rank: int) -> tuple[list[int], bool]:
+    """Axes of the operand that a MIX or MONOTONE op mixes, and whether they vanish."""
+    op, name = body(node), op_name(body(node))
+    if name in ("mean", "sum", "amax"):
+        dims: Any = argument(op, "dim")
+        dims = list(range(rank)) if dims is None or dims == [] else dims
+        dims = dims if isinstance(dims, (list, tuple)) else [dims]
+        return sorted(int(dim) % rank for dim in dims), not bool(argument(op, "keepdim", False))
+    if KINDLESS.get(name):
+        return [], False
+    spatial = next(int(digit) for digit in name if digit.isdigit())
+    return list(range(rank - spatial, rank)), False
+
+
+KINDLESS = {"relu": True, "leaky_relu": True, "prelu": True, "_prelu_kernel": True}
+
+
+def _mixed(node: fx.Node, ids: Tensor) -> Tensor:
+    """Layout behind a MIX, MONOTONE or HOMOGENEOUS op."""
+    dims, vanish = _mix_dims(node, ids.dim())
+    if any(ids.shape[dim] > 1 for dim in dims):
+        raise Blocked(Reason.AXIS_MISMATCH, node, "it mixes features")
+    for dim in reversed(dims if vanish else []):
+        ids = ids.squeeze(dim)
+    return ids
+
+
+def _through_mix(node: fx.Node, ids: Tensor) -> Tensor:
+    """Layout in front of a MIX, MONOTONE or HOMOGENEOUS op."""
+    rank = len(shape_of(operands(node)[0]))
+    dims, vanish = _mix_dims(node, rank)
+    for dim in dims if vanish else []:
+        ids = ids.unsqueeze(dim)
+    if any(ids.shape[dim] > 1 for dim in dims):
+        raise Blocked(Reason.AXIS_MISMATCH, node, "it mixes features")
+    return ids
+
+
+def _keeps_constants(node: fx.Node) -> bool:
+    """True if a MIX op maps ones to ones, that is, its weights sum to one everywhere."""
+    source = operands(node)[0]
+    shape = shape_of(source)
+    dims, _ = _mix_dims(node, len(shape))
+    sizes = [size if dim in dims else 1 for dim, size in enumerate(shape)]
+
+    def resolve(argument_node: fx.Node) -> Any:
+        if argument_node is source:
+            return torch.ones(sizes, dtype=torch.float64)
+        value = argument_node.meta["val"]
+        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), resolve)
+    assert callable(node.target)
+    result: Tensor = node.target(*args, **kwargs)
+    return bool((result - 1).abs().max() < 1e-9)
+
+
+def _value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, int]:
+    """(weights, features, mixed axis) of a product of activations, by where the features lie."""
+    left, right = node.args[0], node.args[1]
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    if op_name(node) == "scaled_dot_product_attention":
+        features = node.args[2]
+        assert isinstance(features, fx.Node)
+        if any(part is not None and part.ids.shape[-2] > 1 for part in (flow.scale, flow.shift)):
+            raise Blocked(Reason.AXIS_MISMATCH, node)
+        return left, features, -2
+    parts = [part for part in (flow.scale, flow.shift) if part is not None]
+    if all(part.ids.shape[-2] == 1 for part in parts):
+        return left, right, -2
+    if all(part.ids.shape[-1] == 1 for part in parts):
+        return right, left, -1
+    raise Blocked(Reason.AXIS_MISMATCH, node)
+
+
+def _over(ids: Tensor, operand: fx.Node, dim: int) -> Tensor:
+    """Layout of one factor of a product: the contracted axis carries no features."""
+    return layout.for_operand(ids, operand)
+
+
+def set_output_shape_only(node: fx.Node, name: str) -> int:
+    """Position of a named argument (kept here so that callers need no schema code)."""
+    return argument_index(node, name)
