@@ -131,7 +131,7 @@ def _lookup(call: Call, text: str) -> Any:
     try:
         value: Any = importlib.import_module(call.module)
     except Exception as error:
-        named = isinstance(error, ModuleNotFoundError) and error.name or ""
+        named = (isinstance(error, ModuleNotFoundError) and error.name) or ""
         mine = bool(named) and (call.module == named or call.module.startswith(f"{named}."))
         what = f"there is no module `{named}`" if mine else f"importing `{call.module}` failed"
         raise LoadError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,9 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
     config = _read_config(folder)
     name = _architecture(config, folder)
     notes = _check_weights(folder, trust)
-    transformers = optional("transformers", "read Hugging Face folders")
-    cls = getattr(transformers, name, None) if name else transformers.AutoModel
-    if not isinstance(cls, type):
+    transformers: Any = optional("transformers", "read Hugging Face folders")
+    cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
+    if cls is None:
         close = difflib.get_close_matches(name, dir(transformers), n=2, cutoff=0.75)
         raise LoadError(
             f"transformers {transformers.__version__} has no `{name}`",
@@ -39,7 +38,7 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
             if close
             else "the model may need a newer transformers",
         )
-    if name and not issubclass(cls, transformers.PreTrainedModel):
+    if name and not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise LoadError(f"`{name}` is not a model class", where=str(folder / "config.json"))
     try:
         with _quiet(), seeded(seed):
@@ -145,10 +144,8 @@ def _check_pickle(path: Path) -> None:
         # Not the zip format: transformers reads it with weights_only, this only names the culprit.
         found = opcodes.Scan()
         with contextlib.suppress(ValueError, IndexError):
-            opcodes._names_only(io.BytesIO(path.read_bytes()).getvalue(), found)
-    refused = {
-        entry: "not a tensor type" for entry in found.names if not opcodes.torch_safe(entry)
-    }
+            opcodes._names_only(path.read_bytes(), found)
+    refused = {entry: "not a tensor type" for entry in found.names if not opcodes.torch_safe(entry)}
     if refused:
         raise refusal(str(path), refused)
 
@@ -190,8 +187,8 @@ def shapes(module: Any, batch: int) -> dict[str, tuple[tuple[int, ...], int]]:
             made[name] = _tokens(text, batch)
         elif name == "input_features":
             frames = 2 * int(getattr(config, "max_source_positions", 50) or 50)
-            bins = getattr(config, "num_mel_bins", None) or getattr(config, "hidden_size", 80)
-            made[name] = ((batch, int(bins), frames), 0)
+            bins = int(getattr(config, "num_mel_bins", None) or 80)
+            made[name] = ((batch, bins, frames), 0)
         elif name == "input_values":
             made[name] = ((batch, 4000), 0)
     return made

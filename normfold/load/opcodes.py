@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickletools
 from dataclasses import dataclass, field
 
-from torch.serialization import _weights_only_unpickler as _torch_unpickler  # type: ignore[attr-defined]
+from torch import _weights_only_unpickler
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from normfold.errors import LoadError
 
@@ -150,13 +151,13 @@ def _global(text: str) -> Global:
         raise ValueError(f"malformed global {text!r}")
     module, name = parts
     # The same renaming of Python 2 names that torch's unpickler does.
-    if (module, name) in _torch_unpickler.NAME_MAPPING:
-        module, name = _torch_unpickler.NAME_MAPPING[(module, name)]
-    elif module in _torch_unpickler.IMPORT_MAPPING:
-        module = _torch_unpickler.IMPORT_MAPPING[module]
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[(module, name)]
+    elif module in IMPORT_MAPPING:
+        module = IMPORT_MAPPING[module]
     return Global(module, name)
 
 
 def torch_safe(entry: Global) -> bool:
     """Whether torch itself admits the name under ``weights_only=True``."""
-    return str(entry) in _torch_unpickler._get_allowed_globals()
+    return str(entry) in _weights_only_unpickler._get_allowed_globals()

@@ -77,7 +77,7 @@ def signature(module: nn.Module) -> str:
     """``forward(x, mask=None)`` for messages."""
     shown = []
     for p in parameters(module):
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         default = "" if p.default is p.empty else f"={p.default!r}"
         shown.append(f"{star}{p.name}{default}")
     return f"forward({', '.join(shown)})"

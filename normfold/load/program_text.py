@@ -94,9 +94,7 @@ def check_target(text: Any, where: str) -> None:
     ok = not any(part.startswith("__") for part in parts)
     if parts[:2] == ["torch", "ops"]:
         space = getattr(torch.ops, parts[2], None) if len(parts) in (4, 5) and ok else None
-        ok = ok and isinstance(
-            space, torch._ops._OpNamespace | torch._ops._HigherOrderNamespace
-        )
+        ok = ok and isinstance(space, torch._ops._OpNamespace | torch._ops._HigherOrderNamespace)
     elif parts[0] == "torch":
         ok = ok and len(parts) == 2 and re.fullmatch(r"sym_\w+|_sym_\w+", parts[1]) is not None
     elif parts[0] == "_operator":

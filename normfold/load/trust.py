@@ -42,19 +42,25 @@ _FUNCTIONS = (
 # Small helper objects that modules carry (hooks, box coders); never pipelines, tools, datasets.
 _HELPERS = ("torch.nn", "torchvision.models", "torchvision.ops", "timm.layers", "timm.models")
 _HELPER_NAMES = {"transformers.generation.configuration_utils.GenerationConfig"}
-_TORCH_FUNCTIONS = {"relu", "tanh", "sigmoid", "selu", "celu", "exp", "sin", "cos", "abs", "softmax"}
+_TORCH_FUNCTIONS = {"relu", "tanh", "sigmoid", "selu", "celu", "exp", "sin", "cos", "abs"}
+_TORCH: Any = vars(torch._C)["_VariableFunctionsClass"]
 
 
 def _bound_forward(owner: Any, name: str) -> Any:
     """Stand in for ``getattr``, which pickle uses for a bound method such as ``self.forward_x``."""
-    if owner is torch._C._VariableFunctionsClass:
+    if owner is _TORCH:
         if name in _TORCH_FUNCTIONS:
             return getattr(torch, name)
-    elif isinstance(owner, nn.Module) and name.lstrip("_").startswith("forward"):
+    elif isinstance(owner, nn.Module) and _inner(name):
         method = inspect.getattr_static(type(owner), name, None)
         if isinstance(method, types.FunctionType):
             return types.MethodType(method, owner)
     raise LoadError("a checkpoint may not read this attribute", found=f"getattr(..., {name!r})")
+
+
+def _inner(name: str) -> bool:
+    # Not `save_pretrained`, `push_to_hub`, `load_state_dict` and the like.
+    return name.lstrip("_").startswith("forward") or name.endswith("hook")
 
 
 _PLAIN: dict[Global, Any] = {
@@ -66,7 +72,7 @@ _PLAIN: dict[Global, Any] = {
     Global("argparse", "Namespace"): argparse.Namespace,
     Global("types", "SimpleNamespace"): types.SimpleNamespace,
     Global("pathlib", "PosixPath"): pathlib.PurePosixPath,
-    Global("torch._C", "_VariableFunctionsClass"): torch._C._VariableFunctionsClass,
+    Global("torch._C", "_VariableFunctionsClass"): _TORCH,
 }
 
 
@@ -84,7 +90,7 @@ class Trust:
             if not all(part.isidentifier() for part in name.split(".")):
                 raise UsageError(
                     f"`--trust-module {name}` is not a package or module name",
-                    hint="write it as in an import statement, for example `--trust-module myproject.models`",
+                    hint="write it as in an import statement: `--trust-module myproject.models`",
                 )
             if name.split(".")[0] in sys.stdlib_module_names:
                 raise UsageError(

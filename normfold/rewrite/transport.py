@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from normfold.graph import custom_ops, layout
 from normfold.graph.expressions import is_static
-from normfold.graph.graph import Graph, argument, argument_index, op_name, shape_of
+from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.ops import (
     NORM_OPS,
@@ -45,6 +45,7 @@ class Transport:
 
     graph: Graph
     padding: str = "cheapest"
+    copy_shared: bool = True
     _pulled: set[fx.Node] = field(default_factory=set)
     _pushed: dict[fx.Node, Flow] = field(default_factory=dict)
 
@@ -75,6 +76,7 @@ class Transport:
             case Kind.LINEAR:
                 linear = linear_of(value)
                 assert linear is not None
+                self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
                 return [_after_affine(value, flow)]
@@ -113,6 +115,10 @@ class Transport:
             if use.user is not user and kind_of(use.user) is Kind.MOVE and _blind(use.user, value, flow):
                 continue
             raise Blocked(Reason.OUTPUT_REUSED, value, f"also read by `{use.user.name}`")
+
+    def _require_own_weight(self, weight: fx.Node, node: fx.Node) -> None:
+        if not self.copy_shared and len(weight.users) > 1:
+            raise Blocked(Reason.PARAMETER_SHARED, node, f"`{weight.name}` has {len(weight.users)} users")
 
     def _pull_move(self, value: fx.Node, flow: Flow) -> list[Edit]:
         pad = zero_pad_of(value)
@@ -154,9 +160,9 @@ class Transport:
 
     def _pull_product(self, value: fx.Node, flow: Flow) -> list[Edit]:
         factors, constant = _factors(value)
-        if flow.shift is not None and (len(factors) > 1 or constant == 0):
+        if flow.shift is not None and not constant:
             raise Blocked(Reason.GATED, value)
-        shift = flow.shift.times(1 / constant) if flow.shift else None
+        shift = flow.shift.times(1 / constant) if flow.shift and constant else None
         blocked: Blocked | None = None
         for factor in sorted(factors, key=is_static):
             before = set(self._pulled)
@@ -220,6 +226,7 @@ class Transport:
         if kind is Kind.LINEAR:
             linear = linear_of(node)
             assert linear is not None
+            self._require_own_weight(linear.weight, node)
             edits.append(into_input(linear, self._pushed[linear.data], self.padding))
             return None
         if kind is Kind.STOP:
@@ -415,34 +422,29 @@ def _before_affine(node: fx.Node, flow: Flow) -> Edit:
     return edit
 
 
-def _factors(node: fx.Node) -> tuple[list[fx.Node], float]:
-    """The tensor factors that a scale may enter, and the constant number they are multiplied by."""
+def _factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
+    """The factors that a scale may enter, and the number they are multiplied by (None: a tensor)."""
     if op_name(node) == "neg":
         return operands(node), -1.0
     left, right = node.args[:2]
     if op_name(node) == "div":
-        if node.kwargs.get("rounding_mode") is not None:
+        if node.kwargs.get("rounding_mode") is not None or not isinstance(left, fx.Node):
             raise Blocked(Reason.NONLINEAR, node)
-        if not isinstance(left, fx.Node):
-            raise Blocked(Reason.NONLINEAR, node, "the affine is in the denominator")
-        if isinstance(right, fx.Node):
-            return [left, left], math.nan  # only the numerator may take a scale, nothing a shift
-        return [left], 1 / float(right)  # type: ignore[arg-type]
+        return [left], None if isinstance(right, fx.Node) else 1 / float(right)  # type: ignore[arg-type]
     nodes = [side for side in (left, right) if isinstance(side, fx.Node)]
     numbers = [float(side) for side in (left, right) if isinstance(side, (int, float))]
-    return nodes, math.prod(numbers)
+    return nodes, None if len(nodes) > 1 else math.prod(numbers)
 
 
 def _push_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
     factors, constant = _factors(node)
-    left, right = (node.args[0], node.args[1] if len(node.args) > 1 else None)
-    carried = [side for side in (left, right) if isinstance(side, fx.Node) and side in pushed]
+    carried = [side for side in node.args[:2] if isinstance(side, fx.Node) and side in pushed]
     if len(carried) != 1 or carried[0] not in factors:
         raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
     flow = pushed[carried[0]]
-    if flow.shift is not None and len(factors) > 1:
+    if flow.shift is not None and constant is None:
         raise Blocked(Reason.GATED, node)
-    shift = flow.shift.times(constant) if flow.shift else None
+    shift = flow.shift.times(constant) if flow.shift and constant else None
     return Flow(flow.scale, shift).map(lambda ids: layout.align(ids, len(shape_of(node))))
 
 
@@ -560,8 +562,3 @@ def _value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, int]:
 def _over(ids: Tensor, operand: fx.Node, dim: int) -> Tensor:
     """Layout of one factor of a product: the contracted axis carries no features."""
     return layout.for_operand(ids, operand)
-
-
-def set_output_shape_only(node: fx.Node, name: str) -> int:
-    """Position of a named argument (kept here so that callers need no schema code)."""
-    return argument_index(node, name)

@@ -1,0 +1,171 @@
+"""`load`: one function for every form of MODEL."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from normfold.errors import LoadError, UsageError
+from normfold.load import factory as factories
+from normfold.load import inputs as example_inputs
+from normfold.load import pickled, state
+from normfold.load.trust import Trust
+from normfold.load.types import Found, Loaded
+
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
+_FORMS = (
+    "a `.pt`/`.pth` file, a `.safetensors` file with `--model pkg.mod:factory`, a `.pt2` program, "
+    "a Hugging Face folder, `timm:NAME`, or `pkg.mod:factory`"
+)
+
+
+def load(
+    model: str | os.PathLike[str] | nn.Module,
+    *,
+    factory: str | None = None,
+    inputs: Sequence[str] | Sequence[torch.Tensor] = (),
+    trust_modules: Sequence[str] = (),
+    trust_pickle: bool = False,
+    batch: int = 2,
+    seed: int = 0,
+) -> Loaded:
+    """Load a network and example inputs for it, without running code that a file brings.
+
+    Args:
+        model: a path, ``timm:NAME(...)``, ``pkg.mod:factory(...)``, or an nn.Module (copied).
+        factory: what makes the network for a file that holds weights only.
+        inputs: texts ``name:1x3x224x224:f32``, or ready tensors in positional order; inferred
+            when empty.
+        trust_modules: packages or modules, by dotted prefix, whose classes and functions a
+            pickled file may use besides torch.nn, torchvision, timm, transformers and normfold.
+        trust_pickle: run whatever a pickled file says; only for files that you made.
+        batch: first dimension of the inputs; a given 1 becomes this, because a dynamic batch
+            is captured at 2.
+        seed: of random weights and of the inputs.
+
+    Raises:
+        UsageError: malformed options, or explicit inputs that do not fit (exit code 2).
+        EnvironmentMissing: timm, transformers or safetensors is needed (exit code 3).
+        LoadError: the file is damaged, refused as unsafe, or of no known form (exit code 4).
+    """
+    if batch < 1:
+        raise UsageError(f"the batch must be at least 1, not {batch}")
+    trust = Trust.of(trust_modules, trust_pickle)
+    if trust.modules:
+        factories.working_folder_importable()
+    training: dict[nn.Module, bool] = {}
+    if isinstance(model, nn.Module):
+        found = _own(model, training)
+    else:
+        found = _find(os.fspath(model), factory, trust, seed)
+        found.module = _evaluate(found.module)
+    if not training:
+        _without_cache(found)
+    args, kwargs, origin, notes = example_inputs.choose(found, inputs, batch, seed)
+    return Loaded(
+        module=found.module,
+        args=args,
+        kwargs=kwargs,
+        source=found.source,
+        inputs_from=origin,
+        notes=found.notes + notes,
+        exported=found.exported,
+        dynamic=found.dynamic,
+        _training=training,
+    )
+
+
+def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
+    notes = []
+    was_training = any(module.training for module in model.modules())
+    try:
+        mine = copy.deepcopy(model)
+        if was_training:
+            notes.append("model was in train mode: put in eval on a copy")
+    except Exception as error:
+        mine = model
+        training.update({module: module.training for module in model.modules()})
+        notes.append(
+            f"the model cannot be copied ({pickled.last_line(error)}): it is used itself"
+            + (", in eval mode until `Loaded.restore()`" if was_training else "")
+        )
+    return Found(_evaluate(mine), f"a `{type(model).__name__}` given in Python", notes)
+
+
+def _evaluate(module: nn.Module) -> nn.Module:
+    for child in module.modules():
+        # A program's module refuses `eval()`, and `train` may be overridden to do more.
+        if child.training:
+            child.training = False
+    return module
+
+
+def _find(text: str, factory: str | None, trust: Trust, seed: int) -> Found:
+    path = Path(text)
+    if text.startswith("timm:"):
+        return factories.build_timm(text, seed)
+    if path.suffix == ".onnx":
+        raise LoadError(
+            "ONNX files cannot be loaded: normfold starts from PyTorch",
+            where=text,
+            hint="give the PyTorch model that the file was exported from",
+        )
+    if path.is_dir():
+        return _folder(path, trust, seed)
+    if not path.exists():
+        if factories.looks_like(text):
+            return factories.build(text, seed)
+        if ":" in text and os.sep not in text:
+            factories.Call.parse(text)
+        raise LoadError("there is no such file or folder", where=text, hint=f"give {_FORMS}")
+    if not path.is_file():
+        raise LoadError("the path is not a file", where=text)
+    if path.stat().st_size == 0:
+        raise LoadError("the file is empty", where=text)
+    return _file(path, factory, trust, seed)
+
+
+def _folder(path: Path, trust: Trust, seed: int) -> Found:
+    from normfold.load.huggingface import load_folder
+
+    return load_folder(path, trust, seed)
+
+
+def _without_cache(found: Found) -> None:
+    # A cache of keys and values is an output that nothing in the compiler wants.
+    config: Any = getattr(found.module, "config", None)
+    if hasattr(found.module, "main_input_name") and getattr(config, "use_cache", False):
+        config.use_cache = False
+        found.notes.append("`use_cache` was switched off: the key/value cache is no output")
+
+
+def _file(path: Path, factory: str | None, trust: Trust, seed: int) -> Found:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return state.fill(state.read_safetensors(path), factory, path, seed)
+    if suffix == ".pt2" or (suffix in _PICKLED and pickled.is_program(path)):
+        from normfold.load.program import load_program
+
+        return load_program(path, trust)
+    if suffix not in _PICKLED:
+        raise LoadError(
+            f"the suffix `{suffix}` is not known" if suffix else "the file has no suffix",
+            where=str(path),
+            hint=f"give {_FORMS}",
+        )
+    content, notes = pickled.split(pickled.read(path, trust), str(path))
+    if isinstance(content, nn.Module):
+        if factory is not None:
+            notes.append(f"the file holds a whole module: `{factory}` was not needed")
+        if content.training:
+            notes.append("model was in train mode: put in eval")
+        return Found(content, f"a pickled `{type(content).__name__}` from `{path}`", notes)
+    found = state.fill(content, factory, path, seed)
+    found.notes = notes + found.notes
+    return found

@@ -1,0 +1,42 @@
+"""bake: evaluate every parameter expression once, in float64, cast once, and store it as a constant.
+
+    W' = cast(expression(float64(W), float64(gamma), ...))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from normfold.graph import Graph
+from normfold.graph.bake import bake
+from normfold.report import Applied, PassReport
+from normfold.rewrite import Exactness, Match, Pass, Rewriter
+
+
+@dataclass(frozen=True)
+class Bake(Pass):
+    """Turn parameter expressions into constants. Weight norm, spectral norm, parametrizations and weight
+    standardisation vanish here too: they are expressions already.
+
+    Exact:    one rounding per weight.
+    Declines: nothing.
+    """
+
+    name: ClassVar[str] = "bake"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        return ()
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        raise AssertionError("bake works on the whole graph")
+
+    def run(self, graph: Graph) -> PassReport:
+        report = super().run(graph)
+        stored = bake(graph)
+        graph.recompile()
+        report.applied = [Applied(name, "parameter") for name in stored]
+        report.edits, report.modified = [f"{name}: baked" for name in stored], bool(stored)
+        return report

@@ -1,0 +1,214 @@
+"""canonicalize: write every norm as core plus channel affine, and drop what does nothing in eval mode.
+
+    batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b = beta - a * mean
+    layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
+    x * c, x + c, x - c, x / c with one number per channel c: an affine too
+    a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from normfold.graph import Graph, Site
+from normfold.graph.custom_ops import channel_affine
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import argument, argument_index, op_name, shape_of
+from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
+from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+
+aten = torch.ops.aten
+_IDENTITIES = {"dropout", "feature_dropout", "alpha_dropout", "alias", "detach", "lift_fresh_copy", "contiguous", "clone"}
+_RESHAPES = {"view", "_unsafe_view"}
+_ARITHMETIC = {"add", "sub", "mul", "div"}
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Norms become core and channel affine; eval-mode identities go.
+
+    Exact:    up to rounding, in eval mode.
+    Declines: statistics-not-frozen (the norm computes them from the batch), not-per-channel.
+    """
+
+    name: ClassVar[str] = "canonicalize"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        namer = _Namer(graph)
+        for node in graph.module.graph.nodes:
+            if node.op != "call_function":
+                continue
+            name = op_name(node)
+            if name in BATCH_NORM_OPS and is_static(node):
+                yield Match(node, (namer.site(node, "weight-standardisation"),), "expression")
+            elif is_static(node):
+                continue
+            elif name in BATCH_NORM_OPS:
+                yield Match(node, (namer.site(node, "batch-norm"),), "batch-norm")
+            elif name in NORM_OPS:
+                yield Match(node, (namer.site(node, NORM_OPS[name]),), "norm")
+            elif name in _ARITHMETIC and (found := _vector_operand(node)) is not None:
+                yield Match(node, (namer.site(node, "constant"),), found)
+            elif name in _IDENTITIES or name in _RESHAPES or name == "_assert_tensor_metadata":
+                yield Match(node, (), "identity")
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        if match.plan == "batch-norm" and not _frozen(match.node):
+            return Decline(Reason.STATISTICS_NOT_FROZEN, match.node)
+        return None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        node = match.node
+        for site in match.sites:
+            rewriter.graph.sites[site.path] = site
+        if match.plan == "batch-norm":
+            _split_batch_norm(node, rewriter, match.sites)
+        elif match.plan == "norm":
+            _split_norm(node, rewriter, match.sites)
+        elif match.plan == "identity":
+            _drop(node, rewriter)
+        elif match.plan == "expression":
+            match.detail = "normalises a weight: a parameter expression, removed by bake"
+        else:
+            _write_affine(node, rewriter, match.sites, *match.plan)
+        rewriter.record(f"{match.path}: {op_name(node)}")
+
+
+class _Namer:
+    """Unique site paths: the module path, numbered where one module holds several norms."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.seen: dict[str, int] = {}
+        self.graph = graph
+
+    def site(self, node: fx.Node, kind: str) -> Site:
+        path = module_path(node) or node.name
+        self.seen[path] = self.seen.get(path, 0) + 1
+        if self.seen[path] > 1:
+            path = f"{path}#{self.seen[path]}"
+        return Site(path, kind, source_line(node), module_type(node))
+
+
+def _frozen(node: fx.Node) -> bool:
+    """True if a batch norm uses running statistics."""
+    if op_name(node) == "_native_batch_norm_legit_no_training":
+        return is_static(node.args[3]) and is_static(node.args[4])
+    if "no_stats" in str(node.target) or argument(node, "training"):
+        return False
+    return is_static(argument(node, "running_mean")) and is_static(argument(node, "running_var"))
+
+
+def _split_batch_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> None:
+    x, gamma, beta, mean, variance = node.args[:5]
+    eps = argument(node, "eps")
+    a = rewriter.expression(aten.rsqrt.default, rewriter.expression(aten.add.Tensor, variance, eps))
+    if gamma is not None:
+        a = rewriter.expression(aten.mul.Tensor, gamma, a)
+    b = rewriter.expression(aten.neg.default, rewriter.expression(aten.mul.Tensor, mean, a))
+    if beta is not None:
+        b = rewriter.expression(aten.add.Tensor, beta, b)
+    result = _first_result(node)
+    affine = rewriter.insert_after(node, channel_affine, x, a, b, 1 if len(shape_of(x)) > 1 else 0)  # type: ignore[arg-type]
+    _adopt(affine, result, sites, rewriter)
+
+
+def _first_result(node: fx.Node) -> fx.Node:
+    if not isinstance(node.meta["val"], (tuple, list)):
+        return node
+    return next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+
+
+def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
+    copy_provenance(old, affine)
+    affine.meta["normfold_sites"] = sites
+    rewriter.replace(old, affine)
+
+
+def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> None:
+    node.meta["normfold_norm"] = sites
+    weight, bias = argument(node, "weight"), _optional(node, "bias")
+    if (weight is None and bias is None) or isinstance(node.meta["val"], (tuple, list)):
+        return
+    rank = len(shape_of(node))
+    over_last = NORM_OPS[op_name(node)] in ("layer-norm", "rms-norm")
+    if over_last and len(argument(node, "normalized_shape")) != 1:
+        return  # weight and bias run over several axes: not one number per channel
+    if not all(part is None or is_static(part) for part in (weight, bias)):
+        return
+    dim = rank - 1 if over_last else 1
+    affine = rewriter.insert_after(node, channel_affine, node, weight, bias, dim)
+    affine.meta["normfold_sites"] = sites
+    rewriter.replace(node, affine, keep=(affine,))
+    for name in ("weight", "bias"):
+        if _has(node, name):
+            rewriter.set_argument(node, argument_index(node, name), None)
+
+
+def _has(node: fx.Node, name: str) -> bool:
+    return any(spec.name == name for spec in node.target._schema.arguments)  # type: ignore[union-attr]
+
+
+def _optional(node: fx.Node, name: str) -> Any:
+    return argument(node, name) if _has(node, name) else None
+
+
+def _drop(node: fx.Node, rewriter: Rewriter) -> None:
+    name = op_name(node)
+    if name == "_assert_tensor_metadata":
+        rewriter.erase(node)
+    elif name in _RESHAPES:  # a view needs strides that a removed copy made; a reshape does not
+        node.target = aten.reshape.default
+    else:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        rewriter.replace(node, source)
+
+
+def _vector_operand(node: fx.Node) -> tuple[fx.Node, fx.Node, int] | None:
+    """(activation, constant, axis) if one operand has one number per channel of the other."""
+    left, right = node.args[:2]
+    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or node.kwargs.get("rounding_mode"):
+        return None
+    for x, constant in ((left, right), (right, left)):
+        if op_name(node) == "div" and x is right:
+            continue
+        if is_static(constant) and not is_static(x) and hasattr(x.meta["val"], "shape"):
+            sizes, target = shape_of(constant), shape_of(node)
+            axes = [dim - len(sizes) for dim, size in enumerate(sizes) if size > 1]
+            same = shape_of(x) == target and x.meta["val"].dtype == node.meta["val"].dtype
+            if len(axes) == 1 and same and constant.meta["val"].is_floating_point():
+                return x, constant, len(target) + axes[0]
+    return None
+
+
+def _write_affine(
+    node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...], x: fx.Node, constant: fx.Node, dim: int
+) -> None:
+    vector = rewriter.expression(aten.reshape.default, constant, [-1])
+    alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+    scale, shift = None, None
+    match op_name(node):
+        case "mul":
+            scale = vector
+        case "div":
+            scale = rewriter.expression(aten.reciprocal.default, vector)
+        case "add" if x is node.args[0]:
+            shift = vector if alpha == 1 else rewriter.expression(aten.mul.Tensor, vector, alpha)
+        case "sub" if x is node.args[0]:
+            shift = rewriter.expression(aten.mul.Tensor, vector, -alpha)
+        case _:  # c + alpha x, c - alpha x
+            sign = -alpha if op_name(node) == "sub" else alpha
+            size = shape_of(vector)[0]
+            scale = rewriter.expression(aten.full.default, [size], sign, dtype=vector.meta["val"].dtype)
+            shift = vector
+            scale = None if sign == 1 else scale
+    affine = rewriter.insert_after(node, channel_affine, x, scale, shift, dim)
+    _adopt(affine, node, sites, rewriter)

@@ -1,0 +1,177 @@
+"""fold-affine: move every channel affine into the weights around it.
+
+For an affine y = a x + b (one a and b per channel), tried in this order until one works:
+
+1. backward: the producer of x makes a x + b            W' = a W, c' = a c + b
+2. forward:  every reader of y computes f(a x + b)      W' = W diag(a), c' = c + W b
+3. split:    the scale backward, the shift forward, or the reverse with b / a
+4. branch:   a x + b beside a convolution (or linear) of the same x, summed: the centre tap takes a
+5. partial:  the scale forward, one addition left, where zero padding makes that the cheapest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx
+
+from normfold.graph import Graph, layout
+from normfold.graph.graph import op_name, shape_of
+from normfold.report import Warned
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.absorb import Edit
+from normfold.rewrite.branch import merge_branch
+from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector, require_divisible
+from normfold.rewrite.transport import Transport
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FoldAffine(Pass):
+    """Fold channel affines (BatchNorm, LayerScale, norm gains, constants) into linear ops.
+
+    Options:
+        direction: ``both``, ``backward`` (into producers only) or ``forward`` (into readers only).
+        max_gain: larger scales fold too, and are warned about: they may overflow in half precision.
+        zero_padding: what a shift does at a zero-padded convolution: ``cheapest``, ``map`` (precomputed bias
+            map, fixed sizes), ``pad`` (pad with -b/a) or ``scale-only`` (leave one addition).
+        copy_shared: a weight with several users may be copied; otherwise such sites are declined.
+
+    Exact:    up to rounding, in eval mode.
+    Declines: every reason NF102 to NF117.
+    """
+
+    name: ClassVar[str] = "fold-affine"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    repeat: ClassVar[bool] = True
+
+    direction: Literal["both", "backward", "forward"] = "both"
+    max_gain: float = 1e4
+    zero_padding: Literal["cheapest", "map", "pad", "scale-only"] = "cheapest"
+    copy_shared: bool = True
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        for node in list(graph.module.graph.nodes):
+            if op_name(node) == "normfold::channel_affine" and node.meta.get("normfold_static") is False:
+                yield Match(node, node.meta.get("normfold_sites", ()))
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        attempt = _Attempt(graph, match.node, self)
+        blocked: list[Blocked] = []
+        for way in attempt.ways():
+            try:
+                edits, how = way()
+            except Blocked as error:
+                blocked.append(error)
+                continue
+            match.plan, match.detail = edits, how
+            match.warnings = attempt.warnings(match)
+            if how == "partial":
+                match.partial = Decline(Reason.PARTIAL, match.node, str(blocked[1].detail))
+            return None
+        return _summary(blocked, match)
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        node = match.node
+        for edit in match.plan:
+            edit(rewriter)
+        if match.partial is None:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            rewriter.replace(node, source)
+        rewriter.record(f"{match.path}: {match.detail}")
+
+
+class _Attempt:
+    """The ways that one affine may go."""
+
+    def __init__(self, graph: Graph, node: fx.Node, options: FoldAffine) -> None:
+        self.graph, self.node, self.options = graph, node, options
+        x, scale, shift, dim = node.args
+        assert isinstance(x, fx.Node) and isinstance(dim, int)
+        self.x = x
+        ids = layout.channel(len(shape_of(node)), dim, shape_of(node)[dim])
+        self.scale = Coefficient(Vector.of(graph, scale), ids) if isinstance(scale, fx.Node) else None
+        self.shift = Coefficient(Vector.of(graph, shift), ids) if isinstance(shift, fx.Node) else None
+
+    def ways(self) -> Iterable[Callable[[], tuple[list[Edit], str]]]:
+        backward = self.options.direction in ("both", "backward")
+        forward = self.options.direction in ("both", "forward")
+        if backward:
+            yield self.backward
+        if forward:
+            yield self.forward
+        if backward and forward and self.scale is not None and self.shift is not None:
+            yield self.scale_back_shift_on
+            yield self.shift_back_scale_on
+        if backward:
+            yield self.branch
+        if forward and self.scale is not None and self.shift is not None:
+            yield self.scale_on_shift_left
+
+    def backward(self) -> tuple[list[Edit], str]:
+        return self._pull(self._transport(), Flow(self.scale, self.shift)), "backward"
+
+    def forward(self) -> tuple[list[Edit], str]:
+        return self._transport().push(self.node, Flow(self.scale, self.shift)), "forward"
+
+    def scale_back_shift_on(self) -> tuple[list[Edit], str]:
+        transport = self._transport()
+        forward = transport.push(self.node, Flow(None, self.shift))
+        return forward + self._pull(transport, Flow(self.scale, None)), "scale backward, shift forward"
+
+    def shift_back_scale_on(self) -> tuple[list[Edit], str]:
+        transport = self._transport()
+        forward = transport.push(self.node, Flow(self.scale, None))
+        return forward + self._pull(transport, Flow(None, self._inner())), "shift backward, scale forward"
+
+    def branch(self) -> tuple[list[Edit], str]:
+        return merge_branch(self.node), "merged into a parallel branch"
+
+    def scale_on_shift_left(self) -> tuple[list[Edit], str]:
+        inner = self._inner()
+        edits = self._transport().push(self.node, Flow(self.scale, None))
+
+        def leave(rewriter: Rewriter) -> None:
+            self.node.args = (self.x, None, inner.vector.node(rewriter), self.node.args[3])
+
+        return [*edits, leave], "partial"
+
+    def _inner(self) -> Coefficient:
+        """a x + b = a (x + b / a)."""
+        assert self.scale is not None and self.shift is not None
+        require_divisible(self.scale, self.node)
+        return Coefficient(self.shift.vector.combine(self.scale.vector, aten.div.Tensor), self.shift.ids)
+
+    def _pull(self, transport: Transport, flow: Flow) -> list[Edit]:
+        return transport.pull(self.x, flow, self.node)
+
+    def _transport(self) -> Transport:
+        return Transport(self.graph, self.options.zero_padding, self.options.copy_shared)
+
+    def warnings(self, match: Match) -> list[Warned]:
+        if self.scale is None:
+            return []
+        gain = float(self.scale.vector.value.abs().max())
+        if gain <= self.options.max_gain:
+            return []
+        text = f"a channel is scaled by {gain:.3g}: its running variance is near zero; half precision may overflow"
+        return [Warned(match.path, "NF201", text)]
+
+
+def _summary(blocked: list[Blocked], match: Match) -> Decline:
+    """One reason for a site that no way works for: the most telling of the backward and forward ones."""
+    if not blocked:
+        return Decline(Reason.DIRECTION, match.node)
+    dull = (Reason.NETWORK_INPUT, Reason.OUTPUT_REUSED, Reason.NONLINEAR)
+    telling = [error for error in blocked[:2] if error.reason not in dull]
+    chosen = (telling or blocked[:2])[-1]
+    others = [
+        f"{error.reason.slug} at {error.node.name}" for error in blocked[:2] if error is not chosen
+    ]
+    detail = "; ".join(filter(None, [chosen.detail, *(f"the other way: {text}" for text in others)]))
+    return Decline(chosen.reason, chosen.node, detail)

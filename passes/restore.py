@@ -1,0 +1,101 @@
+"""restore: what is left of a channel affine goes back into its norm, or becomes one native op.
+
+    g norm(x) + b       -> norm(x; weight=g, bias=b)
+    a x + b, axis 1     -> batch_norm(x; weight=a, bias=b, mean=0, var=1, eps=0) where a batch norm was
+    a x + b, elsewhere  -> x * a + b with a, b shaped to broadcast
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from normfold.graph import Graph
+from normfold.graph.graph import argument_index, op_name, shape_of
+from normfold.graph.ops import NORM_OPS
+from normfold.rewrite import Exactness, Match, Pass, Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Restore(Pass):
+    """Put remaining affines back into native ops.
+
+    Options:
+        native: write a full affine that came from a batch norm as one batch_norm op (true), or as
+            multiplication and addition (false).
+
+    Exact:    up to rounding.
+    Declines: nothing.
+    """
+
+    name: ClassVar[str] = "restore"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    native: bool = True
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        for node in list(graph.module.graph.nodes):
+            if op_name(node) == "normfold::channel_affine":
+                yield Match(node, node.meta.get("normfold_sites", ()))
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        node = match.node
+        x, scale, shift, dim = node.args
+        assert isinstance(x, fx.Node) and isinstance(dim, int)
+        if _takes_back(x, node, dim, scale, shift):
+            for name, value in (("weight", scale), ("bias", shift)):
+                if value is not None:
+                    rewriter.set_argument(x, argument_index(x, name), value)
+            rewriter.replace(node, x)
+            match.detail = "back into its norm"
+        elif self.native and dim == 1 and _was_batch_norm(match) and scale is not None and shift is not None:
+            match.detail = "batch_norm"
+            _write_batch_norm(node, rewriter)
+        else:
+            match.detail = "multiply and add"
+            _write_arithmetic(node, rewriter)
+        rewriter.record(f"{match.path}: {match.detail}")
+
+
+def _takes_back(x: fx.Node, affine: fx.Node, dim: int, scale: object, shift: object) -> bool:
+    name = op_name(x)
+    if name not in NORM_OPS or len(x.users) != 1 or name.startswith(("native", "_fused")):
+        return False
+    if shift is not None and NORM_OPS[name] == "rms-norm":
+        return False
+    own = len(shape_of(x)) - 1 if NORM_OPS[name] in ("layer-norm", "rms-norm") else 1
+    return dim == own and affine in x.users
+
+
+def _was_batch_norm(match: Match) -> bool:
+    return any(site.kind == "batch-norm" for site in match.sites)
+
+
+def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> None:
+    x, scale, shift, _ = node.args
+    assert isinstance(scale, fx.Node)
+    like = {"dtype": scale.meta["val"].dtype}
+    size = [shape_of(scale)[0]]
+    mean = rewriter.expression(aten.full.default, size, 0.0, **like)
+    variance = rewriter.expression(aten.full.default, size, 1.0, **like)
+    new = rewriter.insert_after(
+        node, aten.batch_norm.default, x, scale, shift, mean, variance, False, 0.1, 0.0, False
+    )
+    rewriter.replace(node, new)
+
+
+def _write_arithmetic(node: fx.Node, rewriter: Rewriter) -> None:
+    x, scale, shift, dim = node.args
+    assert isinstance(x, fx.Node) and isinstance(dim, int)
+    shape = [-1] + [1] * (len(shape_of(node)) - 1 - dim)
+    for vector, op in ((scale, aten.mul.Tensor), (shift, aten.add.Tensor)):
+        if isinstance(vector, fx.Node):
+            vector = rewriter.cast(vector, x.meta["val"].dtype)
+            x = rewriter.insert_before(node, op, x, rewriter.expression(aten.reshape.default, vector, shape))
+    rewriter.replace(node, x)
