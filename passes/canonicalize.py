@@ -57,7 +57,7 @@ class Canonicalize(Pass):
                 yield Match(node, (namer.site(node, NORM_OPS[name]),), "norm")
             elif name in _ARITHMETIC and (found := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), found)
-            elif name in _IDENTITIES or name in _RESHAPES or name == "_assert_tensor_metadata":
+            elif name in _IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or _adds_nothing(node):
                 yield Match(node, (), "identity")
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
@@ -172,8 +172,18 @@ def _drop(node: fx.Node, rewriter: Rewriter) -> None:
         rewriter.replace(node, source)
 
 
-def _vector_operand(node: fx.Node) -> tuple[fx.Node, fx.Node, int] | None:
-    """(activation, constant, axis) if one operand has one number per channel of the other."""
+def _adds_nothing(node: fx.Node) -> bool:
+    """x + 0, x - 0, x * 1, x / 1 with a number, where the dtype stays."""
+    if op_name(node) not in _ARITHMETIC or not isinstance(node.args[0], fx.Node):
+        return False
+    number = node.args[1]
+    neutral = 0 if op_name(node) in ("add", "sub") else 1
+    plain = isinstance(number, (int, float)) and number == neutral and "rounding_mode" not in node.kwargs
+    return plain and node.args[0].meta["val"].dtype == node.meta["val"].dtype
+
+
+def _vector_operand(node: fx.Node) -> tuple[int, int] | None:
+    """(position of the activation, axis) if the other operand has one number per channel."""
     left, right = node.args[:2]
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or node.kwargs.get("rounding_mode"):
         return None
@@ -185,13 +195,14 @@ def _vector_operand(node: fx.Node) -> tuple[fx.Node, fx.Node, int] | None:
             axes = [dim - len(sizes) for dim, size in enumerate(sizes) if size > 1]
             same = shape_of(x) == target and x.meta["val"].dtype == node.meta["val"].dtype
             if len(axes) == 1 and same and constant.meta["val"].is_floating_point():
-                return x, constant, len(target) + axes[0]
+                return node.args.index(x), len(target) + axes[0]
     return None
 
 
 def _write_affine(
-    node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...], x: fx.Node, constant: fx.Node, dim: int
+    node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...], position: int, dim: int
 ) -> None:
+    x, constant = node.args[position], node.args[1 - position]
     vector = rewriter.expression(aten.reshape.default, constant, [-1])
     alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
     scale, shift = None, None
@@ -200,9 +211,9 @@ def _write_affine(
             scale = vector
         case "div":
             scale = rewriter.expression(aten.reciprocal.default, vector)
-        case "add" if x is node.args[0]:
+        case "add" if position == 0:
             shift = vector if alpha == 1 else rewriter.expression(aten.mul.Tensor, vector, alpha)
-        case "sub" if x is node.args[0]:
+        case "sub" if position == 0:
             shift = rewriter.expression(aten.mul.Tensor, vector, -alpha)
         case _:  # c + alpha x, c - alpha x
             sign = -alpha if op_name(node) == "sub" else alpha

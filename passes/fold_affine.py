@@ -79,7 +79,7 @@ class FoldAffine(Pass):
         node = match.node
         for edit in match.plan:
             edit(rewriter)
-        if match.partial is None:
+        if match.partial is None and node.users:  # a merged branch has no readers left
             source = node.args[0]
             assert isinstance(source, fx.Node)
             rewriter.replace(node, source)

@@ -27,7 +27,7 @@ def read(path: Path, trust: Trust) -> Any:
         LoadError: not such a file, damaged, a TorchScript archive, or refused by `trust`.
     """
     with open(path, "rb") as file:
-        head = file.read(16)
+        head = file.read(60)
     if not head.startswith((b"PK", b"\x80")):
         raise LoadError(
             "the file is not a PyTorch checkpoint",

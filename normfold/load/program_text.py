@@ -6,6 +6,7 @@ import ast
 import json
 import operator
 import re
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ _ARITHMETIC = {
     "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt", "RoundToInt",
     "RoundDecimal", "ToFloat",
 }  # fmt: skip
+_NUMBER = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,4})?")
 _NODES = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Name,
     ast.Constant, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Load,
@@ -83,7 +85,8 @@ def check_expression(text: Any, where: str) -> None:
                 ok = ok and name in _ARITHMETIC
         elif isinstance(node, ast.Constant):
             # sympy evaluates strings wherever it wants a number.
-            ok = isinstance(node.value, int | float) or id(node) in named
+            number = isinstance(node.value, str) and _NUMBER.fullmatch(node.value)
+            ok = isinstance(node.value, int | float) or bool(number) or id(node) in named
         if not ok:
             raise _refused("a shape expression that is more than arithmetic", text[:80], where)
 
@@ -93,8 +96,8 @@ def check_target(text: Any, where: str) -> None:
     parts = str(text).split(".")
     ok = not any(part.startswith("__") for part in parts)
     if parts[:2] == ["torch", "ops"]:
-        space = getattr(torch.ops, parts[2], None) if len(parts) in (4, 5) and ok else None
-        ok = ok and isinstance(space, torch._ops._OpNamespace | torch._ops._HigherOrderNamespace)
+        # The dunder operators of aten (`__and__`) are fine, `__class__` and so on are not.
+        ok = len(parts) > 3 and not parts[2].startswith("__") and _is_operator(parts[2:])
     elif parts[0] == "torch":
         ok = ok and len(parts) == 2 and re.fullmatch(r"sym_\w+|_sym_\w+", parts[1]) is not None
     elif parts[0] == "_operator":
@@ -105,6 +108,24 @@ def check_target(text: Any, where: str) -> None:
         ok = parts[0].startswith("#")
     if not ok:
         raise _refused("a callee that is not an operator", str(text)[:80], where)
+
+
+def _is_operator(names: list[str]) -> bool:
+    value: Any = torch.ops
+    for name in names:
+        value = getattr(value, name, None)
+        if not isinstance(value, _OPERATORS):
+            return False
+    return not isinstance(value, ModuleType)
+
+
+_OPERATORS = (
+    torch._ops._OpNamespace,
+    torch._ops._HigherOrderNamespace,
+    torch._ops.OpOverloadPacket,
+    torch._ops.OpOverload,
+    torch._ops.HigherOrderOperator,
+)
 
 
 def _refused(what: str, text: str, where: str) -> LoadError:

@@ -34,7 +34,10 @@ from torch import nn
 from normfold.errors import LoadError, UsageError
 from normfold.load.opcodes import Global, Scan, torch_safe
 
-KNOWN = ("torch.nn", "torchvision", "timm", "transformers", "normfold")
+KNOWN = (
+    "torch.nn", "torch.ao.nn", "torch.ao.quantization.stubs", "torchvision", "timm",
+    "transformers", "normfold",
+)  # fmt: skip
 _FUNCTIONS = (
     "torch.nn.functional", "timm.layers", "torchvision.ops", "transformers.activations",
     "torchvision.models.optical_flow.raft",
@@ -219,4 +222,4 @@ def refusal(where: str, refused: dict[Global, str]) -> LoadError:
 
 def _package(entry: Global) -> str:
     top = entry.module.split(".")[0]
-    return entry.module if top == "torch" else top
+    return ".".join(entry.module.split(".")[:2]) if top == "torch" else top
