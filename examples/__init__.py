@@ -1,0 +1,1 @@
+"""Runnable examples: a rendered data set, trained networks, and scripts that convert them."""

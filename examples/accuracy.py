@@ -1,0 +1,88 @@
+"""Top-1 accuracy on the rendered test set: `python -m examples.accuracy MODEL ...`.
+
+A `.safetensors` file is read as a state dict of `examples.nets.vit_tiny_shapes`, a `.pt` file as
+a pickled module. A pickle runs the code it names, so pass only `.pt` files that you trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from examples import nets, shapes
+
+Predictor = Callable[[shapes.Floats], shapes.Floats]
+
+_BATCH = 250
+
+
+def top1(predict: Predictor, n: int = shapes.TEST_IMAGES) -> float:
+    """Share of the first `n` test images whose largest logit is the label, between 0 and 1.
+
+    `predict` maps images (N,3,32,32) float32 to logits (N,classes).
+    """
+    images, labels = shapes.test_set(n)
+    batches = range(0, n, _BATCH)
+    logits = np.concatenate([predict(images[start : start + _BATCH]) for start in batches])
+    return float((logits.argmax(1) == labels).mean())
+
+
+def torch_predictor(module: nn.Module) -> Predictor:
+    """Predict with `module` as it is; the caller has put it in eval mode."""
+
+    def predict(images: shapes.Floats) -> shapes.Floats:
+        with torch.inference_mode():
+            logits: shapes.Floats = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return predict
+
+
+def onnx_predictor(path: Path | str) -> Predictor:
+    """Predict with an ONNX file (first input, first output) in onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def predict(images: shapes.Floats) -> shapes.Floats:
+        return np.asarray(session.run(None, {name: images})[0], np.float32)
+
+    return predict
+
+
+def load(path: Path | str) -> nn.Module:
+    """A shipped checkpoint as a module in eval mode."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        vit = nets.vit_tiny_shapes()
+        vit.load_state_dict(load_file(path))
+        return vit.eval()
+    module = torch.load(path, map_location="cpu", weights_only=False)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{path} holds a {type(module).__name__}, not a module")
+    return module.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Top-1 accuracy on the rendered test set.")
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument(
+        "--images", type=int, default=shapes.TEST_IMAGES, help="default: %(default)s"
+    )
+    arguments = parser.parse_args()
+    for path in arguments.models:
+        onnx = path.suffix == ".onnx"
+        predict = onnx_predictor(path) if onnx else torch_predictor(load(path))
+        print(f"{100 * top1(predict, arguments.images):6.2f} %  {path}")
+
+
+if __name__ == "__main__":
+    main()
