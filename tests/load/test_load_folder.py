@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from normfold.errors import LoadError
+from normfold.load import load
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=50,
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="5KB")
+    return folder, model
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    import shutil
+
+    return shutil.copytree(saved[0], tmp_path / "model")
+
+
+def _change(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _error(folder) -> str:
+    with pytest.raises(LoadError) as caught:
+        load(folder)
+    assert caught.value.exit_code == 4
+    return str(caught.value)
+
+
+def test_a_sharded_folder(saved):
+    folder, model = saved
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    loaded = load(folder)
+    assert type(loaded.module).__name__ == "BertForSequenceClassification"
+    assert loaded.inputs_from == "HF config"
+    assert loaded.args[0].shape == (2, 16) and loaded.args[0].dtype == torch.int64
+    ours = loaded.module.state_dict()
+    assert all(torch.equal(ours[k], v) and ours[k].dtype == v.dtype
+               for k, v in model.state_dict().items())  # fmt: skip
+
+
+def test_pickled_weights_are_read_safely_or_refused(folder, saved, evil, proof):
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(saved[1].state_dict(), folder / "pytorch_model.bin")
+    loaded = load(folder)
+    assert any("weights_only" in note for note in loaded.notes)
+    torch.save({**saved[1].state_dict(), "x": evil}, folder / "pytorch_model.bin")
+    text = _error(folder)
+    assert not proof.exists() and "pytorch_model.bin" in text
+    assert ".system (" in text or ".eval (" in text
+
+
+def test_remote_code_is_refused(folder):
+    _change(folder, auto_map={"AutoModel": "modeling_x.Model"})
+    (folder / "modeling_x.py").write_text("raise SystemExit('ran')")
+    assert "auto_map" in _error(folder)
+    _change(folder, auto_map={}, attn_implementation="someone/kernel")
+    assert _error(folder)
+
+
+def test_damaged_folders(folder):
+    _change(folder, architectures=["BertForSequenceClasification"])
+    assert "did you mean `BertForSequenceClassification`" in _error(folder)
+    (folder / "config.json").write_text("{")
+    assert "not valid" in _error(folder)
+    (folder / "config.json").write_text("{}")
+    assert "architectures" in _error(folder)
+    _change(folder, architectures=["BertConfig"], model_type="bert")
+    assert "not a model class" in _error(folder)
+    _change(folder, architectures=["BertModel"])
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert "could not load" in _error(folder)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    assert "no weights" in _error(folder)
+
+
+def test_encoder_decoder_and_audio_get_every_input(tmp_path):
+    config = transformers.WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50,
+        max_source_positions=20, num_mel_bins=8, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    loaded = load(transformers.WhisperModel(config))
+    assert loaded.args[0].shape == (2, 8, 40)
+    assert loaded.kwargs["decoder_input_ids"].dtype == torch.int64
+    assert not loaded.module.config.use_cache and config.use_cache

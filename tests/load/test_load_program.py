@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from normfold.errors import LoadError
+from normfold.load import load, program_text
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.scale = torch.ones(4, 1, 1)
+
+    def forward(self, x, flag=None):
+        y = self.conv(x) * self.scale
+        return y.reshape(x.shape[0] * 2, -1)
+
+
+@pytest.fixture
+def path(tmp_path):
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        Net().eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes={"x": {0: batch}}
+    )
+    torch.export.save(program, tmp_path / "net.pt2")
+    return tmp_path / "net.pt2"
+
+
+def _rewrite(path, change) -> None:
+    """Write the archive again, every member through `change(name, data) -> data`."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    members = {name: reader.get_record(name) for name in reader.get_all_records()}
+    del reader
+    writer = torch._C.PyTorchFileWriter(str(path))
+    for name, data in members.items():
+        if not name.startswith(".data"):
+            data = change(name, data)
+            writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
+
+
+def test_a_program_loads_with_its_inputs(path):
+    loaded = load(path)
+    assert loaded.inputs_from == "the .pt2 program"
+    assert loaded.exported is not None and list(loaded.dynamic[0]) == [0]
+    assert loaded.module(*loaded.args).shape == (4, 4 * 36 // 2)
+    assert load(path, inputs=["5x3x8x8"]).args[0].shape[0] == 5
+
+
+def test_a_program_under_another_suffix(path):
+    path = path.rename(path.with_suffix(".pt"))
+    assert load(path).exported is not None
+
+
+def _refused(path, proof, text="") -> None:
+    with pytest.raises(LoadError) as caught:
+        load(path)
+    assert not proof.exists() and caught.value.exit_code == 4
+    assert text in str(caught.value) and "--trust-pickle" in str(caught.value)
+
+
+def test_malicious_sample_inputs(path, evil, proof, tmp_path):
+    torch.save(((evil,), {}), tmp_path / "evil.pt")
+    data = (tmp_path / "evil.pt").read_bytes()
+    _rewrite(path, lambda name, old: data if "sample_inputs" in name else old)
+    _refused(path, proof, "sample_inputs")
+
+
+def test_malicious_plain_pickle_in_sample_inputs(path, evil, proof):
+    data = pickle.dumps(evil, 2)
+    _rewrite(path, lambda name, old: data if "sample_inputs" in name else old)
+    _refused(path, proof)
+
+
+@pytest.mark.parametrize("kind", ["weights", "constants"])
+def test_malicious_pickled_tensors(path, evil, proof, tmp_path, kind):
+    torch.save(evil, tmp_path / "evil.pt")
+    data = (tmp_path / "evil.pt").read_bytes()
+
+    def change(name, old):
+        if name.endswith(f"{kind}_config.json"):
+            config = json.loads(old)
+            next(iter(config["config"].values()))["use_pickle"] = True
+            return json.dumps(config).encode()
+        is_payload = f"data/{kind}/" in name and "config" not in name
+        return data if is_payload else old
+
+    _rewrite(path, change)
+    _refused(path, proof)
+
+
+def test_opaque_objects_and_native_code(path, evil, proof):
+    def opaque(name, old):
+        if not name.endswith("constants_config.json"):
+            return old
+        config = json.loads(old)
+        next(iter(config["config"].values()))["path_name"] = "opaque_obj_0"
+        return json.dumps(config).encode()
+
+    original = path.read_bytes()
+    _rewrite(path, opaque)
+    _refused(path, proof, "opaque_obj_0")
+    path.write_bytes(original)
+    reader = torch._C.PyTorchFileReader(str(path))
+    members = {n: reader.get_record(n) for n in reader.get_all_records()}
+    del reader
+    writer = torch._C.PyTorchFileWriter(str(path))
+    members["data/aotinductor/model/x.so"] = b"\x7fELF"
+    for name, data in members.items():
+        if not name.startswith(".data"):
+            writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
+    _refused(path, proof, "native code")
+
+
+def test_text_that_sympy_would_evaluate(path, proof):
+    code = f"__import__('os').system('touch {proof}')"
+
+    def change(name, old):
+        if not name.endswith("model.json"):
+            return old
+        start = old.index(b"Symbol('s")
+        end = old.index(b'"', start)
+        return old.replace(old[start:end], code.encode())
+
+    _rewrite(path, change)
+    _refused(path, proof, "shape expression")
+
+
+def test_a_callee_that_is_not_an_operator(path, proof):
+    def change(name, old):
+        return old.replace(b"torch.ops.aten.conv2d.default", b"torch.os.system")
+
+    _rewrite(path, change)
+    _refused(path, proof, "torch.os.system")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Max('print(1)', 2)", "lambdify(x, 1)", "(1).__class__", "Symbol('a b')", "eval('1')",
+     "Symbol(Symbol('x'))", "[1]", "x if y else z", "Symbol(*a)", "", "Integer(**{})"],
+)  # fmt: skip
+def test_expressions_outside_arithmetic(text):
+    with pytest.raises(LoadError):
+        program_text.check_expression(text, "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Symbol('s77', positive=True, integer=True)", "Mul(Integer(2), Symbol('s0'))", "s0*2 + 1",
+     "FloorDiv(Symbol('s1', integer=True), Integer(4))", "Max(1, s0)",
+     "Float('1.5', precision=53)"],
+)  # fmt: skip
+def test_expressions_that_export_writes(text):
+    program_text.check_expression(text, "here")
+
+
+def test_targets_and_imports_by_name():
+    for good in ("torch.ops.aten.add.Tensor", "_operator.mul", "math.ceil", "torch.sym_max",
+                 "torch.ops.higher_order.cond", "torch.ops.aten.__and__.Tensor"):  # fmt: skip
+        program_text.check_target(good, "here")
+    for bad in ("torch.hub.load", "torch.ops.load_library", "torch.ops.load_library.__call__",
+                "torch.ops.aten.__class__", "_operator.attrgetter", "_operator.call",
+                "os.system", "torch.load",
+                "torch.ops.__class__.x.y", "math.__loader__"):  # fmt: skip
+        with pytest.raises(LoadError):
+            program_text.check_target(bad, "here")
+    spec = json.dumps([1, {"type": "x", "context": json.dumps({"__enum__": True, "fqn": "os:x"})}])
+    with pytest.raises(LoadError, match="a class to import"):
+        program_text.check_document({"in_spec": spec.replace("_enum", "\\\\u005fenum")}, "here")
+
+
+def test_a_program_without_inputs_needs_some(tmp_path):
+    program = torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),))
+    program._example_inputs = None
+    torch.export.save(program, tmp_path / "m.pt2")
+    loaded = load(tmp_path / "m.pt2", inputs=["2x3"])
+    assert loaded.args[0].shape == (2, 3)
