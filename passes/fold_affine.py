@@ -3,9 +3,9 @@
 For an affine y = a x + b (one a and b per channel), tried in this order until one works:
 
 1. backward: the producer of x makes a x + b            W' = a W, c' = a c + b
-2. forward:  every reader of y computes f(a x + b)      W' = W diag(a), c' = c + W b
-3. split:    the scale backward, the shift forward, or the reverse with b / a
-4. branch:   a x + b beside a convolution (or linear) of the same x, summed: the centre tap takes a
+2. branch:   a x + b beside a convolution (or linear) of the same x, summed: the centre tap takes a
+3. forward:  every reader of y computes f(a x + b)      W' = W diag(a), c' = c + W b
+4. split:    the scale backward, the shift forward, or the reverse with b / a
 5. partial:  the scale forward, one addition left, where zero padding makes that the cheapest
 """
 
@@ -61,17 +61,17 @@ class FoldAffine(Pass):
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
         attempt = _Attempt(graph, match.node, self)
-        blocked: list[Blocked] = []
+        blocked: dict[str, Blocked] = {}
         for way in attempt.ways():
             try:
                 edits, how = way()
             except Blocked as error:
-                blocked.append(error)
+                blocked[way.__name__] = error
                 continue
             match.plan, match.detail = edits, how
             match.warnings = attempt.warnings(match)
             if how == "partial":
-                match.partial = Decline(Reason.PARTIAL, match.node, str(blocked[1].detail))
+                match.partial = Decline(Reason.PARTIAL, match.node, blocked["forward"].detail)
             return None
         return _summary(blocked, match)
 
@@ -103,13 +103,12 @@ class _Attempt:
         forward = self.options.direction in ("both", "forward")
         if backward:
             yield self.backward
+            yield self.branch
         if forward:
             yield self.forward
         if backward and forward and self.scale is not None and self.shift is not None:
             yield self.scale_back_shift_on
             yield self.shift_back_scale_on
-        if backward:
-            yield self.branch
         if forward and self.scale is not None and self.shift is not None:
             yield self.scale_on_shift_left
 
@@ -151,7 +150,8 @@ class _Attempt:
         return transport.pull(self.x, flow, self.node)
 
     def _transport(self) -> Transport:
-        return Transport(self.graph, self.options.zero_padding, self.options.copy_shared)
+        sites = self.node.meta.get("normfold_sites", ())
+        return Transport(self.graph, sites, self.options.zero_padding, self.options.copy_shared)
 
     def warnings(self, match: Match) -> list[Warned]:
         if self.scale is None:
@@ -163,15 +163,13 @@ class _Attempt:
         return [Warned(match.path, "NF201", text)]
 
 
-def _summary(blocked: list[Blocked], match: Match) -> Decline:
-    """One reason for a site that no way works for: the most telling of the backward and forward ones."""
-    if not blocked:
+def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:
+    """One reason for a site that no way works for: the more telling of the backward and the forward one."""
+    errors = [blocked[way] for way in ("forward", "backward") if way in blocked]
+    if not errors:
         return Decline(Reason.DIRECTION, match.node)
     dull = (Reason.NETWORK_INPUT, Reason.OUTPUT_REUSED, Reason.NONLINEAR)
-    telling = [error for error in blocked[:2] if error.reason not in dull]
-    chosen = (telling or blocked[:2])[-1]
-    others = [
-        f"{error.reason.slug} at {error.node.name}" for error in blocked[:2] if error is not chosen
-    ]
+    chosen = next((error for error in errors if error.reason not in dull), errors[0])
+    others = [f"{error.reason.slug} at {error.node.name}" for error in errors if error is not chosen]
     detail = "; ".join(filter(None, [chosen.detail, *(f"the other way: {text}" for text in others)]))
     return Decline(chosen.reason, chosen.node, detail)

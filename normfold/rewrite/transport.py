@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import custom_ops, layout
+from normfold.graph import Site, custom_ops, layout
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
@@ -41,9 +41,14 @@ aten = torch.ops.aten
 
 @dataclass
 class Transport:
-    """One attempt to move one affine. ``padding`` is fold-affine's `zero-padding` option."""
+    """One attempt to move one affine.
+
+    ``sites`` are what the affine stands for, and go with it into another affine; ``padding`` and
+    ``copy_shared`` are fold-affine's options.
+    """
 
     graph: Graph
+    sites: tuple[Site, ...] = ()
     padding: str = "cheapest"
     copy_shared: bool = True
     _pulled: set[fx.Node] = field(default_factory=set)
@@ -79,7 +84,7 @@ class Transport:
                 self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
-                return [_after_affine(value, flow)]
+                return [_after_affine(value, flow, self.sites)]
             case Kind.MOVE:
                 return self._pull_move(value, flow)
             case Kind.ADD:
@@ -238,7 +243,7 @@ class Transport:
             raise Blocked(Reason.NONLINEAR, node, "the tensor is used as a weight or an index")
         match kind:
             case Kind.AFFINE:
-                edits.append(_before_affine(node, first))
+                edits.append(_before_affine(node, first, self.sites))
                 return None
             case Kind.MOVE:
                 return self._push_move(node, sources, flows, edits)
@@ -378,7 +383,7 @@ def _into_constant(value: fx.Node, flow: Flow, user: fx.Node) -> Edit:
     return edit
 
 
-def _after_affine(node: fx.Node, flow: Flow) -> Edit:
+def _after_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
     """y = (a x + b) s + t: a' = a s, b' = b s + t."""
     dim = int(node.args[3])  # type: ignore[call-overload]
     size = shape_of(node)[dim]
@@ -394,13 +399,12 @@ def _after_affine(node: fx.Node, flow: Flow) -> Edit:
         if flow.shift is not None and shift is not None:
             t = flow.shift.select(rewriter, shift, 0.0)
             b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
-        node.args = (node.args[0], a, b, dim)
-        rewriter.record(f"{node.name}: composed")
+        _compose(node, a, b, sites, rewriter)
 
     return edit
 
 
-def _before_affine(node: fx.Node, flow: Flow) -> Edit:
+def _before_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
     """y = a (s x + t) + b: a' = a s, b' = b + a t."""
     dim = int(node.args[3])  # type: ignore[call-overload]
     size = shape_of(node)[dim]
@@ -416,10 +420,16 @@ def _before_affine(node: fx.Node, flow: Flow) -> Edit:
         if flow.scale is not None and scale is not None:
             s = flow.scale.select(rewriter, scale, 1.0)
             a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
-        node.args = (node.args[0], a, b, dim)
-        rewriter.record(f"{node.name}: composed")
+        _compose(node, a, b, sites, rewriter)
 
     return edit
+
+
+def _compose(node: fx.Node, a: Any, b: Any, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
+    node.args = (node.args[0], a, b, node.args[3])
+    own = node.meta.get("normfold_sites", ())
+    node.meta["normfold_sites"] = (*own, *(site for site in sites if site not in own))
+    rewriter.record(f"{node.name}: composed")
 
 
 def _factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
