@@ -1,6 +1,6 @@
 """fold-affine: move every channel affine into the weights around it.
 
-For an affine y = a x + b (one a and b per channel), tried in this order until one works:
+For an affine y = a x + b (one a and b per channel), tried for all sites before the next is tried:
 
 1. backward: the producer of x makes a x + b            W' = a W, c' = a c + b
 2. branch:   a x + b beside a convolution (or linear) of the same x, summed: the centre tap takes a
@@ -47,7 +47,7 @@ class FoldAffine(Pass):
 
     name: ClassVar[str] = "fold-affine"
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    repeat: ClassVar[bool] = True
+    stages: ClassVar[int] = 6  # each way for all sites, before the next way; the last one sums up
 
     direction: Literal["both", "backward", "forward"] = "both"
     max_gain: float = 1e4
@@ -62,7 +62,8 @@ class FoldAffine(Pass):
     def check(self, graph: Graph, match: Match) -> Decline | None:
         attempt = _Attempt(graph, match.node, self)
         blocked: dict[str, Blocked] = {}
-        for way in attempt.ways():
+        ways = list(attempt.ways())
+        for way in ways if match.stage == self.stages else ways[match.stage : match.stage + 1]:
             try:
                 edits, how = way()
             except Blocked as error:

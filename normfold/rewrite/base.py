@@ -37,6 +37,7 @@ class Match:
 
     node: fx.Node
     sites: tuple[Site, ...] = ()
+    stage: int = 0
     plan: Any = None
     detail: str = ""
     warnings: list[Warned] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Pass:
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    repeat: ClassVar[bool] = False  # one rewrite may make another possible: run to a fixed point
+    stages: ClassVar[int] = 0  # 0: one sweep. Else `Match.stage` counts up while nothing more applies
 
     def match(self, graph: Graph) -> Iterable[Match]:
         """Yield every site of this pass, in graph order."""
@@ -81,13 +82,15 @@ class Pass:
         start = time.perf_counter()
         report = PassReport(str(self), self.exactness.value)
         rewriter = Rewriter(graph)
-        while True:
+        stage = 0
+        while stage <= self.stages:
             report.declined, before = [], len(rewriter.edits)
             for match in list(self.match(graph)):
                 if not getattr(match.node, "_erased", False):
+                    match.stage = stage
                     self._visit(graph, match, rewriter, report)
-            if not self.repeat or len(rewriter.edits) == before:
-                break
+            # a rewrite may have made an earlier stage possible again
+            stage = 0 if self.stages and len(rewriter.edits) > before else stage + 1
         report.edits, report.modified = rewriter.edits, bool(rewriter.edits)
         if report.modified:
             deduplicate(graph.module.graph)
