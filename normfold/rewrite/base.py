@@ -37,11 +37,11 @@ class Match:
 
     node: fx.Node
     sites: tuple[Site, ...] = ()
-    stage: int = 0
     plan: Any = None
     detail: str = ""
     warnings: list[Warned] = field(default_factory=list)
     partial: Decline | None = None
+    stage: int = 0
 
     @property
     def path(self) -> str:
