@@ -1,0 +1,1 @@
+"""Conformance over whole model families: `make zoo`, or ``pytest -m zoo tests/zoo``."""
