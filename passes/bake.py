@@ -33,7 +33,7 @@ class Bake(Pass):
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         raise AssertionError("bake works on the whole graph")
 
-    def run(self, graph: Graph) -> PassReport:
+    def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         report = super().run(graph)
         stored = bake(graph)
         graph.recompile()

@@ -72,8 +72,10 @@ class FoldAffine(Pass):
             match.plan, match.detail = edits, how
             match.warnings = attempt.warnings(match)
             if how == "partial":
-                match.partial = Decline(Reason.PARTIAL, match.node, blocked["forward"].detail)
+                match.partial = Decline(Reason.PARTIAL, match.node, attempt.why_not_forward())
             return None
+        if "normfold_partial" in match.node.meta:
+            return Decline(Reason.PARTIAL, match.node, match.node.meta["normfold_partial"])
         return _summary(blocked, match)
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
@@ -133,13 +135,21 @@ class _Attempt:
         return merge_branch(self.node), "merged into a parallel branch"
 
     def scale_on_shift_left(self) -> tuple[list[Edit], str]:
-        inner = self._inner()
+        inner, why = self._inner(), self.why_not_forward()
         edits = self._transport().push(self.node, Flow(self.scale, None))
 
         def leave(rewriter: Rewriter) -> None:
+            self.node.meta["normfold_partial"] = why  # the rest is matched again: the reason stays
             self.node.args = (self.x, None, inner.vector.node(rewriter), self.node.args[3])
 
         return [*edits, leave], "partial"
+
+    def why_not_forward(self) -> str:
+        try:
+            self.forward()
+        except Blocked as error:
+            return error.detail or error.reason.slug
+        return ""
 
     def _inner(self) -> Coefficient:
         """a x + b = a (x + b / a)."""

@@ -56,10 +56,10 @@ class Restore(Pass):
             match.detail = "back into its norm"
         elif self.native and dim == 1 and _was_batch_norm(match) and scale is not None and shift is not None:
             match.detail = "batch_norm"
-            _write_batch_norm(node, rewriter)
+            _carry(_write_batch_norm(node, rewriter), match)
         else:
             match.detail = "multiply and add"
-            _write_arithmetic(node, rewriter)
+            _carry(_write_arithmetic(node, rewriter), match)
         rewriter.record(f"{match.path}: {match.detail}")
 
 
@@ -77,7 +77,11 @@ def _was_batch_norm(match: Match) -> bool:
     return any(site.kind == "batch-norm" for site in match.sites)
 
 
-def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> None:
+def _carry(new: fx.Node, match: Match) -> None:
+    new.meta["normfold_sites"] = match.sites
+
+
+def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     x, scale, shift, _ = node.args
     assert isinstance(scale, fx.Node)
     like = {"dtype": scale.meta["val"].dtype}
@@ -88,9 +92,10 @@ def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> None:
         node, aten.batch_norm.default, x, scale, shift, mean, variance, False, 0.1, 0.0, False
     )
     rewriter.replace(node, new)
+    return new
 
 
-def _write_arithmetic(node: fx.Node, rewriter: Rewriter) -> None:
+def _write_arithmetic(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     x, scale, shift, dim = node.args
     assert isinstance(x, fx.Node) and isinstance(dim, int)
     shape = [-1] + [1] * (len(shape_of(node)) - 1 - dim)
@@ -99,3 +104,4 @@ def _write_arithmetic(node: fx.Node, rewriter: Rewriter) -> None:
             vector = rewriter.cast(vector, x.meta["val"].dtype)
             x = rewriter.insert_before(node, op, x, rewriter.expression(aten.reshape.default, vector, shape))
     rewriter.replace(node, x)
+    return x

@@ -111,6 +111,7 @@ class PassReport:
     warnings: list[Warned] = field(default_factory=list)
     edits: list[str] = field(default_factory=list)
     modified: bool = False
+    rewrites: int = 0
     seconds: float = 0.0
     check: Check | None = None
 

@@ -29,7 +29,7 @@ class FxPass(Pass):
     exactness: ClassVar[Exactness] = Exactness.EXACT
     function: Callable[[fx.GraphModule], Any]
 
-    def run(self, graph: Graph) -> PassReport:
+    def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         start = time.perf_counter()
         before = graph_text(graph)
         result = self.function(graph.module)

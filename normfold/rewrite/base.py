@@ -77,8 +77,11 @@ class Pass:
         """Rewrite one site that `check` passed."""
         raise NotImplementedError
 
-    def run(self, graph: Graph) -> PassReport:
-        """Apply the pass to every site of ``graph``, in place, and report each outcome."""
+    def run(self, graph: Graph, limit: int | None = None) -> PassReport:
+        """Apply the pass to every site of ``graph``, in place, and report each outcome.
+
+        ``limit`` stops after so many rewrites (for bisecting).
+        """
         start = time.perf_counter()
         report = PassReport(str(self), self.exactness.value)
         rewriter = Rewriter(graph)
@@ -86,11 +89,13 @@ class Pass:
         while stage <= self.stages:
             report.declined, before = [], len(rewriter.edits)
             for match in list(self.match(graph)):
+                if report.rewrites == limit:
+                    break
                 if not getattr(match.node, "_erased", False):
                     match.stage = stage
                     self._visit(graph, match, rewriter, report)
             # a rewrite may have made an earlier stage possible again
-            stage = 0 if self.stages and len(rewriter.edits) > before else stage + 1
+            stage = 0 if self.stages and len(rewriter.edits) > before and report.rewrites != limit else stage + 1
         report.edits, report.modified = rewriter.edits, bool(rewriter.edits)
         if report.modified:
             deduplicate(graph.module.graph)
@@ -112,6 +117,7 @@ class Pass:
                 found=f"{type(error).__name__}: {error}",
                 hint="this is a bug in the pass: leave the site out by `normfold bisect`, and report it",
             ) from error
+        report.rewrites += 1
         report.warnings += match.warnings
         if match.partial is not None:
             report.declined += declined(match, match.partial)

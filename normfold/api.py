@@ -1,0 +1,194 @@
+"""The pass API: capture, run, verify, bisect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.graph import capture as _capture
+from normfold.load import load
+from normfold.report import Check, PassReport, Report
+from normfold.rewrite import Pass, parse, run_pipeline, text_of
+from normfold.sites import site_statuses
+from normfold.verify import Culprit, Verifier
+from normfold.verify import bisect as _bisect
+
+Verify = Literal["final", "each", "off"]
+Progress = Callable[[str], None]
+
+
+def capture(
+    module: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    dynamic: Any = "batch",
+) -> Graph:
+    """Capture a network as a graph that passes can rewrite; see `normfold.graph.capture.capture`."""
+    return _capture(module, args, kwargs, dynamic)
+
+
+def run(
+    graph: Graph,
+    pipeline: str | Sequence[Pass],
+    verify: Verify = "final",
+    *,
+    verifier: Verifier | None = None,
+    progress: Progress | None = None,
+) -> tuple[Graph, Report]:
+    """Run a pipeline on a copy of ``graph``.
+
+    Args:
+        graph: a captured graph; it is left untouched.
+        pipeline: pipeline text, or passes.
+        verify: ``each`` judges after every pass, ``final`` the algebra before baking and the result at the
+            end, ``off`` nothing.
+        verifier: to reuse reference outputs; made from ``graph`` when not given.
+        progress: called with a line of text before each step.
+
+    Returns:
+        The new graph and the report. A failing verdict does not raise: look at ``report.ok``.
+
+    Raises:
+        UsageError: the pipeline text is wrong. PassError: a pass broke.
+    """
+    passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    _require_mode(verify)
+    start = time.perf_counter()
+    verifier = verifier or Verifier(graph)
+    say = progress or (lambda text: None)
+    bakes = [index for index, item in enumerate(passes) if item.name == "bake"]
+    last_unbaked = (bakes[0] if bakes else len(passes)) - 1
+    checks: list[Check] = []
+    if verify != "off":
+        say("checking the capture")
+        checks.append(verifier.capture())
+    done = 0
+
+    def after(item: Pass, current: Graph, report: PassReport) -> None:
+        nonlocal done
+        index, done = done, done + 1
+        say(f"{item}: {report.rewrites} rewrites, {len(report.declined)} declined")
+        wanted = verify == "each" or (verify == "final" and index in (last_unbaked, len(passes) - 1))
+        if wanted and not current.baked:
+            report.check = verifier.algebra(current)
+        elif wanted:
+            report.check = verifier.rounding(current)
+
+    result, reports = run_pipeline(graph, passes, after)
+    report = Report(
+        pipeline=text_of(passes),
+        passes=reports,
+        checks=checks,
+        sites=site_statuses(result, reports),
+        notes=list(result.notes),
+        parameters_before=graph.parameter_bytes(),
+        parameters_after=result.parameter_bytes(),
+    )
+    report.seconds = time.perf_counter() - start
+    return result, report
+
+
+def verify(
+    original: nn.Module | Graph | str | Path,
+    result: Any,
+    inputs: tuple[Any, ...] | Sequence[str] = (),
+    *,
+    seed: int = 0,
+    factory: str | None = None,
+    trust_modules: Sequence[str] = (),
+    trust_pickle: bool = False,
+    batch: Literal["dynamic", "static"] = "dynamic",
+) -> Check:
+    """Does ``result`` compute what ``original`` computes?
+
+    Args:
+        original: a module, a captured graph, or any MODEL that `convert` takes.
+        result: a graph, a module, what `convert` returned, an ``.onnx`` file, or another MODEL.
+        inputs: example inputs (tensors) or `--input` texts; not needed for a captured graph.
+
+    Returns:
+        The verdict; for an ONNX file that of the worse of the two optimisation levels.
+    """
+    given: dict[str, Any] = {
+        "factory": factory,
+        "trust_modules": trust_modules,
+        "trust_pickle": trust_pickle,
+    }
+    graph = original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
+    verifier = Verifier(graph, seed)
+    result = getattr(result, "graph", result)
+    if isinstance(result, (Graph, nn.Module)):
+        return verifier.rounding(result)
+    path = Path(result)
+    if path.suffix == ".onnx":
+        return max(runtime_checks(verifier, path), key=_excess)
+    return verifier.rounding(capture_model(str(result), inputs, batch, **given))
+
+
+def bisect(
+    graph: Graph,
+    pipeline: str | Sequence[Pass],
+    *,
+    verifier: Verifier | None = None,
+    progress: Progress | None = None,
+) -> Culprit | None:
+    """The first pass, and the first rewrite in it, after which the verdict fails; None if none does."""
+    passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    return _bisect(graph, passes, verifier or Verifier(graph), progress)
+
+
+def capture_model(
+    model: Any, inputs: Sequence[Any] = (), batch: Literal["dynamic", "static"] = "dynamic", **loading: Any
+) -> Graph:
+    """Load any MODEL and capture it; ``loading`` goes to `normfold.load.load`."""
+    loaded = load(model, inputs=inputs, **loading)
+    return capture_loaded(loaded, batch)
+
+
+def capture_loaded(loaded: Any, batch: Literal["dynamic", "static"]) -> Graph:
+    """Capture what `normfold.load.load` returned; its notes travel with the graph."""
+    if batch not in ("dynamic", "static"):
+        raise UsageError("`batch` is `dynamic` or `static`", found=f"`{batch}`")
+    if loaded.exported is not None:
+        graph = _capture(loaded.exported, loaded.args, loaded.kwargs)
+    else:
+        graph = _capture(
+            loaded.module, loaded.args, loaded.kwargs, "batch" if batch == "dynamic" else None
+        )
+    graph.notes = [*loaded.notes, *graph.notes]
+    return graph
+
+
+def runtime_checks(verifier: Verifier, path: Path) -> list[Check]:
+    """Verdicts of an ONNX file in onnxruntime, with all graph optimisations and with none."""
+    from normfold.export.runtime import RuntimeSession
+
+    checks = []
+    for level in ("all", "none"):
+        session = RuntimeSession(path, level)
+
+        def feed(inputs: Sequence[Tensor], session: RuntimeSession = session) -> Sequence[Tensor]:
+            return session.run(inputs)
+
+        checks.append(verifier.outputs(f"onnxruntime-{level}", feed))
+    return checks
+
+
+def _excess(check: Check) -> float:
+    worst = check.worst
+    return 0.0 if worst is None else worst.error / (worst.tolerance or 1e-30)
+
+
+def _require_mode(mode: str) -> None:
+    if mode not in ("final", "each", "off"):
+        raise UsageError("`verify` is `final`, `each` or `off`", found=f"`{mode}`")
+
+
+

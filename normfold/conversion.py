@@ -1,0 +1,230 @@
+"""convert: from a model file to a verified artefact, the way the command line does it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from normfold.api import Progress, Verify, capture_loaded, run, runtime_checks
+from normfold.errors import NormfoldError, UsageError
+from normfold.graph import Graph
+from normfold.graph.bake import bake
+from normfold.load import load
+from normfold.report import Report
+from normfold.rewrite import parse
+from normfold.rewrite.presets import preset
+from normfold.verify import Verifier
+
+FORMATS = ("onnx", "pt2")
+
+
+@dataclass
+class Result:
+    """What `convert` made: the rewritten graph, the report, and the files that were written."""
+
+    graph: Graph
+    report: Report
+    artifacts: list[Path]
+
+    @property
+    def ok(self) -> bool:
+        """True if every verdict passed; otherwise only the report was written."""
+        return self.report.ok
+
+
+def convert(
+    model: str | os.PathLike[str] | nn.Module,
+    to: str = "folded",
+    *,
+    passes: str | None = None,
+    export: str | Sequence[str] | None = "onnx",
+    output: str | os.PathLike[str] = "out",
+    inputs: Sequence[Any] = (),
+    factory: str | None = None,
+    trust_modules: Sequence[str] = (),
+    trust_pickle: bool = False,
+    batch: Literal["dynamic", "static"] = "dynamic",
+    verify: Verify = "final",
+    seed: int = 0,
+    opset: int | None = None,
+    dialect: str = "ort-x86",
+    progress: Progress | None = None,
+) -> Result:
+    """Load, capture, rewrite, verify, export, and verify again what was exported.
+
+    Args:
+        model: any MODEL of the command line, or a module.
+        to: a preset (``folded``, ``baked``); ``passes`` gives a pipeline text instead.
+        export: ``onnx`` and/or ``pt2``; None rewrites only.
+        output: folder for the artefacts and ``<name>.report.json``; made if missing.
+        inputs: example inputs, or texts such as ``x:1x3x224x224``; inferred when empty.
+        factory, trust_modules, trust_pickle: how to load, see `normfold.load.load`.
+        batch: ``dynamic`` (default) or ``static``.
+        verify: ``final``, ``each`` or ``off``.
+        opset, dialect: of the ONNX file.
+
+    Returns:
+        The result. When a verdict fails, ``result.ok`` is False, the report is written, and artefacts of an
+        earlier run stay as they were.
+
+    Raises:
+        LoadError, CaptureError, UsageError, ExportError, PassError, each with what, where, found and a hint.
+    """
+    start = time.perf_counter()
+    text = passes if passes is not None else preset(to)
+    parse(text)
+    formats = _formats(export)
+    say = progress or (lambda line: None)
+    say("loading")
+    loaded = load(
+        model, factory=factory, inputs=inputs, trust_modules=trust_modules, trust_pickle=trust_pickle, seed=seed
+    )
+    say("capturing")
+    graph = capture_loaded(loaded, batch)
+    verifier = Verifier(graph, seed)
+    result, report = run(graph, text, verify, verifier=verifier, progress=progress)
+    report.model, report.inputs, report.versions = loaded.source, loaded.inputs_from, versions()
+    if formats and not result.baked:
+        bake(result)
+        result.recompile()
+        report.notes.append("the pipeline does not bake: baked before the export")
+    artifacts: list[Path] = []
+    name, folder = _name(model), Path(output)
+    if formats and report.ok:
+        with staging(folder) as temporary:
+            for kind in formats:
+                say(f"writing {kind}")
+                target = temporary / f"{name}.{kind}"
+                _write(kind, result, target, report, verifier if verify != "off" else None, opset, dialect)
+            if report.ok:
+                artifacts = publish(temporary, folder)
+    report.artifacts = [str(path) for path in artifacts]
+    report.seconds, report.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
+    if formats:
+        with staging(folder) as temporary:
+            (temporary / f"{name}.report.json").write_text(report.to_json() + "\n")
+            publish(temporary, folder)
+    return Result(result, report, artifacts)
+
+
+def _write(
+    kind: str,
+    graph: Graph,
+    path: Path,
+    report: Report,
+    verifier: Verifier | None,
+    opset: int | None,
+    dialect: str,
+) -> None:
+    if kind == "pt2":
+        from normfold.export.pt2 import export_pt2
+
+        export_pt2(graph, path)
+        return
+    from normfold.export.census import census
+    from normfold.export.onnx import export_onnx
+
+    exported = export_onnx(
+        graph, path, opset=opset, dialect=dialect, metadata={"pipeline": report.pipeline, "source": report.model}
+    )
+    report.notes += exported.notes
+    report.census = dict(census(path).ops)
+    if verifier is not None:
+        report.checks += runtime_checks(verifier, path)
+
+
+def _formats(export: str | Sequence[str] | None) -> list[str]:
+    formats = [export] if isinstance(export, str) else list(export or ())
+    for kind in formats:
+        if kind not in FORMATS:
+            raise UsageError(
+                f"cannot export `{kind}`", hint=f"`--export` takes {' or '.join(f'`{name}`' for name in FORMATS)}"
+            )
+    return formats
+
+
+def _name(model: Any) -> str:
+    if isinstance(model, nn.Module):
+        return type(model).__name__.lower()
+    text = str(model).split("(")[0].rstrip("/")
+    tail = text.rsplit(":", 1)[-1] if not Path(text).exists() else Path(text).name
+    for suffix in (".pt", ".pth", ".pt2", ".safetensors", ".bin"):
+        tail = tail.removesuffix(suffix)
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in tail) or "model"
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A private folder inside ``folder``: files become visible only through `publish`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError("the output folder cannot be made", where=str(folder), found=str(error)) from error
+    _sweep(folder)
+    temporary = folder / f".normfold-{os.getpid()}"
+    temporary.mkdir(exist_ok=True)
+    try:
+        yield temporary
+    except OSError as error:
+        raise NormfoldError("the output could not be written", where=str(folder), found=str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, folder: Path) -> list[Path]:
+    """Rename every finished file into ``folder``: each is the old one or the new one, never half of it."""
+    published = []
+    # external data first: an old model file never points at a missing one
+    for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".onnx"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        target = folder / path.name
+        os.replace(path, target)
+        published.append(target)
+    return sorted(published)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left behind."""
+    for stale in folder.glob(".normfold-*"):
+        pid = stale.name.removeprefix(".normfold-")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on, for the report."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("normfold", "torch", "onnx", "onnxscript", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

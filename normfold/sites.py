@@ -1,0 +1,63 @@
+"""What became of every norm: read off the final graph, not off what the passes claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from normfold.graph import Graph, Site
+from normfold.graph.graph import argument, op_name
+from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
+from normfold.report import Declined, PassReport, SiteStatus
+
+
+def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatus]:
+    """State of every site that canonicalize found, in graph order.
+
+    A site is ``left`` while any node carries its affine, ``kept`` if its norm computes statistics at run time,
+    else ``gone``.
+    """
+    carried = {site.path for node in graph.nodes for site in node.meta.get("normfold_sites", ())}
+    running = {
+        site.path: node for node in graph.nodes for site in node.meta.get("normfold_norm", ())
+    }
+    reasons = {declined.site: declined for item in reports for declined in item.declined}
+    statuses = [_status(site, carried, running, reasons) for site in graph.sites.values()]
+    known = set(graph.sites)
+    for declined in reasons.values():  # norms that canonicalize itself had to leave alone
+        if declined.site not in known and declined.kind:
+            statuses.append(_left(declined.site, declined.kind, declined, declined.line))
+    return statuses
+
+
+def _status(
+    site: Site, carried: set[str], running: dict[str, fx.Node], reasons: dict[str, Declined]
+) -> SiteStatus:
+    reason = reasons.get(site.path)
+    if site.path in running:
+        node = running[site.path]
+        whole = site.path in carried or _has_affine(node)
+        detail = "affine kept" if whole else "no affine left"
+        code = reason.code if reason is not None and whole else ""
+        return SiteStatus(site.path, site.kind, "kept", code, detail, site.line)
+    if site.path in carried:
+        return _left(site.path, site.kind, reason, site.line)
+    return SiteStatus(site.path, site.kind, "gone", "", "", site.line)
+
+
+def _left(path: str, kind: str, reason: Declined | None, line: str) -> SiteStatus:
+    code = reason.code if reason is not None else ""
+    detail = "; ".join(filter(None, [reason.reason, reason.detail])) if reason is not None else "not folded"
+    return SiteStatus(path, kind, "left", code, detail, line)
+
+
+def _has_affine(node: fx.Node) -> bool:
+    names = {spec.name for spec in node.target._schema.arguments}  # type: ignore[union-attr]
+    return any(argument(node, name) is not None for name in ("weight", "bias") if name in names)
+
+
+def norm_nodes(graph: Graph) -> list[fx.Node]:
+    """Every norm op of a captured graph that works on activations."""
+    names = {*BATCH_NORM_OPS, *NORM_OPS}
+    return [node for node in graph.nodes if op_name(node) in names and not node.meta.get("normfold_static")]

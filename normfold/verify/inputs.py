@@ -1,0 +1,79 @@
+"""Inputs that a verdict is based on: seeded random, x100 scale, constant rows, zeros, and the user's own.
+
+Where the batch is dynamic they travel as the rows of one batch, whose size differs from the captured one:
+one forward pass covers them all, and shows that the batch is dynamic indeed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from normfold.graph import Graph
+from normfold.graph.graph import is_symbolic
+
+KINDS = ("random", "x100", "constant", "zeros")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Flat inputs of one forward pass; ``rows`` names each row of the batch, or is None for one whole."""
+
+    name: str
+    leaves: tuple[Any, ...]
+    rows: tuple[str, ...] | None = None
+
+
+def cases(graph: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = None) -> list[Case]:
+    """The verifier's inputs for a graph, and the user's ``samples`` (flat input tuples) when given."""
+    leaves = pytree.tree_leaves((graph.args, graph.kwargs))
+    batched = _batched(graph, leaves)
+    generator = torch.Generator().manual_seed(seed)
+    made = {
+        kind: tuple(_fill(leaf, kind, generator, batch) for leaf, batch in zip(leaves, batched, strict=True))
+        for kind in KINDS
+    }
+    if any(batched):
+        rows = tuple(
+            torch.cat([made[kind][index][:1] for kind in KINDS]) if batch else leaf
+            for index, (leaf, batch) in enumerate(zip(leaves, batched, strict=True))
+        )
+        found = [Case("rows", rows, KINDS)]
+    else:
+        found = [Case(kind, values) for kind, values in made.items()]
+    return found + [Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])]
+
+
+def _batched(graph: Graph, leaves: list[Any]) -> list[bool]:
+    """For each input: does its first size follow the batch?"""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in nodes]
+    return [
+        isinstance(leaf, Tensor)
+        and isinstance(value, Tensor)
+        and value.dim() > 0
+        and is_symbolic(value.shape[0])
+        for leaf, value in zip(leaves, values, strict=False)
+    ] + [False] * max(0, len(leaves) - len(values))
+
+
+def _fill(leaf: Any, kind: str, generator: torch.Generator, batched: bool) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if not leaf.is_floating_point():
+        # the example's own values are known to be in range: keep to them
+        if kind == "zeros" and leaf.dtype != torch.bool and int(leaf.min()) <= 0:
+            return torch.zeros_like(leaf)
+        if kind == "constant" and leaf.dtype != torch.bool:
+            return torch.full_like(leaf, int(leaf.reshape(-1)[0]))
+        return leaf.roll(1, 0) if kind == "x100" and leaf.dim() else leaf
+    if kind == "zeros":
+        return torch.zeros_like(leaf)
+    if kind == "constant":
+        return torch.full_like(leaf, 0.75)
+    noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32)
+    return (noise * (100 if kind == "x100" else 1)).to(leaf.dtype)

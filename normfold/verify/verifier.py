@@ -1,0 +1,172 @@
+"""The verdict: the original in float64 is the reference, the original's own error is the yardstick.
+
+With r the float64 outputs, e0 the error of the original in its own dtype and e1 that of the result, each
+relative to the largest magnitude of the output (of its row), an exact pipeline passes when
+
+    the un-baked graph in float64 agrees with r to 1e-10           (algebra)
+    e1 <= 4 e0 + 16 ulps                                          (rounding)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from normfold.graph import Graph
+from normfold.graph.precision import Float64Interpreter
+from normfold.report import Check, OutputCheck
+from normfold.verify.inputs import Case, cases
+
+ALGEBRA_TOLERANCE = 1e-10
+FACTOR = 4.0
+ULPS = 16.0
+
+Outputs = list[Tensor]
+
+
+class Verifier:
+    """Judges rewritten graphs, modules and exported files against one original.
+
+    Args:
+        original: the captured graph, not rewritten.
+        seed: of the random inputs.
+        samples: flat input tuples of the user's own, judged besides the generated ones.
+    """
+
+    def __init__(
+        self, original: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = None
+    ) -> None:
+        self.graph, self.seed = original, seed
+        self.cases = cases(original, seed, samples)
+        self._reference: list[Outputs] | None = None
+        self._baseline: list[Outputs] | None = None
+
+    @property
+    def reference(self) -> list[Outputs]:
+        """Float64 outputs of the original for every case."""
+        if self._reference is None:
+            interpreter = Float64Interpreter(self.graph.module)
+            self._reference = [_tensors(interpreter(*case.leaves)) for case in self.cases]
+        return self._reference
+
+    @property
+    def baseline(self) -> list[Outputs]:
+        """Outputs of the original in its own dtype."""
+        if self._baseline is None:
+            original = self.graph.original if self.graph.original is not None else self.graph.module
+            self._baseline = self._run(original)
+        return self._baseline
+
+    def capture(self) -> Check:
+        """Does the captured graph compute what the module computes? (Same dtype, same kernels.)"""
+        start = time.perf_counter()
+        captured = self._run(self.graph.module)
+        return self._judge("capture", self.baseline, start, baseline=captured)
+
+    def algebra(self, graph: Graph) -> Check:
+        """Un-baked algebra in float64."""
+        start = time.perf_counter()
+        interpreter = Float64Interpreter(graph.module)
+        outputs = [_tensors(interpreter(*case.leaves)) for case in self.cases]
+        return self._judge("algebra", outputs, start, tolerance=ALGEBRA_TOLERANCE)
+
+    def rounding(self, result: Graph | nn.Module) -> Check:
+        """The result in its own dtype, against four times the original's own error."""
+        start = time.perf_counter()
+        return self._judge("rounding", self._run(result.module if isinstance(result, Graph) else result), start)
+
+    def outputs(self, kind: str, run: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Check:
+        """Anything that maps flat input tensors to flat output tensors, such as a runtime session."""
+        start = time.perf_counter()
+        results = []
+        for case in self.cases:
+            inputs = [leaf for leaf in case.leaves if isinstance(leaf, Tensor)]
+            results.append(list(run(inputs)))
+        return self._judge(kind, results, start)
+
+    def _run(self, module: Any) -> list[Outputs]:
+        _, tree = pytree.tree_flatten((self.graph.args, self.graph.kwargs))
+        results = []
+        with torch.no_grad():
+            for case in self.cases:
+                args, kwargs = pytree.tree_unflatten(list(case.leaves), tree)
+                results.append(_tensors(module(*args, **kwargs)))
+        return results
+
+    def _judge(
+        self,
+        kind: str,
+        results: list[Outputs],
+        start: float,
+        tolerance: float | None = None,
+        baseline: list[Outputs] | None = None,
+    ) -> Check:
+        found: list[OutputCheck] = []
+        note = ""
+        for index, (case, reference) in enumerate(zip(self.cases, self.reference, strict=True)):
+            own = None
+            if tolerance is None:
+                own = (baseline if baseline is not None else self.baseline)[index]
+            if len(results[index]) != len(reference):
+                note = f"{len(results[index])} outputs instead of {len(reference)}"
+                found.append(OutputCheck("*", case.name, 0.0, float("inf"), 0.0, float("inf")))
+                continue
+            for place, (expected, got) in enumerate(zip(reference, results[index], strict=True)):
+                name = self.graph.output_names[place] if place < len(self.graph.output_names) else str(place)
+                mine = own[place] if own is not None else None
+                found += _compare(name, case, expected, got, mine, tolerance)
+        dropped = [check for check in found if check.tolerance == float("inf")]
+        if dropped:
+            note = note or f"{len(dropped)} outputs overflow in the original's own dtype: not judged"
+        return Check(kind, tuple(found), time.perf_counter() - start, self.seed, note)
+
+
+def _tensors(outputs: Any) -> Outputs:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _compare(
+    name: str, case: Case, expected: Tensor, got: Tensor, own: Tensor | None, tolerance: float | None
+) -> list[OutputCheck]:
+    rows = case.rows
+    if expected.shape != got.shape:
+        return [OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))]
+    if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
+        parts: list[tuple[str, Any]] = [(case.name, slice(None))]
+    else:
+        parts = [(row, index) for index, row in enumerate(rows)]
+    checks = []
+    for label, part in parts:
+        error, absolute = _error(expected[part], got[part])
+        baseline = 0.0 if own is None else _error(expected[part], own[part])[0]
+        allowed = tolerance
+        if allowed is None:
+            assert own is not None
+            unit = torch.finfo(own.dtype).eps if own.is_floating_point() else 0.0
+            # where the original itself overflows there is nothing to compare with
+            allowed = float("inf") if baseline != baseline or baseline == float("inf") else FACTOR * baseline + ULPS * unit
+        if allowed == float("inf"):
+            error = 0.0
+        checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
+    return checks
+
+
+def _error(reference: Tensor, result: Tensor) -> tuple[float, float]:
+    """Largest error relative to the largest magnitude of the reference, and the largest error itself."""
+    if reference.numel() == 0:
+        return 0.0, 0.0
+    if not reference.is_floating_point() and not reference.is_complex():
+        wrong = float((reference != result).double().max())
+        return wrong, wrong
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    same = reference == result.to(wide)  # equal infinities, as in masks
+    difference = torch.where(same, 0.0, (reference - result.to(wide)).abs())
+    absolute = float(difference.max())
+    finite = reference.abs()[torch.isfinite(reference.abs())]
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return (absolute / scale if scale > 0 else absolute), absolute
