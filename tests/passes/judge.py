@@ -1,0 +1,156 @@
+"""Run a pipeline on a network and measure what came out, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from normfold.graph import Graph, capture
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import op_name, shape_of
+from normfold.graph.precision import Float64Interpreter
+from normfold.graph.provenance import module_path
+from normfold.report import Declined, PassReport
+from normfold.rewrite import parse, run_pipeline
+
+ALGEBRA = 1e-10  # relative error that the un-baked graph may have in float64
+ULPS = 8
+
+
+@dataclass
+class Outcome:
+    """One network before, rewritten, and baked; errors per output, relative to the output's maximum.
+
+    ``algebra``: un-baked, in float64. ``baseline`` and ``error``: original and baked, in their own dtype.
+    """
+
+    before: Graph
+    after: Graph
+    baked: Graph
+    reports: list[PassReport]
+    algebra: list[float]
+    baseline: list[float]
+    error: list[float]
+    ulp: float
+
+    @property
+    def folding(self) -> PassReport:
+        return next(report for report in self.reports if report.spec.startswith("fold-affine"))
+
+    @property
+    def declined(self) -> list[Declined]:
+        return [decline for report in self.reports for decline in report.declined]
+
+    @property
+    def codes(self) -> set[str]:
+        return {decline.code for decline in self.declined}
+
+    def wrong(self, index: int) -> str:
+        """Why output ``index`` is wrong, or nothing."""
+        if not self.algebra[index] <= ALGEBRA:
+            return f"algebra off by {self.algebra[index]:.2e}"
+        allowed = 4 * self.baseline[index] + ULPS * self.ulp
+        if not self.error[index] <= allowed:
+            return f"baked error {self.error[index]:.2e}, allowed {allowed:.2e}"
+        return ""
+
+    def left(self, prefix: str = "") -> list[str]:
+        """Norms and per-channel ops in the baked graph under a module path."""
+        return [
+            node.name
+            for node in self.baked.nodes
+            if _acts_per_channel(node) and f"{module_path(node)}.".startswith(prefix)
+        ]
+
+    def ops(self) -> list[str]:
+        """Names of the ops on activations in the baked graph, in order."""
+        return [
+            op_name(node)
+            for node in self.baked.nodes
+            if node.op == "call_function" and not is_static(node)
+        ]
+
+
+def _acts_per_channel(node: fx.Node) -> bool:
+    name = op_name(node)
+    if name in ("batch_norm", "normfold::channel_affine"):
+        return True
+    if name not in ("add", "sub", "mul", "div") or is_static(node):
+        return False
+    constants = [side for side in node.args[:2] if is_static(side)]
+    return any(sum(size > 1 for size in shape_of(side)) == 1 for side in constants)  # type: ignore[arg-type]
+
+
+def fold(
+    module: nn.Module,
+    *inputs: Tensor,
+    options: str = "",
+    dynamic: Any = "batch",
+) -> Outcome:
+    """The preset ``folded`` with ``options`` for fold-affine, judged on ``inputs``."""
+    step = f"fold-affine{{{options}}}" if options else "fold-affine"
+    return judge(capture(module, inputs, dynamic=dynamic), f"canonicalize,{step},restore")
+
+
+def judge(graph: Graph, text: str, inputs: tuple[Tensor, ...] | None = None) -> Outcome:
+    """Run ``text`` (without bake) on a captured graph, then bake, and measure all three."""
+    inputs = graph.args if inputs is None else inputs
+    after, reports = run_pipeline(graph, parse(text))
+    baked, baking = run_pipeline(after, parse("bake"))
+    reference = _leaves(Float64Interpreter(graph.module)(*inputs))
+    unbaked = _leaves(Float64Interpreter(after.module)(*inputs))
+    with torch.no_grad():
+        native = _leaves(graph.module(*inputs))
+        result = _leaves(baked.module(*inputs))
+    ulp = max(torch.finfo(leaf.dtype).eps for leaf in native)
+    return Outcome(
+        graph,
+        after,
+        baked,
+        reports + baking,
+        [_off(a, b) for a, b in zip(reference, unbaked, strict=True)],
+        [_off(a, b) for a, b in zip(reference, native, strict=True)],
+        [_off(a, b) for a, b in zip(reference, result, strict=True)],
+        ulp,
+    )
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _off(reference: Tensor, value: Tensor) -> float:
+    assert reference.shape == value.shape, f"shape {tuple(value.shape)}, not {tuple(reference.shape)}"
+    scale = reference.abs().max().clamp_min(1e-30)
+    return float((reference - value.double()).abs().max() / scale)
+
+
+def folded(outcome: Outcome) -> Outcome:
+    """Assert that every site went and every output is right."""
+    right(outcome)
+    assert not outcome.declined, [(d.site, d.code, d.detail) for d in outcome.declined]
+    assert not outcome.left(), outcome.left()
+    return outcome
+
+
+def right(outcome: Outcome) -> Outcome:
+    """Assert that every output is right, whatever was declined."""
+    found = {index: why for index in range(len(outcome.error)) if (why := outcome.wrong(index))}
+    assert outcome.error, "the network has no output to judge"
+    assert not found, found
+    return outcome
+
+
+def declines(outcome: Outcome, *codes: str) -> Outcome:
+    """Assert that exactly these reasons were given, and that the outputs are right."""
+    right(outcome)
+    assert outcome.codes == set(codes), [(d.site, d.code, d.detail) for d in outcome.declined]
+    return outcome
+
+
+Wiring = Callable[..., Any]
