@@ -15,7 +15,7 @@ def resnet20(num_classes: int = 10) -> ResNet:
 
 
 def mobilenet_v2_small(num_classes: int = 10) -> MobileNetV2:
-    """MobileNetV2 (Sandler et al. 2018) scaled to 32x32 images; 0.17 M parameters."""
+    """MobileNetV2 (Sandler et al. 2018) scaled to 32x32 images; 0.16 M parameters."""
     stages = (
         Stage(expand=1, channels=16, blocks=1, stride=1),
         Stage(expand=4, channels=24, blocks=2, stride=2),
