@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect as inspect_module
 import math
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +14,20 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.api import run
+from normfold.api import Progress, bisect, run
+from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, body, kind_of, operands
 from normfold.graph.provenance import module_path
+from normfold.graph.text import graph_text
 from normfold.report import Report, SiteStatus
-from normfold.rewrite.presets import preset
+from normfold.rewrite import Reason, parse, text_of
+from normfold.rewrite.presets import PRESETS, preset
+from normfold.rewrite.reasons import by_code
+from normfold.rewrite.registry import find, names
 from normfold.sites import norm_nodes
+from normfold.verify import Culprit, Verifier
 
 HALF_MAX = 65504.0
 
@@ -56,18 +65,11 @@ def inspect(graph: Graph) -> list[NormInfo]:
     return found
 
 
-def plan(graph: Graph, pipeline: str | None = None) -> Report:
-    """What a pipeline would do: its report without baking, verifying or writing anything."""
-    text = pipeline if pipeline is not None else preset("folded")
-    kept = ",".join(part for part in _split(text) if part.split("{")[0].strip() != "bake")
-    _, report = run(graph, kept, verify="off")
+def plan(graph: Graph, pipeline: str | None = None, to: str = "folded") -> Report:
+    """What a pipeline (or the preset ``to``) would do: its report, without baking, verifying or writing."""
+    passes = parse(pipeline if pipeline is not None else preset(to))
+    _, report = run(graph, text_of([item for item in passes if item.name != "bake"]), verify="off")
     return report
-
-
-def _split(text: str) -> Sequence[str]:
-    from normfold.rewrite import parse
-
-    return [str(item) for item in parse(text)]
 
 
 def _info(
@@ -143,3 +145,71 @@ def _risk(kind: str, magnitude: float | None) -> str:
     if reach > HALF_MAX:
         return f"overflow: {what}"
     return f"near: {what}" if reach > HALF_MAX / 16 else "none"
+
+
+def graph_text_after(graph: Graph, pipeline: str | None) -> str:
+    """Canonical text of a graph, after a pipeline if one is given."""
+    if pipeline is not None:
+        graph, _ = run(graph, pipeline, verify="off")
+    return graph_text(graph)
+
+
+def find_culprit(
+    graph: Graph, pipeline: str | None, to: str, seed: int, progress: Progress
+) -> Culprit | None:
+    """`bisect` for a pipeline text or a preset."""
+    return bisect(graph, pipeline if pipeline is not None else preset(to), verifier=Verifier(graph, seed), progress=progress)
+
+
+def list_passes() -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Every pass with name, exactness, options and first docstring line; and the presets.
+
+    A plug-in that cannot be imported is listed with its error.
+    """
+    rows = []
+    for name in names():
+        try:
+            kind = find(name)
+        except Exception as error:
+            rows.append({"name": name, "exactness": "", "options": "", "summary": f"cannot be loaded: {error}"})
+            continue
+        fields = dataclasses.fields(kind)
+        rows.append(
+            {
+                "name": name,
+                "exactness": kind.exactness.value,
+                "options": " ".join(f"{f.name.replace('_', '-')}={_default(f)}" for f in fields),
+                "summary": (kind.__doc__ or "").strip().splitlines()[0],
+            }
+        )
+    return rows, dict(PRESETS)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def explain(name: str) -> dict[str, str]:
+    """What a reason code means and what helps, or the algebra, promise and options of a pass.
+
+    Raises:
+        UsageError: neither a code nor a pass, with a did-you-mean.
+    """
+    reason = by_code(name)
+    if reason is not None:
+        return {
+            "title": f"{reason.code} {reason.slug}",
+            "meaning": reason.summary,
+            "remedy": f"hint: {reason.remedy}",
+        }
+    if name in names():
+        kind = find(name)
+        module = sys.modules[kind.__module__]
+        return {"algebra": inspect_module.cleandoc(module.__doc__ or ""), "pass": "\n" + inspect_module.getdoc(kind)}  # type: ignore[operator]
+    known = [reason.code for reason in Reason] + [reason.slug for reason in Reason] + names()
+    close = difflib.get_close_matches(name, known, 1)
+    raise UsageError(
+        f"nothing is called `{name}`",
+        hint=f"did you mean `{close[0]}`?" if close else "give a code (NF101 ...) or a pass (`normfold passes`)",
+    )

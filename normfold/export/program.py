@@ -13,34 +13,31 @@ from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError
+from normfold.export.expand import NotLocal, expand
 from normfold.graph.expressions import fetch
 from normfold.graph.graph import Graph
 
 
 class LiftedProgram(ExportedProgram):
-    """An exported program whose decomposition is free when no op of it has one.
+    """An exported program that is decomposed op by op, in place.
 
-    Capture has functionalised the graph already, and retracing every op only to find the same ops again is a
-    fifth of the time of an ONNX export. The exporter hands over the table of everything that it cannot
-    translate: if the graph holds none of that, the graph is the answer.
+    Capture has functionalised the graph already, and retracing every op to find nearly the same ops again is
+    a fifth of the time of an ONNX export. The exporter hands over the table of everything that it cannot
+    translate: only what the graph holds of that is expanded.
     """
 
     def run_decompositions(
         self, decomp_table: dict[Any, Callable[..., Any]] | None = None, **kwargs: Any
     ) -> ExportedProgram:
-        """The program itself if no op needs ``decomp_table``, else as in `ExportedProgram`."""
-        if decomp_table and not any(_decomposes(node, decomp_table) for node in self.graph.nodes):
+        """This program with the ops of ``decomp_table`` expanded where they stand, or traced again."""
+        if decomp_table:
+            try:
+                expand(self.graph, decomp_table)
+            except NotLocal:
+                return super().run_decompositions(decomp_table, **kwargs)
+            self.graph_module.recompile()
             return self
         return super().run_decompositions(decomp_table, **kwargs)
-
-
-def _decomposes(node: fx.Node, table: dict[Any, Callable[..., Any]]) -> bool:
-    if node.op != "call_function":
-        return False
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return isinstance(target, torch._ops.HigherOrderOperator)
-    return target in table or target.namespace != "aten" or target._schema.is_mutable
 
 
 class _NotLiftable(Exception):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from normfold.graph.expressions import evaluate, is_static
-from normfold.graph.graph import concrete, op_name, shape_of
+from normfold.graph.graph import argument, concrete, op_name, shape_of
 from normfold.graph.ops import body, operands, zero_pad_of
 
 NONE = -1
@@ -82,10 +82,15 @@ def push(node: fx.Node, operand: fx.Node, ids: Tensor) -> Tensor:
     kept = _same_axes(node, ids)
     if kept is not None:
         return kept
-    parts = {
-        part: ids.expand(shape_of(part)) if part is operand else torch.full(shape_of(part), NONE)
-        for part in operands(node)
-    }
+    moved = _moved_axes(body(node), ids.dim())
+    parts = {}
+    for part in operands(node):
+        shape = shape_of(part)
+        if moved is not None:
+            shape = tuple(
+                size if axis in moved or ids.shape[axis] > 1 else 1 for axis, size in enumerate(shape)
+            )
+        parts[part] = ids.expand(shape) if part is operand else torch.full(shape, NONE)
     return compress(_run(node, parts))
 
 
@@ -101,10 +106,11 @@ def pull(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
         return [(parts[0], kept)]
     if len(set(parts)) != len(parts):
         raise LayoutError("one tensor is moved to several places")
-    sizes = [_count(part) for part in parts]
+    shapes = [_needed_shape(node, part, ids) for part in parts]
+    sizes = [torch.Size(shape).numel() for shape in shapes]
     sources, start = {}, 0
-    for part, size in zip(parts, sizes, strict=True):
-        sources[part] = torch.arange(start, start + size).reshape(shape_of(part))
+    for part, shape, size in zip(parts, shapes, sizes, strict=True):
+        sources[part] = torch.arange(start, start + size).reshape(shape)
         start += size
     origin = _run(node, sources)
     wanted = ids.expand(origin.shape)
@@ -114,70 +120,127 @@ def pull(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
     if not bool((found[origin.clamp_min(0)][inside] == wanted[inside]).all()):
         raise LayoutError("one element is moved to places with different features")
     result, start = [], 0
-    for part, size in zip(parts, sizes, strict=True):
-        result.append((part, compress(found[start : start + size].reshape(shape_of(part)))))
+    for part, shape, size in zip(parts, shapes, sizes, strict=True):
+        result.append((part, compress(found[start : start + size].reshape(shape))))
         start += size
     return result
 
 
-def _count(node: fx.Node) -> int:
-    return torch.Size(shape_of(node)).numel()
+def _needed_shape(node: fx.Node, part: fx.Node, ids: Tensor) -> tuple[int, ...]:
+    """Sizes that a run needs to pull ``ids`` back to ``part``: 1 on axes that it treats all alike."""
+    shape, op = shape_of(part), body(node)
+    moved = _moved_axes(op, len(shape))
+    if moved is None:
+        return shape
+    place = list(range(len(shape)))  # of each axis in the result
+    if op_name(op) in ("select", "unbind"):
+        place = [axis - (axis > min(moved)) for axis in place]
+    elif op_name(op) == "stack":
+        dim = int(argument(op, "dim", 0)) % ids.dim()
+        place = [axis + (axis >= dim) for axis in place]
+    return tuple(
+        size if axis in moved or ids.shape[place[axis]] > 1 else 1 for axis, size in enumerate(shape)
+    )
+
+
+def _moved_axes(op: fx.Node, rank: int) -> set[int] | None:
+    """Axes of its operand along which an op moves elements; it treats the indices of any other axis alike.
+
+    None where this is not known from the arguments.
+    """
+    match op_name(op):
+        case "slice" | "select" | "narrow" | "index_select" | "cat" | "concat" | "concatenate":
+            return {int(argument(op, "dim", 0)) % rank}
+        case "split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk" | "unbind":
+            return {int(argument(op, "dim", 0)) % rank}
+        case "unfold":
+            return {int(argument(op, "dimension")) % rank}
+        case "flip" | "roll":
+            return set(_dims(argument(op, "dims"), rank)) or None
+        case "pad" | "constant_pad_nd":
+            widths = argument(op, "pad")
+            return {rank - 1 - index // 2 for index, width in enumerate(widths) if width != 0}
+        case "stack":
+            return set()
+        case _:
+            return None
+
+
+_UNMOVED = {"clone", "contiguous", "alias", "detach", "_to_copy", "to", "dropout", "type_as"}
+_RESHAPES = {
+    *("view", "reshape", "_unsafe_view", "flatten", "reshape_as", "view_as", "unflatten"),
+    *("squeeze", "unsqueeze"),
+}
 
 
 def _same_axes(node: fx.Node, ids: Tensor) -> Tensor | None:
-    """Fast path: ops that keep the axes, or permute them, need no run."""
+    """Fast path: ops that keep the axes, permute them, split and merge them, or broadcast, need no run."""
     name = op_name(node)
-    source = operands(node)[0]
-    before, after = shape_of(source), shape_of(node) if hasattr(node.meta["val"], "shape") else ()
-    if name in ("clone", "contiguous", "alias", "detach", "_to_copy", "to", "dropout", "roll", "type_as"):
-        if name != "roll" or all(ids.shape[dim] == 1 for dim in _dims(node.args[2], ids.dim())):
-            return ids
+    if name in _UNMOVED:
+        return ids
+    if name == "roll" and (moved := _moved_axes(node, ids.dim())) is not None:
+        return ids if all(ids.shape[dim] == 1 for dim in moved) else None
     if name == "permute":
         return ids.permute(tuple(node.args[1]))  # type: ignore[arg-type]
     if name in ("transpose", "swapaxes"):
         return ids.transpose(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
-    axis = axis_of(ids)
-    if axis is None or axis >= len(before):
-        return None
-    if name in ("view", "reshape", "_unsafe_view", "flatten", "reshape_as", "unflatten", "squeeze", "unsqueeze"):
-        target = _kept_axis(before, after, axis)
-        return None if target is None else channel_like(ids, len(after), target)
+    if name in ("expand", "expand_as"):
+        return align(ids, len(shape_of(node)))
+    if name in _RESHAPES:
+        return _regroup(ids, shape_of(operands(node)[0]), shape_of(node))
     return None
 
 
 def _same_axes_back(node: fx.Node, source: fx.Node, ids: Tensor) -> Tensor | None:
     name = op_name(node)
-    if name in ("clone", "contiguous", "alias", "detach", "_to_copy", "to", "dropout", "type_as"):
+    if name in _UNMOVED:
         return ids
     if name == "permute":
         order = [int(dim) % ids.dim() for dim in node.args[1]]  # type: ignore[union-attr, arg-type]
         return ids.permute([order.index(dim) for dim in range(len(order))])
     if name in ("transpose", "swapaxes"):
         return ids.transpose(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
-    axis = axis_of(ids)
-    if axis is None:
+    if name in ("expand", "expand_as"):
+        return for_operand(ids, source)
+    if name in _RESHAPES:
+        return _regroup(ids, shape_of(node), shape_of(source))
+    return None
+
+
+def _regroup(ids: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor | None:
+    """Layout behind a reshape, axis by axis of the common refinement of both shapes.
+
+    (heads * width) -> (heads, width) refines to the latter: ids that repeat for every head then have size 1
+    along the heads. None if the shapes have no common refinement, such as (4, 6) and (6, 4).
+    """
+    borders = sorted({*_borders(before), *_borders(after)})
+    factors = list(zip(borders, borders[1:], strict=False))
+    if 0 in borders or any(high % low for low, high in factors):
         return None
-    if name in ("view", "reshape", "_unsafe_view", "flatten", "reshape_as", "unflatten", "squeeze", "unsqueeze"):
-        before = shape_of(source)
-        target = _kept_axis(shape_of(node), before, axis)
-        return None if target is None else channel_like(ids, len(before), target)
-    return None
+    split: list[int] = []
+    for axis, (low, high) in enumerate(_spans(before)):
+        inner = [b // a for a, b in reversed(factors) if low <= a and b <= high]
+        split += inner if ids.shape[axis] > 1 else [1] * len(inner)
+    ids = compress(ids.reshape(split))
+    full, merged, start = [], [], 0
+    for low, high in _spans(after):
+        inner = [b // a for a, b in reversed(factors) if low <= a and b <= high]
+        varies = any(extent > 1 for extent in ids.shape[start : start + len(inner)])
+        full += inner if varies else [1] * len(inner)
+        merged.append(high // low if varies else 1)
+        start += len(inner)
+    return ids.expand(full).reshape(merged)
 
 
-def channel_like(ids: Tensor, rank: int, dim: int) -> Tensor:
-    """The same one-axis layout along axis ``dim`` of a tensor of ``rank`` axes."""
-    shape = [1] * rank
-    shape[dim] = -1
-    return ids.reshape(shape)
+def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(elements to the right of each axis, the same times its size)."""
+    borders = _borders(shape)
+    return list(zip(borders[1:], borders, strict=False))
 
 
-def _kept_axis(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
-    """Axis of ``after`` that a reshape leaves as it is: same size, same number of elements to its right."""
-    right = torch.Size(before[axis + 1 :]).numel()
-    for dim, size in enumerate(after):
-        if size == before[axis] and torch.Size(after[dim + 1 :]).numel() == right:
-            return dim
-    return None
+def _borders(shape: tuple[int, ...]) -> list[int]:
+    """Number of elements to the right of every gap between axes, from the left end to the right end."""
+    return [torch.Size(shape[axis:]).numel() for axis in range(len(shape) + 1)]
 
 
 def _dims(value: Any, rank: int) -> list[int]:

@@ -1,0 +1,82 @@
+"""The Typer application and its exit codes: 0 equivalent, 1 verdict failed, 2 usage, 3 environment, 4 model."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from normfold.cli import commands
+from normfold.cli.settings import settings
+from normfold.errors import NormfoldError
+
+# typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
+_UsageError = typer.BadParameter.__mro__[1]
+_ClickException = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="normfold",
+    help="Fold, convert and prove the normalisation layers of trained PyTorch networks.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NORMFOLD"},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        import normfold
+
+        typer.echo(f"normfold {normfold.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    ctx.default_map = settings()
+
+
+for command in (
+    commands.convert,
+    commands.inspect,
+    commands.plan,
+    commands.verify,
+    commands.bisect,
+    commands.passes,
+    commands.explain,
+    commands.doctor,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        status = app(standalone_mode=False)
+    except NormfoldError as error:
+        _fail(str(error), error.exit_code)
+    except _ClickException as error:
+        _fail(_message(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader left, as `| head` does
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _message(error: BaseException) -> str:
+    text = str(error.format_message())  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    if isinstance(error, _UsageError) and context is not None:
+        text += f"\n\nhint: `{context.command_path} --help` lists the options"
+    return text
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,51 @@
+"""Where output goes: data to stdout, everything else to stderr, a moving line only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from normfold.report import Report
+
+
+def console() -> Console:
+    """Console on stdout; wide enough that a pipe gets whole lines."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A spinner with the current step and its seconds on stderr; silent when stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda line: bar.update(task, description=line[:100])
+
+
+def emit(report: Report, as_json: bool, verbose: bool) -> None:
+    """Print a report as text or JSON."""
+    if as_json:
+        print(report.to_json())
+        return
+    from normfold.report.text import print_report
+
+    print_report(report, console(), verbose)
+
+
+def warn_pickle(trusted: bool) -> None:
+    """Say what --trust-pickle means, every time."""
+    if trusted:
+        print("warning: --trust-pickle runs whatever code the file contains", file=sys.stderr)

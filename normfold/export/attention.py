@@ -1,0 +1,66 @@
+"""Scaled dot-product attention as four plain ops, for files below opset 23.
+
+torch's own translation computes the shapes of a transpose at run time (fourteen ops for each attention) and
+scales both operands. ``softmax((q * s) @ k^T) @ v`` is the same function: a runtime recognises it, a person can
+read it, and ``s`` still comes before the product, so that half precision overflows no earlier.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph.graph import argument
+from normfold.graph.provenance import copy_provenance
+
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+_aten = torch.ops.aten
+
+
+def write_attention(graph: fx.Graph) -> int:
+    """Expand every plain attention of ``graph`` in place; returns how many. Others are left to the exporter."""
+    plain = [node for node in graph.nodes if node.target is _ATTENTION and _is_plain(node)]
+    for node in plain:
+        query, key, value = node.args[:3]
+        width = query.meta["val"].shape[-1]  # type: ignore[union-attr]
+        scale = argument(node, "scale")
+        if scale is None:
+            scale = 1 / math.sqrt(int(width))
+        mask = argument(node, "attn_mask")
+        with graph.inserting_before(node):
+            scaled = _call(graph, node, _aten.mul.Tensor, query, scale)
+            turned = _call(graph, node, _aten.transpose.int, key, -2, -1)
+            weights = _call(graph, node, _aten.matmul.default, scaled, turned)
+            if mask is not None:
+                weights = _call(graph, node, _aten.add.Tensor, weights, mask)
+            weights = _call(graph, node, _aten.softmax.int, weights, -1)
+            result = _call(graph, node, _aten.matmul.default, weights, value)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(plain)
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """True for attention without dropout, causal flag, boolean mask, grouped heads or a symbolic width."""
+    operands = node.args[:3]
+    if not all(isinstance(x, fx.Node) and isinstance(x.meta.get("val"), Tensor) for x in operands):
+        return False
+    mask = argument(node, "attn_mask")
+    dtype = node.meta["val"].dtype
+    if mask is not None and (not isinstance(mask, fx.Node) or mask.meta["val"].dtype != dtype):
+        return False
+    width = operands[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+    flags = argument(node, "is_causal") or argument(node, "enable_gqa") or argument(node, "dropout_p")
+    return not flags and isinstance(width, int)
+
+
+def _call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
+    node = graph.call_function(target, args)
+    values = fx.map_arg(args, lambda source: source.meta["val"])
+    with origin.meta["val"].fake_mode, torch.no_grad():
+        node.meta["val"] = target(*values)
+    copy_provenance(origin, node)
+    return node

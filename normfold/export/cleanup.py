@@ -1,0 +1,172 @@
+"""What the raw ONNX export leaves behind, removed: constants, copies of weights, shape arithmetic, names.
+
+Nothing here knows a norm or combines two layers. torch.onnx's own ``optimize=True`` would fold BatchNormalization
+into Conv among other things; whatever is gone from our files is gone because a pass of normfold removed it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from normfold.graph.provenance import module_path, source_line
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_SMALL = 8192  # elements: what constant folding may read, and what equal constants may be merged
+_PATH, _OP, _LINE = "normfold.path", "normfold.op", "normfold.line"
+
+
+def clean(model: ir.Model) -> None:
+    """Tidy a raw exported model in place, with these steps and no others.
+
+    1. functions are inlined (control flow stays);
+    2. ``Transpose(weight)`` becomes the transposed weight, as a view: its bytes are made when written;
+    3. small constant expressions are evaluated (`onnxscript.optimizer.fold_constants`, which has no rewrite
+       rules for layers);
+    4. a target shape of which one size is unknown is written with -1 instead of computed at run time;
+    5. unused nodes, identities and repeated constants go, constants become initialisers, names become unique.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    if model.functions:
+        common.InlinePass()(model)
+    _turn_weights(model)
+    optimizer.fold_constants(
+        model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
+    )
+    _static_reshapes(model)
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(size_limit=_SMALL),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        step(model)
+
+
+def _turn_weights(model: ir.Model) -> None:
+    """Replace a transposed weight by a turned view of it, where nothing else reads the weight."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer() or len(weight.uses()) != 1:
+            continue
+        tensor, output = weight.const_value, node.outputs[0]
+        raw = getattr(tensor, "raw", None)
+        if not hasattr(raw, "permute") or output.is_graph_output() or weight.is_graph_output():
+            continue
+        assert tensor is not None and weight.name is not None
+        order = node.attributes["perm"].as_ints()
+        turned = type(tensor)(raw.permute(*order), weight.name)  # type: ignore[call-arg]
+        model.graph.initializers.pop(weight.name)
+        value = ir.Value(
+            name=weight.name, type=weight.type, shape=ir.Shape(turned.shape), const_value=turned
+        )
+        output.replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+        model.graph.register_initializer(value)
+
+
+def _static_reshapes(model: ir.Model) -> None:
+    import numpy as np
+    import onnx_ir as ir
+
+    for node in model.graph:
+        if node.op_type != "Reshape" or node.outputs[0].shape is None:
+            continue
+        target = node.inputs[1]
+        made = target.producer() if target is not None else None
+        if made is None or made.op_type != "Concat":
+            continue
+        sizes = list(_concat_sizes(made))
+        if len(sizes) != len(node.outputs[0].shape) or sizes.count(-1) != 1:
+            continue
+        value = ir.Value(
+            name=f"{node.name}_shape",
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([len(sizes)]),
+            const_value=ir.tensor(np.array(sizes, np.int64), name=f"{node.name}_shape"),
+        )
+        model.graph.register_initializer(value)
+        node.replace_input_with(1, value)
+
+
+def _concat_sizes(concat: ir.Node) -> Iterator[int]:
+    """Sizes that a Concat of shapes gives; -1 for an input that is not constant, 0 for "leave it alone"."""
+    for value in concat.inputs:
+        if value is None or value.const_value is None:
+            yield -1
+            continue
+        for size in value.const_value.numpy().reshape(-1).tolist():
+            yield size if size > 0 else 0  # a zero here never counts as the one -1
+    if any(value is not None and _is_zero(value) for value in concat.inputs):
+        yield -1  # two unknowns: the caller gives up
+
+
+def _is_zero(value: ir.Value) -> bool:
+    constant = value.const_value
+    return constant is not None and bool((constant.numpy() <= 0).any())
+
+
+def label(model: ir.Model, source_lines: bool = False) -> None:
+    """Name nodes after the modules that they come from, and drop what torch recorded about this machine.
+
+    A node is called ``layer1.0.conv1/Conv`` and carries the module path and the ATen op as metadata. The stack
+    traces, file names and the export signature that torch writes do not belong into a shipped file; with
+    ``source_lines`` each node keeps the one line of the user's code that it comes from.
+    """
+    taken: dict[str, int] = {}
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        origin: Any = node.meta.get("node")
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+        if not isinstance(origin, fx.Node):
+            continue
+        path = module_path(origin)
+        node.metadata_props[_OP] = str(origin.target)
+        if path:
+            node.metadata_props[_PATH] = path
+        if source_lines and (line := source_line(origin)):
+            node.metadata_props[_LINE] = line
+        name = f"{path or origin.name}/{node.op_type}"
+        taken[name] = taken.get(name, 0) + 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def name_axes(model: ir.Model, names: dict[str, str]) -> None:
+    """Rename symbolic sizes (``s77``) in every shape, expressions of them included."""
+    import onnx_ir as ir
+
+    if not names:
+        return
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    inputs, initializers = list(model.graph.inputs), list(model.graph.initializers.values())
+    for value in (*inputs, *initializers, *(v for n in model.graph for v in n.outputs)):
+        if value.shape is None or all(isinstance(size, int) for size in value.shape):
+            continue
+        value.shape = ir.Shape(
+            [
+                size
+                if isinstance(size, int)
+                else pattern.sub(lambda m: names[m[0]], str(size.value or "")) or None
+                for size in value.shape
+            ]
+        )

@@ -1,0 +1,101 @@
+"""Terminal rendering of reports, verdicts and norm lists, with rich. Readable without colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from normfold.report.objects import Check, Report, SiteStatus
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A plain table; empty cells for None."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+    return grid
+
+
+def print_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """The whole run: passes, sites, verdicts, artefacts. ``verbose`` lists every site."""
+    if report.model:
+        console.print(f"model     {report.model}", highlight=False, soft_wrap=True)
+    if report.inputs:
+        console.print(f"inputs    {report.inputs}", highlight=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note      {note}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(
+        table(
+            "passes",
+            ("pass", "exactness", "rewrites", "declined", "seconds"),
+            [
+                (item.spec, item.exactness, item.rewrites or len(item.applied), len(item.declined), f"{item.seconds:.2f}")
+                for item in report.passes
+            ],
+        )
+    )
+    counts = report.counts()
+    if counts:
+        console.print()
+        rows = [
+            (kind, *(row.get(state, 0) for state in ("gone", "left", "kept"))) for kind, row in counts.items()
+        ]
+        console.print(table("sites", ("kind", "gone", "left", "kept"), rows))
+    _print_left(report.sites, console, verbose)
+    for warned in report.warnings():
+        console.print(f"warning   {warned.code} {warned.site}: {warned.text}", highlight=False, soft_wrap=True)
+    if report.all_checks():
+        console.print()
+        print_checks(report.all_checks(), console)
+    console.print()
+    before, after = report.parameters_before / 1e6, report.parameters_after / 1e6
+    console.print(f"parameters {before:.2f} MB -> {after:.2f} MB", highlight=False)
+    if report.seconds:
+        console.print(
+            f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB", highlight=False
+        )
+    for path in report.artifacts:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if report.all_checks():
+        verdict = "equivalent" if report.ok else "NOT equivalent"
+    else:
+        verdict = "not verified (verify=off)"
+    console.print(f"verdict: {verdict}", highlight=False)
+
+
+def _print_left(sites: Sequence[SiteStatus], console: Console, verbose: bool) -> None:
+    shown = [site for site in sites if verbose or (site.state == "left" and site.kind != "constant")]
+    if shown:
+        console.print()
+        rows = [(site.site, site.kind, site.state, site.code, site.detail) for site in shown[: None if verbose else 20]]
+        console.print(table("left in the network", ("site", "kind", "state", "code", "why"), rows))
+        if len(rows) < len(shown):
+            console.print(f"... and {len(shown) - len(rows)} more: see the report, or --verbose", highlight=False)
+
+
+def print_checks(checks: Sequence[Check], console: Console) -> None:
+    """Verdicts, one line each: the output that used most of its tolerance."""
+    rows = []
+    for check in checks:
+        worst = check.worst
+        rows.append(
+            (
+                check.kind,
+                "ok" if check.ok else "FAILED",
+                f"{check.max_rel:.2e}",
+                "" if worst is None else f"{worst.tolerance:.2e}",
+                "" if worst is None else f"{worst.baseline:.2e}",
+                "" if worst is None else f"{worst.output} / {worst.inputs}",
+                check.note,
+            )
+        )
+    console.print(
+        table("verdicts", ("check", "", "max rel error", "allowed", "original's own", "worst at", "note"), rows)
+    )
