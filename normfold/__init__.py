@@ -1,8 +1,8 @@
 """normfold: fold, convert and prove the normalisation layers of trained PyTorch networks.
 
-    graph = normfold.capture(module, args)
-    graph, report = normfold.run(graph, "canonicalize,fold-affine,restore,bake")
-    result = normfold.convert("model.pt", to="folded", export="onnx", output="out/")
+graph = normfold.capture(module, args)
+graph, report = normfold.run(graph, "canonicalize,fold-affine,restore,bake")
+result = normfold.convert("model.pt", to="folded", export="onnx", output="out/")
 """
 
 from __future__ import annotations

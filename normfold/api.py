@@ -75,7 +75,9 @@ def run(
         nonlocal done
         index, done = done, done + 1
         say(f"{item}: {report.rewrites} rewrites, {len(report.declined)} declined")
-        wanted = verify == "each" or (verify == "final" and index in (last_unbaked, len(passes) - 1))
+        wanted = verify == "each" or (
+            verify == "final" and index in (last_unbaked, len(passes) - 1)
+        )
         if wanted and not current.baked:
             report.check = verifier.algebra(current)
         elif wanted:
@@ -121,7 +123,9 @@ def verify(
         "trust_modules": trust_modules,
         "trust_pickle": trust_pickle,
     }
-    graph = original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
+    graph = (
+        original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
+    )
     verifier = Verifier(graph, seed)
     result = getattr(result, "graph", result)
     if isinstance(result, (Graph, nn.Module)):
@@ -145,7 +149,10 @@ def bisect(
 
 
 def capture_model(
-    model: Any, inputs: Sequence[Any] = (), batch: Literal["dynamic", "static"] = "dynamic", **loading: Any
+    model: Any,
+    inputs: Sequence[Any] = (),
+    batch: Literal["dynamic", "static"] = "dynamic",
+    **loading: Any,
 ) -> Graph:
     """Load any MODEL and capture it; ``loading`` goes to `normfold.load.load`."""
     loaded = load(model, inputs=inputs, **loading)
@@ -189,6 +196,3 @@ def _excess(check: Check) -> float:
 def _require_mode(mode: str) -> None:
     if mode not in ("final", "each", "off"):
         raise UsageError("`verify` is `final`, `each` or `off`", found=f"`{mode}`")
-
-
-

@@ -88,7 +88,12 @@ def convert(
     say = progress or (lambda line: None)
     say("loading")
     loaded = load(
-        model, factory=factory, inputs=inputs, trust_modules=trust_modules, trust_pickle=trust_pickle, seed=seed
+        model,
+        factory=factory,
+        inputs=inputs,
+        trust_modules=trust_modules,
+        trust_pickle=trust_pickle,
+        seed=seed,
     )
     say("capturing")
     graph = capture_loaded(loaded, batch)
@@ -106,7 +111,15 @@ def convert(
             for kind in formats:
                 say(f"writing {kind}")
                 target = temporary / f"{name}.{kind}"
-                _write(kind, result, target, report, verifier if verify != "off" else None, opset, dialect)
+                _write(
+                    kind,
+                    result,
+                    target,
+                    report,
+                    verifier if verify != "off" else None,
+                    opset,
+                    dialect,
+                )
             if report.ok:
                 artifacts = publish(temporary, folder)
     report.artifacts = [str(path) for path in artifacts]
@@ -136,7 +149,11 @@ def _write(
     from normfold.export.onnx import export_onnx
 
     exported = export_onnx(
-        graph, path, opset=opset, dialect=dialect, metadata={"pipeline": report.pipeline, "source": report.model}
+        graph,
+        path,
+        opset=opset,
+        dialect=dialect,
+        metadata={"pipeline": report.pipeline, "source": report.model},
     )
     report.notes += exported.notes
     report.census = dict(census(path).ops)
@@ -149,7 +166,8 @@ def _formats(export: str | Sequence[str] | None) -> list[str]:
     for kind in formats:
         if kind not in FORMATS:
             raise UsageError(
-                f"cannot export `{kind}`", hint=f"`--export` takes {' or '.join(f'`{name}`' for name in FORMATS)}"
+                f"cannot export `{kind}`",
+                hint=f"`--export` takes {' or '.join(f'`{name}`' for name in FORMATS)}",
             )
     return formats
 
@@ -161,7 +179,10 @@ def _name(model: Any) -> str:
     tail = text.rsplit(":", 1)[-1] if not Path(text).exists() else Path(text).name
     for suffix in (".pt", ".pth", ".pt2", ".safetensors", ".bin"):
         tail = tail.removesuffix(suffix)
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in tail) or "model"
+    return (
+        "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in tail)
+        or "model"
+    )
 
 
 @contextmanager
@@ -170,14 +191,18 @@ def staging(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError("the output folder cannot be made", where=str(folder), found=str(error)) from error
+        raise UsageError(
+            "the output folder cannot be made", where=str(folder), found=str(error)
+        ) from error
     _sweep(folder)
     temporary = folder / f".normfold-{os.getpid()}"
     temporary.mkdir(exist_ok=True)
     try:
         yield temporary
     except OSError as error:
-        raise NormfoldError("the output could not be written", where=str(folder), found=str(error)) from error
+        raise NormfoldError(
+            "the output could not be written", where=str(folder), found=str(error)
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -158,7 +158,12 @@ def find_culprit(
     graph: Graph, pipeline: str | None, to: str, seed: int, progress: Progress
 ) -> Culprit | None:
     """`bisect` for a pipeline text or a preset."""
-    return bisect(graph, pipeline if pipeline is not None else preset(to), verifier=Verifier(graph, seed), progress=progress)
+    return bisect(
+        graph,
+        pipeline if pipeline is not None else preset(to),
+        verifier=Verifier(graph, seed),
+        progress=progress,
+    )
 
 
 def list_passes() -> tuple[list[dict[str, str]], dict[str, str]]:
@@ -171,7 +176,14 @@ def list_passes() -> tuple[list[dict[str, str]], dict[str, str]]:
         try:
             kind = find(name)
         except Exception as error:
-            rows.append({"name": name, "exactness": "", "options": "", "summary": f"cannot be loaded: {error}"})
+            rows.append(
+                {
+                    "name": name,
+                    "exactness": "",
+                    "options": "",
+                    "summary": f"cannot be loaded: {error}",
+                }
+            )
             continue
         fields = dataclasses.fields(kind)
         rows.append(
@@ -206,10 +218,15 @@ def explain(name: str) -> dict[str, str]:
     if name in names():
         kind = find(name)
         module = sys.modules[kind.__module__]
-        return {"algebra": inspect_module.cleandoc(module.__doc__ or ""), "pass": "\n" + inspect_module.getdoc(kind)}  # type: ignore[operator]
+        return {
+            "algebra": inspect_module.cleandoc(module.__doc__ or ""),
+            "pass": "\n" + inspect_module.getdoc(kind),
+        }  # type: ignore[operator]
     known = [reason.code for reason in Reason] + [reason.slug for reason in Reason] + names()
     close = difflib.get_close_matches(name, known, 1)
     raise UsageError(
         f"nothing is called `{name}`",
-        hint=f"did you mean `{close[0]}`?" if close else "give a code (NF101 ...) or a pass (`normfold passes`)",
+        hint=f"did you mean `{close[0]}`?"
+        if close
+        else "give a code (NF101 ...) or a pass (`normfold passes`)",
     )

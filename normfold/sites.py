@@ -48,7 +48,11 @@ def _status(
 
 def _left(path: str, kind: str, reason: Declined | None, line: str) -> SiteStatus:
     code = reason.code if reason is not None else ""
-    detail = "; ".join(filter(None, [reason.reason, reason.detail])) if reason is not None else "not folded"
+    detail = (
+        "; ".join(filter(None, [reason.reason, reason.detail]))
+        if reason is not None
+        else "not folded"
+    )
     return SiteStatus(path, kind, "left", code, detail, line)
 
 
@@ -60,4 +64,8 @@ def _has_affine(node: fx.Node) -> bool:
 def norm_nodes(graph: Graph) -> list[fx.Node]:
     """Every norm op of a captured graph that works on activations."""
     names = {*BATCH_NORM_OPS, *NORM_OPS}
-    return [node for node in graph.nodes if op_name(node) in names and not node.meta.get("normfold_static")]
+    return [
+        node
+        for node in graph.nodes
+        if op_name(node) in names and not node.meta.get("normfold_static")
+    ]

@@ -1,6 +1,6 @@
 """bake: evaluate every parameter expression once, in float64, cast once, and store it as a constant.
 
-    W' = cast(expression(float64(W), float64(gamma), ...))
+W' = cast(expression(float64(W), float64(gamma), ...))
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """canonicalize: write every norm as core plus channel affine, and drop what does nothing in eval mode.
 
-    batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b = beta - a * mean
-    layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
-    x * c, x + c, x - c, x / c with one number per channel c: an affine too
-    a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
+batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b = beta - a * mean
+layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
+x * c, x + c, x - c, x / c with one number per channel c: an affine too
+a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from normfold.graph.provenance import copy_provenance, module_path, module_type,
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
-_IDENTITIES = {"dropout", "feature_dropout", "alpha_dropout", "alias", "detach", "lift_fresh_copy", "contiguous", "clone"}
+_IDENTITIES = {
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "contiguous",
+    "clone",
+}
 _RESHAPES = {"view", "_unsafe_view"}
 _ARITHMETIC = {"add", "sub", "mul", "div"}
 
@@ -57,7 +66,9 @@ class Canonicalize(Pass):
                 yield Match(node, (namer.site(node, NORM_OPS[name]),), "norm")
             elif name in _ARITHMETIC and (found := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), found)
-            elif name in _IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or _adds_nothing(node):
+            elif name in _IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or _adds_nothing(
+                node
+            ):
                 yield Match(node, (), "identity")
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
@@ -123,7 +134,9 @@ def _split_batch_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]
 def _first_result(node: fx.Node) -> fx.Node:
     if not isinstance(node.meta["val"], (tuple, list)):
         return node
-    return next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+    return next(
+        user for user in node.users if user.target is operator.getitem and user.args[1] == 0
+    )
 
 
 def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
@@ -178,14 +191,20 @@ def _adds_nothing(node: fx.Node) -> bool:
         return False
     number = node.args[1]
     neutral = 0 if op_name(node) in ("add", "sub") else 1
-    plain = isinstance(number, (int, float)) and number == neutral and "rounding_mode" not in node.kwargs
+    plain = (
+        isinstance(number, (int, float))
+        and number == neutral
+        and "rounding_mode" not in node.kwargs
+    )
     return plain and node.args[0].meta["val"].dtype == node.meta["val"].dtype
 
 
 def _vector_operand(node: fx.Node) -> tuple[int, int] | None:
     """(position of the activation, axis) if the other operand has one number per channel."""
     left, right = node.args[:2]
-    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or node.kwargs.get("rounding_mode"):
+    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or node.kwargs.get(
+        "rounding_mode"
+    ):
         return None
     for x, constant in ((left, right), (right, left)):
         if op_name(node) == "div" and x is right:
@@ -218,7 +237,9 @@ def _write_affine(
         case _:  # c + alpha x, c - alpha x
             sign = -alpha if op_name(node) == "sub" else alpha
             size = shape_of(vector)[0]
-            scale = rewriter.expression(aten.full.default, [size], sign, dtype=vector.meta["val"].dtype)
+            scale = rewriter.expression(
+                aten.full.default, [size], sign, dtype=vector.meta["val"].dtype
+            )
             shift = vector
             scale = None if sign == 1 else scale
     affine = rewriter.insert_after(node, channel_affine, x, scale, shift, dim)

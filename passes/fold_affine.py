@@ -56,7 +56,10 @@ class FoldAffine(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
-            if op_name(node) == "normfold::channel_affine" and node.meta.get("normfold_static") is False:
+            if (
+                op_name(node) == "normfold::channel_affine"
+                and node.meta.get("normfold_static") is False
+            ):
                 yield Match(node, node.meta.get("normfold_sites", ()))
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
@@ -98,8 +101,12 @@ class _Attempt:
         assert isinstance(x, fx.Node) and isinstance(dim, int)
         self.x = x
         ids = layout.channel(len(shape_of(node)), dim, shape_of(node)[dim])
-        self.scale = Coefficient(Vector.of(graph, scale), ids) if isinstance(scale, fx.Node) else None
-        self.shift = Coefficient(Vector.of(graph, shift), ids) if isinstance(shift, fx.Node) else None
+        self.scale = (
+            Coefficient(Vector.of(graph, scale), ids) if isinstance(scale, fx.Node) else None
+        )
+        self.shift = (
+            Coefficient(Vector.of(graph, shift), ids) if isinstance(shift, fx.Node) else None
+        )
 
     def ways(self) -> Iterable[Callable[[], tuple[list[Edit], str]]]:
         backward = self.options.direction in ("both", "backward")
@@ -124,12 +131,16 @@ class _Attempt:
     def scale_back_shift_on(self) -> tuple[list[Edit], str]:
         transport = self._transport()
         forward = transport.push(self.node, Flow(None, self.shift))
-        return forward + self._pull(transport, Flow(self.scale, None)), "scale backward, shift forward"
+        return forward + self._pull(
+            transport, Flow(self.scale, None)
+        ), "scale backward, shift forward"
 
     def shift_back_scale_on(self) -> tuple[list[Edit], str]:
         transport = self._transport()
         forward = transport.push(self.node, Flow(self.scale, None))
-        return forward + self._pull(transport, Flow(None, self._inner())), "shift backward, scale forward"
+        return forward + self._pull(
+            transport, Flow(None, self._inner())
+        ), "shift backward, scale forward"
 
     def branch(self) -> tuple[list[Edit], str]:
         return merge_branch(self.node), "merged into a parallel branch"
@@ -155,7 +166,9 @@ class _Attempt:
         """a x + b = a (x + b / a)."""
         assert self.scale is not None and self.shift is not None
         require_divisible(self.scale, self.node)
-        return Coefficient(self.shift.vector.combine(self.scale.vector, aten.div.Tensor), self.shift.ids)
+        return Coefficient(
+            self.shift.vector.combine(self.scale.vector, aten.div.Tensor), self.shift.ids
+        )
 
     def _pull(self, transport: Transport, flow: Flow) -> list[Edit]:
         return transport.pull(self.x, flow, self.node)
@@ -181,6 +194,10 @@ def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:
         return Decline(Reason.DIRECTION, match.node)
     dull = (Reason.NETWORK_INPUT, Reason.OUTPUT_REUSED, Reason.NONLINEAR)
     chosen = next((error for error in errors if error.reason not in dull), errors[0])
-    others = [f"{error.reason.slug} at {error.node.name}" for error in errors if error is not chosen]
-    detail = "; ".join(filter(None, [chosen.detail, *(f"the other way: {text}" for text in others)]))
+    others = [
+        f"{error.reason.slug} at {error.node.name}" for error in errors if error is not chosen
+    ]
+    detail = "; ".join(
+        filter(None, [chosen.detail, *(f"the other way: {text}" for text in others)])
+    )
     return Decline(chosen.reason, chosen.node, detail)

@@ -1,8 +1,8 @@
 """restore: what is left of a channel affine goes back into its norm, or becomes one native op.
 
-    g norm(x) + b       -> norm(x; weight=g, bias=b)
-    a x + b, axis 1     -> batch_norm(x; weight=a, bias=b, mean=0, var=1, eps=0) where a batch norm was
-    a x + b, elsewhere  -> x * a + b with a, b shaped to broadcast
+g norm(x) + b       -> norm(x; weight=g, bias=b)
+a x + b, axis 1     -> batch_norm(x; weight=a, bias=b, mean=0, var=1, eps=0) where a batch norm was
+a x + b, elsewhere  -> x * a + b with a, b shaped to broadcast
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ class Restore(Pass):
                     rewriter.set_argument(x, argument_index(x, name), value)
             rewriter.replace(node, x)
             match.detail = "back into its norm"
-        elif self.native and dim == 1 and _was_batch_norm(match) and scale is not None and shift is not None:
+        elif (
+            self.native
+            and dim == 1
+            and _was_batch_norm(match)
+            and scale is not None
+            and shift is not None
+        ):
             match.detail = "batch_norm"
             _carry(_write_batch_norm(node, rewriter), match)
         else:
@@ -102,6 +108,8 @@ def _write_arithmetic(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     for vector, op in ((scale, aten.mul.Tensor), (shift, aten.add.Tensor)):
         if isinstance(vector, fx.Node):
             vector = rewriter.cast(vector, x.meta["val"].dtype)
-            x = rewriter.insert_before(node, op, x, rewriter.expression(aten.reshape.default, vector, shape))
+            x = rewriter.insert_before(
+                node, op, x, rewriter.expression(aten.reshape.default, vector, shape)
+            )
     rewriter.replace(node, x)
     return x

@@ -18,18 +18,29 @@ def convert(
     to: opt.To = "folded",
     passes: opt.Passes = None,
     export: Annotated[
-        list[str] | None, typer.Option("--export", metavar="onnx|pt2", help="Format to write; repeatable. [default: onnx]")
+        list[str] | None,
+        typer.Option(
+            "--export", metavar="onnx|pt2", help="Format to write; repeatable. [default: onnx]"
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the artefacts and the report.")] = Path("out"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the artefacts and the report.")
+    ] = Path("out"),
     factory: opt.Factory = None,
     inputs: opt.Inputs = None,
     trust_module: opt.TrustModule = None,
     trust_pickle: opt.TrustPickle = False,
     batch: opt.BatchOption = opt.Batch.dynamic,
-    verify: Annotated[opt.VerifyMode, typer.Option("--verify", help="When to judge the result.")] = opt.VerifyMode.final,
+    verify: Annotated[
+        opt.VerifyMode, typer.Option("--verify", help="When to judge the result.")
+    ] = opt.VerifyMode.final,
     seed: opt.Seed = 0,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset; the dialect's own when not given.")] = None,
-    dialect: Annotated[str, typer.Option(help="What the ONNX file is for: ort-x86, ort-arm, trt, trt-rtx.")] = "ort-x86",
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset; the dialect's own when not given.")
+    ] = None,
+    dialect: Annotated[
+        str, typer.Option(help="What the ONNX file is for: ort-x86, ort-arm, trt, trt-rtx.")
+    ] = "ort-x86",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every site.")] = False,
     as_json: opt.Json = False,
 ) -> int:
@@ -58,7 +69,9 @@ def convert(
 
 def inspect(
     model: opt.Model,
-    graph: Annotated[bool, typer.Option("--graph", help="Print the captured graph instead.")] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Print the captured graph instead.")
+    ] = False,
     passes: opt.Passes = None,
     factory: opt.Factory = None,
     inputs: opt.Inputs = None,
@@ -73,7 +86,9 @@ def inspect(
 
     warn_pickle(trust_pickle)
     with progress() as say:
-        captured = _capture(model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle))
+        captured = _capture(
+            model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle)
+        )
         if graph:
             text = inspection.graph_text_after(captured, passes)
         else:
@@ -106,7 +121,9 @@ def plan(
 
     warn_pickle(trust_pickle)
     with progress() as say:
-        captured = _capture(model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle))
+        captured = _capture(
+            model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle)
+        )
         report = inspection.plan(captured, passes, to)
     if as_json:
         typer.echo(report.to_json())
@@ -123,7 +140,9 @@ def plan(
 
 def verify(
     original: Annotated[str, typer.Argument(metavar="ORIGINAL", help=opt.MODEL_HELP)],
-    result: Annotated[str, typer.Argument(metavar="RESULT", help="Another MODEL, or an .onnx file.")],
+    result: Annotated[
+        str, typer.Argument(metavar="RESULT", help="Another MODEL, or an .onnx file.")
+    ],
     factory: opt.Factory = None,
     inputs: opt.Inputs = None,
     trust_module: opt.TrustModule = None,
@@ -147,7 +166,11 @@ def verify(
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )
     if as_json:
-        data = {**dataclasses.asdict(check), "ok": check.ok, "needed_tolerance": check.needed_tolerance}
+        data = {
+            **dataclasses.asdict(check),
+            "ok": check.ok,
+            "needed_tolerance": check.needed_tolerance,
+        }
         typer.echo(json.dumps(data, indent=2))
     else:
         print_checks([check], console())
@@ -172,15 +195,21 @@ def bisect(
 
     warn_pickle(trust_pickle)
     with progress() as say:
-        captured = _capture(model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle))
+        captured = _capture(
+            model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle)
+        )
         culprit = inspection.find_culprit(captured, passes, to, seed, say)
     if as_json:
         typer.echo(json.dumps(None if culprit is None else dataclasses.asdict(culprit), indent=2))
     elif culprit is None:
         typer.echo("every pass keeps the verdict")
     else:
-        typer.echo(f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}".rstrip())
-        typer.echo(f"error {culprit.after.max_rel:.2e}, allowed {culprit.after.worst.tolerance:.2e}")
+        typer.echo(
+            f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}".rstrip()
+        )
+        typer.echo(
+            f"error {culprit.after.max_rel:.2e}, allowed {culprit.after.worst.tolerance:.2e}"
+        )
     return 0 if culprit is None else 1
 
 
@@ -200,7 +229,10 @@ def passes(as_json: opt.Json = False) -> int:
 
 
 def explain(
-    name: Annotated[str, typer.Argument(metavar="CODE|PASS", help="A reason code such as NF103, or a pass name.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="CODE|PASS", help="A reason code such as NF103, or a pass name."),
+    ],
     as_json: opt.Json = False,
 ) -> int:
     """Say what a reason code means and what to do, or how a pass works."""
@@ -212,7 +244,9 @@ def explain(
 
 
 def doctor(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Also try to capture this model.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Also try to capture this model.")
+    ] = None,
     factory: opt.Factory = None,
     inputs: opt.Inputs = None,
     trust_module: opt.TrustModule = None,
@@ -229,11 +263,15 @@ def doctor(
     if model is not None:
         with progress() as say:
             say("capturing with draft_export")
-            obstacles = diagnosis.obstacles(model, **opt.loading(factory, inputs, trust_module, trust_pickle))
+            obstacles = diagnosis.obstacles(
+                model, **opt.loading(factory, inputs, trust_module, trust_pickle)
+            )
     if as_json:
         typer.echo(json.dumps({"environment": found, "obstacles": obstacles}, indent=2))
     else:
-        console().print(table("environment", ("what", "version", "needed for"), [row.values() for row in found]))
+        console().print(
+            table("environment", ("what", "version", "needed for"), [row.values() for row in found])
+        )
         for line in obstacles:
             typer.echo(line)
         if model is not None and not obstacles:

@@ -30,25 +30,47 @@ MODEL_HELP = (
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Factory = Annotated[
     str | None,
-    typer.Option("--model", metavar="PKG.MOD:FACTORY", help="Builds the network that a state dict belongs to."),
+    typer.Option(
+        "--model",
+        metavar="PKG.MOD:FACTORY",
+        help="Builds the network that a state dict belongs to.",
+    ),
 ]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="NAME:SHAPE[:DTYPE]", help="Example input, as x:1x3x224x224[:f32]; repeatable."),
+    typer.Option(
+        "--input",
+        metavar="NAME:SHAPE[:DTYPE]",
+        help="Example input, as x:1x3x224x224[:f32]; repeatable.",
+    ),
 ]
 TrustModule = Annotated[
     list[str] | None,
-    typer.Option("--trust-module", metavar="PKG", help="Allow a pickle to name classes of this package; repeatable."),
+    typer.Option(
+        "--trust-module",
+        metavar="PKG",
+        help="Allow a pickle to name classes of this package; repeatable.",
+    ),
 ]
 TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="Unpickle without an allow-list: runs whatever the file says.")
+    bool,
+    typer.Option(
+        "--trust-pickle", help="Unpickle without an allow-list: runs whatever the file says."
+    ),
 ]
-BatchOption = Annotated[Batch, typer.Option("--batch", help="Capture with a dynamic or a fixed batch.")]
+BatchOption = Annotated[
+    Batch, typer.Option("--batch", help="Capture with a dynamic or a fixed batch.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the generated inputs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Passes = Annotated[
     str | None,
-    typer.Option("--passes", "-p", metavar="TEXT", help="Pipeline text instead of a preset: `a,b{option=value}`."),
+    typer.Option(
+        "--passes",
+        "-p",
+        metavar="TEXT",
+        help="Pipeline text instead of a preset: `a,b{option=value}`.",
+    ),
 ]
 To = Annotated[str, typer.Option("--to", metavar="PRESET", help="What to make: folded, baked.")]
 

@@ -38,7 +38,9 @@ def _table(folder: Path) -> dict[str, Any]:
         try:
             data: Any = tomllib.loads(file.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"`{name}` is not valid TOML", where=str(file), found=str(error)) from error
+            raise UsageError(
+                f"`{name}` is not valid TOML", where=str(file), found=str(error)
+            ) from error
         for key in path:
             data = data.get(key, {})
         if data:

@@ -53,7 +53,9 @@ def _is_plain(node: fx.Node) -> bool:
     if mask is not None and (not isinstance(mask, fx.Node) or mask.meta["val"].dtype != dtype):
         return False
     width = operands[0].meta["val"].shape[-1]  # type: ignore[union-attr]
-    flags = argument(node, "is_causal") or argument(node, "enable_gqa") or argument(node, "dropout_p")
+    flags = (
+        argument(node, "is_causal") or argument(node, "enable_gqa") or argument(node, "dropout_p")
+    )
     return not flags and isinstance(width, int)
 
 

@@ -7,7 +7,6 @@ into Conv among other things; whatever is gone from our files is gone because a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -91,7 +90,7 @@ def _static_reshapes(model: ir.Model) -> None:
         made = target.producer() if target is not None else None
         if made is None or made.op_type != "Concat":
             continue
-        sizes = list(_concat_sizes(made))
+        sizes = _concat_sizes(made)
         if len(sizes) != len(node.outputs[0].shape) or sizes.count(-1) != 1:
             continue
         value = ir.Value(
@@ -104,21 +103,15 @@ def _static_reshapes(model: ir.Model) -> None:
         node.replace_input_with(1, value)
 
 
-def _concat_sizes(concat: ir.Node) -> Iterator[int]:
-    """Sizes that a Concat of shapes gives; -1 for an input that is not constant, 0 for "leave it alone"."""
+def _concat_sizes(concat: ir.Node) -> list[int]:
+    """The sizes that a Concat of shapes gives, -1 for each input that is not constant; empty if one is not > 0."""
+    sizes: list[int] = []
     for value in concat.inputs:
-        if value is None or value.const_value is None:
-            yield -1
-            continue
-        for size in value.const_value.numpy().reshape(-1).tolist():
-            yield size if size > 0 else 0  # a zero here never counts as the one -1
-    if any(value is not None and _is_zero(value) for value in concat.inputs):
-        yield -1  # two unknowns: the caller gives up
-
-
-def _is_zero(value: ir.Value) -> bool:
-    constant = value.const_value
-    return constant is not None and bool((constant.numpy() <= 0).any())
+        constant = None if value is None else value.const_value
+        sizes += [-1] if constant is None else constant.numpy().reshape(-1).tolist()
+        if constant is not None and min(sizes[-constant.size :], default=1) < 1:
+            return []
+    return sizes
 
 
 def label(model: ir.Model, source_lines: bool = False) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from normfold.errors import UsageError
 from normfold.graph.graph import Graph, op_name
 
-OLDEST_OPSET = 18  # torch implements its translations at 18; below, a version converter would rewrite our file
+OLDEST_OPSET = (
+    18  # torch implements its translations at 18; below, a version converter would rewrite our file
+)
 _RMS_NORM = {"rms_norm", "_fused_rms_norm"}
 
 

@@ -162,5 +162,3 @@ def _ranges(graph: Graph) -> dict[Any, Any]:
                 known = size.node.shape_env.var_to_range
                 ranges |= {s: known[s] for s in size.node.expr.free_symbols if s in known}
     return ranges
-
-

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 _SMALL = 1024  # bytes: a tensor below stays inside the message
-_PAGE, _LARGE = 4096, 1 << 20  # tensors of a megabyte and more start on a page, so that runtimes can map them
+_PAGE, _LARGE = (
+    4096,
+    1 << 20,
+)  # tensors of a megabyte and more start on a page, so that runtimes can map them
 _TEMPORARY = ".normfold-tmp"
 
 
@@ -88,7 +91,9 @@ class Message:
             item.ClearField("external_data")
             item.ClearField("data_location")
             head = item.SerializeToString() + _tag(9, tensor.nbytes)  # TensorProto.raw_data
-            weights.append((_tag(5, len(head) + tensor.nbytes) + head, tensor))  # GraphProto.initializer
+            weights.append(
+                (_tag(5, len(head) + tensor.nbytes) + head, tensor)
+            )  # GraphProto.initializer
         kept = [item.SerializeToString() for item in small]
         del graph.initializer[:]
         body = graph.SerializeToString() + b"".join(_tag(5, len(item)) + item for item in kept)

@@ -25,7 +25,9 @@ def bake(graph: Graph) -> list[str]:
         with fx_graph.inserting_before(node):
             constant = fx_graph.get_attr("__pending__")
         constant.meta.update(val=node.meta["val"], normfold_static=True)
-        node.replace_all_uses_with(constant, delete_user_cb=lambda user: not user.meta.get("normfold_static"))
+        node.replace_all_uses_with(
+            constant, delete_user_cb=lambda user: not user.meta.get("normfold_static")
+        )
         _drop_dead(graph, node)
         name = _free_name(graph, name)
         constant.target = name
@@ -77,7 +79,9 @@ def _blocked(module: nn.Module, name: str) -> bool:
         if not isinstance(current, nn.Module):
             return True
         current = getattr(current, part, nn.Module())
-    return not isinstance(current, nn.Module) or isinstance(getattr(current, name.split(".")[-1], None), nn.Module)
+    return not isinstance(current, nn.Module) or isinstance(
+        getattr(current, name.split(".")[-1], None), nn.Module
+    )
 
 
 def _store(module: nn.Module, name: str, value: nn.Parameter) -> None:
@@ -113,4 +117,3 @@ def _forget_unused(graph: Graph) -> None:
             *path, leaf = name.split(".")
             owner = fetch(graph.module, ".".join(path)) if path else graph.module
             delattr(owner, leaf)
-

@@ -51,7 +51,7 @@ def capture(
     if any(part.training for part in module.modules()):
         original = share_parameters(module).eval()
         notes.append("the model was in train mode: captured in eval mode from a copy")
-    shapes = _batch_shapes(args, kwargs) if dynamic == "batch" else dynamic
+    shapes = _batch_shapes(original, args, kwargs) if dynamic == "batch" else dynamic
     program = _export(original, args, kwargs, shapes)
     graph = _from_program(program, args, kwargs)
     graph.original, graph.dynamic_shapes, graph.notes = original, shapes, notes
@@ -66,8 +66,12 @@ def share_parameters(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
-def _batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+def _batch_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = [
+        leaf
+        for leaf in pytree.tree_leaves((args, kwargs))
+        if isinstance(leaf, Tensor) and leaf.dim()
+    ]
     if not tensors:
         return None
     batch = tensors[0].shape[0]
@@ -83,34 +87,25 @@ def _batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return {0: Dim.DYNAMIC} if leaf.dim() and leaf.shape[0] == batch else {}
         return None
 
-    positional = tuple(pytree.tree_map(spec, arg) for arg in args)
-    named = {name: pytree.tree_map(spec, value) for name, value in kwargs.items()}
-    return (*positional, *named.values()) if not named else _by_name(positional, named)
-
-
-def _by_name(positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    # torch.export wants one collection that follows the call: positional entries, then a name for each keyword
-    return {"__positional__": positional, **named} if positional else named
+    # torch.export wants the structure of the bound call: keywords by name, *args as one tuple
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return {name: pytree.tree_map(spec, value) for name, value in bound.items()}
 
 
 def _export(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:
-    if isinstance(shapes, dict) and "__positional__" in shapes:
-        names = list(_signature(module))
-        positional = dict(zip(names, shapes["__positional__"], strict=False))
-        shapes = {**positional, **{k: v for k, v in shapes.items() if k != "__positional__"}}
     first: Exception | None = None
     for strict in (False, True):
         try:
             with quiet(), torch.no_grad():
-                return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=strict)
-        except Exception as error:  # torch.export raises dozens of types, some of them bare RuntimeErrors
+                return torch.export.export(
+                    module, args, kwargs, dynamic_shapes=shapes, strict=strict
+                )
+        except (
+            Exception
+        ) as error:  # torch.export raises dozens of types, some of them bare RuntimeErrors
             first = first or error
     assert first is not None
     raise _capture_error(first) from first
-
-
-def _signature(module: nn.Module) -> list[str]:
-    return list(inspect.signature(module.forward).parameters)
 
 
 def _capture_error(error: Exception) -> CaptureError:
@@ -125,13 +120,18 @@ def _capture_error(error: Exception) -> CaptureError:
         if not frames and is_user_file(code.co_filename) and "normfold" not in code.co_filename:
             where = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
         trace = trace.tb_next
-    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    reason = next(
+        (line.strip() for line in text.splitlines() if line.strip()), type(error).__name__
+    )
     if "specialized" in text or "Constraints violated" in text or "not DYNAMIC" in text:
         hint = "the network fixes a size that was asked to be dynamic: use `--batch static`, or mend that line"
     else:
         hint = "run `normfold doctor MODEL`: it uses torch.export.draft_export to list every obstacle at once"
     return CaptureError(
-        "torch.export could not capture the network", where=where or None, found=reason[:500], hint=hint
+        "torch.export could not capture the network",
+        where=where or None,
+        found=reason[:500],
+        hint=hint,
     )
 
 
@@ -157,7 +157,11 @@ def _output_names(module: fx.GraphModule, program: ExportedProgram) -> tuple[str
     leaves = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
     if spec is not None and spec.context and len(spec.context or ()) == len(leaves):
         keys = spec.context[0] if isinstance(spec.context, tuple) else spec.context
-        if isinstance(keys, list) and len(keys) == len(leaves) and all(isinstance(key, str) for key in keys):
+        if (
+            isinstance(keys, list)
+            and len(keys) == len(leaves)
+            and all(isinstance(key, str) for key in keys)
+        ):
             return tuple(keys)
     return tuple(leaf.name for leaf in leaves)
 
@@ -196,7 +200,9 @@ def _check_dynamic(graph: Graph, shapes: Any) -> None:
 
 def _leaves(shapes: Any) -> list[Any]:
     def is_spec(value: Any) -> bool:
-        return value is None or (isinstance(value, dict) and all(isinstance(key, int) for key in value))
+        return value is None or (
+            isinstance(value, dict) and all(isinstance(key, int) for key in value)
+        )
 
     return list(pytree.tree_leaves(shapes, is_leaf=is_spec))
 

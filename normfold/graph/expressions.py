@@ -68,7 +68,9 @@ def hoist(graph: fx.Graph) -> None:
         anchor.prepend(node)
 
 
-def evaluate(module: torch.nn.Module, node: fx.Node, cache: dict[fx.Node, Any] | None = None) -> Any:
+def evaluate(
+    module: torch.nn.Module, node: fx.Node, cache: dict[fx.Node, Any] | None = None
+) -> Any:
     """Value of a parameter expression in float64 (integers and booleans keep their dtype).
 
     Intermediate results are freed unless ``cache`` is given, which then keeps every value.
@@ -137,6 +139,8 @@ def small_value(module: torch.nn.Module, node: fx.Node, limit: int = 1 << 20) ->
     """Value of a small vector expression, for legality checks that need signs or zeros."""
     shape = node.meta["val"].shape
     if shape.numel() > limit:
-        raise ValueError(f"`{node.name}` has {shape.numel()} elements, more than a legality check may read")
+        raise ValueError(
+            f"`{node.name}` has {shape.numel()} elements, more than a legality check may read"
+        )
     value: Tensor = evaluate(module, node)
     return value

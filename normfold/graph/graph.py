@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,7 +63,10 @@ class Graph:
 
     def copy(self) -> Graph:
         """A graph of its own nodes that shares the parameter tensors."""
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch's own, on copying its pytree codegen
             module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
         module.meta.update(self.module.meta)
         return replace(self, module=module, sites=dict(self.sites), notes=list(self.notes))

@@ -8,6 +8,7 @@ found by running the op itself on index tensors, so no op needs shape code of it
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ def push(node: fx.Node, operand: fx.Node, ids: Tensor) -> Tensor:
         shape = shape_of(part)
         if moved is not None:
             shape = tuple(
-                size if axis in moved or ids.shape[axis] > 1 else 1 for axis, size in enumerate(shape)
+                size if axis in moved or ids.shape[axis] > 1 else 1
+                for axis, size in enumerate(shape)
             )
         parts[part] = ids.expand(shape) if part is operand else torch.full(shape, NONE)
     return compress(_run(node, parts))
@@ -139,12 +141,13 @@ def _needed_shape(node: fx.Node, part: fx.Node, ids: Tensor) -> tuple[int, ...]:
         dim = int(argument(op, "dim", 0)) % ids.dim()
         place = [axis + (axis >= dim) for axis in place]
     return tuple(
-        size if axis in moved or ids.shape[place[axis]] > 1 else 1 for axis, size in enumerate(shape)
+        size if axis in moved or ids.shape[place[axis]] > 1 else 1
+        for axis, size in enumerate(shape)
     )
 
 
 def _moved_axes(op: fx.Node, rank: int) -> set[int] | None:
-    """Axes of its operand along which an op moves elements; it treats the indices of any other axis alike.
+    """Axes of its operand along which an op moves elements; every other axis it treats all alike.
 
     None where this is not known from the arguments.
     """
@@ -174,7 +177,7 @@ _RESHAPES = {
 
 
 def _same_axes(node: fx.Node, ids: Tensor) -> Tensor | None:
-    """Fast path: ops that keep the axes, permute them, split and merge them, or broadcast, need no run."""
+    """Fast path: ops that keep, permute, split, merge or broadcast axes need no run."""
     name = op_name(node)
     if name in _UNMOVED:
         return ids
@@ -214,7 +217,7 @@ def _regroup(ids: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Te
     along the heads. None if the shapes have no common refinement, such as (4, 6) and (6, 4).
     """
     borders = sorted({*_borders(before), *_borders(after)})
-    factors = list(zip(borders, borders[1:], strict=False))
+    factors = list(pairwise(borders))
     if 0 in borders or any(high % low for low, high in factors):
         return None
     split: list[int] = []
@@ -234,12 +237,11 @@ def _regroup(ids: Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> Te
 
 def _spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(elements to the right of each axis, the same times its size)."""
-    borders = _borders(shape)
-    return list(zip(borders[1:], borders, strict=False))
+    return [(low, high) for high, low in pairwise(_borders(shape))]
 
 
 def _borders(shape: tuple[int, ...]) -> list[int]:
-    """Number of elements to the right of every gap between axes, from the left end to the right end."""
+    """Number of elements to the right of every gap between axes, from left to right."""
     return [torch.Size(shape[axis:]).numel() for axis in range(len(shape) + 1)]
 
 
@@ -278,9 +280,7 @@ def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
         # these have no integer kernels; float64 holds indices exactly
         shifted = [arg.double() + 1 if isinstance(arg, Tensor) else arg for arg in args]
         result = op.target(*shifted, **kwargs).long() - 1  # type: ignore[operator]
-    elif name in ("dropout", "feature_dropout"):
-        result = args[0]
-    elif name in ("_to_copy", "to", "type_as"):
+    elif name in ("dropout", "feature_dropout") or name in ("_to_copy", "to", "type_as"):
         result = args[0]
     else:
         result = op.target(*args, **kwargs)  # type: ignore[operator]

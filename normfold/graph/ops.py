@@ -76,8 +76,25 @@ _SHAPE_ONLY = {
     "type_as": {1},
     **{
         name: {0}
-        for name in """sym_size sym_numel sym_stride size zeros_like ones_like full_like empty_like rand_like
-        randn_like new_zeros new_ones new_full new_empty _assert_tensor_metadata dim is_floating_point""".split()
+        for name in [
+            "sym_size",
+            "sym_numel",
+            "sym_stride",
+            "size",
+            "zeros_like",
+            "ones_like",
+            "full_like",
+            "empty_like",
+            "rand_like",
+            "randn_like",
+            "new_zeros",
+            "new_ones",
+            "new_full",
+            "new_empty",
+            "_assert_tensor_metadata",
+            "dim",
+            "is_floating_point",
+        ]
     },
 }
 
@@ -108,7 +125,11 @@ def kind_of(node: fx.Node) -> Kind:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         inner = kind_of(source)
-        return inner if inner in (Kind.MOVE, Kind.MONOTONE) and node.args[1] == 0 or inner is Kind.MOVE else Kind.STOP
+        return (
+            inner
+            if (inner in (Kind.MOVE, Kind.MONOTONE) and node.args[1] == 0) or inner is Kind.MOVE
+            else Kind.STOP
+        )
     kind = KINDS.get(op_name(node), Kind.STOP)
     if kind is Kind.DOT and linear_of(node) is not None:
         return Kind.LINEAR
@@ -163,11 +184,7 @@ def uses(value: fx.Node) -> list[Use]:
     """Every read of ``value``, each occurrence counted; a split is replaced by its getitems."""
     found: list[Use] = []
     for user in value.users:
-        positions = [
-            index
-            for index, leaf in enumerate(_flat_arguments(user))
-            if leaf is value
-        ]
+        positions = [index for index, leaf in enumerate(_flat_arguments(user)) if leaf is value]
         readers = list(user.users) if is_tuple(user) and kind_of_tuple(user) else [user]
         found += [Use(reader, position) for reader in readers for position in positions]
     return found
@@ -236,7 +253,11 @@ def linear_of(node: fx.Node) -> Linear | None:
     if name == "addmm" and is_static(args[2]) and is_static(args[0]) and not node.kwargs:
         if len(args[0].meta["val"].shape) == 1:  # type: ignore[union-attr]
             return Linear(node, args[1], args[2], 2, 0, 1, 1, 0, 1)  # type: ignore[arg-type]
-    if name in ("matmul", "mm", "bmm") and isinstance(args[0], fx.Node) and isinstance(args[1], fx.Node):
+    if (
+        name in ("matmul", "mm", "bmm")
+        and isinstance(args[0], fx.Node)
+        and isinstance(args[1], fx.Node)
+    ):
         return _matmul(node, args[0], args[1])
     if name == "embedding" and is_static(args[0]):
         rank = len(shape_of(node))
@@ -247,7 +268,9 @@ def linear_of(node: fx.Node) -> Linear | None:
 
 
 def _bias_ok(node: fx.Node, position: int) -> bool:
-    return len(node.args) <= position or node.args[position] is None or is_static(node.args[position])
+    return (
+        len(node.args) <= position or node.args[position] is None or is_static(node.args[position])
+    )
 
 
 def _matmul(node: fx.Node, left: fx.Node, right: fx.Node) -> Linear | None:
@@ -271,7 +294,9 @@ def _convolution(node: fx.Node, name: str) -> Linear | None:
     assert isinstance(data, fx.Node)
     groups = int(argument(node, "groups"))
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
-    return Linear(node, data, weight, 1, 2, channel, channel, in_axis, out_axis, groups, kernel, transposed)
+    return Linear(
+        node, data, weight, 1, 2, channel, channel, in_axis, out_axis, groups, kernel, transposed
+    )
 
 
 def pads_with_zeros(linear: Linear) -> bool:

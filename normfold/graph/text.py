@@ -35,7 +35,11 @@ def graph_text(graph: Graph, parameters: bool = True) -> str:
             continue
         value = _type(node.meta.get("val"), symbols)
         path = module_path(node)
-        line = f"{_name(node)} = {_call(node)}" if node.op != "output" else f"return {_argument(node.args[0])}"
+        line = (
+            f"{_name(node)} = {_call(node)}"
+            if node.op != "output"
+            else f"return {_argument(node.args[0])}"
+        )
         lines.append(line + (f" : {value}" if value else "") + (f"  # {path}" if path else ""))
     return "\n".join(lines) + "\n"
 
@@ -49,7 +53,11 @@ def _call(node: fx.Node) -> str:
         return "input"
     if node.op == "get_attr":
         return f"param {node.target}"
-    name = str(getattr(node.target, "__name__", node.target)) if node.op == "call_function" else node.op
+    name = (
+        str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_function"
+        else node.op
+    )
     schema = getattr(node.target, "_schema", None)
     if schema is not None:
         name = str(node.target).removeprefix("aten.").removesuffix(".default")

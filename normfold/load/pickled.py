@@ -93,8 +93,7 @@ def _read_legacy(path: Path) -> Any:
         names = _legacy_names(path)
         if not names:
             raise
-        refused = {entry: "not a tensor type, and the file has the format of torch < 1.6"
-                   for entry in names}  # fmt: skip
+        refused = dict.fromkeys(names, "not a tensor type, and the file has the format of torch < 1.6")  # fmt: skip
         raise refusal(str(path), refused) from None
 
 

@@ -43,9 +43,7 @@ def check_document(document: Any, where: str, depth: int = 0) -> None:
                 raise _refused("a class to import", f"{key}: {value}", where)
             if key == "expr_str":
                 check_expression(value, where)
-            elif key == "target" and isinstance(value, str):
-                check_target(value, where)
-            elif key == "as_operator":
+            elif (key == "target" and isinstance(value, str)) or key == "as_operator":
                 check_target(value, where)
             check_document(value, where, depth)
     elif isinstance(document, list):

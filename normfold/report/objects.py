@@ -87,7 +87,9 @@ class Check:
         """The output that used most of its tolerance."""
         bad = [output for output in self.outputs if not output.ok]
         return max(
-            bad or self.outputs, key=lambda output: output.error / (output.tolerance or 1), default=None
+            bad or self.outputs,
+            key=lambda output: output.error / (output.tolerance or 1),
+            default=None,
         )
 
     @property
@@ -169,7 +171,9 @@ class Report:
             for declined in item.declined:
                 if declined.site == site:
                     detail = f" ({declined.detail})" if declined.detail else ""
-                    return f"{site}: {declined.code} {declined.reason}{detail}; hint: {declined.hint}"
+                    return (
+                        f"{site}: {declined.code} {declined.reason}{detail}; hint: {declined.hint}"
+                    )
         known = sorted({status.site for status in self.sites})
         raise KeyError(f"no site `{site}`; sites: {', '.join(known[:20])}")
 
@@ -202,7 +206,7 @@ class Report:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+    if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
         return None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

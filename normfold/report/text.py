@@ -36,7 +36,13 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
             "passes",
             ("pass", "exactness", "rewrites", "declined", "seconds"),
             [
-                (item.spec, item.exactness, item.rewrites or len(item.applied), len(item.declined), f"{item.seconds:.2f}")
+                (
+                    item.spec,
+                    item.exactness,
+                    item.rewrites or len(item.applied),
+                    len(item.declined),
+                    f"{item.seconds:.2f}",
+                )
                 for item in report.passes
             ],
         )
@@ -45,12 +51,15 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if counts:
         console.print()
         rows = [
-            (kind, *(row.get(state, 0) for state in ("gone", "left", "kept"))) for kind, row in counts.items()
+            (kind, *(row.get(state, 0) for state in ("gone", "left", "kept")))
+            for kind, row in counts.items()
         ]
         console.print(table("sites", ("kind", "gone", "left", "kept"), rows))
     _print_left(report.sites, console, verbose)
     for warned in report.warnings():
-        console.print(f"warning   {warned.code} {warned.site}: {warned.text}", highlight=False, soft_wrap=True)
+        console.print(
+            f"warning   {warned.code} {warned.site}: {warned.text}", highlight=False, soft_wrap=True
+        )
     if report.all_checks():
         console.print()
         print_checks(report.all_checks(), console)
@@ -59,7 +68,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(f"parameters {before:.2f} MB -> {after:.2f} MB", highlight=False)
     if report.seconds:
         console.print(
-            f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB", highlight=False
+            f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB",
+            highlight=False,
         )
     for path in report.artifacts:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -71,13 +81,21 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
 
 
 def _print_left(sites: Sequence[SiteStatus], console: Console, verbose: bool) -> None:
-    shown = [site for site in sites if verbose or (site.state == "left" and site.kind != "constant")]
+    shown = [
+        site for site in sites if verbose or (site.state == "left" and site.kind != "constant")
+    ]
     if shown:
         console.print()
-        rows = [(site.site, site.kind, site.state, site.code, site.detail) for site in shown[: None if verbose else 20]]
+        rows = [
+            (site.site, site.kind, site.state, site.code, site.detail)
+            for site in shown[: None if verbose else 20]
+        ]
         console.print(table("left in the network", ("site", "kind", "state", "code", "why"), rows))
         if len(rows) < len(shown):
-            console.print(f"... and {len(shown) - len(rows)} more: see the report, or --verbose", highlight=False)
+            console.print(
+                f"... and {len(shown) - len(rows)} more: see the report, or --verbose",
+                highlight=False,
+            )
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
@@ -97,5 +115,9 @@ def print_checks(checks: Sequence[Check], console: Console) -> None:
             )
         )
     console.print(
-        table("verdicts", ("check", "", "max rel error", "allowed", "original's own", "worst at", "note"), rows)
+        table(
+            "verdicts",
+            ("check", "", "max rel error", "allowed", "original's own", "worst at", "note"),
+            rows,
+        )
     )

@@ -71,7 +71,11 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
     size = shape_of(linear.data)[linear.in_dim]
     scale = flow.scale and along(flow.scale, linear.in_dim, size, node)
     how = "none" if flow.shift is None else _shift_way(linear, flow, flow.shift, padding)
-    shift = None if how in ("none", "map") or flow.shift is None else along(flow.shift, linear.in_dim, size, node)
+    shift = (
+        None
+        if how in ("none", "map") or flow.shift is None
+        else along(flow.shift, linear.in_dim, size, node)
+    )
     if how in ("bias", "pad") and linear.bias_position is None and not _can_grow_bias(linear):
         raise Blocked(Reason.NO_BIAS, node)
 
@@ -86,12 +90,18 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
             change = _apply(rewriter, linear, weight, t)
             bias = linear.bias
             _set_bias(
-                rewriter, linear, change if bias is None else rewriter.expression(aten.add.Tensor, bias, change)
+                rewriter,
+                linear,
+                change if bias is None else rewriter.expression(aten.add.Tensor, bias, change),
             )
         if flow.scale is not None and scale is not None:
             s = flow.scale.select(rewriter, scale, 1.0)
-            _set_weight(rewriter, linear, _times(rewriter, linear, linear_weight(linear), s, output=False))
-        rewriter.record(f"{node.name}: input {_words(flow)}" + (f" ({how})" if how in ("map", "pad") else ""))
+            _set_weight(
+                rewriter, linear, _times(rewriter, linear, linear_weight(linear), s, output=False)
+            )
+        rewriter.record(
+            f"{node.name}: input {_words(flow)}" + (f" ({how})" if how in ("map", "pad") else "")
+        )
 
     return edit
 
@@ -104,7 +114,9 @@ def linear_weight(linear: Linear) -> fx.Node:
 
 
 def _words(flow: Flow) -> str:
-    return " and ".join(word for word, part in (("scale", flow.scale), ("shift", flow.shift)) if part)
+    return " and ".join(
+        word for word, part in (("scale", flow.scale), ("shift", flow.shift)) if part
+    )
 
 
 def _can_grow_bias(linear: Linear) -> bool:
@@ -138,7 +150,9 @@ def _grouped(rewriter: Rewriter, linear: Linear, weight: fx.Node) -> tuple[fx.No
     return rewriter.expression(aten.reshape.default, weight, split), shape
 
 
-def _times(rewriter: Rewriter, linear: Linear, weight: fx.Node, vector: fx.Node, output: bool) -> fx.Node:
+def _times(
+    rewriter: Rewriter, linear: Linear, weight: fx.Node, vector: fx.Node, output: bool
+) -> fx.Node:
     """Weight times one coefficient per output (or input) feature."""
     axis = linear.out_axis if output else linear.in_axis
     rank = len(weight.meta["val"].shape)
@@ -146,7 +160,9 @@ def _times(rewriter: Rewriter, linear: Linear, weight: fx.Node, vector: fx.Node,
         vector = rewriter.expression(aten.reshape.default, vector, [-1] + [1] * (rank - 1))
         return rewriter.expression(aten.mul.Tensor, weight, vector)
     grouped, shape = _grouped(rewriter, linear, weight)
-    vector = rewriter.expression(aten.reshape.default, vector, [linear.groups, 1, shape[1]] + [1] * (rank - 2))
+    vector = rewriter.expression(
+        aten.reshape.default, vector, [linear.groups, 1, shape[1]] + [1] * (rank - 2)
+    )
     product = rewriter.expression(aten.mul.Tensor, grouped, vector)
     return rewriter.expression(aten.reshape.default, product, shape)
 
@@ -179,7 +195,12 @@ def _shift_way(linear: Linear, flow: Flow, shift: Coefficient, padding: str) -> 
         raise Blocked(Reason.AXIS_MISMATCH, node)
     spatial = linear.data.meta["val"].shape[2:]
     can_map = not any(is_symbolic(size) for size in spatial)
-    can_pad = uniform and not linear.transposed and flow.scale is not None and _divisible(flow.scale, node)
+    can_pad = (
+        uniform
+        and not linear.transposed
+        and flow.scale is not None
+        and _divisible(flow.scale, node)
+    )
     before, after = torch.Size(shape_of(linear.data)).numel(), torch.Size(shape_of(node)).numel()
     # elements touched: a map adds once to the output, a pad copies the input per axis, scale-only adds to it
     costs = {"map": after if can_map else None, "pad": linear.kernel * before if can_pad else None}
@@ -189,10 +210,14 @@ def _shift_way(linear: Linear, flow: Flow, shift: Coefficient, padding: str) -> 
         return padding
     known = {way: cost for way, cost in costs.items() if cost is not None}
     if not known:
-        raise Blocked(Reason.ZERO_PADDING, node, "sizes are dynamic and some scale is too small to divide by")
+        raise Blocked(
+            Reason.ZERO_PADDING, node, "sizes are dynamic and some scale is too small to divide by"
+        )
     way = min(known, key=lambda name: known[name])
     if padding == "cheapest" and before < known[way]:
-        raise Blocked(Reason.PARTIAL, node, f"adding touches {before} elements, a {way} {known[way]}")
+        raise Blocked(
+            Reason.PARTIAL, node, f"adding touches {before} elements, a {way} {known[way]}"
+        )
     return way
 
 
@@ -211,7 +236,9 @@ def _add_map(rewriter: Rewriter, linear: Linear, shift: Coefficient, weight: fx.
     field = shift.select(rewriter, shift.ids, 0.0)
     if field.meta["val"].dim() != len(sizes):
         field = rewriter.expression(aten.reshape.default, field, list(shift.ids.shape))
-    field = rewriter.cast(rewriter.expression(aten.expand.default, field, sizes), weight.meta["val"].dtype)
+    field = rewriter.cast(
+        rewriter.expression(aten.expand.default, field, sizes), weight.meta["val"].dtype
+    )
     args: list[Any] = list(node.args)
     args[0], args[1] = field, weight
     if len(args) > 2:
@@ -237,7 +264,9 @@ def _pad_input(rewriter: Rewriter, linear: Linear, flow: Flow, ids: Tensor) -> N
     )
     rewriter.set_argument(node, 0, padded)
     if isinstance(argument(node, "padding"), str):
-        stride, dilation, groups = (argument(node, name) for name in ("stride", "dilation", "groups"))
+        stride, dilation, groups = (
+            argument(node, name) for name in ("stride", "dilation", "groups")
+        )
         node.target = getattr(aten, op_name(node)).default
         node.args = (padded, linear_weight(linear), linear.bias, stride, [0], dilation, groups)
         node.kwargs = {}

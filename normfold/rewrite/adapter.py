@@ -35,7 +35,10 @@ class FxPass(Pass):
         result = self.function(graph.module)
         module = getattr(result, "graph_module", result)
         if module is not None and not isinstance(module, fx.GraphModule):
-            raise PassError("an fx pass must return a GraphModule, a PassResult or None", found=repr(type(result)))
+            raise PassError(
+                "an fx pass must return a GraphModule, a PassResult or None",
+                found=repr(type(result)),
+            )
         if module is not None:
             graph.module = module
         hoist(graph.module.graph)

@@ -63,7 +63,9 @@ class Pass:
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    stages: ClassVar[int] = 0  # 0: one sweep. Else `Match.stage` counts up while nothing more applies
+    stages: ClassVar[int] = (
+        0  # 0: one sweep. Else `Match.stage` counts up while nothing more applies
+    )
 
     def match(self, graph: Graph) -> Iterable[Match]:
         """Yield every site of this pass, in graph order."""
@@ -95,7 +97,11 @@ class Pass:
                     match.stage = stage
                     self._visit(graph, match, rewriter, report)
             # a rewrite may have made an earlier stage possible again
-            stage = 0 if self.stages and len(rewriter.edits) > before and report.rewrites != limit else stage + 1
+            stage = (
+                0
+                if self.stages and len(rewriter.edits) > before and report.rewrites != limit
+                else stage + 1
+            )
         report.edits, report.modified = rewriter.edits, bool(rewriter.edits)
         if report.modified:
             deduplicate(graph.module.graph)

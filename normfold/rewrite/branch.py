@@ -1,6 +1,6 @@
 """An affine branch beside a convolution or linear of the same input, summed (RepVGG, MobileOne, FastViT).
 
-    conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes + b
+conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes + b
 """
 
 from __future__ import annotations
@@ -73,13 +73,17 @@ def _leaves(root: fx.Node) -> list[tuple[fx.Node, float]]:
 def _has_centre(linear: Linear, dim: int) -> bool:
     """True if the op maps each channel and position onto itself by one tap."""
     node = linear.node
-    same = shape_of(node) == shape_of(linear.data) and linear.out_dim == dim and linear.in_dim == dim
+    same = (
+        shape_of(node) == shape_of(linear.data) and linear.out_dim == dim and linear.in_dim == dim
+    )
     if not same or linear.transposed or linear.in_axis is None or op_name(node) == "embedding":
         return False
     if not linear.kernel:
         return linear.bias_position is not None
     sizes = shape_of(linear.weight)[2:]
-    stride, padding, dilation = (_list(argument(node, name), linear.kernel) for name in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (
+        _list(argument(node, name), linear.kernel) for name in ("stride", "padding", "dilation")
+    )
     if any(size % 2 == 0 for size in sizes) or any(step != 1 for step in stride):
         return False
     if padding == ["same"] * linear.kernel:

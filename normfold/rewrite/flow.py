@@ -113,7 +113,11 @@ class Coefficient:
             ids = torch.where(ids < 0, size, ids)
         index = rewriter.constant(ids.reshape(-1).contiguous(), "index")
         node = rewriter.expression(aten.index_select.default, node, 0, index)
-        return node if ids.dim() == 1 else rewriter.expression(aten.reshape.default, node, list(ids.shape))
+        return (
+            node
+            if ids.dim() == 1
+            else rewriter.expression(aten.reshape.default, node, list(ids.shape))
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,9 @@ class Flow:
         if self.shift is None:
             return Flow(self.scale.inverse(), None)
         if not torch.equal(self.scale.ids, self.shift.ids):
-            raise Blocked(Reason.ZERO_PADDING, node, "the shift stops at a border, the scale does not")
+            raise Blocked(
+                Reason.ZERO_PADDING, node, "the shift stops at a border, the scale does not"
+            )
         quotient = self.shift.vector.combine(self.scale.vector, aten.div.Tensor).times(-1.0)
         return Flow(self.scale.inverse(), replace(self.shift, vector=quotient))
 

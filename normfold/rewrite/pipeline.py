@@ -108,7 +108,11 @@ def _read(name: str, key: str, text: str, hint: Any) -> Any:
             return tuple(part for part in text.split("|") if part)
     except (ValueError, KeyError):
         pass
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else (getattr(hint, "__name__", hint),)
+    choices = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) is Literal
+        else (getattr(hint, "__name__", hint),)
+    )
     raise UsageError(
         f"option `{key}` of pass `{name}` has a bad value",
         found=f"`{text}`",

@@ -23,5 +23,7 @@ def preset(name: str) -> str:
     close = difflib.get_close_matches(name, PRESETS, 1)
     raise UsageError(
         f"unknown target `{name}`",
-        hint=f"did you mean `{close[0]}`?" if close else f"`--to` takes one of: {', '.join(PRESETS)}",
+        hint=f"did you mean `{close[0]}`?"
+        if close
+        else f"`--to` takes one of: {', '.join(PRESETS)}",
     )

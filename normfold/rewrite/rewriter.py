@@ -101,7 +101,9 @@ class Rewriter:
     def _first_dynamic(self) -> fx.Node:
         if self._anchor is None:
             self._anchor = next(
-                node for node in self.graph.nodes if node.op != "placeholder" and not is_static(node)
+                node
+                for node in self.graph.nodes
+                if node.op != "placeholder" and not is_static(node)
             )
         return self._anchor
 

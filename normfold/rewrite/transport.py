@@ -10,15 +10,15 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import Site, custom_ops, layout
+from normfold.graph import Site, layout
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
+from normfold.graph.mixing import keeps_constants, mixed, through_mix
 from normfold.graph.ops import (
     NORM_OPS,
     Kind,
@@ -32,9 +32,9 @@ from normfold.graph.ops import (
 )
 from normfold.rewrite.absorb import Edit, into_input, into_output
 from normfold.rewrite.attention import rows_sum_to_one
-from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_positive
+from normfold.rewrite.compose import after_affine, before_affine, into_constant, pad_with_shift
+from normfold.rewrite.flow import Blocked, Flow, require_positive
 from normfold.rewrite.reasons import Reason
-from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
 
@@ -65,9 +65,11 @@ class Transport:
         if flow.trivial:
             return []
         if is_static(value):
-            return [_into_constant(value, flow, user)]
+            return [into_constant(value, flow, user)]
         if value in self._pushed:
-            raise Blocked(Reason.OUTPUT_REUSED, value, "the two sides of one sum depend on each other")
+            raise Blocked(
+                Reason.OUTPUT_REUSED, value, "the two sides of one sum depend on each other"
+            )
         self._require_unseen(value, flow, user)
         self._pulled.add(value)
         try:
@@ -84,7 +86,7 @@ class Transport:
                 self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
-                return [_after_affine(value, flow, self.sites)]
+                return [after_affine(value, flow, self.sites)]
             case Kind.MOVE:
                 return self._pull_move(value, flow)
             case Kind.ADD:
@@ -96,12 +98,12 @@ class Transport:
                 if kind is Kind.HOMOGENEOUS and flow.shift is not None:
                     raise Blocked(Reason.NONLINEAR, value)
                 source = operands(value)[0]
-                return self.pull(source, flow.map(lambda ids: _through_mix(value, ids)), body(value))
+                return self.pull(source, flow.map(lambda ids: through_mix(value, ids)), body(value))
             case Kind.MIX:
-                if flow.shift is not None and not _keeps_constants(value):
+                if flow.shift is not None and not keeps_constants(value):
                     raise Blocked(Reason.ZERO_PADDING, value, "its weights do not sum to one")
                 source = operands(value)[0]
-                return self.pull(source, flow.map(lambda ids: _through_mix(value, ids)), value)
+                return self.pull(source, flow.map(lambda ids: through_mix(value, ids)), value)
             case Kind.DOT:
                 return self._pull_dot(value, flow)
             case _:
@@ -117,19 +119,25 @@ class Transport:
                 continue
             if use.user.op == "output":
                 raise Blocked(Reason.OUTPUT_EXPOSED, value)
-            if use.user is not user and kind_of(use.user) is Kind.MOVE and _blind(use.user, value, flow):
+            if (
+                use.user is not user
+                and kind_of(use.user) is Kind.MOVE
+                and _blind(use.user, value, flow)
+            ):
                 continue
             raise Blocked(Reason.OUTPUT_REUSED, value, f"also read by `{use.user.name}`")
 
     def _require_own_weight(self, weight: fx.Node, node: fx.Node) -> None:
         if not self.copy_shared and len(weight.users) > 1:
-            raise Blocked(Reason.PARAMETER_SHARED, node, f"`{weight.name}` has {len(weight.users)} users")
+            raise Blocked(
+                Reason.PARAMETER_SHARED, node, f"`{weight.name}` has {len(weight.users)} users"
+            )
 
     def _pull_move(self, value: fx.Node, flow: Flow) -> list[Edit]:
         pad = zero_pad_of(value)
         edits: list[Edit] = []
         if pad is not None and flow.shift is not None:
-            edits.append(_pad_with_shift(value, pad, flow.shift))
+            edits.append(pad_with_shift(value, pad, flow.shift))
         scales = [] if flow.scale is None else layout.pull(value, flow.scale.ids)
         shifts = [] if flow.shift is None else layout.pull(value, flow.shift.ids)
         for index, operand in enumerate(operands(value)):
@@ -155,7 +163,9 @@ class Transport:
                 edits: list[Edit] = []
                 for index, (side, k) in enumerate(sides):
                     shift = flow.shift.times(1 / k) if flow.shift and index == chosen else None
-                    part = Flow(flow.scale, shift).map(lambda ids, side=side: layout.for_operand(ids, side))
+                    part = Flow(flow.scale, shift).map(
+                        lambda ids, side=side: layout.for_operand(ids, side)
+                    )
                     edits += self.pull(side, part, value)
                 return edits
             except Blocked as error:
@@ -172,7 +182,9 @@ class Transport:
         for factor in sorted(factors, key=is_static):
             before = set(self._pulled)
             try:
-                part = Flow(flow.scale, shift).map(lambda ids, factor=factor: layout.for_operand(ids, factor))
+                part = Flow(flow.scale, shift).map(
+                    lambda ids, factor=factor: layout.for_operand(ids, factor)
+                )
                 return self.pull(factor, part, value)
             except (Blocked, LayoutError) as error:
                 self._pulled = before
@@ -243,7 +255,7 @@ class Transport:
             raise Blocked(Reason.NONLINEAR, node, "the tensor is used as a weight or an index")
         match kind:
             case Kind.AFFINE:
-                edits.append(_before_affine(node, first, self.sites))
+                edits.append(before_affine(node, first, self.sites))
                 return None
             case Kind.MOVE:
                 return self._push_move(node, sources, flows, edits)
@@ -255,11 +267,11 @@ class Transport:
                 require_positive(first.scale, node)
                 if kind is Kind.HOMOGENEOUS and first.shift is not None:
                     raise Blocked(Reason.NONLINEAR, node)
-                return first.map(lambda ids: _mixed(node, ids))
+                return first.map(lambda ids: mixed(node, ids))
             case Kind.MIX:
-                if first.shift is not None and not _keeps_constants(node):
+                if first.shift is not None and not keeps_constants(node):
                     raise Blocked(Reason.ZERO_PADDING, node, "its weights do not sum to one")
-                return first.map(lambda ids: _mixed(node, ids))
+                return first.map(lambda ids: mixed(node, ids))
             case _:
                 return self._push_dot(node)
 
@@ -268,9 +280,11 @@ class Transport:
     ) -> Flow:
         if len(sources) == 1:
             assert flows[0] is not None
-            return flows[0].map(lambda ids: layout.push(node, sources[0], ids)) if zero_pad_of(
-                node
-            ) is None else _push_pad(node, flows[0])
+            return (
+                flows[0].map(lambda ids: layout.push(node, sources[0], ids))
+                if zero_pad_of(node) is None
+                else _push_pad(node, flows[0])
+            )
         carried = [(source, flow) for source, flow in zip(sources, flows, strict=True) if flow]
         if len({id(flow) for _, flow in carried}) > 1 and not all(
             flow.same(carried[0][1]) for _, flow in carried
@@ -282,7 +296,9 @@ class Transport:
             part is not None and op_name(node) != "stack" and part.ids.shape[dim] > 1
             for part in (flow.scale, flow.shift)
         )
-        if along_features or any(id(other) != id(source) and other in self._pushed for other in sources):
+        if along_features or any(
+            id(other) != id(source) and other in self._pushed for other in sources
+        ):
             if len(carried) > 1:
                 raise Blocked(Reason.OUTPUT_REUSED, node, "one affine reaches several operands")
             return flow.map(lambda ids: layout.push(node, source, ids))
@@ -327,7 +343,9 @@ class Transport:
             if len(carried) == 2 and carried[0][2].same(carried[1][2]) and carried[1][1] == -1:
                 shift = None  # x - pool(x): the two shifts cancel
             else:
-                shift = replace(shifts[0], vector=shifts[0].vector.combine(shifts[1].vector, aten.add.Tensor))
+                shift = replace(
+                    shifts[0], vector=shifts[0].vector.combine(shifts[1].vector, aten.add.Tensor)
+                )
         return Flow(scale, shift).map(lambda ids: layout.align(ids, rank))
 
     def _push_dot(self, node: fx.Node) -> Flow:
@@ -356,7 +374,7 @@ def _stopped(node: fx.Node) -> Blocked:
     name = op_name(node)
     if node.op == "placeholder":
         return Blocked(Reason.NETWORK_INPUT, node)
-    if name in NORM_OPS or name == "getitem" and op_name(body(node)) in NORM_OPS:
+    if name in NORM_OPS or (name == "getitem" and op_name(body(node)) in NORM_OPS):
         return Blocked(Reason.NONLINEAR, node, "another norm")
     return Blocked(Reason.NONLINEAR, node)
 
@@ -367,69 +385,6 @@ def _blind(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
         if part is not None and not bool((layout.push(user, value, part.ids) < 0).all()):
             return False
     return True
-
-
-def _into_constant(value: fx.Node, flow: Flow, user: fx.Node) -> Edit:
-    def edit(rewriter: Rewriter) -> None:
-        dtype = value.meta["val"].dtype
-        result = value
-        for part, op, neutral in ((flow.scale, aten.mul.Tensor, 1.0), (flow.shift, aten.add.Tensor, 0.0)):
-            if part is not None:
-                field = part.select(rewriter, part.ids, neutral)
-                result = rewriter.expression(op, result, field)
-        rewriter.replace_input(user, value, rewriter.cast(result, dtype))
-        rewriter.record(f"{value.name}: constant rescaled")
-
-    return edit
-
-
-def _after_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
-    """y = (a x + b) s + t: a' = a s, b' = b s + t."""
-    dim = int(node.args[3])  # type: ignore[call-overload]
-    size = shape_of(node)[dim]
-    scale = along(flow.scale, dim, size, node) if flow.scale else None
-    shift = along(flow.shift, dim, size, node) if flow.shift else None
-
-    def edit(rewriter: Rewriter) -> None:
-        a, b = node.args[1], node.args[2]
-        if flow.scale is not None and scale is not None:
-            s = flow.scale.select(rewriter, scale, 1.0)
-            a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
-            b = None if b is None else rewriter.expression(aten.mul.Tensor, b, s)
-        if flow.shift is not None and shift is not None:
-            t = flow.shift.select(rewriter, shift, 0.0)
-            b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
-        _compose(node, a, b, sites, rewriter)
-
-    return edit
-
-
-def _before_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
-    """y = a (s x + t) + b: a' = a s, b' = b + a t."""
-    dim = int(node.args[3])  # type: ignore[call-overload]
-    size = shape_of(node)[dim]
-    scale = along(flow.scale, dim, size, node) if flow.scale else None
-    shift = along(flow.shift, dim, size, node) if flow.shift else None
-
-    def edit(rewriter: Rewriter) -> None:
-        a, b = node.args[1], node.args[2]
-        if flow.shift is not None and shift is not None:
-            t = flow.shift.select(rewriter, shift, 0.0)
-            t = t if a is None else rewriter.expression(aten.mul.Tensor, a, t)
-            b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
-        if flow.scale is not None and scale is not None:
-            s = flow.scale.select(rewriter, scale, 1.0)
-            a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
-        _compose(node, a, b, sites, rewriter)
-
-    return edit
-
-
-def _compose(node: fx.Node, a: Any, b: Any, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
-    node.args = (node.args[0], a, b, node.args[3])
-    own = node.meta.get("normfold_sites", ())
-    node.meta["normfold_sites"] = (*own, *(site for site in sites if site not in own))
-    rewriter.record(f"{node.name}: composed")
 
 
 def _factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
@@ -473,82 +428,6 @@ def _push_pad(node: fx.Node, flow: Flow) -> Flow:
     scale = flow.scale.at(scale_ids(flow.scale.ids)) if flow.scale else None
     shift = flow.shift.at(layout.push(node, source, flow.shift.ids)) if flow.shift else None
     return Flow(scale, shift)
-
-
-def _pad_with_shift(value: fx.Node, pad: list[int], shift: Coefficient) -> Edit:
-    """pad(x) + t = pad_t(x + t): the border gets the shift of its feature instead of zero."""
-    axis = layout.axis_of(shift.ids)
-    padded = {len(shape_of(value)) - 1 - index // 2 for index, width in enumerate(pad) if width}
-    if axis is None or axis in padded or min(pad) < 0:
-        raise Blocked(Reason.ZERO_PADDING, value, "the features do not lie along one unpadded axis")
-    ids = along(shift, axis, shape_of(value)[axis], value)
-
-    def edit(rewriter: Rewriter) -> None:
-        vector = shift.select(rewriter, ids, 0.0)
-        source = value.args[0]
-        assert isinstance(source, fx.Node)
-        filled = rewriter.insert_before(value, custom_ops.channel_pad, source, pad, vector, axis)
-        rewriter.replace(value, filled)
-        rewriter.record(f"{value.name}: pads with the shift")
-
-    return edit
-
-
-def _mix_dims(node: fx.Node, rank: int) -> tuple[list[int], bool]:
-    """Axes of the operand that a MIX or MONOTONE op mixes, and whether they vanish."""
-    op, name = body(node), op_name(body(node))
-    if name in ("mean", "sum", "amax"):
-        dims: Any = argument(op, "dim")
-        dims = list(range(rank)) if dims is None or dims == [] else dims
-        dims = dims if isinstance(dims, (list, tuple)) else [dims]
-        return sorted(int(dim) % rank for dim in dims), not bool(argument(op, "keepdim", False))
-    if KINDLESS.get(name):
-        return [], False
-    spatial = next(int(digit) for digit in name if digit.isdigit())
-    return list(range(rank - spatial, rank)), False
-
-
-KINDLESS = {"relu": True, "leaky_relu": True, "prelu": True, "_prelu_kernel": True}
-
-
-def _mixed(node: fx.Node, ids: Tensor) -> Tensor:
-    """Layout behind a MIX, MONOTONE or HOMOGENEOUS op."""
-    dims, vanish = _mix_dims(node, ids.dim())
-    if any(ids.shape[dim] > 1 for dim in dims):
-        raise Blocked(Reason.AXIS_MISMATCH, node, "it mixes features")
-    for dim in reversed(dims if vanish else []):
-        ids = ids.squeeze(dim)
-    return ids
-
-
-def _through_mix(node: fx.Node, ids: Tensor) -> Tensor:
-    """Layout in front of a MIX, MONOTONE or HOMOGENEOUS op."""
-    rank = len(shape_of(operands(node)[0]))
-    dims, vanish = _mix_dims(node, rank)
-    for dim in dims if vanish else []:
-        ids = ids.unsqueeze(dim)
-    if any(ids.shape[dim] > 1 for dim in dims):
-        raise Blocked(Reason.AXIS_MISMATCH, node, "it mixes features")
-    return ids
-
-
-def _keeps_constants(node: fx.Node) -> bool:
-    """True if a MIX op maps ones to ones, that is, its weights sum to one everywhere."""
-    source = operands(node)[0]
-    shape = shape_of(source)
-    dims, _ = _mix_dims(node, len(shape))
-    sizes = [size if dim in dims else 1 for dim, size in enumerate(shape)]
-
-    def resolve(argument_node: fx.Node) -> Any:
-        if argument_node is source:
-            return torch.ones(sizes, dtype=torch.float64)
-        value = argument_node.meta["val"]
-        return int(value.node.hint) if isinstance(value, torch.SymInt) else value
-
-    args, kwargs = fx.map_arg((node.args, node.kwargs), resolve)
-    assert callable(node.target)
-    result: Tensor = node.target(*args, **kwargs)
-    return bool((result - 1).abs().max() < 1e-9)
 
 
 def _value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, int]:

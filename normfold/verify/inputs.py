@@ -34,7 +34,9 @@ def cases(graph: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = N
     batched = _batched(graph, leaves)
     generator = torch.Generator().manual_seed(seed)
     made = {
-        kind: tuple(_fill(leaf, kind, generator, batch) for leaf, batch in zip(leaves, batched, strict=True))
+        kind: tuple(
+            _fill(leaf, kind, generator, batch) for leaf, batch in zip(leaves, batched, strict=True)
+        )
         for kind in KINDS
     }
     if any(batched):
@@ -45,7 +47,9 @@ def cases(graph: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = N
         found = [Case("rows", rows, KINDS)]
     else:
         found = [Case(kind, values) for kind, values in made.items()]
-    return found + [Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])]
+    return found + [
+        Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])
+    ]
 
 
 def _batched(graph: Graph, leaves: list[Any]) -> list[bool]:

@@ -78,7 +78,9 @@ class Verifier:
     def rounding(self, result: Graph | nn.Module) -> Check:
         """The result in its own dtype, against four times the original's own error."""
         start = time.perf_counter()
-        return self._judge("rounding", self._run(result.module if isinstance(result, Graph) else result), start)
+        return self._judge(
+            "rounding", self._run(result.module if isinstance(result, Graph) else result), start
+        )
 
     def outputs(self, kind: str, run: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Check:
         """Anything that maps flat input tensors to flat output tensors, such as a runtime session."""
@@ -117,12 +119,18 @@ class Verifier:
                 found.append(OutputCheck("*", case.name, 0.0, float("inf"), 0.0, float("inf")))
                 continue
             for place, (expected, got) in enumerate(zip(reference, results[index], strict=True)):
-                name = self.graph.output_names[place] if place < len(self.graph.output_names) else str(place)
+                name = (
+                    self.graph.output_names[place]
+                    if place < len(self.graph.output_names)
+                    else str(place)
+                )
                 mine = own[place] if own is not None else None
                 found += _compare(name, case, expected, got, mine, tolerance)
         dropped = [check for check in found if check.tolerance == float("inf")]
         if dropped:
-            note = note or f"{len(dropped)} outputs overflow in the original's own dtype: not judged"
+            note = (
+                note or f"{len(dropped)} outputs overflow in the original's own dtype: not judged"
+            )
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed, note)
 
 
@@ -131,11 +139,18 @@ def _tensors(outputs: Any) -> Outputs:
 
 
 def _compare(
-    name: str, case: Case, expected: Tensor, got: Tensor, own: Tensor | None, tolerance: float | None
+    name: str,
+    case: Case,
+    expected: Tensor,
+    got: Tensor,
+    own: Tensor | None,
+    tolerance: float | None,
 ) -> list[OutputCheck]:
     rows = case.rows
     if expected.shape != got.shape:
-        return [OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))]
+        return [
+            OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))
+        ]
     if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
         parts: list[tuple[str, Any]] = [(case.name, slice(None))]
     else:
@@ -149,7 +164,11 @@ def _compare(
             assert own is not None
             unit = torch.finfo(own.dtype).eps if own.is_floating_point() else 0.0
             # where the original itself overflows there is nothing to compare with
-            allowed = float("inf") if baseline != baseline or baseline == float("inf") else FACTOR * baseline + ULPS * unit
+            allowed = (
+                float("inf")
+                if baseline != baseline or baseline == float("inf")
+                else FACTOR * baseline + ULPS * unit
+            )
         if allowed == float("inf"):
             error = 0.0
         checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
