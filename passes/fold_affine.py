@@ -192,7 +192,7 @@ def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:
     errors = [blocked[way] for way in ("forward", "backward") if way in blocked]
     if not errors:
         return Decline(Reason.DIRECTION, match.node)
-    dull = (Reason.NETWORK_INPUT, Reason.OUTPUT_REUSED, Reason.NONLINEAR)
+    dull = (Reason.NETWORK_INPUT, Reason.OUTPUT_EXPOSED, Reason.OUTPUT_REUSED, Reason.NONLINEAR)
     chosen = next((error for error in errors if error.reason not in dull), errors[0])
     others = [
         f"{error.reason.slug} at {error.node.name}" for error in errors if error is not chosen

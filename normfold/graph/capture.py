@@ -54,7 +54,9 @@ def capture(
     shapes = _batch_shapes(original, args, kwargs) if dynamic == "batch" else dynamic
     program = _export(original, args, kwargs, shapes)
     graph = _from_program(program, args, kwargs)
-    graph.original, graph.dynamic_shapes, graph.notes = original, shapes, notes
+    graph.original, graph.notes = original, notes
+    if dynamic != "batch":
+        graph.dynamic_shapes = dynamic
     if shapes is not None:
         _check_dynamic(graph, shapes)
     return graph
@@ -183,7 +185,7 @@ def _program_shapes(graph: Graph) -> Any:
     ]
     leaves, tree = pytree.tree_flatten((graph.args, graph.kwargs))
     positional, named = pytree.tree_unflatten(specs[: len(leaves)], tree)
-    return (*positional, *named.values())
+    return dict(inspect.signature(graph.module.forward).bind(*positional, **named).arguments)
 
 
 def _check_dynamic(graph: Graph, shapes: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from normfold.graph import custom_ops
 from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
-from normfold.graph.ops import Linear, pads_with_zeros
+from normfold.graph.ops import Linear, linear_of, pads_with_zeros
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible
 from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
@@ -32,12 +32,13 @@ aten = torch.ops.aten
 def into_output(linear: Linear, flow: Flow) -> Edit:
     """Edit that makes ``linear`` produce ``y * scale + shift`` instead of ``y``."""
     node, size = linear.node, linear.out_features
-    scale = flow.scale and along(flow.scale, linear.out_dim, size, node)
-    shift = flow.shift and along(flow.shift, linear.out_dim, size, node)
+    scale = along(flow.scale, linear.out_dim, size, node) if flow.scale else None
+    shift = along(flow.shift, linear.out_dim, size, node) if flow.shift else None
     if shift is not None and linear.bias_position is None and not _can_grow_bias(linear):
         raise Blocked(Reason.NO_BIAS, node)
 
     def edit(rewriter: Rewriter) -> None:
+        linear = _as_it_is(node)
         s = flow.scale.select(rewriter, scale, 1.0) if flow.scale and scale is not None else None
         t = flow.shift.select(rewriter, shift, 0.0) if flow.shift and shift is not None else None
         weight = linear_weight(linear)
@@ -69,7 +70,7 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
     if linear.in_dim is None or linear.in_axis is None:
         raise Blocked(Reason.AXIS_MISMATCH, node)
     size = shape_of(linear.data)[linear.in_dim]
-    scale = flow.scale and along(flow.scale, linear.in_dim, size, node)
+    scale = along(flow.scale, linear.in_dim, size, node) if flow.scale else None
     how = "none" if flow.shift is None else _shift_way(linear, flow, flow.shift, padding)
     shift = (
         None
@@ -80,30 +81,34 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
         raise Blocked(Reason.NO_BIAS, node)
 
     def edit(rewriter: Rewriter) -> None:
-        weight = linear_weight(linear)
+        linear = _as_it_is(node)
+        weight, bias = linear_weight(linear), None
         if flow.shift is not None and how == "map":
             _add_map(rewriter, linear, flow.shift, weight)
         elif flow.shift is not None and shift is not None:
             t = flow.shift.select(rewriter, shift, 0.0)
             if how == "pad":
                 _pad_input(rewriter, linear, flow, shift)
-            change = _apply(rewriter, linear, weight, t)
-            bias = linear.bias
-            _set_bias(
-                rewriter,
-                linear,
-                change if bias is None else rewriter.expression(aten.add.Tensor, bias, change),
-            )
+            bias = _apply(rewriter, linear, weight, t)
+            if linear.bias is not None:
+                bias = rewriter.expression(aten.add.Tensor, linear.bias, bias)
         if flow.scale is not None and scale is not None:
             s = flow.scale.select(rewriter, scale, 1.0)
-            _set_weight(
-                rewriter, linear, _times(rewriter, linear, linear_weight(linear), s, output=False)
-            )
+            _set_weight(rewriter, linear, _times(rewriter, linear, weight, s, output=False))
+        # last: a matmul becomes a linear, whose weight lies the other way
+        _set_bias(rewriter, linear, bias)
         rewriter.record(
             f"{node.name}: input {_words(flow)}" + (f" ({how})" if how in ("map", "pad") else "")
         )
 
     return edit
+
+
+def _as_it_is(node: fx.Node) -> Linear:
+    """The view at the time of the edit: an earlier one may have turned a matmul into a linear."""
+    linear = linear_of(node)
+    assert linear is not None
+    return linear
 
 
 def linear_weight(linear: Linear) -> fx.Node:

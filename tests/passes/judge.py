@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from normfold.graph import Graph, capture
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
+from normfold.graph.ops import BATCH_NORM_OPS
 from normfold.graph.precision import Float64Interpreter
 from normfold.graph.provenance import module_path
 from normfold.report import Declined, PassReport
@@ -78,9 +79,11 @@ class Outcome:
 
 def _acts_per_channel(node: fx.Node) -> bool:
     name = op_name(node)
-    if name in ("batch_norm", "normfold::channel_affine"):
+    if is_static(node):
+        return False
+    if name in BATCH_NORM_OPS or name == "normfold::channel_affine":
         return True
-    if name not in ("add", "sub", "mul", "div") or is_static(node):
+    if name not in ("add", "sub", "mul", "div"):
         return False
     constants = [side for side in node.args[:2] if is_static(side)]
     return any(sum(size > 1 for size in shape_of(side)) == 1 for side in constants)  # type: ignore[arg-type]
