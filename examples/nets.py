@@ -55,6 +55,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, stages of `BasicBlock`s (all but the first halve the resolution), a linear head."""
 
+    image_size = 32  # tells tools the input that the network was made for
+
     def __init__(self, blocks: tuple[int, ...], widths: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
@@ -120,6 +122,8 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(nn.Module):
     """A stem, stages of inverted residuals, a 1x1 convolution, global pooling, a linear head."""
+
+    image_size = 32  # tells tools the input that the network was made for
 
     def __init__(self, stages: tuple[Stage, ...], stem: int, head: int, num_classes: int) -> None:
         super().__init__()
@@ -207,6 +211,8 @@ def stem(width: int) -> nn.Sequential:
 
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021): class token, learned position embedding."""
+
+    image_size = 32  # tells tools the input that the network was made for
 
     def __init__(
         self, image: int, width: int, depth: int, heads: int, mlp: int, num_classes: int

@@ -217,11 +217,8 @@ def explain(name: str) -> dict[str, str]:
         }
     if name in names():
         kind = find(name)
-        module = sys.modules[kind.__module__]
-        return {
-            "algebra": inspect_module.cleandoc(module.__doc__ or ""),
-            "pass": "\n" + inspect_module.getdoc(kind),
-        }  # type: ignore[operator]
+        algebra = inspect_module.cleandoc(sys.modules[kind.__module__].__doc__ or "")
+        return {"algebra": algebra, "pass": f"\n{inspect_module.getdoc(kind) or ''}"}
     known = [reason.code for reason in Reason] + [reason.slug for reason in Reason] + names()
     close = difflib.get_close_matches(name, known, 1)
     raise UsageError(

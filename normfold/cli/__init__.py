@@ -1,4 +1,4 @@
-"""The command line: parse, call one facade function, print, exit. torch is imported by the commands that need it."""
+"""The command line: parse, call one facade function, print, exit. Commands import torch when they run."""
 
 from normfold.cli.app import app, main
 

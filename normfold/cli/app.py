@@ -11,8 +11,8 @@ from normfold.cli.settings import settings
 from normfold.errors import NormfoldError
 
 # typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
-_UsageError = typer.BadParameter.__mro__[1]
-_ClickException = typer.BadParameter.__mro__[2]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="normfold",

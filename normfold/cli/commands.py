@@ -192,6 +192,7 @@ def bisect(
 ) -> int:
     """Name the first pass, then the first site, that breaks the verdict."""
     from normfold import inspection
+    from normfold.report.text import print_checks
 
     warn_pickle(trust_pickle)
     with progress() as say:
@@ -204,12 +205,8 @@ def bisect(
     elif culprit is None:
         typer.echo("every pass keeps the verdict")
     else:
-        typer.echo(
-            f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}".rstrip()
-        )
-        typer.echo(
-            f"error {culprit.after.max_rel:.2e}, allowed {culprit.after.worst.tolerance:.2e}"
-        )
+        typer.echo(f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}")
+        print_checks([culprit.after], console())
     return 0 if culprit is None else 1
 
 
@@ -270,7 +267,11 @@ def doctor(
         typer.echo(json.dumps({"environment": found, "obstacles": obstacles}, indent=2))
     else:
         console().print(
-            table("environment", ("what", "version", "needed for"), [row.values() for row in found])
+            table(
+                "environment",
+                ("what", "version", "needed for"),
+                [list(row.values()) for row in found],
+            )
         )
         for line in obstacles:
             typer.echo(line)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 
-class Batch(str, Enum):
+class Batch(StrEnum):
     """Is axis 0 of the inputs free?"""
 
     dynamic = "dynamic"
     static = "static"
 
 
-class VerifyMode(str, Enum):
+class VerifyMode(StrEnum):
     """When to judge."""
 
     final = "final"
@@ -24,8 +24,8 @@ class VerifyMode(str, Enum):
 
 
 MODEL_HELP = (
-    "A pickled module (.pt), a state dict (.pt, .safetensors) with --model, a .pt2 program, a Hugging Face folder, "
-    "timm:NAME, or pkg.mod:factory."
+    "A pickled module (.pt), a state dict (.pt, .safetensors) with --model, a .pt2 program, "
+    "a Hugging Face folder, timm:NAME, or pkg.mod:factory."
 )
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Factory = Annotated[

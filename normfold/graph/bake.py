@@ -7,6 +7,8 @@ from torch import Tensor, fx, nn
 from normfold.graph.expressions import evaluate, fetch, roots
 from normfold.graph.graph import Graph
 
+_PENDING = "normfold_pending"
+
 
 def bake(graph: Graph) -> list[str]:
     """Replace every parameter expression of ``graph`` by a constant, in place; returns the stored names.
@@ -22,13 +24,15 @@ def bake(graph: Graph) -> list[str]:
             continue
         value = value.to(node.meta["val"].dtype).contiguous().clone()
         name = _name(graph, node)
+        graph.module.register_buffer(_PENDING, value)  # its final name is still taken by an operand
         with fx_graph.inserting_before(node):
-            constant = fx_graph.get_attr("__pending__")
+            constant = fx_graph.get_attr(_PENDING)
         constant.meta.update(val=node.meta["val"], normfold_static=True)
         node.replace_all_uses_with(
             constant, delete_user_cb=lambda user: not user.meta.get("normfold_static")
         )
         _drop_dead(graph, node)
+        delattr(graph.module, _PENDING)
         name = _free_name(graph, name)
         constant.target = name
         _store(graph.module, name, nn.Parameter(value, requires_grad=False))

@@ -268,9 +268,11 @@ def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
             return torch.empty(shape_of(source), dtype=torch.int64)
         raise LayoutError(f"`{op.name}` moves elements by run-time data")
 
-    args, kwargs = fx.map_arg((op.args, op.kwargs), resolve)
+    resolved: Any = fx.map_arg((op.args, op.kwargs), resolve)
+    args, kwargs = resolved
     args = [concrete(arg) if isinstance(arg, torch.SymInt) else arg for arg in args]
     name = op_name(op)
+    result: Any
     if name in ("pad", "constant_pad_nd"):
         if zero_pad_of(op) is None and (name == "constant_pad_nd" or op.args[2:3] == ("constant",)):
             raise LayoutError("a constant that is not zero is padded")

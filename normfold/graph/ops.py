@@ -250,9 +250,8 @@ def linear_of(node: fx.Node) -> Linear | None:
     if name == "linear" and is_static(args[1]) and _bias_ok(node, 2):
         rank = len(shape_of(node))
         return Linear(node, args[0], args[1], 1, 2, rank - 1, rank - 1, 1, 0)  # type: ignore[arg-type]
-    if name == "addmm" and is_static(args[2]) and is_static(args[0]) and not node.kwargs:
-        if len(args[0].meta["val"].shape) == 1:  # type: ignore[union-attr]
-            return Linear(node, args[1], args[2], 2, 0, 1, 1, 0, 1)  # type: ignore[arg-type]
+    if name == "addmm" and is_static(args[2]) and _is_vector(args[0]) and not node.kwargs:
+        return Linear(node, args[1], args[2], 2, 0, 1, 1, 0, 1)  # type: ignore[arg-type]
     if (
         name in ("matmul", "mm", "bmm")
         and isinstance(args[0], fx.Node)
@@ -273,13 +272,17 @@ def _bias_ok(node: fx.Node, position: int) -> bool:
     )
 
 
+def _is_vector(value: Any) -> bool:
+    return is_static(value) and len(shape_of(value)) == 1
+
+
 def _matmul(node: fx.Node, left: fx.Node, right: fx.Node) -> Linear | None:
     rank = len(shape_of(node))
     if is_static(right) and not is_static(left) and len(shape_of(right)) == 2:
         return Linear(node, left, right, 1, None, rank - 1, rank - 1, 0, 1)
-    if is_static(left) and not is_static(right) and len(shape_of(left)) == 2 and rank >= 2:
-        if len(shape_of(right)) == rank:
-            return Linear(node, right, left, 0, None, rank - 2, rank - 2, 1, 0)
+    columns = len(shape_of(left)) == 2 and len(shape_of(right)) == rank >= 2
+    if is_static(left) and not is_static(right) and columns:
+        return Linear(node, right, left, 0, None, rank - 2, rank - 2, 1, 0)
     return None
 
 

@@ -5,6 +5,8 @@ conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -29,7 +31,7 @@ def merge_branch(affine: fx.Node) -> list[Edit]:
     while (parent := _sum_above(node)) is not None:
         sign *= _sign(parent, node)
         node = root = parent
-    x, dim = affine.args[0], int(affine.args[3])  # type: ignore[call-overload]
+    x, dim = affine.args[0], int(affine.args[3])  # type: ignore[arg-type]
     for leaf, leaf_sign in _leaves(root):
         linear = linear_of(leaf)
         if linear is None or linear.data is not x or not _has_centre(linear, dim):
@@ -94,7 +96,7 @@ def _has_centre(linear: Linear, dim: int) -> bool:
     )
 
 
-def _list(value: object, length: int) -> list[object]:
+def _list(value: Any, length: int) -> list[Any]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return values * length if len(values) == 1 else values
 

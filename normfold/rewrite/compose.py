@@ -36,7 +36,7 @@ def into_constant(value: fx.Node, flow: Flow, user: fx.Node) -> Edit:
 
 def after_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
     """y = (a x + b) s + t: a' = a s, b' = b s + t."""
-    dim = int(node.args[3])  # type: ignore[call-overload]
+    dim = int(node.args[3])  # type: ignore[arg-type]
     size = shape_of(node)[dim]
     scale = along(flow.scale, dim, size, node) if flow.scale else None
     shift = along(flow.shift, dim, size, node) if flow.shift else None
@@ -57,7 +57,7 @@ def after_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
 
 def before_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
     """y = a (s x + t) + b: a' = a s, b' = b + a t."""
-    dim = int(node.args[3])  # type: ignore[call-overload]
+    dim = int(node.args[3])  # type: ignore[arg-type]
     size = shape_of(node)[dim]
     scale = along(flow.scale, dim, size, node) if flow.scale else None
     shift = along(flow.shift, dim, size, node) if flow.shift else None

@@ -125,7 +125,7 @@ class Rewriter:
 
     def _mode(self) -> Any:
         for node in self.graph.nodes:
-            value = node.meta.get("val")
+            value: Any = node.meta.get("val")
             if hasattr(value, "fake_mode"):
                 return value.fake_mode
         raise AssertionError("a captured graph has fake values")

@@ -8,11 +8,10 @@ or raise `Blocked`. An edit list is complete: after it the affine is gone on tha
 from __future__ import annotations
 
 import heapq
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from normfold.graph import Site, layout
 from normfold.graph.expressions import is_static
@@ -20,7 +19,6 @@ from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import keeps_constants, mixed, through_mix
 from normfold.graph.ops import (
-    NORM_OPS,
     Kind,
     body,
     kind_of,
@@ -33,6 +31,15 @@ from normfold.graph.ops import (
 from normfold.rewrite.absorb import Edit, into_input, into_output
 from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.compose import after_affine, before_affine, into_constant, pad_with_shift
+from normfold.rewrite.crossing import (
+    blind,
+    factors,
+    for_operand,
+    stopped,
+    through_pad,
+    through_product,
+    value_operand,
+)
 from normfold.rewrite.flow import Blocked, Flow, require_positive
 from normfold.rewrite.reasons import Reason
 
@@ -107,7 +114,7 @@ class Transport:
             case Kind.DOT:
                 return self._pull_dot(value, flow)
             case _:
-                raise _stopped(value)
+                raise stopped(value)
 
     def _require_unseen(self, value: fx.Node, flow: Flow, user: fx.Node) -> None:
         """Every other reader must be blind to the change."""
@@ -122,7 +129,7 @@ class Transport:
             if (
                 use.user is not user
                 and kind_of(use.user) is Kind.MOVE
-                and _blind(use.user, value, flow)
+                and blind(use.user, value, flow)
             ):
                 continue
             raise Blocked(Reason.OUTPUT_REUSED, value, f"also read by `{use.user.name}`")
@@ -163,10 +170,7 @@ class Transport:
                 edits: list[Edit] = []
                 for index, (side, k) in enumerate(sides):
                     shift = flow.shift.times(1 / k) if flow.shift and index == chosen else None
-                    part = Flow(flow.scale, shift).map(
-                        lambda ids, side=side: layout.for_operand(ids, side)
-                    )
-                    edits += self.pull(side, part, value)
+                    edits += self.pull(side, for_operand(Flow(flow.scale, shift), side), value)
                 return edits
             except Blocked as error:
                 blocked, self._pulled = blocked or error, before
@@ -174,18 +178,15 @@ class Transport:
         raise blocked
 
     def _pull_product(self, value: fx.Node, flow: Flow) -> list[Edit]:
-        factors, constant = _factors(value)
+        sides, constant = factors(value)
         if flow.shift is not None and not constant:
             raise Blocked(Reason.GATED, value)
         shift = flow.shift.times(1 / constant) if flow.shift and constant else None
         blocked: Blocked | None = None
-        for factor in sorted(factors, key=is_static):
+        for factor in sorted(sides, key=is_static):
             before = set(self._pulled)
             try:
-                part = Flow(flow.scale, shift).map(
-                    lambda ids, factor=factor: layout.for_operand(ids, factor)
-                )
-                return self.pull(factor, part, value)
+                return self.pull(factor, for_operand(Flow(flow.scale, shift), factor), value)
             except (Blocked, LayoutError) as error:
                 self._pulled = before
                 fallback = Blocked(Reason.AXIS_MISMATCH, value, str(error))
@@ -194,10 +195,10 @@ class Transport:
         raise blocked
 
     def _pull_dot(self, value: fx.Node, flow: Flow) -> list[Edit]:
-        weights, features, dim = _value_operand(value, flow)
+        weights, features = value_operand(value, flow)
         if flow.shift is not None and not rows_sum_to_one(value, weights):
             raise Blocked(Reason.ATTENTION_ROWS, value)
-        return self.pull(features, flow.map(lambda ids: _over(ids, features, dim)), value)
+        return self.pull(features, for_operand(flow, features), value)
 
     # -- with the data flow -------------------------------------------------------------------------
 
@@ -247,7 +248,7 @@ class Transport:
             edits.append(into_input(linear, self._pushed[linear.data], self.padding))
             return None
         if kind is Kind.STOP:
-            raise _stopped(node)
+            raise stopped(node)
         sources = operands(node)
         flows = [self._pushed.get(source) for source in sources]
         first = next((flow for flow in flows if flow is not None), None)
@@ -262,7 +263,7 @@ class Transport:
             case Kind.ADD:
                 return self._push_sum(node, edits)
             case Kind.PRODUCT:
-                return _push_product(node, self._pushed)
+                return through_product(node, self._pushed)
             case Kind.MONOTONE | Kind.HOMOGENEOUS:
                 require_positive(first.scale, node)
                 if kind is Kind.HOMOGENEOUS and first.shift is not None:
@@ -283,7 +284,7 @@ class Transport:
             return (
                 flows[0].map(lambda ids: layout.push(node, sources[0], ids))
                 if zero_pad_of(node) is None
-                else _push_pad(node, flows[0])
+                else through_pad(node, flows[0])
             )
         carried = [(source, flow) for source, flow in zip(sources, flows, strict=True) if flow]
         if len({id(flow) for _, flow in carried}) > 1 and not all(
@@ -332,9 +333,8 @@ class Transport:
             if not others:
                 raise Blocked(Reason.UNKNOWN_OP, node, "a number is added")
             for other in others:
-                aligned = Flow(scale).map(lambda ids: layout.align(ids, rank))
-                part = aligned.map(lambda ids, other=other: layout.for_operand(ids, other))
-                edits += self.pull(other, part.inverse(node), node)
+                inner = for_operand(Flow(scale).map(lambda ids: layout.align(ids, rank)), other)
+                edits += self.pull(other, inner.inverse(node), node)
         shifts = [flow.shift.times(k) for _, k, flow in carried if flow.shift is not None]
         shift = shifts[0] if shifts else None
         if len(shifts) == 2:
@@ -368,86 +368,3 @@ class Transport:
         if flow.shift is not None and not rows_sum_to_one(node, weights):
             raise Blocked(Reason.ATTENTION_ROWS, node)
         return flow.map(lambda ids: layout.align(ids, len(shape_of(node))))
-
-
-def _stopped(node: fx.Node) -> Blocked:
-    name = op_name(node)
-    if node.op == "placeholder":
-        return Blocked(Reason.NETWORK_INPUT, node)
-    if name in NORM_OPS or (name == "getitem" and op_name(body(node)) in NORM_OPS):
-        return Blocked(Reason.NONLINEAR, node, "another norm")
-    return Blocked(Reason.NONLINEAR, node)
-
-
-def _blind(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
-    """True if a MOVE op takes only elements that the flow leaves alone."""
-    for part in (flow.scale, flow.shift):
-        if part is not None and not bool((layout.push(user, value, part.ids) < 0).all()):
-            return False
-    return True
-
-
-def _factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
-    """The factors that a scale may enter, and the number they are multiplied by (None: a tensor)."""
-    if op_name(node) == "neg":
-        return operands(node), -1.0
-    left, right = node.args[:2]
-    if op_name(node) == "div":
-        if node.kwargs.get("rounding_mode") is not None or not isinstance(left, fx.Node):
-            raise Blocked(Reason.NONLINEAR, node)
-        return [left], None if isinstance(right, fx.Node) else 1 / float(right)  # type: ignore[arg-type]
-    nodes = [side for side in (left, right) if isinstance(side, fx.Node)]
-    numbers = [float(side) for side in (left, right) if isinstance(side, (int, float))]
-    return nodes, None if len(nodes) > 1 else math.prod(numbers)
-
-
-def _push_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
-    factors, constant = _factors(node)
-    carried = [side for side in node.args[:2] if isinstance(side, fx.Node) and side in pushed]
-    if len(carried) != 1 or carried[0] not in factors:
-        raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
-    flow = pushed[carried[0]]
-    if flow.shift is not None and constant is None:
-        raise Blocked(Reason.GATED, node)
-    shift = flow.shift.times(constant) if flow.shift and constant else None
-    return Flow(flow.scale, shift).map(lambda ids: layout.align(ids, len(shape_of(node))))
-
-
-def _push_pad(node: fx.Node, flow: Flow) -> Flow:
-    """Zeros stay zeros under a scale; a shift leaves the padded border out."""
-    source = operands(node)[0]
-    pad = zero_pad_of(node)
-    assert pad is not None
-    padded = {len(shape_of(node)) - 1 - index // 2 for index, width in enumerate(pad) if width}
-
-    def scale_ids(ids: Tensor) -> Tensor:
-        if all(ids.shape[dim] == 1 for dim in padded):
-            return ids
-        return layout.push(node, source, ids)
-
-    scale = flow.scale.at(scale_ids(flow.scale.ids)) if flow.scale else None
-    shift = flow.shift.at(layout.push(node, source, flow.shift.ids)) if flow.shift else None
-    return Flow(scale, shift)
-
-
-def _value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node, int]:
-    """(weights, features, mixed axis) of a product of activations, by where the features lie."""
-    left, right = node.args[0], node.args[1]
-    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-    if op_name(node) == "scaled_dot_product_attention":
-        features = node.args[2]
-        assert isinstance(features, fx.Node)
-        if any(part is not None and part.ids.shape[-2] > 1 for part in (flow.scale, flow.shift)):
-            raise Blocked(Reason.AXIS_MISMATCH, node)
-        return left, features, -2
-    parts = [part for part in (flow.scale, flow.shift) if part is not None]
-    if all(part.ids.shape[-2] == 1 for part in parts):
-        return left, right, -2
-    if all(part.ids.shape[-1] == 1 for part in parts):
-        return right, left, -1
-    raise Blocked(Reason.AXIS_MISMATCH, node)
-
-
-def _over(ids: Tensor, operand: fx.Node, dim: int) -> Tensor:
-    """Layout of one factor of a product: the contracted axis carries no features."""
-    return layout.for_operand(ids, operand)

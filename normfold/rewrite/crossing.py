@@ -1,0 +1,95 @@
+"""How a per-feature affine crosses single ops: products, pads, attention; and what stops it."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, fx
+
+from normfold.graph import layout
+from normfold.graph.graph import op_name, shape_of
+from normfold.graph.ops import NORM_OPS, body, operands, zero_pad_of
+from normfold.rewrite.flow import Blocked, Flow
+from normfold.rewrite.reasons import Reason
+
+
+def stopped(node: fx.Node) -> Blocked:
+    name = op_name(node)
+    if node.op == "placeholder":
+        return Blocked(Reason.NETWORK_INPUT, node)
+    if name in NORM_OPS or (name == "getitem" and op_name(body(node)) in NORM_OPS):
+        return Blocked(Reason.NONLINEAR, node, "another norm")
+    return Blocked(Reason.NONLINEAR, node)
+
+
+def for_operand(flow: Flow, operand: fx.Node) -> Flow:
+    return flow.map(lambda ids: layout.for_operand(ids, operand))
+
+
+def blind(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
+    """True if a MOVE op takes only elements that the flow leaves alone."""
+    for part in (flow.scale, flow.shift):
+        if part is not None and not bool((layout.push(user, value, part.ids) < 0).all()):
+            return False
+    return True
+
+
+def factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
+    """The factors that a scale may enter, and the number they are multiplied by (None: a tensor)."""
+    if op_name(node) == "neg":
+        return operands(node), -1.0
+    left, right = node.args[:2]
+    if op_name(node) == "div":
+        if node.kwargs.get("rounding_mode") is not None or not isinstance(left, fx.Node):
+            raise Blocked(Reason.NONLINEAR, node)
+        return [left], None if isinstance(right, fx.Node) else 1 / float(right)  # type: ignore[arg-type]
+    nodes = [side for side in (left, right) if isinstance(side, fx.Node)]
+    numbers = [float(side) for side in (left, right) if isinstance(side, (int, float))]
+    return nodes, None if len(nodes) > 1 else math.prod(numbers)
+
+
+def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
+    sides, constant = factors(node)
+    carried = [side for side in node.args[:2] if isinstance(side, fx.Node) and side in pushed]
+    if len(carried) != 1 or carried[0] not in sides:
+        raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
+    flow = pushed[carried[0]]
+    if flow.shift is not None and constant is None:
+        raise Blocked(Reason.GATED, node)
+    shift = flow.shift.times(constant) if flow.shift and constant else None
+    return Flow(flow.scale, shift).map(lambda ids: layout.align(ids, len(shape_of(node))))
+
+
+def through_pad(node: fx.Node, flow: Flow) -> Flow:
+    """Zeros stay zeros under a scale; a shift leaves the padded border out."""
+    source = operands(node)[0]
+    pad = zero_pad_of(node)
+    assert pad is not None
+    padded = {len(shape_of(node)) - 1 - index // 2 for index, width in enumerate(pad) if width}
+
+    def scale_ids(ids: Tensor) -> Tensor:
+        if all(ids.shape[dim] == 1 for dim in padded):
+            return ids
+        return layout.push(node, source, ids)
+
+    scale = flow.scale.at(scale_ids(flow.scale.ids)) if flow.scale else None
+    shift = flow.shift.at(layout.push(node, source, flow.shift.ids)) if flow.shift else None
+    return Flow(scale, shift)
+
+
+def value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node]:
+    """(weights, features) of a product of activations, by where the features lie."""
+    left, right = node.args[0], node.args[1]
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    if op_name(node) == "scaled_dot_product_attention":
+        features = node.args[2]
+        assert isinstance(features, fx.Node)
+        if any(part is not None and part.ids.shape[-2] > 1 for part in (flow.scale, flow.shift)):
+            raise Blocked(Reason.AXIS_MISMATCH, node)
+        return left, features
+    parts = [part for part in (flow.scale, flow.shift) if part is not None]
+    if all(part.ids.shape[-2] == 1 for part in parts):
+        return left, right
+    if all(part.ids.shape[-1] == 1 for part in parts):
+        return right, left
+    raise Blocked(Reason.AXIS_MISMATCH, node)
