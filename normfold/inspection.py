@@ -20,6 +20,7 @@ from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, body, kind_of, operands
 from normfold.graph.provenance import module_path
+from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
 from normfold.report import Report, SiteStatus
 from normfold.rewrite import Reason, parse, text_of
@@ -152,6 +153,31 @@ def graph_text_after(graph: Graph, pipeline: str | None) -> str:
     if pipeline is not None:
         graph, _ = run(graph, pipeline, verify="off")
     return graph_text(graph)
+
+
+@dataclass(frozen=True)
+class SpaceInfo:
+    """One feature space as `normfold inspect --spaces` shows it; writers and readers are ops with paths."""
+
+    width: int
+    tensors: int
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    symmetry: str
+
+
+def list_spaces(graph: Graph) -> list[SpaceInfo]:
+    """Every feature space that a linear op writes, with what its readers and writers leave free."""
+    return [
+        SpaceInfo(
+            space.width,
+            len(space.members),
+            tuple(dict.fromkeys(map(_named, space.writers))),
+            tuple(dict.fromkeys(map(_named, space.readers))),
+            space.symmetry.words,
+        )
+        for space in spaces(graph)
+    ]
 
 
 def find_culprit(

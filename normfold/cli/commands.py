@@ -72,6 +72,10 @@ def inspect(
     graph: Annotated[
         bool, typer.Option("--graph", help="Print the captured graph instead.")
     ] = False,
+    spaces: Annotated[
+        bool,
+        typer.Option("--spaces", help="Print the feature spaces and their symmetries instead."),
+    ] = False,
     passes: opt.Passes = None,
     factory: opt.Factory = None,
     inputs: opt.Inputs = None,
@@ -90,18 +94,21 @@ def inspect(
             model, batch, say, **opt.loading(factory, inputs, trust_module, trust_pickle)
         )
         if graph:
-            text = inspection.graph_text_after(captured, passes)
-        else:
-            norms = inspection.inspect(captured)
-    if graph:
-        typer.echo(text, nl=False)
-    elif as_json:
-        typer.echo(json.dumps([dataclasses.asdict(norm) for norm in norms], indent=2))
-    else:
-        columns = ("path", "kind", "position", "foldable", "float16", "why not")
-        rows = [(n.path, n.kind, n.position, n.foldable, n.half_risk, n.why) for n in norms]
-        console().print(table(f"{len(norms)} norms", columns, rows))
+            typer.echo(inspection.graph_text_after(captured, passes), nl=False)
+            return 0
+        rows = inspection.list_spaces(captured) if spaces else inspection.inspect(captured)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return 0
+    title = f"{len(rows)} {'feature spaces' if spaces else 'norms'}"
+    columns = [field.name for field in dataclasses.fields(rows[0])] if rows else []
+    cells = [[_cell(value) for value in dataclasses.astuple(row)] for row in rows]
+    console().print(table(title, [column.replace("_", " ") for column in columns], cells))
     return 0
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def plan(

@@ -1,0 +1,192 @@
+"""Feature spaces: tensors that share one set of features, who writes them, who reads them, what stays free.
+
+A space is found from one tensor and its feature axis by flooding, in both directions, through every op that
+keeps features apart (movement, sums, averages, products with a number). What produces a member by other
+means is a writer, what consumes one is a reader. The readers and writers decide the symmetry: which
+transforms of the coordinates nobody sees, or everybody can absorb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from torch import Tensor, fx
+
+from normfold.graph import layout
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import Graph, op_name, shape_of
+from normfold.graph.layout import LayoutError
+from normfold.graph.mixing import mixed, through_mix
+from normfold.graph.ops import (
+    BATCH_NORM_OPS,
+    NORM_OPS,
+    Kind,
+    Linear,
+    body,
+    kind_of,
+    linear_of,
+    operands,
+    reads_shape_only,
+    uses,
+)
+
+
+class Symmetry(IntEnum):
+    """Transforms of a space's coordinates that its readers and writers permit, smallest set first."""
+
+    IDENTITY = 0
+    PERMUTATION = 1
+    POSITIVE_DIAGONAL = 2
+    DIAGONAL = 3
+    ORTHOGONAL = 4
+    ORTHOGONAL_FIXING_ONE = 5
+    INVERTIBLE = 6
+
+    @property
+    def words(self) -> str:
+        return _WORDS[self]
+
+
+_WORDS = {
+    Symmetry.IDENTITY: "identity only",
+    Symmetry.PERMUTATION: "permutation",
+    Symmetry.POSITIVE_DIAGONAL: "positive diagonal, permutation",
+    Symmetry.DIAGONAL: "diagonal with shift, permutation",
+    Symmetry.ORTHOGONAL: "orthogonal, positive scale",
+    Symmetry.ORTHOGONAL_FIXING_ONE: "adding c * 1, positive scale, orthogonal maps that fix 1",
+    Symmetry.INVERTIBLE: "any invertible matrix",
+}
+
+
+@dataclass
+class Space:
+    """One feature space. ``members`` maps each tensor to its layout; readers may appear several times."""
+
+    width: int
+    members: dict[fx.Node, Tensor] = field(default_factory=dict)
+    writers: list[fx.Node] = field(default_factory=list)
+    readers: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The smallest symmetry that any reader or writer leaves."""
+        ends = [*map(_written, self.writers), *map(_read, self.readers)]
+        return min(ends, default=Symmetry.INVERTIBLE)
+
+
+def space_of(value: fx.Node, dim: int) -> Space:
+    """The space that axis ``dim`` of ``value`` belongs to.
+
+    Tensors that see only part of the features, or see them mixed up with others, count as readers.
+    """
+    width = shape_of(value)[dim]
+    space = Space(width)
+    stack = [(value, layout.channel(len(shape_of(value)), dim, width))]
+    while stack:
+        node, ids = stack.pop()
+        if node in space.members:
+            continue
+        space.members[node] = ids
+        stack += _upstream(node, ids, space)
+        stack += _downstream(node, ids, space)
+    return space
+
+
+def _upstream(node: fx.Node, ids: Tensor, space: Space) -> Iterator[tuple[fx.Node, Tensor]]:
+    try:
+        sources = list(_sources(node, ids))
+    except LayoutError:
+        sources = []
+    if not sources or any(_incomplete(part, space.width) for _, part in sources):
+        space.writers.append(node)
+        return
+    for source, part in sources:
+        if is_static(source):
+            space.writers.append(source)
+        else:
+            yield source, part
+
+
+def _sources(node: fx.Node, ids: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+    """The tensors that hold the same features in front of ``node``; none if ``node`` writes the space."""
+    kind = kind_of(node) if not is_static(node) else Kind.STOP
+    if kind is Kind.MOVE:
+        yield from layout.pull(node, ids)
+    elif kind is Kind.ADD or (kind is Kind.PRODUCT and len(operands(node)) == 1):
+        for operand in operands(node):
+            yield operand, layout.for_operand(ids, operand)
+    elif kind is Kind.MIX:
+        yield operands(node)[0], through_mix(node, ids)
+
+
+def _downstream(node: fx.Node, ids: Tensor, space: Space) -> Iterator[tuple[fx.Node, Tensor]]:
+    for use in uses(node):
+        user = use.user
+        if reads_shape_only(user, use.position):
+            continue
+        try:
+            carried = _carried(user, node, ids)
+        except LayoutError:
+            carried = None
+        if carried is None or _incomplete(carried, space.width):
+            space.readers.append(user)
+        else:
+            yield user, carried
+
+
+def _carried(user: fx.Node, node: fx.Node, ids: Tensor) -> Tensor | None:
+    kind = kind_of(user)
+    if kind is Kind.MOVE:
+        return layout.push(user, node, ids)
+    if kind is Kind.ADD or (kind is Kind.PRODUCT and len(operands(user)) == 1):
+        return layout.align(ids, len(shape_of(user)))
+    return mixed(user, ids) if kind is Kind.MIX else None
+
+
+def _incomplete(ids: Tensor, width: int) -> bool:
+    """True if a tensor holds only some of the features, or holds others beside them."""
+    return bool((ids < 0).any()) or ids.unique().numel() != width
+
+
+def _written(node: fx.Node) -> Symmetry:
+    if node.op == "placeholder":
+        return Symmetry.IDENTITY
+    if is_static(node) or kind_of(node) is Kind.LINEAR:
+        return Symmetry.INVERTIBLE
+    return _passes(node)
+
+
+def _read(node: fx.Node) -> Symmetry:
+    if node.op == "output":
+        return Symmetry.IDENTITY
+    if linear_of(node) is not None:
+        return Symmetry.INVERTIBLE
+    norm = NORM_OPS.get(op_name(node))
+    if norm == "layer-norm":
+        return Symmetry.ORTHOGONAL_FIXING_ONE
+    return Symmetry.ORTHOGONAL if norm == "rms-norm" else _passes(node)
+
+
+def _passes(node: fx.Node) -> Symmetry:
+    """What commutes with an op that works on every feature by itself."""
+    if op_name(body(node)) in BATCH_NORM_OPS or kind_of(node) is Kind.AFFINE:
+        return Symmetry.DIAGONAL
+    return Symmetry.POSITIVE_DIAGONAL if kind_of(node) in _POSITIVE else Symmetry.PERMUTATION
+
+
+_POSITIVE = (Kind.HOMOGENEOUS, Kind.MONOTONE)
+
+
+def spaces(graph: Graph) -> list[Space]:
+    """Every space that a linear op writes, in graph order, each once."""
+    found: list[Space] = []
+    known: set[fx.Node] = set()
+    for node in graph.nodes:
+        linear: Linear | None = None if is_static(node) else linear_of(node)
+        if linear is not None and node not in known:
+            space = space_of(node, linear.out_dim)
+            known.update(space.members)
+            found.append(space)
+    return found
