@@ -101,8 +101,9 @@ def inspect(
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0
     title = f"{len(rows)} {'feature spaces' if spaces else 'norms'}"
-    columns = [field.name for field in dataclasses.fields(rows[0])] if rows else []
-    cells = [[_cell(value) for value in dataclasses.astuple(row)] for row in rows]
+    fields = dataclasses.fields(rows[0]) if rows else ()
+    columns = [field.name for field in fields if field.name != "line"]  # too wide for a terminal
+    cells = [[_cell(getattr(row, column)) for column in columns] for row in rows]
     console().print(table(title, [column.replace("_", " ") for column in columns], cells))
     return 0
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from normfold.graph import layout
 from normfold.graph.expressions import is_static
-from normfold.graph.graph import Graph, op_name, shape_of
+from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import mixed, through_mix
 from normfold.graph.ops import (
@@ -139,6 +139,9 @@ def _downstream(node: fx.Node, ids: Tensor, space: Space) -> Iterator[tuple[fx.N
 def _carried(user: fx.Node, node: fx.Node, ids: Tensor) -> Tensor | None:
     kind = kind_of(user)
     if kind is Kind.MOVE:
+        joined = op_name(user) in ("cat", "concat") and len(operands(user)) > 1
+        if joined and ids.shape[int(argument(user, "dim", 0)) % ids.dim()] == 1:
+            return ids  # joined along another axis: the other parts are of the same space
         return layout.push(user, node, ids)
     if kind is Kind.ADD or (kind is Kind.PRODUCT and len(operands(user)) == 1):
         return layout.align(ids, len(shape_of(user)))
