@@ -74,6 +74,8 @@ class Canonicalize(Pass):
     def check(self, graph: Graph, match: Match) -> Decline | None:
         if match.plan == "batch-norm" and not _frozen(match.node):
             return Decline(Reason.STATISTICS_NOT_FROZEN, match.node)
+        if match.plan == "norm" and _spans_axes(match.node):
+            return Decline(Reason.NOT_PER_CHANNEL, match.node)
         return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
@@ -145,15 +147,23 @@ def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rew
     rewriter.replace(old, affine)
 
 
+def _over_last(node: fx.Node) -> bool:
+    return NORM_OPS[op_name(node)] in ("layer-norm", "rms-norm")
+
+
+def _spans_axes(node: fx.Node) -> bool:
+    """True if the norm has a weight that runs over several axes: not one number per channel."""
+    several = _over_last(node) and len(argument(node, "normalized_shape")) != 1
+    return several and argument(node, "weight") is not None
+
+
 def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> None:
     node.meta["normfold_norm"] = sites
     weight, bias = argument(node, "weight"), _optional(node, "bias")
     if (weight is None and bias is None) or isinstance(node.meta["val"], (tuple, list)):
         return
     rank = len(shape_of(node))
-    over_last = NORM_OPS[op_name(node)] in ("layer-norm", "rms-norm")
-    if over_last and len(argument(node, "normalized_shape")) != 1:
-        return  # weight and bias run over several axes: not one number per channel
+    over_last = _over_last(node)
     if not all(part is None or is_static(part) for part in (weight, bias)):
         return
     dim = rank - 1 if over_last else 1

@@ -12,7 +12,7 @@ For an affine y = a x + b (one a and b per channel), tried for all sites before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -79,6 +79,10 @@ class FoldAffine(Pass):
             return None
         if "normfold_partial" in match.node.meta:
             return Decline(Reason.PARTIAL, match.node, match.node.meta["normfold_partial"])
+        final = match.stage == self.stages
+        if final and self.direction != "both" and _both_ways(self).check(graph, match) is None:
+            match.plan, match.partial = None, None
+            return Decline(Reason.DIRECTION, match.node)
         return _summary(blocked, match)
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
@@ -90,6 +94,10 @@ class FoldAffine(Pass):
             assert isinstance(source, fx.Node)
             rewriter.replace(node, source)
         rewriter.record(f"{match.path}: {match.detail}")
+
+
+def _both_ways(options: FoldAffine) -> FoldAffine:
+    return replace(options, direction="both")
 
 
 class _Attempt:

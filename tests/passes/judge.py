@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS
 from normfold.graph.precision import Float64Interpreter
 from normfold.graph.provenance import module_path
+from normfold.graph.text import graph_text
 from normfold.report import Declined, PassReport
 from normfold.rewrite import parse, run_pipeline
 
 ALGEBRA = 1e-10  # relative error that the un-baked graph may have in float64
 ULPS = 8
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 @dataclass
@@ -156,4 +159,32 @@ def declines(outcome: Outcome, *codes: str) -> Outcome:
     return outcome
 
 
-Wiring = Callable[..., Any]
+
+def golden(name: str, text: str) -> None:
+    """Compare with tests/goldens/<name>.txt; ``UPDATE_GOLDENS=1`` writes it instead (then read the diff)."""
+    path = GOLDENS / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDENS"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.exists(), f"no golden {path}: write it with UPDATE_GOLDENS=1"
+    assert text == path.read_text()
+
+
+def golden_pass(name: str, graph: Graph, setup: str = "") -> None:
+    """Graph text before and after one pass, run behind the passes of ``setup``."""
+    if setup:
+        graph, _ = run_pipeline(graph, parse(setup))
+    after, _ = run_pipeline(graph, parse(name.split("/")[0]))
+    golden(f"{name}.before", graph_text(graph))
+    golden(f"{name}.after", graph_text(after))
+
+
+def untouched(graph: Graph, text: str) -> None:
+    """Assert that the last pass of ``text`` finds nothing to do: no edit, the text of the graph the same."""
+    *setup, last = parse(text)
+    prepared, _ = run_pipeline(graph, setup)
+    after, reports = run_pipeline(prepared, [last])
+    assert not reports[0].modified
+    assert not reports[0].applied
+    assert not reports[0].edits
+    assert graph_text(after) == graph_text(prepared)

@@ -1,0 +1,103 @@
+"""For every reason code, a smallest network that is declined for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from tests.nets import Compose, conv, perturb
+
+ANY_SIZE = (({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A network of one input and the options under which fold-affine declines a site of it."""
+
+    wiring: Callable[..., Any]
+    parts: Callable[[], dict[str, nn.Module]]
+    shape: tuple[int, ...] = (2, 4, 5, 6)
+    options: str = ""
+    dynamic: Any = "batch"
+    dead: bool = False  # one channel of every norm has scale zero
+
+    def build(self) -> tuple[nn.Module, Tensor]:
+        module = perturb(Compose(self.wiring, **self.parts()))
+        if self.dead:
+            for part in module.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.weight.data[1] = 0.0
+        return module, torch.randn(self.shape)
+
+
+def _norm(**more: nn.Module) -> Callable[[], dict[str, nn.Module]]:
+    return lambda: {"norm": nn.BatchNorm2d(4), **more}
+
+
+def _attention(m: Any, x: Tensor) -> Tensor:
+    scores = F.relu(m.q(x) @ m.k(x).transpose(1, 2))
+    return m.norm((scores @ m.v(x)).transpose(1, 2))
+
+
+def _left(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.mix.weight @ x)
+
+
+def _both(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return torch.cat([m.norm(y), F.relu(y)], 1)
+
+
+def _gated(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(F.relu(x))
+    return m.conv(y * torch.sigmoid(x))
+
+
+REFUSALS: dict[str, Refusal] = {
+    "NF101": Refusal(
+        lambda m, x: m.norm(m.conv(x)),
+        lambda: {"conv": conv(), "norm": nn.BatchNorm2d(4, track_running_stats=False)},
+    ),
+    "NF102": Refusal(
+        lambda m, x: (m.norm(m.conv(x)), m.conv(F.relu(x))),
+        _norm(conv=conv()),
+        options="copy-shared=false",
+    ),
+    "NF103": Refusal(_both, _norm(conv=conv()), options="direction=backward"),
+    "NF104": Refusal(lambda m, x: m.norm(F.gelu(x)), _norm()),
+    "NF105": Refusal(lambda m, x: m.conv(F.gelu(m.norm(x))), _norm(conv=conv())),
+    "NF106": Refusal(lambda m, x: m.conv(F.relu(m.norm(F.gelu(x)))), _norm(conv=conv())),
+    "NF107": Refusal(
+        lambda m, x: m.conv(m.norm(F.gelu(x))), _norm(conv=conv()), dynamic=ANY_SIZE, dead=True
+    ),
+    "NF108": Refusal(
+        lambda m, x: m.norm(m.fc(x)),
+        lambda: {"fc": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)},
+        (2, 6, 6),
+    ),
+    "NF109": Refusal(lambda m, x: F.gelu(m.norm(x)), _norm(), options="direction=backward"),
+    "NF110": Refusal(lambda m, x: m.conv(m.norm(F.gelu(x)) + 1.5), _norm(conv=conv(padding=0))),
+    "NF111": Refusal(
+        lambda m, x: m.out(m.norm(F.gelu(x)) + m.conv(x)),
+        _norm(conv=conv(), out=conv(padding=0)),
+        dead=True,
+    ),
+    "NF112": Refusal(_gated, _norm(conv=conv(padding=0)), dead=True),
+    "NF113": Refusal(
+        _attention,
+        lambda: {"norm": nn.BatchNorm1d(6), **{name: nn.Linear(6, 6) for name in "qkv"}},
+        (2, 5, 6),
+    ),
+    "NF114": Refusal(lambda m, x: m.conv(m.norm(F.gelu(x))), _norm(conv=conv(4, 8))),
+    "NF115": Refusal(_left, lambda: {"mix": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, (2, 6, 5)),
+    "NF116": Refusal(lambda m, x: m.norm(x), lambda: {"norm": nn.LayerNorm((4, 5))}, (2, 4, 5)),
+    "NF117": Refusal(
+        lambda m, x: m.conv(m.norm(F.gelu(x))), _norm(conv=conv(padding=0)), options="direction=backward"
+    ),
+}
