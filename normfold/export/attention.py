@@ -25,10 +25,9 @@ def write_attention(graph: fx.Graph) -> int:
     plain = [node for node in graph.nodes if node.target is _ATTENTION and _is_plain(node)]
     for node in plain:
         query, key, value = node.args[:3]
-        width = query.meta["val"].shape[-1]  # type: ignore[union-attr]
         scale = argument(node, "scale")
         if scale is None:
-            scale = 1 / math.sqrt(int(width))
+            scale = 1 / math.sqrt(_width(node))
         mask = argument(node, "attn_mask")
         with graph.inserting_before(node):
             scaled = _call(graph, node, _aten.mul.Tensor, query, scale)
@@ -52,11 +51,16 @@ def _is_plain(node: fx.Node) -> bool:
     dtype = node.meta["val"].dtype
     if mask is not None and (not isinstance(mask, fx.Node) or mask.meta["val"].dtype != dtype):
         return False
-    width = operands[0].meta["val"].shape[-1]  # type: ignore[union-attr]
     flags = (
         argument(node, "is_causal") or argument(node, "enable_gqa") or argument(node, "dropout_p")
     )
-    return not flags and isinstance(width, int)
+    return not flags and isinstance(_width(node), int)
+
+
+def _width(node: fx.Node) -> Any:
+    query = node.args[0]
+    assert isinstance(query, fx.Node)
+    return query.meta["val"].shape[-1]
 
 
 def _call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:

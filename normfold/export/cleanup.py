@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from normfold.graph.provenance import module_path, source_line
 
@@ -28,11 +28,12 @@ def clean(model: ir.Model) -> None:
     3. small constant expressions are evaluated (`onnxscript.optimizer.fold_constants`, which has no rewrite
        rules for layers);
     4. a target shape of which one size is unknown is written with -1 instead of computed at run time;
-    5. unused nodes, identities and repeated constants go, constants become initialisers, names become unique.
+    5. unused nodes, identities and repeated constants go, constants become initialisers.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
+    parameters = set(model.graph.initializers)
     if model.functions:
         common.InlinePass()(model)
     _turn_weights(model)
@@ -50,9 +51,22 @@ def clean(model: ir.Model) -> None:
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.OutputFixPass(),
-        common.NameFixPass(),
     ):
         step(model)
+    _merge_constants(model, parameters)
+
+
+def _merge_constants(model: ir.Model, parameters: set[str]) -> None:
+    """Let equal small constants be one; parameters stay as they are, equal or not, under their own names."""
+    first: dict[tuple[str, str, bytes], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if name in parameters or tensor is None or tensor.size > _SMALL or value.is_graph_output():
+            continue
+        known = first.setdefault((str(tensor.dtype), str(tensor.shape), tensor.tobytes()), value)
+        if known is not value:
+            value.replace_all_uses_with(known)
+            model.graph.initializers.pop(name)
 
 
 def _turn_weights(model: ir.Model) -> None:
@@ -63,17 +77,14 @@ def _turn_weights(model: ir.Model) -> None:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer() or len(weight.uses()) != 1:
             continue
-        tensor, output = weight.const_value, node.outputs[0]
-        raw = getattr(tensor, "raw", None)
-        if not hasattr(raw, "permute") or output.is_graph_output() or weight.is_graph_output():
+        tensor: Any = weight.const_value
+        output, raw = node.outputs[0], getattr(tensor, "raw", None)
+        if not isinstance(raw, Tensor) or output.is_graph_output() or weight.is_graph_output():
             continue
-        assert tensor is not None and weight.name is not None
-        order = node.attributes["perm"].as_ints()
-        turned = type(tensor)(raw.permute(*order), weight.name)  # type: ignore[call-arg]
+        assert weight.name is not None
+        turned = type(tensor)(raw.permute(*node.attributes["perm"].as_ints()), weight.name)
         model.graph.initializers.pop(weight.name)
-        value = ir.Value(
-            name=weight.name, type=weight.type, shape=ir.Shape(turned.shape), const_value=turned
-        )
+        value = ir.Value(name=weight.name, type=weight.type, shape=turned.shape, const_value=turned)
         output.replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
         model.graph.register_initializer(value)

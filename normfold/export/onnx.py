@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import logging
 import os
+import re
 import time
+import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from normfold.errors import ExportError, UsageError
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from normfold.errors import ExportError, NormfoldError, UsageError
 from normfold.export import write
+from normfold.export.attention import write_attention
 from normfold.export.census import Census, census
-from normfold.export.cleanup import clean, label
+from normfold.export.cleanup import clean, label, name_axes
 from normfold.export.dialects import choose_opset
-from normfold.graph.graph import Graph
+from normfold.export.dialects import dialect as find_dialect
+from normfold.export.program import exported_program
+from normfold.graph.graph import Graph, is_symbolic
 
 if TYPE_CHECKING:
-    pass
+    import onnx_ir as ir
 
 _NATIVE_ATTENTION = 23  # the opset whose Attention op the exporter uses
-_IR_VERSION_LIMIT = 10
+_IR_VERSIONS = {23: 11}  # the oldest file version that an opset goes with; 10 for older ones
 
 
 @dataclass(frozen=True)
@@ -76,15 +90,16 @@ def export_onnx(
     """
     start = time.perf_counter()
     path = Path(path)
-    target = _dialect(dialect)
+    target = find_dialect(dialect)
     chosen = choose_opset(graph, target, opset)
     if not path.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
     model, notes = _translate(graph, chosen)
     clean(model)
     _set_names(model, graph)
+    name_axes(model, _axis_names(model))
     label(model, source_lines)
-    _set_header(model, graph, metadata or {})
+    _set_header(model, chosen, metadata or {})
     data_path = path.with_name(path.name + ".data")
     external = _external(model, external_data)
     message = write.Message(model, data_path.name)
@@ -116,3 +131,152 @@ def export_onnx(
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
     )
+
+
+class _Recorder(logging.Handler):
+    """Keeps the exporter's log lines of substance."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def _translate(graph: Graph, opset: int) -> tuple[ir.Model, list[str]]:
+    """The raw ONNX model and what the exporter said that matters."""
+    program = exported_program(graph)
+    try:
+        return _run_exporter(program, opset)
+    except Exception as error:
+        if type(program) is ExportedProgram:  # it was traced: there is nothing else to try
+            raise _refused(error) from error
+    try:
+        return _run_exporter(exported_program(graph, retrace=True), opset)
+    except NormfoldError:
+        raise
+    except Exception as error:
+        raise _refused(error) from error
+
+
+def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
+    if opset < _NATIVE_ATTENTION:
+        write_attention(program.graph)
+    recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(recorder)
+    try:
+        # stdout is for the user's data: torch marks each step there
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            redirect_stdout(io.StringIO()),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("always")
+            exported = torch.onnx.export(
+                program, dynamo=True, optimize=False, opset_version=opset, verbose=False
+            )
+    finally:
+        logger.removeHandler(recorder)
+        logger.propagate = propagate
+    assert exported is not None
+    ours = [w for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
+    said = [str(w.message).strip().split("\n")[0] for w in ours] + recorder.lines
+    return exported.model, list(dict.fromkeys(said))
+
+
+def _refused(error: Exception) -> ExportError:
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return ExportError(
+        "torch.onnx could not translate the graph",
+        found=f"{type(error).__name__}: {lines[0][:500] if lines else ''}",
+        hint="an op without an ONNX form: `normfold inspect MODEL --graph` shows where it is",
+    )
+
+
+def _set_names(model: ir.Model, graph: Graph) -> None:
+    """Give inputs and outputs the graph's names; other values of the same name move out of the way."""
+    from onnx_ir.passes import common
+
+    taken: set[str] = set()
+    names = tuple(
+        name
+        for name, node in zip(graph.input_names, _placeholders(graph), strict=True)
+        if isinstance(node.meta.get("val"), Tensor)  # other inputs are not in the file
+    )
+    for values, wanted in ((model.graph.inputs, names), (model.graph.outputs, graph.output_names)):
+        if len(values) != len(wanted):
+            raise ExportError(
+                "the exported file has another number of inputs or outputs than the network",
+                found=f"{[value.name for value in values]} for {list(wanted)}",
+            )
+        for value, name in zip(values, wanted, strict=True):
+            unique, number = name, 2
+            while unique in taken:
+                unique, number = f"{name}_{number}", number + 1
+            taken.add(unique)
+            value.name = unique
+    common.NameFixPass()(model)
+
+
+def _placeholders(graph: Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _axis_names(model: ir.Model) -> dict[str, str]:
+    """A name for each symbolic size of the inputs: ``batch`` for the first axis, else ``input_axis``."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            symbol = "" if isinstance(size, int) else str(size.value or "")
+            if not symbol.isidentifier() or symbol in names:
+                continue
+            plain = re.sub(r"\W", "_", str(value.name))
+            free = axis == 0 and "batch" not in names.values()
+            names[symbol] = "batch" if free else f"{plain}_{axis}"
+    return names
+
+
+def _set_header(model: ir.Model, opset: int, metadata: dict[str, str]) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        model.producer_version = version("normfold")
+    except PackageNotFoundError:  # a bare clone
+        model.producer_version = ""
+    model.producer_name = "normfold"
+    model.ir_version = max(model.ir_version or 0, _IR_VERSIONS.get(opset, 10))
+    model.metadata_props.update({"torch": torch.__version__, **metadata})
+
+
+def _external(model: ir.Model, asked: bool | None) -> bool:
+    size = write.weight_bytes(model)
+    if asked is None:
+        return size > write.SINGLE_FILE_LIMIT
+    if not asked and size > write.SINGLE_FILE_LIMIT:
+        raise UsageError(
+            "the weights do not fit into one file",
+            found=f"{size / 1e9:.2f} GB; one file is written up to {write.SINGLE_FILE_LIMIT / 1e9:.2f} GB",
+            hint="leave `external_data` out: weights then go into a .data file beside the model",
+        )
+    return asked
+
+
+def _check_dynamic(graph: Graph, written: Census) -> None:
+    """Every size that is symbolic in the graph must be symbolic in the file."""
+    inputs = _placeholders(graph)
+    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, fx.Node)]
+    names = (*graph.input_names, *graph.output_names)
+    for name, node in zip(names, (*inputs, *leaves), strict=True):
+        value: Any = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        for axis, size in enumerate(value.shape):
+            if is_symbolic(size) and axis not in written.dynamic.get(name, {}):
+                raise ExportError(
+                    f"axis {axis} of `{name}` is dynamic in the network and fixed in the exported file",
+                    found=f"size {size} became fixed",
+                    hint="export with a fixed batch (`--batch static`), or report it",
+                )

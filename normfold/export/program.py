@@ -34,10 +34,12 @@ class LiftedProgram(ExportedProgram):
             try:
                 expand(self.graph, decomp_table)
             except NotLocal:
-                return super().run_decompositions(decomp_table, **kwargs)
-            self.graph_module.recompile()
-            return self
-        return super().run_decompositions(decomp_table, **kwargs)
+                pass  # traced below, like any other program
+            else:
+                self.graph_module.recompile()
+                return self
+        traced: ExportedProgram = super().run_decompositions(decomp_table, **kwargs)
+        return traced
 
 
 class _NotLiftable(Exception):
@@ -105,10 +107,8 @@ def _lift(graph: Graph) -> LiftedProgram:
     user_inputs: list[Any] = []
     for node in graph.nodes:
         if node.op == "placeholder":
-            if not isinstance(node.meta.get("val"), Tensor):
-                raise _NotLiftable(node.name)
             copies[node] = _placeholder(lifted, node, node.name, set())
-            user_inputs.append(sig.TensorArgument(copies[node].name))
+            user_inputs.append(_input(node))
             inputs.append(sig.InputSpec(sig.InputKind.USER_INPUT, user_inputs[-1], None))
         elif node.op == "call_function":
             if "val" not in node.meta:
@@ -139,6 +139,16 @@ def _lift(graph: Graph) -> LiftedProgram:
     )
 
 
+def _input(node: fx.Node) -> sig.TensorArgument | sig.ConstantArgument:
+    """A tensor, or a plain value that the network was captured with and no longer reads."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return sig.TensorArgument(node.name)
+    if node.users or not isinstance(value, bool | int | float | str | None):
+        raise _NotLiftable(node.name)
+    return sig.ConstantArgument(node.name, value)
+
+
 def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)
 
@@ -148,7 +158,7 @@ def _placeholder(lifted: fx.Graph, node: fx.Node, name: str, taken: set[str]) ->
         name = f"{name}_"
     taken.add(name)
     made = lifted.placeholder(name)
-    made.meta["val"] = node.meta["val"]
+    made.meta["val"] = node.meta.get("val")
     return made
 
 
@@ -157,7 +167,7 @@ def _ranges(graph: Graph) -> dict[Any, Any]:
     for node in graph.nodes:
         if node.op != "placeholder":
             continue
-        for size in node.meta["val"].shape:
+        for size in getattr(node.meta.get("val"), "shape", ()):
             if isinstance(size, torch.SymInt):
                 known = size.node.shape_env.var_to_range
                 ranges |= {s: known[s] for s in size.node.expr.free_symbols if s in known}

@@ -57,8 +57,9 @@ class Message:
                     continue
                 if tensor.nbytes >= _LARGE:
                     end += -end % _PAGE
+                shape: Any = tensor.shape
                 stand_in = ir.ExternalTensor(
-                    data_name, end, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                    data_name, end, tensor.nbytes, tensor.dtype, shape=shape, name=name
                 )
                 replaced.append((value, tensor))
                 value.const_value = stand_in

@@ -1,0 +1,139 @@
+"""Run an exported ONNX file in onnxruntime, with torch tensors or numpy arrays, on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.utils.dlpack
+from torch import Tensor
+
+from normfold.errors import EnvironmentMissing, ExportError, UsageError
+
+Level = Literal["all", "none"]
+_BFLOAT16 = 16  # TensorProto.BFLOAT16
+
+
+class RuntimeSession:
+    """One onnxruntime session on the CPU.
+
+    Args:
+        path: the ONNX file.
+        level: ``"all"`` runs every graph optimisation of onnxruntime, ``"none"`` runs the file as it is.
+        threads: threads within one op; by default what onnxruntime takes.
+
+    Raises:
+        EnvironmentMissing: onnxruntime is not installed, or has no CPU kernel for an op of the file in its type
+            (which is so for most ops in bfloat16).
+        ExportError: onnxruntime refuses the file.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], level: Level = "all", threads: int | None = None
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EnvironmentMissing(
+                "onnxruntime is not installed", hint="`pip install onnxruntime`"
+            ) from error
+        levels = onnxruntime.GraphOptimizationLevel
+        if level not in ("all", "none"):
+            raise UsageError(f"there is no optimisation level `{level}`", hint="`all` or `none`")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_DISABLE_ALL
+        )
+        options.log_severity_level = (
+            3  # errors: warnings on stderr would land in the user's terminal
+        )
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the binding raises a dozen types without a common base
+            raise _refused(error, path) from error
+        self._ort = onnxruntime
+        self.path, self.level = path, level
+        self.input_names = tuple(item.name for item in self._session.get_inputs())
+        self.output_names = tuple(item.name for item in self._session.get_outputs())
+
+    def run(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
+        """Outputs in the file's order, in the file's types, for inputs in its order (or by name).
+
+        Tensors must have the file's types: nothing is cast. bfloat16 goes in and out by its bits.
+        """
+        feeds = {name: self._value(tensor) for name, tensor in self._named(inputs).items()}
+        try:
+            results = self._session.run_with_ort_values(None, feeds)
+        except Exception as error:
+            raise _refused(error, self.path) from error
+        return [_tensor(result) for result in results]
+
+    def _named(self, inputs: Any) -> dict[str, Any]:
+        if isinstance(inputs, Mapping):
+            given = dict(inputs)
+        elif len(inputs) == len(self.input_names):
+            given = dict(zip(self.input_names, inputs, strict=True))
+        else:
+            given = dict(enumerate(inputs))
+        if set(given) != set(self.input_names):
+            raise UsageError(
+                "these are not the inputs of the file",
+                found=", ".join(map(str, given)),
+                hint=f"it takes {', '.join(self.input_names)}",
+            )
+        return given
+
+    def _value(self, tensor: Tensor) -> Any:
+        value = self._ort.OrtValue
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            bits = tensor.view(torch.int16).numpy().view(np.uint16)
+            return value.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
+        return value.ortvalue_from_numpy(tensor.numpy())
+
+
+def run_onnx(
+    path: str | os.PathLike[str],
+    feeds: Mapping[str, npt.NDArray[Any]] | Sequence[npt.NDArray[Any]],
+    level: Level = "all",
+    threads: int | None = None,
+) -> list[npt.NDArray[Any]]:
+    """Outputs of an ONNX file for numpy inputs, by name or in the file's order.
+
+    Raises:
+        EnvironmentMissing, ExportError: as `RuntimeSession`.
+        UsageError: the inputs are not those of the file.
+    """
+    session = RuntimeSession(path, level, threads)
+    try:
+        return list(session._session.run(None, session._named(feeds)))
+    except (EnvironmentMissing, ExportError, UsageError):
+        raise
+    except Exception as error:
+        raise _refused(error, path) from error
+
+
+def _tensor(value: Any) -> Tensor:
+    if value.element_type() == _BFLOAT16:
+        return torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).clone()
+    return torch.from_numpy(np.array(value.numpy()))
+
+
+def _refused(error: Exception, path: str | os.PathLike[str]) -> EnvironmentMissing | ExportError:
+    text = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
+    if "NOT_IMPLEMENTED" in text or "NotImplemented" in type(error).__name__:
+        return EnvironmentMissing(
+            "onnxruntime has no CPU kernel for an op of this file in its type",
+            where=str(path),
+            found=text,
+            hint="check a float32 export of the model instead; this file needs another runtime",
+        )
+    return ExportError("onnxruntime refuses the file or the inputs", where=str(path), found=text)
