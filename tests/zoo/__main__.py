@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     for member in chosen:
         row = known.get(member.id)
         if row is None:
-            row = trial(member)
+            row = trial(member, options.positive)
             _remember(options.cache, row)
         rows.append(row)
         print(_line(row), flush=True)
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="the first N members")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--cache", type=Path, help="JSON lines: rows that passed are not run again")
+    parser.add_argument("--positive", action="store_true", help="no norm with a negative gain")
     parser.add_argument("--verbose", action="store_true", help="name every BatchNorm that is left")
     parser.add_argument("--scan", action="store_true", help="list the members that this timm has")
     return parser
@@ -133,7 +134,8 @@ def _summary(rows: list[Row], whole: bool) -> bool:
     slow = sorted(rows, key=lambda row: -row.pass_seconds)[:5]
     print("slowest passes: " + ", ".join(f"{row.model} {row.pass_seconds:.1f} s" for row in slow))
     worst = max((row.algebra for row in rows if math.isfinite(row.algebra)), default=math.nan)
-    print(f"largest float64 error: {worst:.1e}")
+    spread = min((row.spread for row in rows if row.error == ""), default=math.nan)
+    print(f"largest float64 error: {worst:.1e}; least difference of two outputs: {spread:.1e}")
     for row in failed:
         print(f"FAILED {row.model}: {row.error}")
     return bool(failed) or low

@@ -123,21 +123,23 @@ def members() -> list[Member]:
     return found + [Member("extra", *line.split()) for line in EXTRA.strip().splitlines()]
 
 
-def build(member: Member) -> tuple[nn.Module, Tensor]:
-    """The network in eval mode with perturbed numbers, and an input of batch 2."""
+def build(member: Member, positive: bool = False) -> tuple[nn.Module, Tensor]:
+    """The network in eval mode with perturbed numbers, and an input of batch 2.
+
+    ``positive`` gives every norm positive gains only, which opens the ways through ReLU.
+    """
     torchvision_shim.install()
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module, sizes = (_vision if member.source == "torchvision" else _timm)(member.name)
-    module = perturb(module.eval())
+    module = perturb(module.eval(), positive)
     generator = torch.Generator().manual_seed(1)
     last: Exception | None = None
     for size in sizes:
         x = torch.randn(2, *size, generator=generator)
         try:
-            with torch.no_grad():
-                module(x)
+            calibrate(module, x)
             return module, x
         except Exception as error:  # the smaller size does not suit this network
             last = error
@@ -175,8 +177,8 @@ def _vision(name: str) -> tuple[nn.Module, list[tuple[int, ...]]]:
     return make(weights=None), [(3, 224, 224)]
 
 
-def perturb(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Numbers that hide nothing: no zero mean, no unit gain, no vanishing scale, both signs."""
+def perturb(module: nn.Module, positive: bool = False, seed: int = 0) -> nn.Module:
+    """Numbers that hide nothing: no zero bias, no unit gain, no vanishing scale, both signs."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor: Tensor, low: float, high: float) -> Tensor:
@@ -188,12 +190,8 @@ def perturb(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for kind, name, tensor in list(_tensors(module)):
             vector = tensor.numel() == max(tensor.shape, default=1)
-            if name == "running_mean":
-                tensor.copy_(normal(tensor, 0.3))
-            elif name == "running_var":
-                tensor.copy_(uniform(tensor, 0.5, 2.0))
-            elif "Norm" in kind and name == "weight" and tensor.dim() == 1:
-                negative = uniform(tensor, 0.0, 1.0) < 0.2
+            if "Norm" in kind and name == "weight" and tensor.dim() == 1:
+                negative = uniform(tensor, 0.0, 1.0) < (0.0 if positive else 0.2)
                 tensor.copy_(torch.where(negative, -1.0, 1.0) * uniform(tensor, 0.5, 1.5))
             elif name == "bias" and tensor.dim() == 1:
                 tensor.add_(normal(tensor, 0.2))
@@ -204,6 +202,36 @@ def perturb(module: nn.Module, seed: int = 0) -> nn.Module:
             elif not bool(tensor.any()):  # position tables, zero-initialised projections
                 tensor.copy_(normal(tensor, 0.05))
     return module
+
+
+def calibrate(module: nn.Module, x: Tensor, seed: int = 2) -> None:
+    """Running statistics that fit the data but for a random part, layer by layer in one run.
+
+    Statistics drawn without looking let the signal die out in many networks, and an output that does not
+    depend on the input would hide every wrong fold in front of it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def before(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        value = args[0].double()
+        axes = [axis for axis in range(value.dim()) if axis != 1]
+        variance, mean = torch.var_mean(value, axes, correction=0)
+        variance = variance + 0.05 * variance.mean() + 1e-6
+        shift = torch.randn(mean.shape, generator=generator) * 0.3
+        factor = torch.rand(mean.shape, generator=generator) * 1.5 + 0.5
+        norm.running_mean.copy_(mean + shift * variance.sqrt())  # type: ignore[operator]
+        norm.running_var.copy_(variance * factor)  # type: ignore[operator]
+
+    norms = [
+        part for part in module.modules() if isinstance(getattr(part, "running_var", None), Tensor)
+    ]
+    hooks = [norm.register_forward_pre_hook(before) for norm in norms]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
