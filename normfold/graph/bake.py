@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, fx, nn
 
 from normfold.graph.expressions import evaluate, fetch, roots
@@ -14,11 +16,12 @@ def bake(graph: Graph) -> list[str]:
     """Replace every parameter expression of ``graph`` by a constant, in place; returns the stored names.
 
     One expression is in memory at a time. A result keeps the name of the parameter that it replaces when
-    that parameter has no other use, so that `conv1.weight` stays `conv1.weight`.
+    that parameter has no other use, so that `conv1.weight` stays `conv1.weight`. The network's own
+    expressions that only spread a small table (position biases) stay ops: baked they would swell the file.
     """
     fx_graph = graph.module.graph
     stored = []
-    for node in [root for root in roots(fx_graph) if root.op != "get_attr"]:
+    for node in [root for root in roots(fx_graph) if root.op != "get_attr" and not _spreads(root)]:
         value = evaluate(graph.module, node)
         if not isinstance(value, Tensor):
             continue
@@ -44,6 +47,28 @@ def bake(graph: Graph) -> list[str]:
     _forget_unused(graph)
     graph.baked = True
     return stored
+
+
+def _spreads(node: fx.Node) -> bool:
+    """True if a large result comes from much smaller tensors, by the network's own ops alone."""
+    size = _bytes(node)
+    if size < 1 << 20:
+        return False
+    leaves, seen, stack = 0, {node}, [node]
+    while stack:
+        current = stack.pop()
+        if current.meta.get("normfold_made"):
+            return False
+        leaves += _bytes(current) if current.op == "get_attr" else 0
+        fresh = set(current.all_input_nodes) - seen
+        seen |= fresh
+        stack.extend(fresh)
+    return size > 2 * leaves
+
+
+def _bytes(node: fx.Node) -> int:
+    value: Any = node.meta["val"]
+    return int(value.numel() * value.element_size()) if isinstance(value, Tensor) else 0
 
 
 def _name(graph: Graph, node: fx.Node) -> str:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.graph.precision import float64_default, widen
 
-_RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal")
+_RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "empty")
 
 
 def fetch(module: torch.nn.Module, target: str) -> Any:

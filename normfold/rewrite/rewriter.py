@@ -27,7 +27,7 @@ class Rewriter:
         with self.graph.module.graph.inserting_before(self._first_dynamic()):
             node = self.graph.module.graph.call_function(target, args, kwargs)
         self._infer(node)
-        node.meta["normfold_static"] = True
+        node.meta["normfold_static"] = node.meta["normfold_made"] = True
         return node
 
     def constant(self, value: Tensor, name: str) -> fx.Node:
