@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph import capture as _capture
+from normfold.graph.capture import share_parameters
 from normfold.load import load
 from normfold.report import Check, PassReport, Report
 from normfold.rewrite import Pass, parse, run_pipeline, text_of
@@ -127,8 +128,11 @@ def verify(
         original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
     )
     verifier = Verifier(graph, seed)
+    if isinstance(result, nn.Module):
+        training = any(part.training for part in result.modules())
+        return verifier.rounding(share_parameters(result).eval() if training else result)
     result = getattr(result, "graph", result)
-    if isinstance(result, (Graph, nn.Module)):
+    if isinstance(result, Graph):
         return verifier.rounding(result)
     path = Path(result)
     if path.suffix == ".onnx":
@@ -190,7 +194,9 @@ def runtime_checks(verifier: Verifier, path: Path) -> list[Check]:
 
 def _excess(check: Check) -> float:
     worst = check.worst
-    return 0.0 if worst is None else worst.error / (worst.tolerance or 1e-30)
+    if worst is None or worst.error != worst.error:
+        return 0.0 if worst is None else float("inf")
+    return worst.error / (worst.tolerance or 1e-30)
 
 
 def _require_mode(mode: str) -> None:

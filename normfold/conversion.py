@@ -84,7 +84,10 @@ def convert(
     start = time.perf_counter()
     text = passes if passes is not None else preset(to)
     parse(text)
-    formats = _formats(export)
+    formats, name, folder = _formats(export), _name(model), Path(output)
+    _require_dialect(dialect)
+    if formats:
+        _require_writable(folder)
     say = progress or (lambda line: None)
     say("loading")
     loaded = load(
@@ -104,8 +107,9 @@ def convert(
         bake(result)
         result.recompile()
         report.notes.append("the pipeline does not bake: baked before the export")
+        if verify != "off":
+            report.checks.append(verifier.rounding(result))
     artifacts: list[Path] = []
-    name, folder = _name(model), Path(output)
     if formats and report.ok:
         with staging(folder) as temporary:
             for kind in formats:
@@ -172,6 +176,26 @@ def _formats(export: str | Sequence[str] | None) -> list[str]:
     return formats
 
 
+def _require_dialect(name: str) -> None:
+    from normfold.export.dialects import dialect
+
+    dialect(name)
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse an output folder before the work is done, without making it."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        found = "no permission to write" if there.is_dir() else "not a folder"
+        raise UsageError(
+            "the output folder cannot be made or written to",
+            where=str(folder),
+            found=f"`{there}`: {found}",
+        )
+
+
 def _name(model: Any) -> str:
     if isinstance(model, nn.Module):
         return type(model).__name__.lower()
@@ -196,8 +220,8 @@ def staging(folder: Path) -> Iterator[Path]:
         ) from error
     _sweep(folder)
     temporary = folder / f".normfold-{os.getpid()}"
-    temporary.mkdir(exist_ok=True)
     try:
+        temporary.mkdir(exist_ok=True)
         yield temporary
     except OSError as error:
         raise NormfoldError(
@@ -208,15 +232,26 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, folder: Path) -> list[Path]:
-    """Rename every finished file into ``folder``: each is the old one or the new one, never half of it."""
+    """Rename every finished file into ``folder``: each is the old one or the new one, never half of it.
+
+    An old model file whose weights are about to be replaced goes first: killed in between, there is none,
+    not a mixture. Weights that the new model does not read go last.
+    """
     published = []
-    # external data first: an old model file never points at a missing one
-    for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".onnx"):
+    paths = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".onnx")
+    for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    for path in paths:
         target = folder / path.name
+        if path.suffix == ".data":
+            target.with_suffix("").unlink(missing_ok=True)
         os.replace(path, target)
         published.append(target)
+    for target in published:
+        data = target.with_name(f"{target.name}.data")
+        if target.suffix == ".onnx" and data not in published:
+            data.unlink(missing_ok=True)
     return sorted(published)
 
 

@@ -22,6 +22,7 @@ from normfold.graph.ops import Kind, body, kind_of, operands
 from normfold.graph.provenance import module_path
 from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
+from normfold.passes.canonicalize import Canonicalize
 from normfold.report import Report, SiteStatus
 from normfold.rewrite import Reason, parse, text_of
 from normfold.rewrite.presets import PRESETS, preset
@@ -54,16 +55,12 @@ class NormInfo:
 def inspect(graph: Graph) -> list[NormInfo]:
     """Every norm of a captured graph, with position, foldability and float16 risk."""
     magnitudes = _magnitudes(graph)
-    positions = {node: _position(node) for node in norm_nodes(graph)}
+    nodes = {match.path: match.node for match in Canonicalize().match(graph) if match.sites}
+    places = {path: index for index, path in enumerate(nodes)}
     _, report = run(graph, "canonicalize,fold-affine", verify="off")
-    order = iter(positions)
-    found = []
-    for status in report.sites:
-        if status.kind == "constant":
-            continue
-        node = next(order, None) if status.kind != "weight-standardisation" else None
-        found.append(_info(status, node, positions, magnitudes))
-    return found
+    norms = [status for status in report.sites if status.kind != "constant"]
+    norms.sort(key=lambda status: places.get(status.site, len(places)))
+    return [_info(status, nodes.get(status.site), magnitudes) for status in norms]
 
 
 def plan(graph: Graph, pipeline: str | None = None, to: str = "folded") -> Report:
@@ -76,7 +73,6 @@ def plan(graph: Graph, pipeline: str | None = None, to: str = "folded") -> Repor
 def _info(
     status: SiteStatus,
     node: fx.Node | None,
-    positions: dict[fx.Node, str],
     magnitudes: dict[str, float],
 ) -> NormInfo:
     if status.state == "gone":
@@ -85,8 +81,10 @@ def _info(
         foldable, why = "affine", "statistics are computed at run time"
     else:
         foldable, why = status.code or "no", status.detail
-    position = positions.get(node, "on a weight") if node is not None else "on a weight"
-    risk = _risk(status.kind, magnitudes.get(node.name)) if node is not None else "none"
+    if node is None or status.kind == "weight-standardisation":
+        position, risk = "on a weight", "none"
+    else:
+        position, risk = _position(node), _risk(status.kind, magnitudes.get(node.name))
     return NormInfo(status.site, status.kind, position, foldable, why, risk, status.line)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any, NoReturn
 
 import typer
 
 from normfold.cli import commands
-from normfold.cli.settings import settings
+from normfold.cli.settings import Option, settings
 from normfold.errors import NormfoldError
 
 # typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
@@ -39,7 +41,18 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    ctx.default_map = settings()
+    commands: dict[str, Any] = vars(ctx.command)["commands"]
+    table: dict[str, dict[str, Option]] = {}
+    for name, command in commands.items():
+        table[name] = {}
+        for param in command.params:
+            if param.param_type_name != "option":
+                continue
+            long = max(param.opts, key=len).removeprefix("--")
+            table[name][long] = Option(param.name, param.multiple)
+            # as the option is spelled, not as its parameter is called
+            param.envvar = f"NORMFOLD_{name}_{long}".upper().replace("-", "_")
+    ctx.default_map = settings(table)
 
 
 for command in (
@@ -59,6 +72,7 @@ def main() -> None:
     """Run the command line and exit with its status."""
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except NormfoldError as error:
         _fail(str(error), error.exit_code)
     except _ClickException as error:
@@ -66,8 +80,12 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader left, as `| head` does
-        sys.exit(0)
+        _reader_left()
+    except SystemExit as error:
+        # typer ends so at a broken pipe, with the status of a failed verdict
+        if isinstance(error.__context__, BrokenPipeError):
+            _reader_left()
+        raise
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -79,6 +97,12 @@ def _message(error: BaseException) -> str:
     return text
 
 
-def _fail(message: str, status: int) -> None:
+def _reader_left() -> NoReturn:
+    """End quietly when nobody reads stdout any more, as behind `| head`; never as a success."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there
+    sys.exit(141)  # 128 + SIGPIPE, as other programs end
+
+
+def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

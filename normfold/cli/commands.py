@@ -161,6 +161,7 @@ def verify(
 ) -> int:
     """Judge whether one model computes what another computes."""
     import normfold
+    from normfold.report import json_text
     from normfold.report.text import print_checks
 
     warn_pickle(trust_pickle)
@@ -179,7 +180,7 @@ def verify(
             "ok": check.ok,
             "needed_tolerance": check.needed_tolerance,
         }
-        typer.echo(json.dumps(data, indent=2))
+        typer.echo(json_text(data))
     else:
         print_checks([check], console())
         console().print(f"verdict: {'equivalent' if check.ok else 'NOT equivalent'}")
@@ -200,6 +201,7 @@ def bisect(
 ) -> int:
     """Name the first pass, then the first site, that breaks the verdict."""
     from normfold import inspection
+    from normfold.report import json_text
     from normfold.report.text import print_checks
 
     warn_pickle(trust_pickle)
@@ -209,7 +211,7 @@ def bisect(
         )
         culprit = inspection.find_culprit(captured, passes, to, seed, say)
     if as_json:
-        typer.echo(json.dumps(None if culprit is None else dataclasses.asdict(culprit), indent=2))
+        typer.echo(json_text(None if culprit is None else dataclasses.asdict(culprit)))
     elif culprit is None:
         typer.echo("every pass keeps the verdict")
     else:

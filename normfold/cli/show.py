@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,7 +40,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 def emit(report: Report, as_json: bool, verbose: bool) -> None:
     """Print a report as text or JSON."""
     if as_json:
-        print(report.to_json())
+        typer.echo(report.to_json())
         return
     from normfold.report.text import print_report
 

@@ -9,6 +9,7 @@ from normfold.report.objects import (
     Report,
     SiteStatus,
     Warned,
+    json_text,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "Report",
     "SiteStatus",
     "Warned",
+    "json_text",
 ]

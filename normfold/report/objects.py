@@ -86,20 +86,25 @@ class Check:
     def worst(self) -> OutputCheck | None:
         """The output that used most of its tolerance."""
         bad = [output for output in self.outputs if not output.ok]
-        return max(
-            bad or self.outputs,
-            key=lambda output: output.error / (output.tolerance or 1),
-            default=None,
-        )
+        return max(bad or self.outputs, key=_used, default=None)
 
     @property
     def max_rel(self) -> float:
-        return max((output.error for output in self.outputs), default=0.0)
+        """The largest relative error; NaN if there is one."""
+        return max((output.error for output in self.outputs), key=_nan_first, default=0.0)
 
     @property
     def needed_tolerance(self) -> float:
         """The relative tolerance that every output would have met."""
         return self.max_rel
+
+
+def _used(output: OutputCheck) -> float:
+    return _nan_first(output.error / (output.tolerance or 1e-30))
+
+
+def _nan_first(error: float) -> float:
+    return float("inf") if error != error else error
 
 
 @dataclass
@@ -163,10 +168,16 @@ class Report:
         return [item.check for item in self.passes if item.check is not None] + self.checks
 
     def why(self, site: str) -> str:
-        """Why a site is as it is: what was applied, or the reason of the last decline."""
+        """Why a site is as it is: what was applied, or the reason of the last decline.
+
+        Raises:
+            KeyError: no pass met such a site.
+        """
+        state = next((status for status in self.sites if status.site == site), None)
+        stuck = state is not None and bool(state.code)  # restore, behind the decline, says less
         for item in reversed(self.passes):
             for applied in item.applied:
-                if applied.site == site:
+                if applied.site == site and not stuck:
                     return f"{site}: {item.spec}: {applied.detail or 'applied'}"
             for declined in item.declined:
                 if declined.site == site:
@@ -202,7 +213,12 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON (documented in normfold/report/schema.json); NaN is written as null."""
-        return json.dumps(_finite(self.to_dict()), indent=2, allow_nan=False)
+        return json_text(self.to_dict())
+
+
+def json_text(data: Any) -> str:
+    """Plain data as JSON; what JSON has no number for (NaN, infinities) is null."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

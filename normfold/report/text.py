@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from normfold.report.objects import Check, Report, SiteStatus
@@ -18,18 +19,23 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return grid
+
+
+def _line(console: Console, text: str) -> None:
+    """One line as it is: paths and messages may hold brackets and colons that rich would read."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
     """The whole run: passes, sites, verdicts, artefacts. ``verbose`` lists every site."""
     if report.model:
-        console.print(f"model     {report.model}", highlight=False, soft_wrap=True)
+        _line(console, f"model     {report.model}")
     if report.inputs:
-        console.print(f"inputs    {report.inputs}", highlight=False, soft_wrap=True)
+        _line(console, f"inputs    {report.inputs}")
     for note in report.notes:
-        console.print(f"note      {note}", highlight=False, soft_wrap=True)
+        _line(console, f"note      {note}")
     console.print()
     console.print(
         table(
@@ -57,27 +63,22 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         console.print(table("sites", ("kind", "gone", "left", "kept"), rows))
     _print_left(report.sites, console, verbose)
     for warned in report.warnings():
-        console.print(
-            f"warning   {warned.code} {warned.site}: {warned.text}", highlight=False, soft_wrap=True
-        )
+        _line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
     if report.all_checks():
         console.print()
         print_checks(report.all_checks(), console)
     console.print()
     before, after = report.parameters_before / 1e6, report.parameters_after / 1e6
-    console.print(f"parameters {before:.2f} MB -> {after:.2f} MB", highlight=False)
+    _line(console, f"parameters {before:.2f} MB -> {after:.2f} MB")
     if report.seconds:
-        console.print(
-            f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB",
-            highlight=False,
-        )
+        _line(console, f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB")
     for path in report.artifacts:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        _line(console, f"wrote {path}")
     if report.all_checks():
         verdict = "equivalent" if report.ok else "NOT equivalent"
     else:
         verdict = "not verified (verify=off)"
-    console.print(f"verdict: {verdict}", highlight=False)
+    _line(console, f"verdict: {verdict}")
 
 
 def _print_left(sites: Sequence[SiteStatus], console: Console, verbose: bool) -> None:
@@ -92,10 +93,8 @@ def _print_left(sites: Sequence[SiteStatus], console: Console, verbose: bool) ->
         ]
         console.print(table("left in the network", ("site", "kind", "state", "code", "why"), rows))
         if len(rows) < len(shown):
-            console.print(
-                f"... and {len(shown) - len(rows)} more: see the report, or --verbose",
-                highlight=False,
-            )
+            more = len(shown) - len(rows)
+            _line(console, f"... and {more} more: see the report, or --verbose")
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:

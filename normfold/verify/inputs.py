@@ -68,7 +68,7 @@ def _batched(graph: Graph, leaves: list[Any]) -> list[bool]:
 def _fill(leaf: Any, kind: str, generator: torch.Generator, batched: bool) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
-    if not leaf.is_floating_point():
+    if not (leaf.is_floating_point() or leaf.is_complex()):
         # the example's own values are known to be in range: keep to them
         if kind == "zeros" and leaf.dtype != torch.bool and int(leaf.min()) <= 0:
             return torch.zeros_like(leaf)
@@ -79,5 +79,6 @@ def _fill(leaf: Any, kind: str, generator: torch.Generator, batched: bool) -> An
         return torch.zeros_like(leaf)
     if kind == "constant":
         return torch.full_like(leaf, 0.75)
-    noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32)
+    wide = torch.complex64 if leaf.is_complex() else torch.float32
+    noise = torch.randn(leaf.shape, generator=generator, dtype=wide)
     return (noise * (100 if kind == "x100" else 1)).to(leaf.dtype)

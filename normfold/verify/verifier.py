@@ -128,9 +128,10 @@ class Verifier:
                 found += _compare(name, case, expected, got, mine, tolerance)
         dropped = [check for check in found if check.tolerance == float("inf")]
         if dropped:
-            note = (
-                note or f"{len(dropped)} outputs overflow in the original's own dtype: not judged"
-            )
+            note = note or f"{len(dropped)} outputs overflow or are NaN in the original: not judged"
+        if dropped and len(dropped) == len(found):  # a verdict on nothing is none
+            note = "every output overflows or is NaN in the original: nothing to judge"
+            found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed, note)
 
 
@@ -152,7 +153,7 @@ def _compare(
             OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))
         ]
     if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
-        parts: list[tuple[str, Any]] = [(case.name, slice(None))]
+        parts: list[tuple[str, Any]] = [(case.name, ...)]
     else:
         parts = [(row, index) for index, row in enumerate(rows)]
     checks = []
@@ -162,17 +163,20 @@ def _compare(
         allowed = tolerance
         if allowed is None:
             assert own is not None
-            unit = torch.finfo(own.dtype).eps if own.is_floating_point() else 0.0
-            # where the original itself overflows there is nothing to compare with
-            allowed = (
-                float("inf")
-                if baseline != baseline or baseline == float("inf")
-                else FACTOR * baseline + ULPS * unit
-            )
+            exact = not (own.is_floating_point() or own.is_complex())
+            unit = 0.0 if exact else torch.finfo(own.dtype).eps
+            allowed = FACTOR * baseline + ULPS * unit
+        # where the original itself overflows or is NaN there is nothing to compare with
+        if not baseline < float("inf") or _undefined(expected[part]):
+            allowed = float("inf")
         if allowed == float("inf"):
             error = 0.0
         checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
     return checks
+
+
+def _undefined(reference: Tensor) -> bool:
+    return reference.numel() > 0 and bool(torch.isnan(reference).all())
 
 
 def _error(reference: Tensor, result: Tensor) -> tuple[float, float]:
@@ -183,7 +187,8 @@ def _error(reference: Tensor, result: Tensor) -> tuple[float, float]:
         wrong = float((reference != result).double().max())
         return wrong, wrong
     wide = torch.complex128 if reference.is_complex() else torch.float64
-    same = reference == result.to(wide)  # equal infinities, as in masks
+    # equal infinities, as in masks; NaN where the reference has it, as in 0 / 0
+    same = (reference == result.to(wide)) | torch.isnan(reference)
     difference = torch.where(same, 0.0, (reference - result.to(wide)).abs())
     absolute = float(difference.max())
     finite = reference.abs()[torch.isfinite(reference.abs())]
