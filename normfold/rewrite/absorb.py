@@ -177,6 +177,9 @@ def _apply(rewriter: Rewriter, linear: Linear, weight: fx.Node, vector: fx.Node)
     if linear.kernel:
         axes = list(range(2, 2 + linear.kernel))
         weight = rewriter.expression(aten.sum.dim_IntList, weight, axes)
+    # a product, unlike a sum, wants one dtype: that of a float32 norm in front of a half-precision layer
+    dtype = torch.promote_types(weight.meta["val"].dtype, vector.meta["val"].dtype)
+    weight, vector = rewriter.cast(weight, dtype), rewriter.cast(vector, dtype)
     rows, columns = (int(size) for size in weight.meta["val"].shape)
     if not linear.kernel:
         if linear.in_axis == 0:

@@ -21,6 +21,7 @@ from normfold.graph.provenance import module_path, source_line
 from normfold.report import Applied, Declined, PassReport, Warned
 from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
+from normfold.rewrite.spec import spec_of
 
 
 class Exactness(Enum):
@@ -133,8 +134,6 @@ class Pass:
             ] or [Applied(match.path, "", match.detail)]
 
     def __str__(self) -> str:
-        from normfold.rewrite.pipeline import spec_of
-
         return spec_of(self)
 
 

@@ -34,53 +34,43 @@ def into_constant(value: fx.Node, flow: Flow, user: fx.Node) -> Edit:
     return edit
 
 
-def after_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
-    """y = (a x + b) s + t: a' = a s, b' = b s + t."""
+def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: bool) -> Edit:
+    """Edit that composes a flow with the channel affine ``node`` (a, b), which then stands for ``sites`` too.
+
+    behind:   s (a x + b) + t    a' = a s    b' = b s + t
+    in front: a (s x + t) + b    a' = a s    b' = a t + b
+    """
     dim = int(node.args[3])  # type: ignore[arg-type]
     size = shape_of(node)[dim]
     scale = along(flow.scale, dim, size, node) if flow.scale else None
     shift = along(flow.shift, dim, size, node) if flow.shift else None
 
     def edit(rewriter: Rewriter) -> None:
+        s = flow.scale.select(rewriter, scale, 1.0) if flow.scale and scale is not None else None
+        t = flow.shift.select(rewriter, shift, 0.0) if flow.shift and shift is not None else None
         a, b = node.args[1], node.args[2]
-        if flow.scale is not None and scale is not None:
-            s = flow.scale.select(rewriter, scale, 1.0)
-            a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
-            b = None if b is None else rewriter.expression(aten.mul.Tensor, b, s)
-        if flow.shift is not None and shift is not None:
-            t = flow.shift.select(rewriter, shift, 0.0)
-            b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
-        _compose(node, a, b, sites, rewriter)
+        if behind:
+            b = _sum(rewriter, _product(rewriter, b, s) if b is not None else None, t)
+        else:
+            b = _sum(rewriter, b, _product(rewriter, t, a) if t is not None else None)
+        node.args = (node.args[0], _product(rewriter, a, s), b, dim)
+        own = node.meta.get("normfold_sites", ())
+        node.meta["normfold_sites"] = (*own, *(site for site in sites if site not in own))
+        rewriter.record(f"{node.name}: composed")
 
     return edit
 
 
-def before_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...]) -> Edit:
-    """y = a (s x + t) + b: a' = a s, b' = b + a t."""
-    dim = int(node.args[3])  # type: ignore[arg-type]
-    size = shape_of(node)[dim]
-    scale = along(flow.scale, dim, size, node) if flow.scale else None
-    shift = along(flow.shift, dim, size, node) if flow.shift else None
-
-    def edit(rewriter: Rewriter) -> None:
-        a, b = node.args[1], node.args[2]
-        if flow.shift is not None and shift is not None:
-            t = flow.shift.select(rewriter, shift, 0.0)
-            t = t if a is None else rewriter.expression(aten.mul.Tensor, a, t)
-            b = t if b is None else rewriter.expression(aten.add.Tensor, b, t)
-        if flow.scale is not None and scale is not None:
-            s = flow.scale.select(rewriter, scale, 1.0)
-            a = s if a is None else rewriter.expression(aten.mul.Tensor, a, s)
-        _compose(node, a, b, sites, rewriter)
-
-    return edit
+def _product(rewriter: Rewriter, left: Any, right: Any) -> Any:
+    if left is None or right is None:
+        return right if left is None else left
+    return rewriter.expression(aten.mul.Tensor, left, right)
 
 
-def _compose(node: fx.Node, a: Any, b: Any, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
-    node.args = (node.args[0], a, b, node.args[3])
-    own = node.meta.get("normfold_sites", ())
-    node.meta["normfold_sites"] = (*own, *(site for site in sites if site not in own))
-    rewriter.record(f"{node.name}: composed")
+def _sum(rewriter: Rewriter, left: Any, right: Any) -> Any:
+    if left is None or right is None:
+        return right if left is None else left
+    return rewriter.expression(aten.add.Tensor, left, right)
 
 
 def pad_with_shift(value: fx.Node, pad: list[int], shift: Coefficient) -> Edit:

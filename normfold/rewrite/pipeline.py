@@ -45,16 +45,6 @@ def parse(text: str) -> list[Pass]:
     return passes
 
 
-def spec_of(item: Pass) -> str:
-    """The text that `parse` turns into this pass; options at their default are left out."""
-    options = []
-    for field in dataclasses.fields(item):
-        value = getattr(item, field.name)
-        if value != field.default:
-            options.append(f"{field.name.replace('_', '-')}={_print(value)}")
-    return item.name + (f"{{{' '.join(options)}}}" if options else "")
-
-
 def text_of(passes: Sequence[Pass]) -> str:
     """The pipeline text of some passes."""
     return ",".join(str(item) for item in passes)
@@ -118,15 +108,3 @@ def _read(name: str, key: str, text: str, hint: Any) -> Any:
         found=f"`{text}`",
         hint=f"expected {' | '.join(map(str, choices))}",
     )
-
-
-def _print(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, tuple):
-        return "|".join(map(str, value))
-    return str(value)

@@ -30,7 +30,7 @@ from normfold.graph.ops import (
 )
 from normfold.rewrite.absorb import Edit, into_input, into_output
 from normfold.rewrite.attention import rows_sum_to_one
-from normfold.rewrite.compose import after_affine, before_affine, into_constant, pad_with_shift
+from normfold.rewrite.compose import into_affine, into_constant, pad_with_shift
 from normfold.rewrite.crossing import (
     blind,
     factors,
@@ -93,7 +93,7 @@ class Transport:
                 self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
-                return [after_affine(value, flow, self.sites)]
+                return [into_affine(value, flow, self.sites, behind=True)]
             case Kind.MOVE:
                 return self._pull_move(value, flow)
             case Kind.ADD:
@@ -256,7 +256,7 @@ class Transport:
             raise Blocked(Reason.NONLINEAR, node, "the tensor is used as a weight or an index")
         match kind:
             case Kind.AFFINE:
-                edits.append(before_affine(node, first, self.sites))
+                edits.append(into_affine(node, first, self.sites, behind=False))
                 return None
             case Kind.MOVE:
                 return self._push_move(node, sources, flows, edits)
