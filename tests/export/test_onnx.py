@@ -140,3 +140,14 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert exported.bytes < 2 * 1024 * 16 * 4
     results = RuntimeSession(exported.path, threads=1).run([ids])
     assert error(results, reference(net, ids)) < 3e-6
+
+
+def test_global_pooling_of_channels_last_is_a_mean(tmp_path: Path) -> None:
+    class Last(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.adaptive_avg_pool2d(torch.sigmoid(x).permute(0, 3, 1, 2), 1)
+
+    net, x = Last(), torch.randn(3, 4, 5, 6)
+    exported = export_onnx(folded(net, x), tmp_path / "net.onnx")
+    assert exported.census.ops == {"Sigmoid": 1, "Transpose": 1, "ReduceMean": 1}
+    assert error(RuntimeSession(exported.path, threads=1).run([x]), reference(net, x)) < 3e-6

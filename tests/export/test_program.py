@@ -42,7 +42,7 @@ def test_nothing_is_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(ExportedProgram, "run_decompositions", refuse)
     monkeypatch.setattr(torch.export, "export", refuse)
-    export_onnx(graph, tmp_path / "net.onnx")  # adaptive_avg_pool2d is expanded in place
+    export_onnx(graph, tmp_path / "net.onnx")
 
 
 def test_a_graph_that_cannot_be_lifted_is_traced(

@@ -1,8 +1,10 @@
-"""Scaled dot-product attention as four plain ops, for files below opset 23.
+"""Two ops that are better written by us than by the exporter: attention below opset 23, and global pooling.
 
-torch's own translation computes the shapes of a transpose at run time (fourteen ops for each attention) and
+torch's translation of attention computes the shapes of a transpose at run time (fourteen ops for each) and
 scales both operands. ``softmax((q * s) @ k^T) @ v`` is the same function: a runtime recognises it, a person can
-read it, and ``s`` still comes before the product, so that half precision overflows no earlier.
+read it, and ``s`` still comes before the product, so that half precision overflows no earlier. Its global
+average pooling of a channels-last tensor restores the memory format by a gather over all elements: a mean is
+enough.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ from normfold.graph.provenance import copy_provenance
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _aten = torch.ops.aten
+_POOLS = {
+    _aten.adaptive_avg_pool1d.default: 1,
+    _aten.adaptive_avg_pool2d.default: 2,
+    _aten.adaptive_avg_pool3d.default: 3,
+}
 
 
 def write_attention(graph: fx.Graph) -> int:
@@ -40,6 +47,22 @@ def write_attention(graph: fx.Graph) -> int:
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(plain)
+
+
+def write_global_pools(graph: fx.Graph) -> int:
+    """Turn adaptive average pooling to size 1 into a mean, in place; returns how many."""
+    pools = [
+        node
+        for node in graph.nodes
+        if node.target in _POOLS and all(size == 1 for size in node.args[1])
+    ]
+    for node in pools:
+        axes = [-1, -2, -3][: _POOLS[node.target]]
+        with graph.inserting_before(node):
+            result = _call(graph, node, _aten.mean.dim, node.args[0], axes, True)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(pools)
 
 
 def _is_plain(node: fx.Node) -> bool:
