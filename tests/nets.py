@@ -39,7 +39,16 @@ def perturb(module: nn.Module, seed: int = 0) -> nn.Module:
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-LAYERS = ("conv1", "conv2", "conv3", "transposed1", "transposed2", "transposed3", "linear2", "linear3")
+LAYERS = (
+    "conv1",
+    "conv2",
+    "conv3",
+    "transposed1",
+    "transposed2",
+    "transposed3",
+    "linear2",
+    "linear3",
+)
 GROUPS = ("1", "2", "all")
 PADDINGS = ("none", "zeros", "reflect", "replicate", "circular", "asymmetric", "same")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

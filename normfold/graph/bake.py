@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -10,6 +11,9 @@ from normfold.graph.expressions import evaluate, fetch, roots
 from normfold.graph.graph import Graph
 
 _PENDING = "normfold_pending"
+
+# what `torch.nn.utils.parametrize` keeps in place of `weight`
+_PARAMETRIZED = re.compile(r"\bparametrizations\.(\w+)\..*")
 
 
 def bake(graph: Graph) -> list[str]:
@@ -36,17 +40,30 @@ def bake(graph: Graph) -> list[str]:
         )
         _drop_dead(graph, node)
         delattr(graph.module, _PENDING)
-        name = _free_name(graph, name)
-        constant.target = name
-        _store(graph.module, name, nn.Parameter(value, requires_grad=False))
-        stored.append(name)
+        constant.target = _free_name(graph, name)
+        _store(graph.module, constant.target, nn.Parameter(value, requires_grad=False))
+        stored.append((constant, name))
     for node in list(fx_graph.nodes):
         if node.op == "get_attr" and not node.users:
             fx_graph.erase_node(node)
     graph.module.delete_all_unused_submodules()
     _forget_unused(graph)
+    for constant, name in stored:
+        _rename(graph, constant, name)
     graph.baked = True
-    return stored
+    return [str(constant.target) for constant, _ in stored]
+
+
+def _rename(graph: Graph, constant: fx.Node, name: str) -> None:
+    """Give a constant the name that an expression baked after it still needed."""
+    target = str(constant.target)
+    if target == name or _free_name(graph, name) != name:
+        return
+    value = fetch(graph.module, target)
+    *path, leaf = target.split(".")
+    delattr(fetch(graph.module, ".".join(path)) if path else graph.module, leaf)
+    constant.target = name
+    _store(graph.module, name, value)
 
 
 def _spreads(node: fx.Node) -> bool:
@@ -80,7 +97,7 @@ def _name(graph: Graph, node: fx.Node) -> str:
         if current.op == "get_attr" and current.meta["val"].shape == shape:
             target = str(current.target)
             if not target.startswith("normfold_"):
-                return target
+                return _PARAMETRIZED.sub(r"\1", target)
         for source in current.all_input_nodes:
             if source not in seen:
                 seen.add(source)

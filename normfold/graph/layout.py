@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import argument, concrete, op_name, shape_of
-from normfold.graph.ops import body, operands, zero_pad_of
+from normfold.graph.ops import body, operands, uses, zero_pad_of
 
 NONE = -1
 
@@ -119,13 +119,28 @@ def pull(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
     inside = origin >= 0
     found = torch.full((start,), NONE)
     found[origin[inside]] = wanted[inside]
+    reached = torch.zeros(start, dtype=torch.bool)
+    reached[origin[inside]] = True
     if not bool((found[origin.clamp_min(0)][inside] == wanted[inside]).all()):
         raise LayoutError("one element is moved to places with different features")
     result, start = [], 0
     for part, shape, size in zip(parts, shapes, sizes, strict=True):
-        result.append((part, compress(found[start : start + size].reshape(shape))))
+        ids = found[start : start + size].reshape(shape)
+        if len(uses(part)) == 1:
+            ids = _spread(ids, ~reached[start : start + size].reshape(shape))
+        result.append((part, compress(ids)))
         start += size
     return result
+
+
+def _spread(ids: Tensor, unread: Tensor) -> Tensor:
+    """Elements that nothing reads may take part in any feature: that of their line, if it has just one."""
+    for dim in range(ids.dim()):
+        others = [axis for axis in range(ids.dim()) if axis != dim]
+        line = ids.amax(others, keepdim=True) if others else ids
+        if bool(((ids == line) | unread).all()):
+            return line
+    return ids
 
 
 def _needed_shape(node: fx.Node, part: fx.Node, ids: Tensor) -> tuple[int, ...]:

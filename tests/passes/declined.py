@@ -98,6 +98,8 @@ REFUSALS: dict[str, Refusal] = {
     "NF115": Refusal(_left, lambda: {"mix": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, (2, 6, 5)),
     "NF116": Refusal(lambda m, x: m.norm(x), lambda: {"norm": nn.LayerNorm((4, 5))}, (2, 4, 5)),
     "NF117": Refusal(
-        lambda m, x: m.conv(m.norm(F.gelu(x))), _norm(conv=conv(padding=0)), options="direction=backward"
+        lambda m, x: m.conv(m.norm(F.gelu(x))),
+        _norm(conv=conv(padding=0)),
+        options="direction=backward",
     ),
 }

@@ -131,7 +131,9 @@ def _leaves(value: Any) -> list[Tensor]:
 
 
 def _off(reference: Tensor, value: Tensor) -> float:
-    assert reference.shape == value.shape, f"shape {tuple(value.shape)}, not {tuple(reference.shape)}"
+    assert reference.shape == value.shape, (
+        f"shape {tuple(value.shape)}, not {tuple(reference.shape)}"
+    )
     scale = reference.abs().max().clamp_min(1e-30)
     return float((reference - value.double()).abs().max() / scale)
 
@@ -157,7 +159,6 @@ def declines(outcome: Outcome, *codes: str) -> Outcome:
     right(outcome)
     assert outcome.codes == set(codes), [(d.site, d.code, d.detail) for d in outcome.declined]
     return outcome
-
 
 
 def golden(name: str, text: str) -> None:

@@ -30,7 +30,10 @@ IMAGE = (2, 4, 5, 6)
         ("conv-bn", nn.Sequential(conv(4, 6, bias=False), nn.BatchNorm2d(6), nn.ReLU())),
         ("bn-conv", nn.Sequential(nn.BatchNorm2d(4), conv(4, 6, padding=0))),
         ("bias-map", nn.Sequential(nn.BatchNorm2d(4), conv(4, 4))),
-        ("grouped-transposed", nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6))),
+        (
+            "grouped-transposed",
+            nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)),
+        ),
         ("residual", Residual()),
         ("repvgg", RepBlock()),
     ],
@@ -96,7 +99,9 @@ def test_declines(code: str) -> None:
 # -- idempotent -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [Residual, RepBlock, *(REFUSALS[c].build for c in ("NF105", "NF114"))])
+@pytest.mark.parametrize(
+    "build", [Residual, RepBlock, *(REFUSALS[c].build for c in ("NF105", "NF114"))]
+)
 def test_idempotent(build: Any) -> None:
     made = build()
     module = made[0] if isinstance(made, tuple) else perturb(made)
@@ -106,7 +111,9 @@ def test_idempotent(build: Any) -> None:
 def test_declines_are_the_same_the_second_time() -> None:
     module, x = REFUSALS["NF114"].build()
     _, reports = run_pipeline(capture(module, (x,)), parse("canonicalize,fold-affine,fold-affine"))
-    assert [d.code for d in reports[1].declined] == [d.code for d in reports[2].declined] == ["NF114"]
+    assert (
+        [d.code for d in reports[1].declined] == [d.code for d in reports[2].declined] == ["NF114"]
+    )
 
 
 # -- no-op ------------------------------------------------------------------------------------------

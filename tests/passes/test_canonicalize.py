@@ -1,0 +1,180 @@
+"""canonicalize: golden, equal, declines, idempotent, no-op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normfold.graph import capture
+from normfold.graph.graph import op_name
+from normfold.rewrite import parse, run_pipeline
+from tests.nets import Encoder, PostNorm, Residual, conv, perturb
+from tests.passes.declined import REFUSALS
+from tests.passes.judge import declines, golden_pass, judge, right, untouched
+
+IMAGE = (2, 4, 5, 6)
+
+
+class Norms(nn.Module):
+    """One norm of every kind, with and without affine, on one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch, self.plain = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
+        self.layer, self.rms = nn.LayerNorm(6), nn.RMSNorm(6)
+        self.group, self.instance = nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)
+        self.bare, self.biasless = (
+            nn.LayerNorm(6, elementwise_affine=False),
+            nn.LayerNorm(6, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.children():
+            x = F.gelu(norm(x))
+        return x
+
+
+class Arithmetic(nn.Module):
+    """Every way to write a per-channel constant, and some that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        self.d = nn.Parameter(torch.rand(1, 4, 1, 1) + 0.5)
+        self.map = nn.Parameter(torch.randn(4, 5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c - x)
+        x = F.gelu(torch.add(x, self.d, alpha=2))
+        x = F.gelu(torch.sub(self.d, x, alpha=3))
+        x = F.gelu(x / self.c)
+        x = F.gelu(self.c / (x.abs() + 2))
+        x = F.gelu(x * self.c + 0)
+        return F.dropout(x * 1 + self.map, 0.5, training=False).contiguous()
+
+
+# -- golden -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "shape"),
+    [("norms", Norms, IMAGE), ("arithmetic", Arithmetic, IMAGE), ("encoder", Encoder, (2, 5, 8))],
+)
+def test_golden(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    golden_pass(f"canonicalize/{name}", capture(build().eval(), (torch.randn(shape),)))
+
+
+# -- equal ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (Norms, IMAGE),
+        (Arithmetic, IMAGE),
+        (Encoder, (2, 5, 8)),
+        (PostNorm, (2, 5, 8)),
+        (Residual, IMAGE),
+    ],
+)
+def test_equal(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    outcome = right(judge(capture(perturb(build()), (torch.randn(shape),)), "canonicalize"))
+    assert outcome.reports[0].modified
+    assert not outcome.declined
+
+
+@settings(max_examples=10)
+@given(
+    rank=st.integers(0, 3),
+    eps=st.sampled_from([1e-5, 0.1]),
+    affine=st.booleans(),
+    channels=st.integers(2, 4),
+)
+def test_equal_for_any_rank(rank: int, eps: float, affine: bool, channels: int) -> None:
+    kind = [nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d][rank]
+    norm = perturb(kind(channels, eps=eps, affine=affine))
+    x = torch.randn(2, channels, *(3, 4, 5)[:rank])
+    outcome = right(judge(capture(norm, (x,)), "canonicalize"))
+    assert outcome.ops() == ["normfold::channel_affine"]
+
+
+def test_norms_keep_no_affine() -> None:
+    """Behind it every norm is a core, and every number per channel is a channel affine."""
+    after, reports = run_pipeline(
+        capture(perturb(Norms()), (torch.randn(IMAGE),)), parse("canonicalize")
+    )
+    names = [op_name(node) for node in after.nodes]
+    assert names.count("normfold::channel_affine") == 7  # not `bare`
+    assert not any("batch_norm" in name for name in names)
+    for node in after.nodes:
+        if op_name(node) in ("layer_norm", "group_norm", "instance_norm", "rms_norm"):
+            used = [
+                str(source.target) for source in node.all_input_nodes if source.op == "get_attr"
+            ]
+            assert used == []
+    kinds = {path: site.kind for path, site in after.sites.items()}
+    assert kinds == {
+        "batch": "batch-norm",
+        "plain": "batch-norm",
+        "layer": "layer-norm",
+        "rms": "rms-norm",
+        "group": "group-norm",
+        "instance": "instance-norm",
+        "bare": "layer-norm",
+        "biasless": "layer-norm",
+    }
+    assert all(site.line.split(":")[0].endswith(".py") for site in after.sites.values())
+    assert {a.site for a in reports[0].applied if a.kind} == set(kinds)
+
+
+def test_constants_that_are_not_per_channel_stay() -> None:
+    after, _ = run_pipeline(
+        capture(Arithmetic().eval(), (torch.randn(IMAGE),)), parse("canonicalize")
+    )
+    names = [op_name(node) for node in after.nodes]
+    assert names.count("normfold::channel_affine") == 5
+    assert [n for n in names if n in ("dropout", "contiguous", "clone")] == []
+    assert names.count("div") == 1, "a number per channel over x is not affine"
+
+
+def test_half_precision_activations_keep_their_dtype() -> None:
+    net = perturb(nn.Sequential(conv().half(), nn.BatchNorm2d(4)))
+    outcome = right(judge(capture(net, (torch.randn(IMAGE).half(),)), "canonicalize"))
+    assert outcome.baked(*outcome.before.args).dtype == torch.float16
+
+
+# -- declines ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["NF101", "NF116"])
+def test_declines(code: str) -> None:
+    module, x = REFUSALS[code].build()
+    outcome = declines(judge(capture(module, (x,)), "canonicalize"), code)
+    assert outcome.reports[0].declined[0].site == "norm"
+
+
+# -- idempotent, no-op ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"), [(Norms, IMAGE), (Arithmetic, IMAGE), (Encoder, (2, 5, 8))]
+)
+def test_idempotent(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    """The second run makes no edit: cores are reported as sites again, and that is all."""
+    graph = capture(build().eval(), (torch.randn(shape),))
+    once, _ = run_pipeline(graph, parse("canonicalize"))
+    twice, _ = run_pipeline(once, parse("canonicalize"))
+    from normfold.graph.text import graph_text
+
+    assert graph_text(twice) == graph_text(once)
+
+
+def test_no_op() -> None:
+    net = nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    untouched(capture(net, (torch.randn(IMAGE),)), "canonicalize")
