@@ -88,7 +88,8 @@ class Verifier:
         results = []
         for case in self.cases:
             inputs = [leaf for leaf in case.leaves if isinstance(leaf, Tensor)]
-            results.append(list(run(inputs)))
+            with torch.no_grad():
+                results.append(list(run(inputs)))
         return self._judge(kind, results, start)
 
     def _run(self, module: Any) -> list[Outputs]:
