@@ -25,7 +25,7 @@ from tests.zoo.trial import Row, trial
 
 PROTOTYPE = 2771 / 2976  # BatchNorms gone in timm's families, as the research prototype had them
 HEADER = (
-    f"{'family':22} {'model':30} {'params':>7} {'BN':>4} {'gone':>4} {'left':16} {'capture':>7} "
+    f"{'family':25} {'model':30} {'params':>7} {'BN':>4} {'gone':>4} {'left':16} {'capture':>7} "
     f"{'passes':>7} {'total':>6} {'float64':>8} {'e1/e0':>6}  ok"
 )
 
@@ -104,11 +104,13 @@ def _remember(cache: Path | None, row: Row) -> None:
 def _line(row: Row) -> str:
     left = " ".join(f"{code}:{count}" for code, count in sorted(row.left.items()))
     text = (
-        f"{row.family:22} {row.model:30} {row.parameters / 1e6:6.1f}M {row.norms:4} {row.gone:4} "
+        f"{row.family[:25]:25} {row.model[:30]:30} {row.parameters / 1e6:6.1f}M {row.norms:4} {row.gone:4} "
         f"{left:16} {row.capture_seconds:6.1f}s {row.pass_seconds:6.1f}s {row.total_seconds:5.0f}s "
         f"{row.algebra:8.1e} {row.ratio:6.2f}  {'yes' if row.ok else 'NO'}"
     )
-    remarks = [remark for remark in (row.error, row.note) if remark]
+    borders = " and ".join(f"{count} {name}s" for name, count in row.borders.items())
+    borders = borders and f"at zero padding: {borders}"
+    remarks = [remark for remark in (row.error, row.note, borders) if remark]
     return "\n      ".join([text, *remarks])
 
 
@@ -150,6 +152,9 @@ def _left(rows: list[Row]) -> None:
         reason = by_code(code)
         where = ", ".join(f"{row.model} {row.left[code]}" for row in rows if code in row.left)
         print(f"  {code} {reason.slug if reason else ''}: {count}  ({where})")
+    for way in ("map", "pad"):
+        where = ", ".join(f"{row.model} {row.borders[way]}" for row in rows if way in row.borders)
+        print(f"zero padding met by a {way}: {where or 'nowhere'}")
     print()
 
 

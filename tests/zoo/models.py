@@ -119,7 +119,9 @@ class Member:
 def members() -> list[Member]:
     """Every network of the zoo, timm's families first."""
     found = [Member("timm", *line.split()) for line in TIMM.strip().splitlines()]
-    found += [Member("torchvision", name, name) for name in VISION.split()]
+    for name in VISION.split():
+        scope = name.rpartition(".")[0]
+        found.append(Member("torchvision", scope or "classification", name))
     return found + [Member("extra", *line.split()) for line in EXTRA.strip().splitlines()]
 
 

@@ -41,6 +41,7 @@ class Row:
     norms: int = 0
     left: dict[str, int] = field(default_factory=dict)
     sites: dict[str, str] = field(default_factory=dict)
+    borders: dict[str, int] = field(default_factory=dict)
     capture_seconds: float = 0.0
     pass_seconds: float = 0.0
     bake_seconds: float = 0.0
@@ -87,6 +88,7 @@ def _run(member: Member, positive: bool, row: Row) -> None:
     folded, reports = run_pipeline(graph, parse("canonicalize,fold-affine,restore"))
     row.pass_seconds = time.perf_counter() - start
     fold = reports[1]
+    row.borders = _borders(fold.edits)
     _count(folded, fold.declined, row)
     start = time.perf_counter()
     baked, _ = run_pipeline(folded, parse("bake"))
@@ -132,6 +134,16 @@ def _count(graph: Graph, declined: list[Declined], row: Row) -> None:
             at = f"{decline.code} {decline.detail} at {decline.node}"
             row.sites.setdefault(_module(site), at)
     row.left = dict(Counter(codes.values()))
+
+
+def _borders(edits: list[str]) -> dict[str, int]:
+    """How often a shift met zero padding: a precomputed map is added, or another value is padded.
+
+    Nothing per channel is left, but the op that is there instead is not free.
+    """
+    maps = sum(edit.endswith("(map)") for edit in edits)
+    pads = sum(edit.endswith(("(pad)", "pads with the shift")) for edit in edits)
+    return {name: count for name, count in (("map", maps), ("pad", pads)) if count}
 
 
 def _is_batch_norm(site: Site) -> bool:
