@@ -25,7 +25,7 @@ from normfold.export.census import Census, census
 from normfold.export.cleanup import clean, label, name_axes
 from normfold.export.dialects import choose_opset
 from normfold.export.dialects import dialect as find_dialect
-from normfold.export.plain import write_attention, write_global_pools
+from normfold.export.plain import write_attention, write_batch_norms, write_global_pools
 from normfold.export.program import exported_program
 from normfold.graph.graph import Graph, is_symbolic
 
@@ -162,6 +162,7 @@ def _translate(graph: Graph, opset: int) -> tuple[ir.Model, list[str]]:
 
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
     write_global_pools(program.graph)
+    write_batch_norms(program.graph)
     if opset < _NATIVE_ATTENTION:
         write_attention(program.graph)
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")

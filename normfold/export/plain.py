@@ -1,15 +1,17 @@
-"""Two ops that are better written by us than by the exporter: attention below opset 23, and global pooling.
+"""Ops that are better written by us than by the exporter: attention below opset 23, pooling, batch norm.
 
 torch's translation of attention computes the shapes of a transpose at run time (fourteen ops for each) and
 scales both operands. ``softmax((q * s) @ k^T) @ v`` is the same function: a runtime recognises it, a person can
 read it, and ``s`` still comes before the product, so that half precision overflows no earlier. Its global
 average pooling of a channels-last tensor restores the memory format by a gather over all elements: a mean is
-enough.
+enough. A frozen batch norm has a translation only under its functional name, for which the exporter would trace
+the whole graph again.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -63,6 +65,21 @@ def write_global_pools(graph: fx.Graph) -> int:
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(pools)
+
+
+def write_batch_norms(graph: fx.Graph) -> int:
+    """Give every batch norm with frozen statistics its functional name, in place; returns how many."""
+    norms = [node for node in graph.nodes if node.target is _aten.batch_norm.default]
+    norms = [node for node in norms if argument(node, "training") is False]
+    for node in norms:
+        *tensors, _, momentum, epsilon = node.args[:8]
+        target = _aten._native_batch_norm_legit_no_training.default
+        with graph.inserting_before(node):
+            parts = _call(graph, node, target, *tensors, momentum, epsilon)
+            result = _call(graph, node, operator.getitem, parts, 0)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(norms)
 
 
 def _is_plain(node: fx.Node) -> bool:

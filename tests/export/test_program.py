@@ -15,10 +15,21 @@ from torch.export import ExportedProgram
 from normfold.errors import ExportError, UsageError
 from normfold.export import RuntimeSession, export_onnx, export_pt2
 from normfold.export.program import LiftedProgram, exported_program
-from tests.export.nets import ConvNet, Transformer, Transposed, error, folded, perturb, reference
+from normfold.graph import capture
+from normfold.graph.custom_ops import channel_affine
+from tests.export.nets import (
+    ConvNet,
+    Kept,
+    Transformer,
+    Transposed,
+    error,
+    folded,
+    perturb,
+    reference,
+)
 
 
-@pytest.mark.parametrize("kind", [ConvNet, Transformer, Transposed])
+@pytest.mark.parametrize("kind", [ConvNet, Kept, Transformer, Transposed])
 def test_a_lifted_program_is_the_traced_one(kind: type[nn.Module]) -> None:
     x = torch.randn(2, 4 if kind is Transposed else 3, 8, 8)
     graph = folded(perturb(kind()), x)
@@ -35,6 +46,7 @@ def test_a_lifted_program_is_the_traced_one(kind: type[nn.Module]) -> None:
 
 
 def test_nothing_is_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = capture(perturb(Kept()), (torch.randn(2, 3, 4, 4),))
     graph = folded(perturb(ConvNet()), torch.randn(2, 3, 8, 8))
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -43,6 +55,7 @@ def test_nothing_is_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ExportedProgram, "run_decompositions", refuse)
     monkeypatch.setattr(torch.export, "export", refuse)
     export_onnx(graph, tmp_path / "net.onnx")
+    assert export_onnx(kept, tmp_path / "kept.onnx").census.batch_norms == 1
 
 
 def test_a_graph_that_cannot_be_lifted_is_traced(
@@ -103,3 +116,24 @@ def test_a_failed_program_file_leaves_the_old_one(
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"net.pt2": b"old"}
     with pytest.raises(UsageError, match="folder"):
         export_pt2(graph, tmp_path / "no" / "net.pt2")
+
+
+def test_an_op_that_the_exporter_does_not_know_is_expanded_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = channel_affine(torch.sigmoid(x), self.a, None, 1)
+            return torch.sigmoid(y)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.randn(4))
+
+    net, x = Norm(), torch.randn(3, 4, 5)
+    graph = folded(net, x, text="canonicalize,bake")
+    assert any("channel_affine" in str(node.target) for node in graph.nodes)
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", None)
+    exported = export_onnx(graph, tmp_path / "net.onnx")
+    assert exported.census.ops["Mul"] == len(exported.census.per_channel) == 1
+    assert error(RuntimeSession(exported.path, threads=1).run([x]), reference(net, x)) < 3e-6
