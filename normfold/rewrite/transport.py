@@ -101,9 +101,9 @@ class Transport:
             case Kind.PRODUCT:
                 return self._pull_product(value, flow)
             case Kind.MONOTONE | Kind.HOMOGENEOUS:
-                require_positive(flow.scale, value)
                 if kind is Kind.HOMOGENEOUS and flow.shift is not None:
                     raise Blocked(Reason.NONLINEAR, value)
+                require_positive(flow.scale, value)
                 source = operands(value)[0]
                 return self.pull(source, flow.map(lambda ids: through_mix(value, ids)), body(value))
             case Kind.MIX:
@@ -265,9 +265,9 @@ class Transport:
             case Kind.PRODUCT:
                 return through_product(node, self._pushed)
             case Kind.MONOTONE | Kind.HOMOGENEOUS:
-                require_positive(first.scale, node)
                 if kind is Kind.HOMOGENEOUS and first.shift is not None:
                     raise Blocked(Reason.NONLINEAR, node)
+                require_positive(first.scale, node)
                 return first.map(lambda ids: mixed(node, ids))
             case Kind.MIX:
                 if first.shift is not None and not keeps_constants(node):

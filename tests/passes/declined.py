@@ -40,12 +40,12 @@ def _norm(**more: nn.Module) -> Callable[[], dict[str, nn.Module]]:
     return lambda: {"norm": nn.BatchNorm2d(4), **more}
 
 
-def _attention(m: Any, x: Tensor) -> Tensor:
+def _attention(m: Any, x: Tensor) -> Any:
     scores = F.relu(m.q(x) @ m.k(x).transpose(1, 2))
     return m.norm((scores @ m.v(x)).transpose(1, 2))
 
 
-def _left(m: Any, x: Tensor) -> Tensor:
+def _left(m: Any, x: Tensor) -> Any:
     return m.norm(m.mix.weight @ x)
 
 
@@ -54,7 +54,7 @@ def _both(m: Any, x: Tensor) -> Tensor:
     return torch.cat([m.norm(y), F.relu(y)], 1)
 
 
-def _gated(m: Any, x: Tensor) -> Tensor:
+def _gated(m: Any, x: Tensor) -> Any:
     y = m.norm(F.relu(x))
     return m.conv(y * torch.sigmoid(x))
 
@@ -72,7 +72,7 @@ REFUSALS: dict[str, Refusal] = {
     "NF103": Refusal(_both, _norm(conv=conv()), options="direction=backward"),
     "NF104": Refusal(lambda m, x: m.norm(F.gelu(x)), _norm()),
     "NF105": Refusal(lambda m, x: m.conv(F.gelu(m.norm(x))), _norm(conv=conv())),
-    "NF106": Refusal(lambda m, x: m.conv(F.relu(m.norm(F.gelu(x)))), _norm(conv=conv())),
+    "NF106": Refusal(lambda m, x: m.conv(F.max_pool2d(m.norm(F.gelu(x)), 2)), _norm(conv=conv())),
     "NF107": Refusal(
         lambda m, x: m.conv(m.norm(F.gelu(x))), _norm(conv=conv()), dynamic=ANY_SIZE, dead=True
     ),
