@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,14 +108,16 @@ class Branch(nn.Module):
         wide, narrow = 6, 6 if case.groups == "all" else 4
         features = wide if case.before else narrow
         groups = {"1": 1, "2": 2, "all": wide}[case.groups]
-        padding: int | str = {"none": 0, "asymmetric": 0, "same": "same"}.get(case.padding, 1)
+        padding: Any = {"none": 0, "asymmetric": 0, "same": "same"}.get(case.padding, 1)
         self.layer: nn.Module
         self.norm: nn.Module
         if case.spatial == 0:
             self.layer = nn.Linear(wide, narrow, bias=case.bias)
             self.norm = nn.BatchNorm1d(features, affine=case.affine)
         elif case.layer.startswith("conv"):
-            mode = case.padding if case.padding in ("reflect", "replicate", "circular") else "zeros"
+            mode: Any = (
+                case.padding if case.padding in ("reflect", "replicate", "circular") else "zeros"
+            )
             self.layer = CONVS[case.spatial](
                 wide, narrow, 3, padding=padding, groups=groups, bias=case.bias, padding_mode=mode
             )
@@ -125,7 +128,7 @@ class Branch(nn.Module):
             )
             self.norm = NORMS[case.spatial](features, affine=case.affine)
 
-    def _norm(self, x: Tensor) -> Tensor:
+    def _norm(self, x: Tensor) -> Any:
         if x.dim() == 3 and not self.case.spatial:  # tokens: the features are last
             return self.norm(x.transpose(1, 2)).transpose(1, 2)
         return self.norm(x)
@@ -137,7 +140,7 @@ class Branch(nn.Module):
         widths = [0, 0] * ((self.case.spatial or 2) - 1) + [1, 2]
         return F.pad(x, widths)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.case.before:
             return self.layer(self._pad(self._norm(x)))
         return self._norm(self.layer(self._pad(x)))
@@ -200,7 +203,7 @@ class Residual(nn.Module):
         self.conv1, self.norm1 = conv(channels, channels, bias=False), nn.BatchNorm2d(channels)
         self.conv2, self.norm2 = conv(channels, channels, bias=False), nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(x + self.norm2(self.conv2(y)))
 
@@ -214,7 +217,7 @@ class RepBlock(nn.Module):
         self.conv1, self.norm1 = conv(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
         self.identity = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.norm3(self.conv3(x)) + self.norm1(self.conv1(x)) + self.identity(x)
 
 
@@ -231,7 +234,7 @@ class Encoder(nn.Module):
         self.scale2 = nn.Parameter(torch.rand(width) + 0.5)
         self.head = nn.Linear(width, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
         x = x + self.scale1 * self.out(F.scaled_dot_product_attention(q, k, v))
@@ -247,6 +250,6 @@ class PostNorm(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.norm1(x + self.fc1(x))
         return self.norm2(x + F.gelu(self.fc2(x)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from normfold.graph.expressions import evaluate, fetch, roots
 from normfold.graph.graph import Graph
+from normfold.graph.ops import Kind, kind_of, linear_of
 
 _PENDING = "normfold_pending"
 
@@ -21,19 +23,20 @@ def bake(graph: Graph) -> list[str]:
 
     One expression is in memory at a time. A result keeps the name of the parameter that it replaces when
     that parameter has no other use, so that `conv1.weight` stays `conv1.weight`. The network's own
-    expressions that only spread a small table (position biases) stay ops: baked they would swell the file.
+    expressions that baking would make dearer stay ops (see `_stays`).
     """
     fx_graph = graph.module.graph
     stored = []
-    for node in [root for root in roots(fx_graph) if root.op != "get_attr" and not _spreads(root)]:
+    for node in [root for root in roots(fx_graph) if root.op != "get_attr" and not _stays(root)]:
         value = evaluate(graph.module, node)
         if not isinstance(value, Tensor):
             continue
-        value = value.to(node.meta["val"].dtype).contiguous().clone()
+        # one copy: the cast's own, dense, and never a view of a parameter
+        value = value.to(node.meta["val"].dtype, copy=True, memory_format=torch.contiguous_format)
         name = _name(graph, node)
         graph.module.register_buffer(_PENDING, value)  # its final name is still taken by an operand
         with fx_graph.inserting_before(node):
-            constant = fx_graph.get_attr(_PENDING)
+            constant = fx_graph.create_node("get_attr", _PENDING, name=name.replace(".", "_"))
         constant.meta.update(val=node.meta["val"], normfold_static=True)
         node.replace_all_uses_with(
             constant, delete_user_cb=lambda user: not user.meta.get("normfold_static")
@@ -66,21 +69,28 @@ def _rename(graph: Graph, constant: fx.Node, name: str) -> None:
     _store(graph.module, name, value)
 
 
-def _spreads(node: fx.Node) -> bool:
-    """True if a large result comes from much smaller tensors, by the network's own ops alone."""
-    size = _bytes(node)
-    if size < 1 << 20:
-        return False
-    leaves, seen, stack = 0, {node}, [node]
+def _stays(node: fx.Node) -> bool:
+    """True for an expression of the network's own that baking would make dearer.
+
+    That is a large result spread out of much smaller tensors (position biases), and a tensor with other
+    readers that is only turned or cut (tied embedding and head): baked, it would be stored twice.
+    """
+    seen, own = {node}, [node]
+    stack = [node]
     while stack:
         current = stack.pop()
         if current.meta.get("normfold_made"):
             return False
-        leaves += _bytes(current) if current.op == "get_attr" else 0
         fresh = set(current.all_input_nodes) - seen
         seen |= fresh
+        own += fresh
         stack.extend(fresh)
-    return size > 2 * leaves
+    tensors = [part for part in own if part.op == "get_attr"]
+    moved = all(kind_of(part) is Kind.MOVE for part in own if part.op != "get_attr")
+    if moved and len(tensors) == 1 and len(tensors[0].users) > 1:
+        return True
+    size = _bytes(node)
+    return size >= 1 << 20 and size > 2 * sum(map(_bytes, tensors))
 
 
 def _bytes(node: fx.Node) -> int:
@@ -89,7 +99,14 @@ def _bytes(node: fx.Node) -> int:
 
 
 def _name(graph: Graph, node: fx.Node) -> str:
-    """Name of the parameter that the expression stands for: same shape, nearest to the root."""
+    """Name of the parameter that the expression stands for: the bias of a named weight, or the operand of
+    the same shape that is nearest to the root."""
+    for user in node.users:
+        linear = linear_of(user)
+        if linear is not None and linear.bias is node and linear.weight is not node:
+            weight = _name(graph, linear.weight)
+            if weight.endswith("weight"):
+                return weight.removesuffix("weight") + "bias"
     shape = node.meta["val"].shape
     queue, seen = [node], {node}
     while queue:
@@ -102,11 +119,6 @@ def _name(graph: Graph, node: fx.Node) -> str:
             if source not in seen:
                 seen.add(source)
                 queue.append(source)
-    user = next(iter(node.users), None)
-    if user is not None and user.op == "call_function":
-        for source in user.all_input_nodes:
-            if source.op == "get_attr" and str(source.target).endswith(".weight"):
-                return str(source.target).removesuffix("weight") + "bias"
     return f"{node.name}_baked"
 
 

@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -189,15 +189,25 @@ def _program_shapes(graph: Graph) -> Any:
 
 
 def _check_dynamic(graph: Graph, shapes: Any) -> None:
-    asked = [leaf for leaf in _leaves(shapes) if isinstance(leaf, dict)]
-    for node, spec in zip(_placeholders(graph), asked, strict=False):
-        for axis, dim in spec.items():
-            if dim is not None and not is_symbolic(_sizes(node)[axis]):
-                raise CaptureError(
-                    f"axis {axis} of input `{node.name}` was asked to be dynamic and became fixed",
-                    found=f"shape {tuple(_sizes(node))}",
-                    hint="use `--batch static`, or remove what fixes the size in the model",
-                )
+    leaves, tree = pytree.tree_flatten((graph.args, graph.kwargs))
+    positional, named = pytree.tree_unflatten(_placeholders(graph)[: len(leaves)], tree)
+    assert graph.original is not None
+    # keywords come in the order of the call, a specification in that of the signature
+    bound = inspect.signature(graph.original.forward).bind(*positional, **named).arguments
+    by_name = shapes if isinstance(shapes, dict) else dict(zip(bound, shapes, strict=False))
+    for name, spec in by_name.items():
+        for node, axes in zip(pytree.tree_leaves(bound.get(name)), _leaves(spec), strict=False):
+            _require_dynamic(node, axes or {})
+
+
+def _require_dynamic(node: fx.Node, axes: dict[int, Any]) -> None:
+    for axis, dim in axes.items():
+        if dim is not None and not is_symbolic(_sizes(node)[axis]):
+            raise CaptureError(
+                f"axis {axis} of input `{node.name}` was asked to be dynamic and became fixed",
+                found=f"shape {tuple(_sizes(node))}",
+                hint="use `--batch static`, or remove what fixes the size in the model",
+            )
 
 
 def _leaves(shapes: Any) -> list[Any]:
@@ -216,8 +226,9 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        # a failing trace prints the partial graph on stdout, which belongs to the user's data
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        # a failing trace prints the partial graph, on stderr too: the message is what the user wants
+        silent = io.StringIO()
+        with warnings.catch_warnings(), redirect_stdout(silent), redirect_stderr(silent):
             warnings.simplefilter("ignore")
             yield
     finally:

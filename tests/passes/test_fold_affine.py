@@ -145,7 +145,7 @@ def test_direction(direction: str, way: str) -> None:
 def test_large_gain_is_folded_and_warned_about() -> None:
     net = perturb(nn.Sequential(conv(), nn.BatchNorm2d(4, eps=1e-12)))
     for _, norm in batch_norms(net):
-        norm.running_var[1] = 1e-12  # type: ignore[index, operator]
+        norm.running_var[1] = 1e-12  # type: ignore[operator]
     outcome = folded(fold(net, torch.randn(IMAGE)))
     assert [(w.site, w.code) for w in outcome.folding.warnings] == [("1", "NF201")]
     silent = fold(net, torch.randn(IMAGE), options="max-gain=1e9")

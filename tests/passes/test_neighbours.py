@@ -90,7 +90,7 @@ def test_layer_scale() -> None:
             self.fc, self.out = nn.Linear(6, 6), nn.Linear(6, 6)
             self.gamma = nn.Parameter(torch.randn(6))
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return x + self.out(F.relu(x + self.gamma * self.fc(x))) * self.gamma
 
     assert folded(fold(perturb(Scaled()), torch.randn(TOKENS))).ops().count("linear") == 2
@@ -222,7 +222,7 @@ def test_pixel_unshuffle() -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_chunk(same: bool) -> None:
-    def wiring(m: Any, x: Tensor) -> Tensor:
+    def wiring(m: Any, x: Tensor) -> Any:
         left, right = m.conv(x).chunk(2, 1)
         return m.norm1(left) * torch.sigmoid((m.norm1 if same else m.norm2)(right))
 
@@ -234,24 +234,24 @@ def test_leaky_relu_and_prelu() -> None:
         nn.Sequential(conv(), nn.LeakyReLU(0.1), nn.PReLU(), BN(4, affine=False), nn.Sigmoid())
     )
     for _, norm in batch_norms(net):
-        norm.running_mean.zero_()  # type: ignore[union-attr, operator]
+        norm.running_mean.zero_()  # type: ignore[operator]
     outcome = fold(net, torch.randn(IMAGE))
     declines(outcome, "NF105")  # the shift is zero in value, but it is there
 
 
 def test_attention_then_norm() -> None:
-    def wiring(m: Any, x: Tensor) -> Tensor:
+    def wiring(m: Any, x: Tensor) -> Any:
         weights = torch.softmax(m.q(x) @ m.k(x).transpose(1, 2), -1)
         return m.norm((weights @ m.v(x)).transpose(1, 2))
 
-    parts = {name: nn.Linear(6, 6) for name in "qkv"}
+    parts: dict[str, Any] = {name: nn.Linear(6, 6) for name in "qkv"}
     assert ways(folded(run(wiring, torch.randn(TOKENS), norm=nn.BatchNorm1d(6), **parts))) == {
         "norm": "backward"
     }
 
 
 def test_fused_attention_then_norm() -> None:
-    def wiring(m: Any, x: Tensor) -> Tensor:
+    def wiring(m: Any, x: Tensor) -> Any:
         q, k, v = m.qkv(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return m.norm(y.transpose(1, 2))
@@ -262,7 +262,7 @@ def test_fused_attention_then_norm() -> None:
 def test_masked_attention_then_norm() -> None:
     """A row that the mask empties sums to zero, so the shift stays."""
 
-    def wiring(m: Any, x: Tensor) -> Tensor:
+    def wiring(m: Any, x: Tensor) -> Any:
         mask = torch.ones(5, 5, dtype=torch.bool).tril()
         v = m.v(x)
         return m.norm(F.scaled_dot_product_attention(x, x, v, attn_mask=mask).transpose(1, 2))
@@ -282,7 +282,7 @@ def test_mixed_dtypes() -> None:
             self.front, self.norm, self.norm2 = conv().half(), BN(4), BN(4)
             self.back = conv(4, 4, 1).bfloat16()
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             x = F.gelu(self.norm(self.front(x).float()))
             return self.back(self.norm2(x).bfloat16())
 

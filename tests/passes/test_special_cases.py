@@ -86,7 +86,7 @@ class Tied(nn.Module):
         self.head, self.norm2 = nn.Linear(6, 7), nn.BatchNorm1d(7)
         self.head.weight = self.embed.weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.norm2(self.head(self.norm1(self.embed(x))))
 
 
@@ -154,7 +154,7 @@ def test_batch_statistics() -> None:
 def test_gamma_zero_and_negative() -> None:
     net = perturb(nn.Sequential(BN(4), conv(), BN(4), nn.ReLU(), conv(), BN(4)))
     for _, norm in batch_norms(net):
-        norm.weight.data[1:3] = torch.tensor([0.0, -1.5])  # type: ignore[union-attr, operator]
+        norm.weight.data[1:3] = torch.tensor([0.0, -1.5])  # type: ignore[operator]
     folded(fold(net, torch.randn(IMAGE)))
 
 
@@ -178,7 +178,7 @@ def test_a_model_in_train_mode() -> None:
     """It is captured in eval mode from a copy; the original keeps its mode, parameters and statistics."""
     net = perturb(nn.Sequential(conv(), BN(4), nn.Dropout(0.5), Residual()))
     net.train()
-    net[3].norm1.eval()  # type: ignore[index, union-attr]
+    net[3].norm1.eval()  # type: ignore[index]
     state, modes = copy.deepcopy(net.state_dict()), [part.training for part in net.modules()]
     graph = capture(net, (torch.randn(IMAGE),))
     folded(judge(graph, "canonicalize,fold-affine,restore"))
@@ -204,7 +204,7 @@ def test_conv_relu_norm_maxpool_conv(signs: str) -> None:
     )
     if signs == "positive":
         for _, norm in batch_norms(net):
-            norm.weight.data.abs_()  # type: ignore[union-attr, operator]
+            norm.weight.data.abs_()  # type: ignore[operator]
         folded(fold(net, torch.randn(IMAGE)))
     else:
         declines(fold(net, torch.randn(IMAGE)), "NF106")
@@ -222,11 +222,11 @@ def test_norm_after_concat() -> None:
 
 
 def test_norm_on_half_the_channels() -> None:
-    def wiring(m: Any, x: Tensor) -> Tensor:
+    def wiring(m: Any, x: Tensor) -> Any:
         left, right = torch.split(m.conv(x), [2, 2], 1)
         return m.out(torch.cat([m.instance(left), m.norm(right)], 1))
 
-    parts = {"instance": nn.InstanceNorm2d(2, affine=True), "norm": BN(2)}
+    parts: dict[str, Any] = {"instance": nn.InstanceNorm2d(2, affine=True), "norm": BN(2)}
     outcome = folded(run(wiring, conv=conv(), out=conv(4, 4, 1), **parts))
     assert ways(outcome) == {"norm": "backward", "instance": "forward"}
     assert outcome.ops().count("instance_norm") == 1
@@ -237,13 +237,13 @@ def _excite(m: Any, x: Tensor) -> Tensor:
 
 
 def test_norm_between_conv_and_gate() -> None:
-    parts = {"down": conv(4, 2, 1), "up": conv(2, 4, 1)}
+    parts: dict[str, Any] = {"down": conv(4, 2, 1), "up": conv(2, 4, 1)}
     folded(run(lambda m, x: _excite(m, m.norm(m.conv(x))), conv=conv(), norm=BN(4), **parts))
 
 
 def test_norm_between_relu_and_gate() -> None:
     """The scale goes on into both readers; the shift cannot pass the product."""
-    parts = {"down": conv(4, 2, 1), "up": conv(2, 4, 1), "out": conv(4, 4, 1)}
+    parts: dict[str, Any] = {"down": conv(4, 2, 1), "up": conv(2, 4, 1), "out": conv(4, 4, 1)}
     outcome = run(lambda m, x: m.out(_excite(m, m.norm(F.relu(x)))), norm=BN(4), **parts)
     declines(outcome, "NF114")
     assert outcome.ops()[:2] == ["relu", "add"]
@@ -323,7 +323,7 @@ def test_padding_twice(option: str) -> None:
 
 def test_a_dead_channel_has_no_pad_value() -> None:
     net = perturb(nn.Sequential(nn.ReLU(), BN(4), conv()))
-    net[1].weight.data[2] = 0.0  # type: ignore[index, union-attr]
+    net[1].weight.data[2] = 0.0  # type: ignore[index]
     outcome = folded(fold(net, torch.randn(IMAGE), options="zero-padding=pad"))
     assert "normfold::channel_pad" not in outcome.ops()
 
@@ -344,7 +344,7 @@ def test_mobileone() -> None:
         x = F.relu(x)
         return F.relu(m.norm1(m.a(x)) + m.norm2(m.b(x)) + m.skip(x))
 
-    norms = {name: BN(4) for name in ("norm1", "norm2", "skip")}
+    norms: dict[str, Any] = {name: BN(4) for name in ("norm1", "norm2", "skip")}
     outcome = folded(run(wiring, a=conv(groups=4, bias=False), b=conv(4, 4, 1, groups=4), **norms))
     assert outcome.ops() == ["relu", "conv2d", "conv2d", "add", "relu"]
 
@@ -358,7 +358,7 @@ def test_fastvit() -> None:
             self.conv, self.norm1, self.norm2 = conv(groups=4), BN(4), BN(4)
             self.gamma = nn.Parameter(torch.randn(4, 1, 1))
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             x = F.relu(x)
             return x + self.gamma * (self.norm1(self.conv(x)) - self.norm2(x))
 

@@ -119,7 +119,7 @@ def test_grouped_transposed_by_torch_s_helper() -> None:
     with torch.no_grad():
         wanted = module(x)
         try:
-            found = fuse_conv_bn_eval(module.conv, module.norm, transpose=True)(x)  # type: ignore[type-var, arg-type]
+            found = fuse_conv_bn_eval(module.conv, module.norm, transpose=True)(x)  # type: ignore[operator, type-var, arg-type]
         except RuntimeError:
             found = None
     assert found is None or (found - wanted).abs().max() > WRONG * wanted.abs().max()
