@@ -56,13 +56,15 @@ class Canonicalize(Pass):
             if node.op != "call_function":
                 continue
             name = op_name(node)
+            if "normfold_seen" in node.meta:
+                continue
             if name in BATCH_NORM_OPS and is_static(node):
                 yield Match(node, (namer.site(node, "weight-standardisation"),), "expression")
             elif is_static(node):
                 continue
             elif name in BATCH_NORM_OPS:
                 yield Match(node, (namer.site(node, "batch-norm"),), "batch-norm")
-            elif name in NORM_OPS:
+            elif name in NORM_OPS and not _is_core(node):
                 yield Match(node, (namer.site(node, NORM_OPS[name]),), "norm")
             elif name in _ARITHMETIC and (found := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), found)
@@ -85,11 +87,14 @@ class Canonicalize(Pass):
         if match.plan == "batch-norm":
             _split_batch_norm(node, rewriter, match.sites)
         elif match.plan == "norm":
-            _split_norm(node, rewriter, match.sites)
+            if not _split_norm(node, rewriter, match.sites):
+                return
         elif match.plan == "identity":
             _drop(node, rewriter)
         elif match.plan == "expression":
             match.detail = "normalises a weight: a parameter expression, removed by bake"
+            node.meta["normfold_seen"] = True
+            return
         else:
             _write_affine(node, rewriter, match.sites, *match.plan)
         rewriter.record(f"{match.path}: {op_name(node)}")
@@ -157,15 +162,16 @@ def _spans_axes(node: fx.Node) -> bool:
     return several and argument(node, "weight") is not None
 
 
-def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> None:
+def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> bool:
+    """True if there was an affine to split off."""
     node.meta["normfold_norm"] = sites
     weight, bias = argument(node, "weight"), _optional(node, "bias")
     if (weight is None and bias is None) or isinstance(node.meta["val"], (tuple, list)):
-        return
+        return False
     rank = len(shape_of(node))
     over_last = _over_last(node)
     if not all(part is None or is_static(part) for part in (weight, bias)):
-        return
+        return False
     dim = rank - 1 if over_last else 1
     affine = rewriter.insert_after(node, channel_affine, node, weight, bias, dim)
     affine.meta["normfold_sites"] = sites
@@ -173,6 +179,13 @@ def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> N
     for name in ("weight", "bias"):
         if _has(node, name):
             rewriter.set_argument(node, argument_index(node, name), None)
+    return True
+
+
+def _is_core(node: fx.Node) -> bool:
+    """True if an earlier run has split the affine off."""
+    bare = argument(node, "weight") is None and _optional(node, "bias") is None
+    return bare and "normfold_norm" in node.meta
 
 
 def _has(node: fx.Node, name: str) -> bool:

@@ -40,6 +40,7 @@ class FoldAffine(Pass):
         zero_padding: what a shift does at a zero-padded convolution: ``cheapest``, ``map`` (precomputed bias
             map, fixed sizes), ``pad`` (pad with -b/a) or ``scale-only`` (leave one addition).
         copy_shared: a weight with several users may be copied; otherwise such sites are declined.
+        untie: an embedding table that is also the head's weight may be copied too.
 
     Exact:    up to rounding, in eval mode.
     Declines: every reason NF102 to NF117.
@@ -53,6 +54,7 @@ class FoldAffine(Pass):
     max_gain: float = 1e4
     zero_padding: Literal["cheapest", "map", "pad", "scale-only"] = "cheapest"
     copy_shared: bool = True
+    untie: bool = False
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
@@ -183,7 +185,13 @@ class _Attempt:
 
     def _transport(self) -> Transport:
         sites = self.node.meta.get("normfold_sites", ())
-        return Transport(self.graph, sites, self.options.zero_padding, self.options.copy_shared)
+        return Transport(
+            self.graph,
+            sites,
+            self.options.zero_padding,
+            self.options.copy_shared,
+            self.options.untie,
+        )
 
     def warnings(self, match: Match) -> list[Warned]:
         if self.scale is None:

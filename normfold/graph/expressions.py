@@ -6,7 +6,7 @@ constants. They live in front of the first node that depends on an input, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -77,24 +77,25 @@ def evaluate(
     """
     values: dict[fx.Node, Any] = cache if cache is not None else {}
     with torch.no_grad(), float64_default():
-        for step in _order(node, values):
+        for step in order(node, values):
             values[step] = _run(module, step, values)
     return values[node]
 
 
-def _order(node: fx.Node, known: dict[fx.Node, Any]) -> list[fx.Node]:
-    order: list[fx.Node] = []
+def order(node: fx.Node, known: Container[fx.Node]) -> list[fx.Node]:
+    """``node`` and everything that it needs and that is not in ``known``, sources first."""
+    found: list[fx.Node] = []
     seen: set[fx.Node] = set()
     stack = [(node, False)]
     while stack:
         current, expanded = stack.pop()
         if expanded:
-            order.append(current)
+            found.append(current)
         elif current not in seen and current not in known:
             seen.add(current)
             stack.append((current, True))
             stack.extend((source, False) for source in current.all_input_nodes)
-    return order
+    return found
 
 
 def _run(module: torch.nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -144,3 +145,24 @@ def small_value(module: torch.nn.Module, node: fx.Node, limit: int = 1 << 20) ->
         )
     value: Tensor = evaluate(module, node)
     return value
+
+
+def sharers(weight: fx.Node) -> set[fx.Node]:
+    """Ops on activations that read the tensor behind a weight (itself, or an expression of its size)."""
+    size = weight.meta["val"].numel()
+    seen, stack = {weight}, [weight]
+    while stack:  # up to the tensor
+        fresh = set(stack.pop().all_input_nodes) - seen
+        seen |= fresh
+        stack.extend(fresh)
+    stack = [node for node in seen if node.op == "get_attr" and node.meta["val"].numel() == size]
+    found: set[fx.Node] = set()
+    known = set(stack)
+    while stack:  # and down again
+        for user in stack.pop().users:
+            if not is_static(user):
+                found.add(user)
+            elif user not in known:
+                known.add(user)
+                stack.append(user)
+    return found

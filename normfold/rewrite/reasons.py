@@ -18,8 +18,9 @@ class Reason(Enum):
     PARAMETER_SHARED = (
         "NF102",
         "parameter-shared",
-        "the weight that would absorb the affine is used elsewhere too, and `copy-shared=false` forbids a copy",
-        "allow the copy: fold-affine{copy-shared=true} (the default)",
+        "the weight that would absorb the affine is used elsewhere too, and is not to be copied: it is a tied "
+        "embedding table, or `copy-shared=false` forbids it",
+        "allow the copy: fold-affine{untie=true} for a table, fold-affine{copy-shared=true} otherwise",
     )
     OUTPUT_REUSED = (
         "NF103",

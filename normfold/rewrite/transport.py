@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from normfold.graph import Site, layout
-from normfold.graph.expressions import is_static
+from normfold.graph.expressions import is_static, sharers
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import keeps_constants, mixed, through_mix
@@ -50,14 +50,15 @@ aten = torch.ops.aten
 class Transport:
     """One attempt to move one affine.
 
-    ``sites`` are what the affine stands for, and go with it into another affine; ``padding`` and
-    ``copy_shared`` are fold-affine's options.
+    ``sites`` are what the affine stands for, and go with it into another affine; ``padding``,
+    ``copy_shared`` and ``untie`` are fold-affine's options.
     """
 
     graph: Graph
     sites: tuple[Site, ...] = ()
     padding: str = "cheapest"
     copy_shared: bool = True
+    untie: bool = False
     _pulled: set[fx.Node] = field(default_factory=set)
     _pushed: dict[fx.Node, Flow] = field(default_factory=dict)
 
@@ -135,10 +136,11 @@ class Transport:
             raise Blocked(Reason.OUTPUT_REUSED, value, f"also read by `{use.user.name}`")
 
     def _require_own_weight(self, weight: fx.Node, node: fx.Node) -> None:
-        if not self.copy_shared and len(weight.users) > 1:
-            raise Blocked(
-                Reason.PARAMETER_SHARED, node, f"`{weight.name}` has {len(weight.users)} users"
-            )
+        """A shared weight is copied for the op that changes; not so an embedding table, or when forbidden."""
+        others = sharers(weight) - {node}
+        tied = {op_name(other) for other in (*others, node)} & {"embedding"}
+        if others and not (self.untie if tied else self.copy_shared):
+            raise Blocked(Reason.PARAMETER_SHARED, node, f"also read by `{min(others).name}`")
 
     def _pull_move(self, value: fx.Node, flow: Flow) -> list[Edit]:
         pad = zero_pad_of(value)
