@@ -253,3 +253,22 @@ class PostNorm(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.norm1(x + self.fc1(x))
         return self.norm2(x + F.gelu(self.fc2(x)))
+
+
+class Norms(nn.Module):
+    """One norm of every kind, with and without affine, on one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch, self.plain = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
+        self.layer, self.rms = nn.LayerNorm(6), nn.RMSNorm(6)
+        self.group, self.instance = nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)
+        self.bare, self.biasless = (
+            nn.LayerNorm(6, elementwise_affine=False),
+            nn.LayerNorm(6, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.children():
+            x = F.gelu(norm(x))
+        return x

@@ -14,30 +14,11 @@ from torch.nn import functional as F
 from normfold.graph import capture
 from normfold.graph.graph import op_name
 from normfold.rewrite import parse, run_pipeline
-from tests.nets import Encoder, PostNorm, Residual, conv, perturb
+from tests.nets import Encoder, Norms, PostNorm, Residual, conv, perturb
 from tests.passes.declined import REFUSALS
 from tests.passes.judge import declines, golden_pass, judge, right, untouched
 
 IMAGE = (2, 4, 5, 6)
-
-
-class Norms(nn.Module):
-    """One norm of every kind, with and without affine, on one image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch, self.plain = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
-        self.layer, self.rms = nn.LayerNorm(6), nn.RMSNorm(6)
-        self.group, self.instance = nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)
-        self.bare, self.biasless = (
-            nn.LayerNorm(6, elementwise_affine=False),
-            nn.LayerNorm(6, bias=False),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for norm in self.children():
-            x = F.gelu(norm(x))
-        return x
 
 
 class Arithmetic(nn.Module):
@@ -166,13 +147,20 @@ def test_declines(code: str) -> None:
     ("build", "shape"), [(Norms, IMAGE), (Arithmetic, IMAGE), (Encoder, (2, 5, 8))]
 )
 def test_idempotent(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
-    """The second run makes no edit: cores are reported as sites again, and that is all."""
-    graph = capture(build().eval(), (torch.randn(shape),))
-    once, _ = run_pipeline(graph, parse("canonicalize"))
-    twice, _ = run_pipeline(once, parse("canonicalize"))
-    from normfold.graph.text import graph_text
+    untouched(capture(perturb(build()), (torch.randn(shape),)), "canonicalize,canonicalize")
 
-    assert graph_text(twice) == graph_text(once)
+
+def test_a_second_run_behind_restore_splits_again() -> None:
+    graph = capture(perturb(Norms()), (torch.randn(IMAGE),))
+    outcome = right(judge(graph, "canonicalize,restore,canonicalize"))
+    assert outcome.ops().count("normfold::channel_affine") == 7
+
+
+def test_bare_norms_are_sites_but_no_edits() -> None:
+    graph = capture(nn.LayerNorm(6, elementwise_affine=False).eval(), (torch.randn(IMAGE),))
+    after, reports = run_pipeline(graph, parse("canonicalize"))
+    assert [site.kind for site in after.sites.values()] == ["layer-norm"]
+    assert not reports[0].modified
 
 
 def test_no_op() -> None:

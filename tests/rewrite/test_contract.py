@@ -1,0 +1,139 @@
+"""What every pass promises, checked over the registry; every reason code, by a network that gets it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from normfold.graph import Graph, capture
+from normfold.graph.text import graph_text
+from normfold.rewrite import Exactness, Pass, Reason, parse, registry, run_pipeline
+from normfold.rewrite.reasons import by_code
+from tests.nets import Encoder, Norms, RepBlock, Residual, perturb
+from tests.passes.declined import REFUSALS
+
+ROOT = Path(__file__).parents[2]
+NAMES = list(registry.BUILT_IN)
+
+
+def digest(module: nn.Module) -> str:
+    """Hash of names and values of parameters and buffers."""
+    total = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().double().numpy().tobytes())
+    return total.hexdigest()
+
+
+def camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_agree(name: str) -> None:
+    kind = registry.find(name)
+    stem = name.replace("-", "_")
+    assert kind.name == name
+    assert kind.__name__ == camel(name)
+    assert kind.__module__ == f"normfold.passes.{stem}"
+    assert (ROOT / "passes" / f"{stem}.py").is_file()
+    assert (ROOT / "tests" / "passes" / f"test_{stem}.py").is_file()
+    assert list((ROOT / "tests" / "goldens" / name).glob("*.after.txt")), "no golden"
+
+
+def test_every_file_is_registered() -> None:
+    files = {path.stem.replace("_", "-") for path in (ROOT / "passes").glob("*.py")} - {"--init--"}
+    assert files == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shape_of_a_pass(name: str) -> None:
+    kind = registry.find(name)
+    assert issubclass(kind, Pass)
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert isinstance(kind.exactness, Exactness)
+    assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documentation(name: str) -> None:
+    kind = registry.find(name)
+    doc, module = inspect.getdoc(kind) or "", inspect.getmodule(kind)
+    assert module is not None
+    text = module.__doc__ or ""
+    assert text.startswith(f"{name}: "), "the module says its name first"
+    assert re.search(r"(=|->)", text.partition("\n\n")[2]), "and then its algebra"
+    assert re.search(r"^Exact: {4}\S", doc, re.MULTILINE)
+    assert re.search(r"^Declines: \S", doc, re.MULTILINE)
+    for field in dataclasses.fields(kind):
+        assert re.search(rf"^ {{4}}{field.name}: \S", doc, re.MULTILINE), f"option {field.name}"
+
+
+NETS = [
+    (Residual, (2, 4, 5, 6)),
+    (RepBlock, (2, 4, 5, 6)),
+    (Norms, (2, 4, 5, 6)),
+    (Encoder, (2, 5, 8)),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("build", "shape"), NETS)
+def test_the_input_is_untouched(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> None:
+    """Neither the module, nor its parameters, nor the given graph, nor its sites."""
+    module = perturb(build())
+    graph = capture(module, (torch.randn(shape),))
+    prepared, _ = run_pipeline(
+        graph, parse(",".join(["canonicalize", *NAMES[: NAMES.index(name)]]))
+    )
+    before = [digest(module), digest(prepared.module), graph_text(prepared), dict(prepared.sites)]
+    modes = [part.training for part in module.modules()]
+    after, reports = run_pipeline(prepared, parse(name))
+    assert [digest(module), digest(prepared.module), graph_text(prepared), prepared.sites] == before
+    assert [part.training for part in module.modules()] == modes
+    assert reports[0].modified == (graph_text(after) != graph_text(prepared))
+    after.module.graph.lint()
+
+
+def run(code: str) -> tuple[Graph, set[str]]:
+    refusal = REFUSALS[code]
+    module, x = refusal.build()
+    step = f"fold-affine{{{refusal.options}}}" if refusal.options else "fold-affine"
+    graph = capture(module, (x,), dynamic=refusal.dynamic)
+    after, reports = run_pipeline(graph, parse(f"canonicalize,{step}"))
+    return after, {declined.code for report in reports for declined in report.declined}
+
+
+def test_every_reason_has_a_network() -> None:
+    assert {reason.code for reason in Reason} == set(REFUSALS)
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_every_reason_is_reachable(code: str) -> None:
+    assert run(code)[1] == {code}
+
+
+def test_codes_are_unique_and_stable() -> None:
+    codes, slugs = [reason.code for reason in Reason], [reason.slug for reason in Reason]
+    assert len(set(codes)) == len(set(slugs)) == len(codes)
+    assert codes == [f"NF{number}" for number in range(101, 101 + len(codes))]
+    for reason in Reason:
+        assert by_code(reason.code.lower()) is by_code(reason.slug.upper()) is reason
+        assert reason.summary[0].islower() or reason.summary[0].isdigit()
+        assert reason.remedy
+    assert by_code("NF999") is None
+
+
+def test_declared_reasons_are_those_in_the_source() -> None:
+    """Every reason is raised somewhere, and by nothing but the passes and the code that they call."""
+    sources = [*(ROOT / "passes").glob("*.py"), *(ROOT / "normfold" / "rewrite").glob("*.py")]
+    used = {name for path in sources for name in re.findall(r"Reason\.([A-Z_]+)", path.read_text())}
+    assert used == {reason.name for reason in Reason}

@@ -1,0 +1,268 @@
+"""Pipeline text, options, presets, plug-ins and the adapter for plain fx passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from normfold.errors import PassError, UsageError
+from normfold.graph import Graph, capture
+from normfold.graph.text import graph_text
+from normfold.report import PassReport
+from normfold.rewrite import Exactness, FxPass, Pass, parse, registry, run_pipeline, text_of
+from normfold.rewrite.presets import PRESETS, preset
+from tests.nets import Residual, perturb
+
+NAMES = registry.names()
+
+
+def graph() -> Graph:
+    return capture(perturb(Residual()), (torch.randn(2, 4, 5, 6),))
+
+
+# -- text -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pass_reads_back(name: str) -> None:
+    [item] = parse(name)
+    assert type(item) is registry.find(name)
+    assert str(item) == name, "defaults are left out"
+    assert parse(text_of([item, item])) == [item, item]
+
+
+@st.composite
+def options(draw: st.DrawFn) -> Pass:
+    """A pass with random values for its options."""
+    kind = registry.find(draw(st.sampled_from(NAMES)))
+    hints = __import__("typing").get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if hint is bool:
+            values[field.name] = draw(st.booleans())
+        elif hint is float:
+            values[field.name] = draw(st.floats(0, 1e30))
+        elif hint is int:
+            values[field.name] = draw(st.integers(0, 10**6))
+        else:
+            values[field.name] = draw(st.sampled_from(hint.__args__))
+    return kind(**values)
+
+
+@given(st.lists(options(), min_size=1, max_size=4))
+def test_text_round_trips(passes: list[Pass]) -> None:
+    text = text_of(passes)
+    assert parse(text) == passes
+    assert text_of(parse(text)) == text
+
+
+def test_spaces_and_case_do_not_matter() -> None:
+    text = " canonicalize , fold-affine { direction=forward   max-gain=100 } ,bake"
+    assert text_of(parse(text)) == "canonicalize,fold-affine{direction=forward max-gain=100},bake"
+
+
+def test_passes_are_values() -> None:
+    assert parse("fold-affine{direction=both}") == parse("fold-affine")
+    assert len({*parse("fold-affine"), *parse("fold-affine{max-gain=10000}")}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse("fold-affine")[0].direction = "forward"  # type: ignore[attr-defined]
+
+
+# -- errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("canonicalize,,bake", 13),
+        ("canonicalize,fold-affine{direction=both", 13),
+        ("canonicalize bake", 0),
+        ("bake,", 0),
+        ("bake,}", 5),
+    ],
+)
+def test_a_malformed_text_gets_a_caret(text: str, column: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    lines = str(caught.value.found).splitlines()
+    assert lines[-2].strip() == text
+    assert lines[-1].index("^") - lines[-2].index(text) == column
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["empty"]),
+        ("fold-afine", ["unknown pass `fold-afine`", "did you mean `fold-affine`?"]),
+        ("xyz", ["unknown pass `xyz`", "canonicalize, fold-affine"]),
+        ("fold-affine{color=red}", ["has no option `color=red`", "direction, max-gain"]),
+        ("fold-affine{direction}", ["has no option `direction`"]),
+        ("fold-affine{direction=up}", ["`direction`", "`up`", "both | backward | forward"]),
+        ("fold-affine{max-gain=big}", ["`max-gain`", "`big`", "float"]),
+        ("fold-affine{copy-shared=maybe}", ["`copy-shared`", "`maybe`", "bool"]),
+        ("bake{x=1}", ["has no option", "none"]),
+    ],
+)
+def test_errors_say_what_and_what_else(text: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+# -- presets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_hold_exact_passes_only(name: str) -> None:
+    passes = parse(preset(name))
+    assert [item.name for item in passes if item.exactness is not Exactness.EXACT] == []
+    assert text_of(passes) == PRESETS[name]
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UsageError, match="did you mean `folded`"):
+        preset("foldd")
+
+
+# -- running ----------------------------------------------------------------------------------------
+
+
+def test_the_given_graph_is_untouched() -> None:
+    before = graph()
+    text, state = graph_text(before), {k: v.clone() for k, v in before.module.state_dict().items()}
+    after, reports = run_pipeline(before, parse(PRESETS["folded"]))
+    assert graph_text(before) == text
+    assert before.module.state_dict().keys() == state.keys()
+    assert all(
+        torch.equal(value, state[name]) for name, value in before.module.state_dict().items()
+    )
+    assert not before.sites
+    assert after.sites
+    assert [report.spec for report in reports] == PRESETS["folded"].split(",")
+    assert all(report.exactness == "exact" for report in reports)
+
+
+def test_after_is_called_behind_each_pass() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def after(item: Pass, result: Graph, report: PassReport) -> None:
+        seen.append((item.name, result.baked))
+        assert report.seconds >= 0
+
+    run_pipeline(graph(), parse(PRESETS["folded"]), after)
+    assert seen == [
+        ("canonicalize", False),
+        ("fold-affine", False),
+        ("restore", False),
+        ("bake", True),
+    ]
+
+
+def test_a_failing_rewrite_is_named() -> None:
+    @dataclass(frozen=True)
+    class Broken(type(parse("restore")[0])):  # type: ignore[misc]
+        name: ClassVar[str] = "broken"
+
+        def rewrite(self, match: Any, rewriter: Any) -> None:
+            raise ValueError("seven")
+
+    with pytest.raises(PassError) as caught:
+        run_pipeline(graph(), [*parse("canonicalize"), Broken()])
+    text = str(caught.value)
+    assert "`broken`" in text
+    assert "norm1" in text
+    assert "ValueError: seven" in text
+
+
+# -- plug-ins ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Polish(Pass):
+    """Do nothing.
+
+    Exact:    yes.
+    Declines: nothing.
+    """
+
+    name: ClassVar[str] = "polish"
+    strength: Literal["soft", "hard"] = "soft"
+
+    def match(self, graph: Graph) -> tuple[()]:
+        return ()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    module = types.ModuleType("normfold_test_plugin")
+    module.Polish = Polish  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    point = EntryPoint(name, f"{module.__name__}:Polish", "normfold.passes")
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [point] if group == "normfold.passes" else []
+    )
+
+
+def test_a_plug_in_is_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "polish")
+    assert registry.names() == [*registry.BUILT_IN, "polish"]
+    passes = parse("canonicalize,polish{strength=hard}")
+    assert passes[1] == Polish("hard")
+    assert text_of(passes) == "canonicalize,polish{strength=hard}"
+    _, reports = run_pipeline(graph(), passes)
+    assert not reports[1].modified
+    with pytest.raises(UsageError, match="did you mean `polish`"):
+        parse("polsh")
+
+
+def test_a_plug_in_may_not_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "bake")
+    with pytest.raises(UsageError, match="redefines the built-in pass `bake`"):
+        parse("bake")
+
+
+# -- fx passes --------------------------------------------------------------------------------------
+
+
+def double_relu(module: fx.GraphModule) -> PassResult:
+    """Replace relu by relu6: changes the function, so that the result can be seen."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.relu.default:
+            node.target = torch.ops.aten.relu6.default
+    return PassResult(module, True)
+
+
+def test_an_fx_pass_runs_in_a_pipeline() -> None:
+    before = graph()
+    after, reports = run_pipeline(
+        before, [*parse("canonicalize"), FxPass(double_relu), *parse("fold-affine,bake")]
+    )
+    assert reports[1].modified
+    assert reports[1].spec == "fx-pass{function=double_relu}"
+    x = before.args[0] * 100
+    assert float(after(x).max()) == 6.0
+    assert float(before(x).max()) > 6.0
+
+
+@pytest.mark.parametrize("function", [lambda m: None, lambda m: m, lambda m: PassResult(m, False)])
+def test_an_fx_pass_that_changes_nothing(function: Any) -> None:
+    _, reports = run_pipeline(graph(), [FxPass(function)])
+    assert not reports[0].modified
+
+
+def test_an_fx_pass_must_return_a_graph_module() -> None:
+    with pytest.raises(PassError, match="must return a GraphModule"):
+        run_pipeline(graph(), [FxPass(lambda module: nn.Identity())])
