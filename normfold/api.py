@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from normfold.errors import UsageError
@@ -129,7 +129,9 @@ def verify(
     )
     verifier = Verifier(graph, seed)
     if isinstance(result, nn.Module):
-        training = any(part.training for part in result.modules())
+        # containers without a forward, as in captured graphs, have no mode
+        parts = (part for part in result.modules() if type(part) is not nn.Module)
+        training = any(part.training for part in parts if not isinstance(part, fx.GraphModule))
         return verifier.rounding(share_parameters(result).eval() if training else result)
     result = getattr(result, "graph", result)
     if isinstance(result, Graph):
@@ -183,12 +185,9 @@ def runtime_checks(verifier: Verifier, path: Path) -> list[Check]:
 
     checks = []
     for level in ("all", "none"):
-        session = RuntimeSession(path, level)
-
-        def feed(inputs: Sequence[Tensor], session: RuntimeSession = session) -> Sequence[Tensor]:
-            return session.run(inputs)
-
-        checks.append(verifier.outputs(f"onnxruntime-{level}", feed))
+        session: Any = RuntimeSession(path, level)
+        checks.append(verifier.outputs(f"onnxruntime-{level}", session.run))
+        del session  # before the next one reads the weights again
     return checks
 
 
