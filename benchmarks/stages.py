@@ -1,0 +1,134 @@
+"""normfold's own time by stage: timers around functions, each without the time of those inside it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verify = Literal["final", "each", "off"]
+
+# stage, then the function in the module from which it is called
+POINTS = (
+    ("load", "normfold.conversion", "load"),
+    ("capture: torch.export", "torch.export", "export"),
+    ("capture: decompose", "torch.export.exported_program", "ExportedProgram.run_decompositions"),
+    ("capture: module", "torch.export.exported_program", "ExportedProgram.module"),
+    ("capture: rest", "normfold.conversion", "capture_loaded"),
+    ("passes: copy", "normfold.graph", "Graph.copy"),
+    ("passes: deduplicate", "normfold.rewrite.base", "deduplicate"),
+    ("passes: recompile", "normfold.graph", "Graph.recompile"),
+    ("passes: run", "normfold.rewrite", "Pass.run"),
+    ("bake", "normfold.passes.bake", "bake"),
+    ("report", "normfold.api", "site_statuses"),
+    ("verify: inputs", "normfold.verify.verifier", "cases"),
+    ("verify: float64 forward", "normfold.graph.precision", "Float64Interpreter.__call__"),
+    ("verify: forward, own dtype", "normfold.verify", "Verifier._run"),
+    ("verify: compare", "normfold.verify", "Verifier._judge"),
+    ("verify: onnxruntime", "normfold.conversion", "runtime_checks"),
+    ("export: program", "normfold.export.onnx", "exported_program"),
+    ("export: torch.onnx", "normfold.export.onnx", "_run_exporter"),
+    ("export: clean", "normfold.export.onnx", "clean"),
+    ("export: label", "normfold.export.onnx", "label"),
+    ("export: message", "normfold.export.write", "Message.__init__"),
+    ("export: write", "normfold.export.write", "Message.write_single"),
+    ("export: census", "normfold.export.census", "census"),
+    ("export: rest", "normfold.export.onnx", "export_onnx"),
+)
+IMPORTS = (
+    ("torch", lambda: importlib.import_module("torch")),
+    ("the exporter", lambda: importlib.import_module("torch.onnx._internal.exporter._core")),
+    ("onnxruntime", lambda: importlib.import_module("onnxruntime")),
+    ("timm", lambda: importlib.import_module("benchmarks.models").import_timm()),
+)
+
+
+@dataclass
+class Timer:
+    """Seconds of one stage without those of stages inside it, and MB by which it raised the process's peak."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    memory: float = 0.0
+    calls: int = 0
+
+
+def _now() -> tuple[float, float, float]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return time.perf_counter(), time.process_time(), peak
+
+
+class Stages:
+    """Timers by name; a running stage stops while another runs inside it."""
+
+    def __init__(self) -> None:
+        self.timers: dict[str, Timer] = {}
+        self._running: list[str] = ["rest"]
+        self._mark = _now()
+
+    def switch(self) -> None:
+        """Book the time since the last switch to the stage that was running."""
+        now = _now()
+        timer = self.timers.setdefault(self._running[-1], Timer())
+        timer.wall += now[0] - self._mark[0]
+        timer.cpu += now[1] - self._mark[1]
+        timer.memory += now[2] - self._mark[2]
+        self._mark = now
+
+    def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time booked to ``stage``."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.switch()
+            self._running.append(stage)
+            self.timers.setdefault(stage, Timer()).calls += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.switch()
+                self._running.pop()
+
+        return timed
+
+    def install(self) -> None:
+        """Put a timer around every point of `POINTS`."""
+        for stage, module, path in POINTS:
+            owner: Any = importlib.import_module(module)
+            *parts, name = path.split(".")
+            for part in parts:
+                owner = getattr(owner, part)
+            setattr(owner, name, self.wrap(stage, getattr(owner, name)))
+
+
+def profile(factory: str, verify: Verify = "final") -> None:
+    """Convert once in this process and print the stages, slowest first."""
+    first = time.perf_counter()
+    print(f"{'seconds':>8} {'CPU':>7} {'calls':>6} {'peak +MB':>8}  stage")
+    for name, load in IMPORTS:
+        start, used = time.perf_counter(), time.process_time()
+        load()
+        wall, cpu = time.perf_counter() - start, time.process_time() - used
+        print(f"{wall:8.2f} {cpu:7.2f} {'':>15}  import {name}")
+    from normfold.conversion import convert
+
+    stages = Stages()
+    stages.install()
+    with tempfile.TemporaryDirectory() as folder:
+        result = convert(factory, export="onnx", output=folder, verify=verify)
+    stages.switch()
+    for stage, timer in sorted(stages.timers.items(), key=lambda item: -item[1].wall):
+        print(f"{timer.wall:8.2f} {timer.cpu:7.2f} {timer.calls:6d} {timer.memory:8.0f}  {stage}")
+    print(f"{time.perf_counter() - first:8.2f} {'':>7} {'':>15}  all, after the start of Python")
+    print("\nchecks:")
+    checks = [*result.report.checks, *(item.check for item in result.report.passes if item.check)]
+    for check in checks:
+        print(f"{check.seconds:8.2f}  {check.kind}")
+    print("\npasses:")
+    for item in result.report.passes:
+        print(f"{item.seconds:8.2f}  {item.spec}")
