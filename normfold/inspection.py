@@ -63,6 +63,15 @@ def inspect(graph: Graph) -> list[NormInfo]:
     return [_info(status, nodes.get(status.site), magnitudes) for status in norms]
 
 
+def require_pipeline(pipeline: str | None, to: str = "folded") -> None:
+    """Refuse a wrong pipeline text or preset before a model is loaded.
+
+    Raises:
+        UsageError: as `parse` and `preset`.
+    """
+    parse(pipeline if pipeline is not None else preset(to))
+
+
 def plan(graph: Graph, pipeline: str | None = None, to: str = "folded") -> Report:
     """What a pipeline (or the preset ``to``) would do: its report, without baking, verifying or writing."""
     passes = parse(pipeline if pipeline is not None else preset(to))

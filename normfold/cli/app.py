@@ -15,6 +15,7 @@ from normfold.errors import NormfoldError
 # typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="normfold",
@@ -78,7 +79,7 @@ def main() -> None:
     except _ClickException as error:
         _fail(_message(error), 2)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         _reader_left()
     except SystemExit as error:
@@ -86,6 +87,8 @@ def main() -> None:
         if isinstance(error.__context__, BrokenPipeError):
             _reader_left()
         raise
+    if status == _INTERRUPTED:  # typer turns Ctrl-C into a return value
+        _fail("interrupted", _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

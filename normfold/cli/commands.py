@@ -88,6 +88,7 @@ def inspect(
     from normfold import inspection
     from normfold.report.text import table
 
+    inspection.require_pipeline(passes)
     warn_pickle(trust_pickle)
     with progress() as say:
         captured = _capture(
@@ -127,6 +128,7 @@ def plan(
     from normfold import inspection
     from normfold.report.text import table
 
+    inspection.require_pipeline(passes, to)
     warn_pickle(trust_pickle)
     with progress() as say:
         captured = _capture(
@@ -204,6 +206,7 @@ def bisect(
     from normfold.report import json_text
     from normfold.report.text import print_checks
 
+    inspection.require_pipeline(passes, to)
     warn_pickle(trust_pickle)
     with progress() as say:
         captured = _capture(

@@ -125,7 +125,7 @@ def test_ten_tolerances_on_one_weight_fail_and_a_tenth_does_not(
 
 def test_the_same_file_unchanged_passes(verifier: Verifier, written: Path) -> None:
     for level in ("all", "none"):
-        assert verifier.outputs(level, RuntimeSession(written, level).run).ok  # type: ignore[arg-type]
+        assert verifier.outputs(level, RuntimeSession(written, level).run).ok
 
 
 @pytest.mark.parametrize("row", range(len(KINDS)))

@@ -1,0 +1,148 @@
+"""Flags before environment, environment before normfold.toml, that before pyproject.toml; typos are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import normfold
+from normfold.cli.settings import Option, settings
+from normfold.conversion import Result
+from normfold.errors import UsageError
+from normfold.report import Report
+from tests.cli.conftest import Cli
+
+COMMANDS = {
+    "convert": {
+        "output": Option("output", False),
+        "model": Option("factory", False),
+        "trust-module": Option("trust_module", True),
+        "seed": Option("seed", False),
+    },
+    "verify": {"seed": Option("seed", False), "model": Option("factory", False)},
+}
+
+Given = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Given:
+    """What a convert command line gives to the facade."""
+    seen: dict[str, Any] = {}
+
+    def convert(model: str, to: str, **options: Any) -> Result:
+        seen.clear()
+        seen.update(model=model, to=to, **options)
+        return Result(None, Report(), [])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(normfold, "convert", convert)
+
+    def run(*arguments: str) -> dict[str, Any]:
+        ran = cli("convert", "net.pt", *arguments)
+        assert ran.status == 0, ran.err
+        return dict(seen)
+
+    return run
+
+
+def test_the_defaults(given: Given) -> None:
+    found = given()
+    assert (found["model"], found["to"], found["output"]) == ("net.pt", "folded", Path("out"))
+    assert (found["seed"], found["verify"], found["batch"]) == (0, "final", "dynamic")
+    assert (found["export"], found["passes"], found["factory"]) == ("onnx", None, None)
+    assert (found["inputs"], found["trust_modules"], found["trust_pickle"]) == ((), (), False)
+
+
+def test_each_source_wins_over_the_next(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pyproject.toml").write_text('[tool.normfold]\noutput = "from-pyproject"\nseed = 1\n')
+    assert (given()["output"], given()["seed"]) == (Path("from-pyproject"), 1)
+    Path("normfold.toml").write_text('output = "from-file"\n')
+    assert (given()["output"], given()["seed"]) == (Path("from-file"), 0)
+    monkeypatch.setenv("NORMFOLD_CONVERT_OUTPUT", "from-environment")
+    assert given()["output"] == Path("from-environment")
+    assert given("-o", "from-flag")["output"] == Path("from-flag")
+
+
+def test_environment_and_keys_are_spelled_like_the_options(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("normfold.toml").write_text(
+        'model = "pkg:make"\ntrust_module = "mine"\ninput = ["x:2x3", "y:2x4"]\njson = true\n'
+        '[convert]\nverify = "each"\nexport = ["onnx", "pt2"]\n'
+    )
+    found = given()
+    assert found["factory"] == "pkg:make"
+    assert list(found["trust_modules"]) == ["mine"]
+    assert list(found["inputs"]) == ["x:2x3", "y:2x4"]
+    assert list(found["export"]) == ["onnx", "pt2"]
+    assert found["verify"] == "each"
+    monkeypatch.setenv("NORMFOLD_CONVERT_MODEL", "pkg:other")
+    monkeypatch.setenv("NORMFOLD_CONVERT_INPUT", "z:2x5")
+    monkeypatch.setenv("NORMFOLD_CONVERT_TRUST_MODULE", "a b")
+    found = given()
+    assert found["factory"] == "pkg:other"
+    assert list(found["inputs"]) == ["z:2x5"]
+    assert list(found["trust_modules"]) == ["a", "b"]
+    assert given("--trust-module", "c")["trust_modules"] == ["c"]
+
+
+def test_a_table_is_for_one_command(tmp_path: Path) -> None:
+    (tmp_path / "normfold.toml").write_text(
+        "seed = 3\n[convert]\nseed = 4\ntrust-module = ['a', 'b']\n"
+    )
+    assert settings(COMMANDS, tmp_path) == {
+        "convert": {"seed": 4, "trust_module": ["a", "b"]},
+        "verify": {"seed": 3},
+    }
+    assert settings(COMMANDS, tmp_path / "nothing-here") == {"convert": {}, "verify": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("outptu = 'x'", r"unknown key `outptu`[\s\S]*did you mean `output`"),
+        ("[covnert]\nseed = 1", r"unknown key `covnert`[\s\S]*did you mean `convert`"),
+        ("[convert]\nseeds = 1", r"unknown key `convert.seeds`[\s\S]*did you mean `convert.seed`"),
+        ("[verify]\noutput = 'x'", "unknown key `verify.output`"),
+        ("zzz = 1", r"unknown key `zzz`[\s\S]*known: "),
+        ("seed = [1, 2]", "wrong value for `seed`"),
+        ("trust-module = {a = 1}", "wrong value for `trust-module`"),
+        ("seed = ", "not valid TOML"),
+    ],
+)
+@pytest.mark.parametrize("file", ["normfold.toml", "pyproject.toml"])
+def test_what_is_wrong_in_a_file_is_refused(
+    text: str, message: str, file: str, tmp_path: Path
+) -> None:
+    if file == "pyproject.toml":
+        text = f"[tool.normfold]\n{text}".replace("\n[", "\n[tool.normfold.")
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        settings(COMMANDS, tmp_path)
+    assert file in str(caught.value)
+
+
+def test_a_tool_section_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool]\nnormfold = 3\n")
+    with pytest.raises(UsageError, match=r"`normfold` in `pyproject.toml` is not a table"):
+        settings(COMMANDS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["seed = ", "outptu = 'x'", "seed = 'many'", "[convert]\nverify = 'often'"]
+)
+def test_a_wrong_file_ends_a_command_with_2(text: str, cli: Cli) -> None:
+    Path("normfold.toml").write_text(text)
+    ran = cli("convert", "net.pt")
+    assert ran.status == 2
+    ran.one_error()
+
+
+def test_a_wrong_value_in_the_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMFOLD_CONVERT_SEED", "many")
+    ran = cli("convert", "net.pt")
+    assert ran.status == 2
+    ran.one_error("NORMFOLD_CONVERT_SEED")
