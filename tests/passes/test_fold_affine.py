@@ -46,7 +46,7 @@ def test_golden(name: str, module: nn.Module) -> None:
 # -- equal ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.data())
 def test_equal(data: st.DataObject) -> None:
     """conv-BN-conv with random channels, groups, kernels, strides, dilations, padding and sizes."""
