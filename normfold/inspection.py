@@ -93,7 +93,9 @@ def _info(
     if node is None or status.kind == "weight-standardisation":
         position, risk = "on a weight", "none"
     else:
-        position, risk = _position(node), _risk(status.kind, magnitudes.get(node.name))
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        position, risk = _position(node), _risk(status.kind, magnitudes.get(source.name))
     return NormInfo(status.site, status.kind, position, foldable, why, risk, status.line)
 
 
@@ -127,15 +129,15 @@ def _named(node: fx.Node) -> str:
 
 
 def _magnitudes(graph: Graph) -> dict[str, float]:
-    """Largest magnitude that each norm reads on the example inputs."""
-    wanted = {node.args[0]: node.name for node in norm_nodes(graph)}
+    """Largest magnitude of each tensor that a norm reads, by node name, on the example inputs."""
+    wanted = {node.args[0] for node in norm_nodes(graph)}
     found: dict[str, float] = {}
 
     class Probe(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n in wanted and isinstance(value, Tensor):
-                found[wanted[n]] = float(value.abs().max())
+                found[n.name] = float(value.abs().max())
             return value
 
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))

@@ -64,6 +64,8 @@ class Canonicalize(Pass):
                 continue
             elif name in BATCH_NORM_OPS:
                 yield Match(node, (namer.site(node, "batch-norm"),), "batch-norm")
+            elif name == "instance_norm" and not argument(node, "use_input_stats"):
+                yield Match(node, (namer.site(node, "instance-norm"),), "batch-norm")
             elif name in NORM_OPS and not _is_core(node):
                 yield Match(node, (namer.site(node, NORM_OPS[name]),), "norm")
             elif name in _ARITHMETIC and (found := _vector_operand(node)) is not None:
@@ -119,7 +121,9 @@ def _frozen(node: fx.Node) -> bool:
     """True if a batch norm uses running statistics."""
     if op_name(node) == "_native_batch_norm_legit_no_training":
         return is_static(node.args[3]) and is_static(node.args[4])
-    if "no_stats" in str(node.target) or argument(node, "training"):
+    if op_name(node) != "instance_norm" and (
+        "no_stats" in str(node.target) or argument(node, "training")
+    ):
         return False
     return is_static(argument(node, "running_mean")) and is_static(argument(node, "running_var"))
 

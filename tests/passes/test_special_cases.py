@@ -90,6 +90,11 @@ class Tied(nn.Module):
         return self.norm2(self.head(self.norm1(self.embed(x))))
 
 
+def test_instance_norm_with_running_statistics() -> None:
+    net = nn.Sequential(conv(), nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
+    folded(fold(perturb(net), torch.randn(IMAGE)))
+
+
 def test_tied_weights() -> None:
     declines(fold(perturb(Tied()), torch.arange(5)), "NF102")  # a table is not copied unasked
     folded(fold(perturb(Tied()), torch.arange(5), options="untie=true"))
