@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
-from normfold.errors import UsageError
+from normfold.errors import ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph import capture as _capture
 from normfold.graph.capture import share_parameters
@@ -114,11 +115,19 @@ def verify(
     Args:
         original: a module, a captured graph, or any MODEL that `convert` takes.
         result: a graph, a module, what `convert` returned, an ``.onnx`` file, or another MODEL.
-        inputs: example inputs (tensors) or `--input` texts; not needed for a captured graph.
+        inputs: example inputs (tensors, which are judged too) or `--input` texts; not needed for a captured
+            graph.
 
     Returns:
         The verdict; for an ONNX file that of the worse of the two optimisation levels.
+
+    Raises:
+        LoadError: a model or the ONNX file cannot be read. CaptureError: the original cannot be captured.
+        UsageError: the result does not run on the original's inputs.
     """
+    is_file = isinstance(result, (str, Path)) and Path(result).suffix == ".onnx"
+    if is_file and not Path(result).is_file():
+        raise LoadError("there is no such file", where=str(result))
     given: dict[str, Any] = {
         "factory": factory,
         "trust_modules": trust_modules,
@@ -127,19 +136,21 @@ def verify(
     graph = (
         original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
     )
-    verifier = Verifier(graph, seed)
+    verifier = Verifier(graph, seed, own_samples(graph, inputs))
     if isinstance(result, nn.Module):
         # containers without a forward, as in captured graphs, have no mode
         parts = (part for part in result.modules() if type(part) is not nn.Module)
         training = any(part.training for part in parts if not isinstance(part, fx.GraphModule))
-        return verifier.rounding(share_parameters(result).eval() if training else result)
+        return _rounding(verifier, share_parameters(result).eval() if training else result)
     result = getattr(result, "graph", result)
     if isinstance(result, Graph):
-        return verifier.rounding(result)
-    path = Path(result)
-    if path.suffix == ".onnx":
-        return max(runtime_checks(verifier, path), key=_excess)
-    return verifier.rounding(capture_model(str(result), inputs, batch, **given))
+        return _rounding(verifier, result)
+    if not is_file:
+        return _rounding(verifier, capture_model(str(result), inputs, batch, **given))
+    try:
+        return max(runtime_checks(verifier, Path(result)), key=_excess)
+    except ExportError as error:
+        raise LoadError(error.what, where=error.where, found=error.found) from error
 
 
 def bisect(
@@ -189,6 +200,23 @@ def runtime_checks(verifier: Verifier, path: Path) -> list[Check]:
         checks.append(verifier.outputs(f"onnxruntime-{level}", session.run))
         del session  # before the next one reads the weights again
     return checks
+
+
+def own_samples(graph: Graph, inputs: Sequence[Any]) -> list[tuple[Any, ...]] | None:
+    """The user's own tensors as a case of the verifier's, if there is one for each input of the graph."""
+    whole = len(inputs) == len(pytree.tree_leaves((graph.args, graph.kwargs)))
+    tensors = bool(inputs) and all(isinstance(item, Tensor) for item in inputs)
+    return [tuple(inputs)] if whole and tensors else None
+
+
+def _rounding(verifier: Verifier, result: Graph | nn.Module) -> Check:
+    try:
+        return verifier.rounding(result)
+    except Exception as error:  # anything that a network can raise
+        raise UsageError(
+            "the result does not run on the inputs of the original",
+            found=f"{type(error).__name__}: {str(error).strip()[:300]}",
+        ) from error
 
 
 def _excess(check: Check) -> float:

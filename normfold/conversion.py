@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from normfold.api import Progress, Verify, capture_loaded, run, runtime_checks
+from normfold.api import Progress, Verify, capture_loaded, own_samples, run, runtime_checks
 from normfold.errors import NormfoldError, UsageError
 from normfold.graph import Graph
 from normfold.graph.bake import bake
@@ -68,7 +68,8 @@ def convert(
         to: a preset (``folded``, ``baked``); ``passes`` gives a pipeline text instead.
         export: ``onnx`` and/or ``pt2``; None rewrites only.
         output: folder for the artefacts and ``<name>.report.json``; made if missing.
-        inputs: example inputs, or texts such as ``x:1x3x224x224``; inferred when empty.
+        inputs: example inputs (tensors, which the verdict counts too), or texts such as ``x:1x3x224x224``;
+            inferred when empty.
         factory, trust_modules, trust_pickle: how to load, see `normfold.load.load`.
         batch: ``dynamic`` (default) or ``static``.
         verify: ``final``, ``each`` or ``off``.
@@ -100,7 +101,7 @@ def convert(
     )
     say("capturing")
     graph = capture_loaded(loaded, batch)
-    verifier = Verifier(graph, seed)
+    verifier = Verifier(graph, seed, own_samples(graph, inputs))
     result, report = run(graph, text, verify, verifier=verifier, progress=progress)
     report.model, report.inputs, report.versions = loaded.source, loaded.inputs_from, versions()
     if formats and not result.baked:
@@ -211,7 +212,11 @@ def _name(model: Any) -> str:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A private folder inside ``folder``: files become visible only through `publish`."""
+    """A private folder inside ``folder``: files become visible only through `publish`.
+
+    A ``folder`` that was made for it and is empty in the end goes again.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -229,6 +234,9 @@ def staging(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
 
 
 def publish(temporary: Path, folder: Path) -> list[Path]:

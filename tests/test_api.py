@@ -158,6 +158,24 @@ def test_verify_gives_a_check() -> None:
     assert wrong.needed_tolerance == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_the_users_own_tensors_are_judged() -> None:
+    own = torch.full((2, 3, 6, 7), 3.0)
+
+    def spoil(y: Tensor, x: Tensor) -> Tensor:
+        return y * (1.01 if torch.equal(x, own) else 1.0)
+
+    for original in (small(), normfold.capture(small(), (images(),))):
+        assert normfold.verify(original, small(), inputs=(own,))
+        check = normfold.verify(original, Wrapped(small(), spoil), inputs=(own,))
+        assert {item.inputs for item in check.outputs if not item.ok} == {"sample 0"}
+
+
+def test_convert_judges_the_users_own_tensors(tmp_path: Path) -> None:
+    result = normfold.convert(small(), output=tmp_path, inputs=(images(),), export="onnx")
+    cases = {item.inputs for check in result.report.all_checks() for item in check.outputs}
+    assert "sample 0" in cases
+
+
 def test_verify_takes_a_graph_module_and_a_module_in_train_mode() -> None:
     module = small()
     graph = normfold.capture(module, (images(),))

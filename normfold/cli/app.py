@@ -77,6 +77,9 @@ def main() -> None:
     except NormfoldError as error:
         _fail(str(error), error.exit_code)
     except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+            sys.exit(2)
         _fail(_message(error), 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", _INTERRUPTED)

@@ -61,7 +61,9 @@ TrustPickle = Annotated[
 BatchOption = Annotated[
     Batch, typer.Option("--batch", help="Capture with a dynamic or a fixed batch.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the generated inputs.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of the generated inputs.", show_default=True)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Passes = Annotated[
     str | None,

@@ -137,6 +137,9 @@ class Verifier:
         dropped = [check for check in found if check.tolerance == float("inf")]
         if dropped:
             note = note or f"{len(dropped)} outputs overflow or are NaN in the original: not judged"
+        holes = sum(bool(torch.isnan(leaf).any()) for case in self.reference for leaf in case)
+        if holes and not note:
+            note = f"{holes} outputs hold NaN in the original: not judged there"
         if dropped and len(dropped) == len(found):  # a verdict on nothing is none
             note = "every output overflows or is NaN in the original: nothing to judge"
             found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
