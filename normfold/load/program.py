@@ -15,6 +15,7 @@ are attribute paths from ``torch``. So, unless pickle is trusted:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -146,10 +147,9 @@ def _check_pickle(data: bytes, where: str, member: str) -> None:
         found = opcodes.scan(record, f"{where}, member {member}")
     else:
         found = opcodes.Scan()
-        try:
+        # a record that breaks off still names what it would have imported before
+        with contextlib.suppress(ValueError, IndexError):
             opcodes._names_only(data, found)
-        except (ValueError, IndexError):
-            pass
     refused = {
         entry: f"in member `{member}`" for entry in found.names if not opcodes.torch_safe(entry)
     }
