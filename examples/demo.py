@@ -1,6 +1,6 @@
 """Convert the shipped ResNet-20 and show that it classifies the test set as before: what `make demo` runs.
 
-    python -m examples.demo [--output out]        (from the root of the clone)
+python -m examples.demo [--output out]        (from the root of the clone)
 """
 
 from __future__ import annotations
