@@ -106,6 +106,7 @@ def test_a_failing_verdict_writes_the_report_and_no_artefact(cli: Cli, broken: s
     assert report["ok"] is False
     assert report["artifacts"] == []
     assert report["pipeline"] == broken
+    assert report["census"] == {}  # nothing was exported either
     assert sorted(contents(out)) == ["tiny.onnx", "tiny.report.json"]
 
 
