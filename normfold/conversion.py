@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import nn
 
 from normfold.api import Progress, Verify, capture_loaded, own_samples, run, runtime_checks
-from normfold.errors import NormfoldError, UsageError
+from normfold.errors import EnvironmentMissing, NormfoldError, UsageError
 from normfold.graph import Graph
 from normfold.graph.bake import bake
 from normfold.load import load
@@ -80,7 +80,8 @@ def convert(
         earlier run stay as they were.
 
     Raises:
-        LoadError, CaptureError, UsageError, ExportError, PassError, each with what, where, found and a hint.
+        LoadError, CaptureError, UsageError, ExportError, PassError, each with what, where, found and a hint;
+        EnvironmentMissing when the files are written and the runtime that would judge them is not here.
     """
     start = time.perf_counter()
     text = passes if passes is not None else preset(to)
@@ -111,20 +112,14 @@ def convert(
         if verify != "off":
             report.checks.append(verifier.rounding(result))
     artifacts: list[Path] = []
+    missing: EnvironmentMissing | None = None
+    judge = verifier if verify != "off" else None
     if formats and report.ok:
         with staging(folder) as temporary:
             for kind in formats:
                 say(f"writing {kind}")
                 target = temporary / f"{name}.{kind}"
-                _write(
-                    kind,
-                    result,
-                    target,
-                    report,
-                    verifier if verify != "off" else None,
-                    opset,
-                    dialect,
-                )
+                missing = _write(kind, result, target, report, judge, opset, dialect) or missing
             if report.ok:
                 artifacts = publish(temporary, folder)
     report.artifacts = [str(path) for path in artifacts]
@@ -133,6 +128,13 @@ def convert(
         with staging(folder) as temporary:
             (temporary / f"{name}.report.json").write_text(report.to_json() + "\n")
             publish(temporary, folder)
+    if missing is not None:
+        raise EnvironmentMissing(
+            "the files are written, but this machine cannot run them to compare",
+            where=str(folder),
+            found=missing.what,
+            hint="run `normfold verify` where the runtime is, or ask for `--verify off` here",
+        ) from missing
     return Result(result, report, artifacts)
 
 
@@ -144,12 +146,13 @@ def _write(
     verifier: Verifier | None,
     opset: int | None,
     dialect: str,
-) -> None:
+) -> EnvironmentMissing | None:
+    """Write one format and judge it; returns what the machine lacks if the file cannot be run here."""
     if kind == "pt2":
         from normfold.export.pt2 import export_pt2
 
         export_pt2(graph, path)
-        return
+        return None
     from normfold.export.census import census
     from normfold.export.onnx import export_onnx
 
@@ -163,7 +166,12 @@ def _write(
     report.notes += exported.notes
     report.census = dict(census(path).ops)
     if verifier is not None:
-        report.checks += runtime_checks(verifier, path)
+        try:
+            report.checks += runtime_checks(verifier, path)
+        except EnvironmentMissing as error:
+            report.notes.append(f"the ONNX file was not run: {error.what}")
+            return error
+    return None
 
 
 def _formats(export: str | Sequence[str] | None) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+import torch
+
 from normfold.errors import UsageError
 from normfold.graph.graph import Graph, op_name
 
-OLDEST_OPSET = (
-    18  # torch implements its translations at 18; below, a version converter would rewrite our file
-)
+# torch implements its translations at 18; below, a version converter would rewrite our file
+OLDEST_OPSET = 18
+_BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
 _RMS_NORM = {"rms_norm", "_fused_rms_norm"}
 
 
@@ -32,7 +34,13 @@ class Dialect:
     def default_opset(self, graph: Graph) -> int:
         """The opset for ``graph``: the oldest that holds each of its norms as one op for this runtime."""
         has_rms = any(op_name(node) in _RMS_NORM for node in graph.nodes)
-        return self.rms_opset if has_rms else self.opset
+        oldest = self.rms_opset if has_rms else self.opset
+        return max(oldest, _BF16_OPSET) if _has_bf16(graph) else oldest
+
+
+def _has_bf16(graph: Graph) -> bool:
+    values = (node.meta.get("val") for node in graph.nodes)
+    return any(getattr(value, "dtype", None) is torch.bfloat16 for value in values)
 
 
 DIALECTS = {

@@ -93,7 +93,8 @@ def _read_legacy(path: Path) -> Any:
         names = _legacy_names(path)
         if not names:
             raise
-        refused = dict.fromkeys(names, "not a tensor type, and the file has the format of torch < 1.6")  # fmt: skip
+        why = "not a tensor type, and the file has the format of torch < 1.6"
+        refused = dict.fromkeys(names, why)
         raise refusal(str(path), refused) from None
 
 

@@ -133,7 +133,7 @@ def test_a_network_that_cannot_be_captured(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_type_that_the_runtime_has_no_kernel_for(cli: Cli, tmp_path: Path) -> None:
-    """What cannot be checked here is not written, and not called wrong."""
+    """What cannot be run here is written, not called wrong, and the exit code says that it was not run."""
     Path("nets_of_user.py").write_text(
         "from tests.cli.nets import tiny\ndef wide():\n    return tiny().double()\n"
     )
@@ -141,7 +141,8 @@ def test_a_type_that_the_runtime_has_no_kernel_for(cli: Cli, tmp_path: Path) -> 
     sys.modules.pop("nets_of_user")
     assert ran.status == 3
     ran.one_error("no CPU kernel", "hint: ")
-    assert not Path("new").exists()
+    assert sorted(path.name for path in Path("new/out").iterdir()) == ["wide.onnx", "wide.report.json"]
+    assert "was not run" in Path("new/out/wide.report.json").read_text()
 
 
 def test_a_package_that_is_not_there(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
