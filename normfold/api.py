@@ -43,6 +43,7 @@ def run(
     *,
     verifier: Verifier | None = None,
     progress: Progress | None = None,
+    copy: bool = True,
 ) -> tuple[Graph, Report]:
     """Run a pipeline on a copy of ``graph``.
 
@@ -53,6 +54,7 @@ def run(
             end, ``off`` nothing.
         verifier: to reuse reference outputs; made from ``graph`` when not given.
         progress: called with a line of text before each step.
+        copy: False rewrites ``graph`` itself, so that replaced parameters can be freed; nothing is judged then.
 
     Returns:
         The new graph and the report. A failing verdict does not raise: look at ``report.ok``.
@@ -63,6 +65,8 @@ def run(
     passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
     _require_mode(verify)
     start = time.perf_counter()
+    if not copy and verify != "off":
+        raise UsageError("a graph that is rewritten in place cannot be judged", hint="verify='off'")
     verifier = verifier or Verifier(graph)
     say = progress or (lambda text: None)
     bakes = [index for index, item in enumerate(passes) if item.name == "bake"]
@@ -85,14 +89,15 @@ def run(
         elif wanted:
             report.check = verifier.rounding(current)
 
-    result, reports = run_pipeline(graph, passes, after)
+    before = graph.parameter_bytes()
+    result, reports = run_pipeline(graph, passes, after, copy)
     report = Report(
         pipeline=text_of(passes),
         passes=reports,
         checks=checks,
         sites=site_statuses(result, reports),
         notes=list(result.notes),
-        parameters_before=graph.parameter_bytes(),
+        parameters_before=before,
         parameters_after=result.parameter_bytes(),
     )
     report.seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -102,24 +103,33 @@ def convert(
     )
     say("capturing")
     graph = capture_loaded(loaded, batch)
-    verifier = Verifier(graph, seed, own_samples(graph, inputs))
-    result, report = run(graph, text, verify, verifier=verifier, progress=progress)
-    report.model, report.inputs, report.versions = loaded.source, loaded.inputs_from, versions()
+    source, inputs_from = loaded.source, loaded.inputs_from
+    verifier = None
+    if verify != "off":
+        verifier = Verifier(graph, seed, own_samples(graph, inputs))
+    else:  # nothing to compare with: the old weights go while the new ones are made
+        graph.original = None
+        del loaded
+        if not isinstance(model, nn.Module):
+            gc.collect()  # torch.export leaves cycles that hold them
+    result, report = run(
+        graph, text, verify, verifier=verifier, progress=progress, copy=verifier is not None
+    )
+    report.model, report.inputs, report.versions = source, inputs_from, versions()
     if formats and not result.baked:
         bake(result)
         result.recompile()
         report.notes.append("the pipeline does not bake: baked before the export")
-        if verify != "off":
+        if verifier is not None:
             report.checks.append(verifier.rounding(result))
     artifacts: list[Path] = []
     missing: EnvironmentMissing | None = None
-    judge = verifier if verify != "off" else None
     if formats and report.ok:
         with staging(folder) as temporary:
             for kind in formats:
                 say(f"writing {kind}")
                 target = temporary / f"{name}.{kind}"
-                missing = _write(kind, result, target, report, judge, opset, dialect) or missing
+                missing = _write(kind, result, target, report, verifier, opset, dialect) or missing
             if report.ok:
                 artifacts = publish(temporary, folder)
     report.artifacts = [str(path) for path in artifacts]
@@ -153,7 +163,6 @@ def _write(
 
         export_pt2(graph, path)
         return None
-    from normfold.export.census import census
     from normfold.export.onnx import export_onnx
 
     exported = export_onnx(
@@ -164,7 +173,7 @@ def _write(
         metadata={"pipeline": report.pipeline, "source": report.model},
     )
     report.notes += exported.notes
-    report.census = dict(census(path).ops)
+    report.census = dict(exported.census.ops)
     if verifier is not None:
         try:
             report.checks += runtime_checks(verifier, path)

@@ -71,6 +71,8 @@ for command in (
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    # before torch is loaded: threads that wait must not spin where cores are shared (CI runners)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()

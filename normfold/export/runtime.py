@@ -51,6 +51,7 @@ class RuntimeSession:
         options.log_severity_level = (
             3  # errors: warnings on stderr would land in the user's terminal
         )
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as for torch
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

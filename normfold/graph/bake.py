@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def bake(graph: Graph) -> list[str]:
     """
     fx_graph = graph.module.graph
     stored = []
+    readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
     for node in [root for root in roots(fx_graph) if root.op != "get_attr" and not _stays(root)]:
         value = evaluate(graph.module, node)
         if not isinstance(value, Tensor):
@@ -41,7 +43,7 @@ def bake(graph: Graph) -> list[str]:
         node.replace_all_uses_with(
             constant, delete_user_cb=lambda user: not user.meta.get("normfold_static")
         )
-        _drop_dead(graph, node)
+        _drop_dead(graph, node, readers)
         delattr(graph.module, _PENDING)
         constant.target = _free_name(graph, name)
         _store(graph.module, constant.target, nn.Parameter(value, requires_grad=False))
@@ -63,8 +65,7 @@ def _rename(graph: Graph, constant: fx.Node, name: str) -> None:
     if target == name or _free_name(graph, name) != name:
         return
     value = fetch(graph.module, target)
-    *path, leaf = target.split(".")
-    delattr(fetch(graph.module, ".".join(path)) if path else graph.module, leaf)
+    _delete(graph.module, target)
     constant.target = name
     _store(graph.module, name, value)
 
@@ -153,7 +154,7 @@ def _store(module: nn.Module, name: str, value: nn.Parameter) -> None:
     module.register_parameter(leaf, value)
 
 
-def _drop_dead(graph: Graph, node: fx.Node) -> None:
+def _drop_dead(graph: Graph, node: fx.Node, readers: Counter[str]) -> None:
     """Erase an expression that nothing reads any more, and let go of parameters that only it read."""
     stack = [node]
     while stack:
@@ -162,6 +163,10 @@ def _drop_dead(graph: Graph, node: fx.Node) -> None:
             continue
         sources = current.all_input_nodes
         graph.module.graph.erase_node(current)
+        if current.op == "get_attr":
+            readers[str(current.target)] -= 1
+            if not readers[str(current.target)]:
+                _delete(graph.module, str(current.target))
         stack.extend(source for source in sources if not source.users)
 
 
@@ -172,6 +177,9 @@ def _forget_unused(graph: Graph) -> None:
     owned += [name for name, _ in graph.module.named_buffers(remove_duplicate=False)]
     for name in owned:
         if name not in used:
-            *path, leaf = name.split(".")
-            owner = fetch(graph.module, ".".join(path)) if path else graph.module
-            delattr(owner, leaf)
+            _delete(graph.module, name)
+
+
+def _delete(module: nn.Module, name: str) -> None:
+    *path, leaf = name.split(".")
+    delattr(fetch(module, ".".join(path)) if path else module, leaf)

@@ -54,9 +54,11 @@ def run_pipeline(
     graph: Graph,
     passes: Sequence[Pass],
     after: Callable[[Pass, Graph, PassReport], None] | None = None,
+    copy: bool = True,
 ) -> tuple[Graph, list[PassReport]]:
     """Run passes on a copy of ``graph``; ``after`` is called behind each (verification, printing, progress)."""
-    graph = graph.copy()
+    if copy:
+        graph = graph.copy()
     reports = []
     for item in passes:
         report = item.run(graph)
