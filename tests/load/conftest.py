@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-for folder in (ROOT, ROOT / "tests"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
-import torchvision_shim  # noqa: E402, F401
+import tests.torchvision_shim  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ class Writes:
     def __init__(self, target: Path) -> None:
         self.target = target
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return os.system, (f"echo pwned > {self.target}",)
 
 
@@ -34,7 +34,7 @@ class Evaluates:
     def __init__(self, target: Path) -> None:
         self.target = target
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return eval, (f"open({str(self.target)!r}, 'w').write('x')",)
 
 
@@ -45,12 +45,13 @@ def proof(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=[Writes, Evaluates], ids=["os.system", "eval"])
-def evil(request, proof):
-    return request.param(proof)
+def evil(request: pytest.FixtureRequest, proof: Path) -> object:
+    made: object = request.param(proof)
+    return made
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a user's own module, as the current folder."""
     folder = tmp_path / "project"
     folder.mkdir()

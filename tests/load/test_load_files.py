@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,17 +13,18 @@ from normfold.errors import LoadError
 from normfold.load import load
 
 
-def _error(path, **options) -> str:
+def _error(path: Path, **options: Any) -> str:
     with pytest.raises(LoadError) as caught:
         load(path, **options)
     assert caught.value.exit_code == 4
     text = str(caught.value)
-    assert "Traceback" not in text and str(path) in text
+    assert "Traceback" not in text
+    assert str(path) in text
     return text
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".pt2", ".safetensors"])
-def test_empty_missing_and_truncated(tmp_path, suffix):
+def test_empty_missing_and_truncated(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"m{suffix}"
     assert "no such file" in _error(path)
     path.write_bytes(b"")
@@ -42,19 +46,19 @@ def test_empty_missing_and_truncated(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".pt", ".pt2", ".safetensors", ".pth"])
 @pytest.mark.parametrize("content", [b"hello, this is text\n", b"\0" * 300, bytes(range(256))])
-def test_other_content(tmp_path, suffix, content):
+def test_other_content(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"m{suffix}"
     path.write_bytes(content)
     _error(path)
 
 
-def test_text_named_pt_is_quoted(tmp_path):
+def test_text_named_pt_is_quoted(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_text("hello, this is text\n")
     assert "text that starts with 'hello, this is text'" in _error(path)
 
 
-def test_a_damaged_pickle_inside_a_whole_zip(tmp_path):
+def test_a_damaged_pickle_inside_a_whole_zip(tmp_path: Path) -> None:
     import zipfile
 
     path = tmp_path / "m.pt"
@@ -68,7 +72,7 @@ def test_a_damaged_pickle_inside_a_whole_zip(tmp_path):
     assert "no `data.pkl`" in _error(path)
 
 
-def test_unknown_suffix_directory_and_odd_content(tmp_path):
+def test_unknown_suffix_directory_and_odd_content(tmp_path: Path) -> None:
     path = tmp_path / "m.h5"
     path.write_bytes(b"x")
     assert "suffix `.h5`" in _error(path)
@@ -81,10 +85,11 @@ def test_unknown_suffix_directory_and_odd_content(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_and_onnx_say_what_to_do(tmp_path):
+def test_torchscript_and_onnx_say_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "script.pt"
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
-    assert "TorchScript" in _error(path) and "torch.export.save" in _error(path)
+    assert "TorchScript" in _error(path)
+    assert "torch.export.save" in _error(path)
     path = tmp_path / "m.onnx"
     assert "starts from PyTorch" in _error(path)
     path.write_bytes(b"x")

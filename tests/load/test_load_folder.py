@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ import transformers
 from normfold.errors import LoadError
 from normfold.load import load
 
+Saved = tuple[Path, Any]  # the folder and the model that was saved in it
+
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     folder = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -23,38 +27,41 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(saved, tmp_path):
+def folder(saved: Saved, tmp_path: Path) -> Path:
     import shutil
 
     return shutil.copytree(saved[0], tmp_path / "model")
 
 
-def _change(folder, **values):
+def _change(folder: Path, **values: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config.update(values)
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def _error(folder) -> str:
+def _error(folder: Path) -> str:
     with pytest.raises(LoadError) as caught:
         load(folder)
     assert caught.value.exit_code == 4
     return str(caught.value)
 
 
-def test_a_sharded_folder(saved):
+def test_a_sharded_folder(saved: Saved) -> None:
     folder, model = saved
     assert len(list(folder.glob("*.safetensors"))) > 1
     loaded = load(folder)
     assert type(loaded.module).__name__ == "BertForSequenceClassification"
     assert loaded.inputs_from == "HF config"
-    assert loaded.args[0].shape == (2, 16) and loaded.args[0].dtype == torch.int64
+    assert loaded.args[0].shape == (2, 16)
+    assert loaded.args[0].dtype == torch.int64
     ours = loaded.module.state_dict()
     assert all(torch.equal(ours[k], v) and ours[k].dtype == v.dtype
                for k, v in model.state_dict().items())  # fmt: skip
 
 
-def test_pickled_weights_are_read_safely_or_refused(folder, saved, evil, proof):
+def test_pickled_weights_are_read_safely_or_refused(
+    folder: Path, saved: Saved, evil: object, proof: Path
+) -> None:
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     torch.save(saved[1].state_dict(), folder / "pytorch_model.bin")
@@ -62,11 +69,12 @@ def test_pickled_weights_are_read_safely_or_refused(folder, saved, evil, proof):
     assert any("weights_only" in note for note in loaded.notes)
     torch.save({**saved[1].state_dict(), "x": evil}, folder / "pytorch_model.bin")
     text = _error(folder)
-    assert not proof.exists() and "pytorch_model.bin" in text
+    assert not proof.exists()
+    assert "pytorch_model.bin" in text
     assert ".system (" in text or ".eval (" in text
 
 
-def test_remote_code_is_refused(folder):
+def test_remote_code_is_refused(folder: Path) -> None:
     _change(folder, auto_map={"AutoModel": "modeling_x.Model"})
     (folder / "modeling_x.py").write_text("raise SystemExit('ran')")
     assert "auto_map" in _error(folder)
@@ -74,7 +82,7 @@ def test_remote_code_is_refused(folder):
     assert _error(folder)
 
 
-def test_damaged_folders(folder):
+def test_damaged_folders(folder: Path) -> None:
     _change(folder, architectures=["BertForSequenceClasification"])
     assert "did you mean `BertForSequenceClassification`" in _error(folder)
     (folder / "config.json").write_text("{")
@@ -92,7 +100,7 @@ def test_damaged_folders(folder):
     assert "no weights" in _error(folder)
 
 
-def test_encoder_decoder_and_audio_get_every_input(tmp_path):
+def test_encoder_decoder_and_audio_get_every_input(tmp_path: Path) -> None:
     config = transformers.WhisperConfig(
         d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50,
@@ -102,4 +110,6 @@ def test_encoder_decoder_and_audio_get_every_input(tmp_path):
     loaded = load(transformers.WhisperModel(config))
     assert loaded.args[0].shape == (2, 8, 40)
     assert loaded.kwargs["decoder_input_ids"].dtype == torch.int64
-    assert not loaded.module.config.use_cache and config.use_cache
+    module: Any = loaded.module
+    assert not module.config.use_cache
+    assert config.use_cache

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normfold.errors import LoadError, UsageError
 from normfold.load import load
@@ -17,23 +18,25 @@ class Two(nn.Module):
         self.embed = nn.Embedding(10, 4)
         self.fc = nn.Linear(4, 2)
 
-    def forward(self, ids, image, scale=None, *, mask=None):
-        out = self.fc(self.embed(ids).mean(1)) + image.mean()
+    def forward(
+        self, ids: Tensor, image: Tensor, scale: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        out: Tensor = self.fc(self.embed(ids).mean(1)) + image.mean()
         return out if mask is None else out * mask
 
 
 class Block(nn.Module):
-    def __init__(self, layer, head=None) -> None:
+    def __init__(self, layer: nn.Module, head: nn.Module | None = None) -> None:
         super().__init__()
         self.layer, self.head = layer, head
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
         return x if self.head is None else self.head(x.flatten(1))
 
 
 @pytest.mark.parametrize(
-    "layer, shape",
+    ("layer", "shape"),
     [
         (nn.Conv1d(3, 4, 3), (2, 3, 128)),
         (nn.Conv2d(5, 4, 3), (2, 5, 224, 224)),
@@ -48,93 +51,103 @@ class Block(nn.Module):
         (nn.GRU(5, 3, batch_first=True), (2, 16, 5)),
     ],
 )
-def test_the_first_layer_tells_the_shape(layer, shape):
+def test_the_first_layer_tells_the_shape(layer: nn.Module, shape: tuple[int, ...]) -> None:
     loaded = load(Block(layer))
     assert loaded.args[0].shape == shape
     assert loaded.inputs_from.startswith("first layer's shape (layer: ")
 
 
-def test_alternatives_are_tried_when_the_first_guess_does_not_run():
+def test_alternatives_are_tried_when_the_first_guess_does_not_run() -> None:
     loaded = load(Block(nn.Conv2d(1, 2, 3, padding=1), nn.Linear(2 * 28 * 28, 3)))
-    assert loaded.args[0].shape == (2, 1, 28, 28) and "assumed 28x28" in loaded.inputs_from
-    net = Block(nn.Conv2d(3, 2, 3, padding=1), nn.Linear(2 * 40 * 40, 3))
+    assert loaded.args[0].shape == (2, 1, 28, 28)
+    assert "assumed 28x28" in loaded.inputs_from
+    net: Any = Block(nn.Conv2d(3, 2, 3, padding=1), nn.Linear(2 * 40 * 40, 3))
     net.img_size = 40
     assert "declared 40x40" in load(net).inputs_from
 
 
-def test_linear_on_sequences():
+def test_linear_on_sequences() -> None:
     class Attends(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.q = nn.Linear(8, 8)
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             b, n, c = x.shape
-            return self.q(x).view(b, n, 2, c // 2)
+            out: Tensor = self.q(x).view(b, n, 2, c // 2)
+            return out
 
     assert load(Attends()).args[0].shape == (2, 16, 8)
 
 
-def test_no_guess_gives_a_line_to_copy():
+def test_no_guess_gives_a_line_to_copy() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(3, 2)
 
-        def forward(self, points, colours):
-            return self.fc(points) + colours.view(3, 17)
+        def forward(self, points: Tensor, colours: Tensor) -> Tensor:
+            out: Tensor = self.fc(points) + colours.view(3, 17)
+            return out
 
     with pytest.raises(LoadError) as caught:
         load(Odd())
     text = str(caught.value)
     assert "--input points:2x3 --input colours:2x" in text
-    assert "forward(points, colours)" in text and "colours" in text
+    assert "forward(points, colours)" in text
+    assert "colours" in text
 
     class Bare(nn.Module):
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return x
 
     with pytest.raises(LoadError, match="--input x:2x3x224x224"):
         load(Bare())
 
 
-def test_explicit_inputs_by_name_and_position():
+def test_explicit_inputs_by_name_and_position() -> None:
     for texts in (["ids:1x6:i64", "image:1x3"], ["1x6:i64", "1x3"], ["image:1x3", "1x6:i64"]):
         loaded = load(Two(), inputs=texts)
         assert [a.shape[0] for a in loaded.args] == [2, 2]
-        assert loaded.args[0].dtype == torch.int64 and loaded.args[0].max() < 10
+        assert loaded.args[0].dtype == torch.int64
+        assert loaded.args[0].max() < 10
         assert any("batch 1 became 2" in note for note in loaded.notes)
         assert loaded.inputs_from.startswith("--input ")
     loaded = load(Two(), inputs=["ids:4x6:i64", "image:4x3", "mask:4x2:f32"])
-    assert len(loaded.args) == 2 and loaded.kwargs["mask"].shape == (4, 2)
+    assert len(loaded.args) == 2
+    assert loaded.kwargs["mask"].shape == (4, 2)
     assert not any("batch" in note for note in loaded.notes)
 
 
-def test_tokens_are_recognised_and_a_fixed_first_dimension_is_kept():
+def test_tokens_are_recognised_and_a_fixed_first_dimension_is_kept() -> None:
     loaded = load(Block(nn.Embedding(9, 2)), inputs=["1x5"])
-    assert loaded.args[0].dtype == torch.int64 and any("tokens" in n for n in loaded.notes)
+    assert loaded.args[0].dtype == torch.int64
+    assert any("tokens" in n for n in loaded.notes)
 
     class Positions(nn.Module):
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return x.view(1, 77)
 
     loaded = load(Positions(), inputs=["1x77"])
-    assert loaded.args[0].shape == (1, 77) and any("kept as given" in n for n in loaded.notes)
+    assert loaded.args[0].shape == (1, 77)
+    assert any("kept as given" in n for n in loaded.notes)
 
 
-def test_wrong_shape_names_the_module():
+def test_wrong_shape_names_the_module() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(5, 2)))
     with pytest.raises(UsageError) as caught:
         load(net, inputs=["1x3x8x8"])
     assert caught.value.exit_code == 2
-    assert caught.value.where == "1.1" and "mat1 and mat2" in str(caught.value)
+    assert caught.value.where == "1.1"
+    assert "mat1 and mat2" in str(caught.value)
     with pytest.raises(UsageError) as caught:
         load(net, inputs=[torch.randn(2, 4, 8, 8)])
-    assert caught.value.where == "0" and "2x4x8x8" in str(caught.value)
+    assert caught.value.where == "0"
+    assert "2x4x8x8" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "texts, words",
+    ("texts", "words"),
     [
         (["id:1x6:i64", "image:1x3"], "did you mean `ids`"),
         (["mass:1x6"], "its parameters are `ids`, `image`, `scale`, `mask`"),
@@ -146,48 +159,53 @@ def test_wrong_shape_names_the_module():
         (["image:1x3", "image:1x3"], "given twice"),
     ],
 )
-def test_malformed_inputs(texts, words):
+def test_malformed_inputs(texts: list[str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(Two(), inputs=texts)
     assert words in str(caught.value)
 
 
-def test_spec_text():
+def test_spec_text() -> None:
     assert parse(["x:1x3:f16", "2x4"]) == [
         Spec("x", (1, 3), torch.float16, "x:1x3:f16"),
         Spec(None, (2, 4), None, "2x4"),
     ]
 
 
-def test_values_are_seeded_and_in_the_models_dtype():
+def test_values_are_seeded_and_in_the_models_dtype() -> None:
     net = nn.Linear(4, 2).to(torch.float64)
     a, b, c = load(net), load(net), load(net, seed=1)
-    assert torch.equal(a.args[0], b.args[0]) and not torch.equal(a.args[0], c.args[0])
+    assert torch.equal(a.args[0], b.args[0])
+    assert not torch.equal(a.args[0], c.args[0])
     assert a.args[0].dtype == torch.float64
     state = torch.get_rng_state()
     load(net)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_given_module_is_copied_and_put_in_eval():
+def test_a_given_module_is_copied_and_put_in_eval() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     loaded = load(net)
-    assert net.training and not loaded.module.training and loaded.module is not net
+    assert net.training
+    assert not loaded.module.training
+    assert loaded.module is not net
     assert "model was in train mode: put in eval on a copy" in loaded.notes
     assert load(net.eval()).notes == []
 
 
-def test_a_module_that_cannot_be_copied_gets_its_flags_back():
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
+def test_a_module_that_cannot_be_copied_gets_its_flags_back() -> None:
+    net: Any = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
     net.lock = threading.Lock()
     loaded = load(net)
-    assert loaded.module is net and not net.training
+    assert loaded.module is net
+    assert not net.training
     assert "cannot be copied" in loaded.notes[0]
     loaded.restore()
-    assert net.training and not net[1].training
+    assert net.training
+    assert not net[1].training
 
 
-def test_in_place_forward_leaves_the_inputs_alone():
+def test_in_place_forward_leaves_the_inputs_alone() -> None:
     net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
     loaded = load(net)
     assert (loaded.args[0] < 0).any()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,27 +25,27 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 16}  # fmt: skip
 
 
-def bert() -> nn.Module:
+def bert() -> Any:
     return transformers.BertModel(transformers.BertConfig(vocab_size=50, **TINY))
 
 
-def gpt2() -> nn.Module:
+def gpt2() -> Any:
     config = transformers.GPT2Config(
         n_embd=16, n_layer=1, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0
     )
     return transformers.GPT2LMHeadModel(config)
 
 
-def vit() -> nn.Module:
+def vit() -> Any:
     return transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **TINY))
 
 
-def mamba() -> nn.Module:
+def mamba() -> Any:
     config = transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50)
     return transformers.MambaModel(config)
 
 
-LIBRARY = {
+LIBRARY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "timm-resnet10t": (lambda: timm.create_model("resnet10t"), "timm pretrained_cfg"),
     "timm-mobilenetv3": (lambda: timm.create_model("mobilenetv3_small_050"), "timm pretrained_cfg"),
     "timm-vit": (
@@ -73,7 +77,7 @@ LIBRARY = {
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_library_models_load_without_trust(name, tmp_path):
+def test_library_models_load_without_trust(name: str, tmp_path: Path) -> None:
     make, origin = LIBRARY[name]
     model = make()
     torch.save(model, tmp_path / "m.pt")
@@ -88,7 +92,7 @@ def test_library_models_load_without_trust(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.args, again.args, strict=True))
 
 
-def _refused(path, proof, *names, **options):
+def _refused(path: Path, proof: Path, *names: str, **options: Any) -> str:
     with pytest.raises(LoadError) as caught:
         load(path, **options)
     assert not proof.exists()
@@ -101,13 +105,15 @@ def _refused(path, proof, *names, **options):
 NAMES = ("system", "eval")
 
 
-def test_a_malicious_reduce_is_refused(evil, proof, tmp_path):
+def test_a_malicious_reduce_is_refused(evil: object, proof: Path, tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(1), "x": evil}, tmp_path / "m.pt")
     text = _refused(tmp_path / "m.pt", proof, "nothing in it was executed", "--trust-pickle")
     assert any(f".{name} (" in text for name in NAMES)
 
 
-def test_a_malicious_reduce_inside_a_module_is_refused(evil, proof, tmp_path):
+def test_a_malicious_reduce_inside_a_module_is_refused(
+    evil: object, proof: Path, tmp_path: Path
+) -> None:
     model = torchvision.models.resnet18(num_classes=2)
     model.layer1[0].conv1.__dict__["note"] = [evil]
     torch.save(model, tmp_path / "m.pt")
@@ -115,7 +121,9 @@ def test_a_malicious_reduce_inside_a_module_is_refused(evil, proof, tmp_path):
 
 
 @pytest.mark.parametrize("legacy", ["pickle", "torch"])
-def test_old_and_plain_pickles_are_refused_by_name(evil, proof, tmp_path, legacy):
+def test_old_and_plain_pickles_are_refused_by_name(
+    evil: object, proof: Path, tmp_path: Path, legacy: str
+) -> None:
     path = tmp_path / "m.pt"
     if legacy == "torch":
         torch.save({"x": evil}, path, _use_new_zipfile_serialization=False)
@@ -125,14 +133,14 @@ def test_old_and_plain_pickles_are_refused_by_name(evil, proof, tmp_path, legacy
     assert any(f".{name} (" in text for name in NAMES)
 
 
-def test_trust_pickle_lifts_it(evil, proof, tmp_path):
+def test_trust_pickle_lifts_it(evil: object, proof: Path, tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(2, 3), "x": evil}, tmp_path / "m.pt")
     with pytest.raises(LoadError, match="weights without a network"):
         load(tmp_path / "m.pt", trust_pickle=True)
     assert proof.exists()
 
 
-def _checkpoint(path, body: bytes) -> None:
+def _checkpoint(path: Path, body: bytes) -> None:
     """A torch.save file whose pickle is replaced by hand-written instructions."""
     buffer = io.BytesIO()
     torch.save({}, buffer)
@@ -168,20 +176,24 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_attacks_on_the_allow_list(attack, tmp_path, proof, monkeypatch):
+def test_attacks_on_the_allow_list(
+    attack: str, tmp_path: Path, proof: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("timm_evil", "torch.nn_evil"):
         folder = tmp_path.joinpath("site", *package.split("."))
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text(f"open({str(proof)!r}, 'w')\nrun = print\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    ran = []
+    ran: list[str] = []
     monkeypatch.setattr(os, "system", ran.append)
     _checkpoint(tmp_path / "m.pt", ATTACKS[attack])
     _refused(tmp_path / "m.pt", proof)
-    assert not ran and "timm_evil" not in sys.modules and "torch.nn_evil" not in sys.modules
+    assert not ran
+    assert "timm_evil" not in sys.modules
+    assert "torch.nn_evil" not in sys.modules
 
 
-def test_constructors_and_functions_are_never_called_by_a_file(tmp_path, proof):
+def test_constructors_and_functions_are_never_called_by_a_file(tmp_path: Path, proof: Path) -> None:
     # Admitted as values, refused as callees: also through the rebuild function that calls.
     for body in (
         _call("torch.nn.modules.linear", "Identity"),
@@ -198,7 +210,7 @@ def test_constructors_and_functions_are_never_called_by_a_file(tmp_path, proof):
     _refused(tmp_path / "m.pt", proof, "Identity (the file would call it")
 
 
-def test_getattr_only_gives_a_modules_own_forward(tmp_path, proof):
+def test_getattr_only_gives_a_modules_own_forward(tmp_path: Path, proof: Path) -> None:
     for name in ("__init__", "save_pretrained", "load_state_dict", "__class__"):
         body = (
             b"cbuiltins\ngetattr\nctorch.nn.modules.linear\nIdentity\n)\x81"
@@ -208,21 +220,20 @@ def test_getattr_only_gives_a_modules_own_forward(tmp_path, proof):
         _refused(tmp_path / "m.pt", proof, name)
 
 
-def test_partial_of_a_torch_function_is_a_value(tmp_path):
-    model = nn.Sequential(nn.Linear(3, 3))
+def test_partial_of_a_torch_function_is_a_value(tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 3))
     model.activation = partial(nn.functional.leaky_relu, negative_slope=0.5)
     torch.save(model, tmp_path / "m.pt")
-    assert load(tmp_path / "m.pt").module.activation.keywords == {"negative_slope": 0.5}
+    loaded: Any = load(tmp_path / "m.pt").module
+    assert loaded.activation.keywords == {"negative_slope": 0.5}
 
 
-def test_every_refused_name_is_listed(project, tmp_path, proof):
+def test_every_refused_name_is_listed(project: Path, tmp_path: Path, proof: Path) -> None:
     import argparse
     import fractions
 
     sys.path.insert(0, str(project))
-    import mynets_for_load as mynets
-
-    model = mynets.Net()
+    model = importlib.import_module("mynets_for_load").Net()
     model.options = argparse.Namespace(lr=0.1)
     model.half = fractions.Fraction(1, 2)
     torch.save(model, tmp_path / "m.pt")
@@ -233,7 +244,7 @@ def test_every_refused_name_is_listed(project, tmp_path, proof):
     _refused(tmp_path / "m.pt", proof, trust_modules=["mynets_for"])
 
 
-def test_trust_module_admits_a_users_class(project, tmp_path):
+def test_trust_module_admits_a_users_class(project: Path, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c",
          "import mynets_for_load as m, torch; torch.save(m.Net(7).eval(), 'own.pt')"],
@@ -243,11 +254,12 @@ def test_trust_module_admits_a_users_class(project, tmp_path):
         load("own.pt")
     assert "mynets_for_load" not in sys.modules
     loaded = load("own.pt", trust_modules=["mynets_for_load"])
-    assert loaded.module.fc.out_features == 7
+    module: Any = loaded.module
+    assert module.fc.out_features == 7
     assert loaded.notes == []
 
 
-def test_main_classes_get_their_own_hint(project):
+def test_main_classes_get_their_own_hint(project: Path) -> None:
     code = "import torch\nclass Own(torch.nn.Module):\n    pass\ntorch.save(Own(), 'main.pt')\n"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project)
     with pytest.raises(LoadError, match="defined in a script's `__main__`"):
@@ -255,6 +267,6 @@ def test_main_classes_get_their_own_hint(project):
 
 
 @pytest.mark.parametrize("name", ["os", "subprocess", "builtins", "not a name", "a..b", ""])
-def test_trust_module_names_are_checked(name, tmp_path):
+def test_trust_module_names_are_checked(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         load(tmp_path / "m.pt", trust_modules=[name])

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normfold.errors import LoadError
 from normfold.load import load, program_text
@@ -17,13 +19,13 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
         self.scale = torch.ones(4, 1, 1)
 
-    def forward(self, x, flag=None):
-        y = self.conv(x) * self.scale
+    def forward(self, x: Tensor, flag: object = None) -> Tensor:
+        y: Tensor = self.conv(x) * self.scale
         return y.reshape(x.shape[0] * 2, -1)
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(
         Net().eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes={"x": {0: batch}}
@@ -32,7 +34,7 @@ def path(tmp_path):
     return tmp_path / "net.pt2"
 
 
-def _rewrite(path, change) -> None:
+def _rewrite(path: Path, change: Callable[[str, bytes], bytes]) -> None:
     """Write the archive again, every member through `change(name, data) -> data`."""
     reader = torch._C.PyTorchFileReader(str(path))
     members = {name: reader.get_record(name) for name in reader.get_all_records()}
@@ -45,45 +47,51 @@ def _rewrite(path, change) -> None:
     writer.write_end_of_file()
 
 
-def test_a_program_loads_with_its_inputs(path):
+def test_a_program_loads_with_its_inputs(path: Path) -> None:
     loaded = load(path)
     assert loaded.inputs_from == "the .pt2 program"
-    assert loaded.exported is not None and list(loaded.dynamic[0]) == [0]
+    assert loaded.exported is not None
+    assert loaded.dynamic is not None
+    assert list(loaded.dynamic[0]) == [0]
     assert loaded.module(*loaded.args).shape == (4, 4 * 36 // 2)
     assert load(path, inputs=["5x3x8x8"]).args[0].shape[0] == 5
 
 
-def test_a_program_under_another_suffix(path):
+def test_a_program_under_another_suffix(path: Path) -> None:
     path = path.rename(path.with_suffix(".pt"))
     assert load(path).exported is not None
 
 
-def _refused(path, proof, text="") -> None:
+def _refused(path: Path, proof: Path, text: str = "") -> None:
     with pytest.raises(LoadError) as caught:
         load(path)
-    assert not proof.exists() and caught.value.exit_code == 4
-    assert text in str(caught.value) and "--trust-pickle" in str(caught.value)
+    assert not proof.exists()
+    assert caught.value.exit_code == 4
+    assert text in str(caught.value)
+    assert "--trust-pickle" in str(caught.value)
 
 
-def test_malicious_sample_inputs(path, evil, proof, tmp_path):
+def test_malicious_sample_inputs(path: Path, evil: object, proof: Path, tmp_path: Path) -> None:
     torch.save(((evil,), {}), tmp_path / "evil.pt")
     data = (tmp_path / "evil.pt").read_bytes()
     _rewrite(path, lambda name, old: data if "sample_inputs" in name else old)
     _refused(path, proof, "sample_inputs")
 
 
-def test_malicious_plain_pickle_in_sample_inputs(path, evil, proof):
+def test_malicious_plain_pickle_in_sample_inputs(path: Path, evil: object, proof: Path) -> None:
     data = pickle.dumps(evil, 2)
     _rewrite(path, lambda name, old: data if "sample_inputs" in name else old)
     _refused(path, proof)
 
 
 @pytest.mark.parametrize("kind", ["weights", "constants"])
-def test_malicious_pickled_tensors(path, evil, proof, tmp_path, kind):
+def test_malicious_pickled_tensors(
+    path: Path, evil: object, proof: Path, tmp_path: Path, kind: str
+) -> None:
     torch.save(evil, tmp_path / "evil.pt")
     data = (tmp_path / "evil.pt").read_bytes()
 
-    def change(name, old):
+    def change(name: str, old: bytes) -> bytes:
         if name.endswith(f"{kind}_config.json"):
             config = json.loads(old)
             next(iter(config["config"].values()))["use_pickle"] = True
@@ -95,8 +103,8 @@ def test_malicious_pickled_tensors(path, evil, proof, tmp_path, kind):
     _refused(path, proof)
 
 
-def test_opaque_objects_and_native_code(path, evil, proof):
-    def opaque(name, old):
+def test_opaque_objects_and_native_code(path: Path, evil: object, proof: Path) -> None:
+    def opaque(name: str, old: bytes) -> bytes:
         if not name.endswith("constants_config.json"):
             return old
         config = json.loads(old)
@@ -119,10 +127,10 @@ def test_opaque_objects_and_native_code(path, evil, proof):
     _refused(path, proof, "native code")
 
 
-def test_text_that_sympy_would_evaluate(path, proof):
+def test_text_that_sympy_would_evaluate(path: Path, proof: Path) -> None:
     code = f"__import__('os').system('touch {proof}')"
 
-    def change(name, old):
+    def change(name: str, old: bytes) -> bytes:
         if not name.endswith("model.json"):
             return old
         start = old.index(b"Symbol('s")
@@ -133,8 +141,8 @@ def test_text_that_sympy_would_evaluate(path, proof):
     _refused(path, proof, "shape expression")
 
 
-def test_a_callee_that_is_not_an_operator(path, proof):
-    def change(name, old):
+def test_a_callee_that_is_not_an_operator(path: Path, proof: Path) -> None:
+    def change(name: str, old: bytes) -> bytes:
         return old.replace(b"torch.ops.aten.conv2d.default", b"torch.os.system")
 
     _rewrite(path, change)
@@ -146,7 +154,7 @@ def test_a_callee_that_is_not_an_operator(path, proof):
     ["Max('print(1)', 2)", "lambdify(x, 1)", "(1).__class__", "Symbol('a b')", "eval('1')",
      "Symbol(Symbol('x'))", "[1]", "x if y else z", "Symbol(*a)", "", "Integer(**{})"],
 )  # fmt: skip
-def test_expressions_outside_arithmetic(text):
+def test_expressions_outside_arithmetic(text: str) -> None:
     with pytest.raises(LoadError):
         program_text.check_expression(text, "here")
 
@@ -157,11 +165,11 @@ def test_expressions_outside_arithmetic(text):
      "FloorDiv(Symbol('s1', integer=True), Integer(4))", "Max(1, s0)",
      "Float('1.5', precision=53)"],
 )  # fmt: skip
-def test_expressions_that_export_writes(text):
+def test_expressions_that_export_writes(text: str) -> None:
     program_text.check_expression(text, "here")
 
 
-def test_targets_and_imports_by_name():
+def test_targets_and_imports_by_name() -> None:
     for good in ("torch.ops.aten.add.Tensor", "_operator.mul", "math.ceil", "torch.sym_max",
                  "torch.ops.higher_order.cond", "torch.ops.aten.__and__.Tensor"):  # fmt: skip
         program_text.check_target(good, "here")
@@ -176,7 +184,7 @@ def test_targets_and_imports_by_name():
         program_text.check_document({"in_spec": spec.replace("_enum", "\\\\u005fenum")}, "here")
 
 
-def test_a_program_without_inputs_needs_some(tmp_path):
+def test_a_program_without_inputs_needs_some(tmp_path: Path) -> None:
     program = torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),))
     program._example_inputs = None
     torch.export.save(program, tmp_path / "m.pt2")
