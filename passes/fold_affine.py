@@ -20,6 +20,7 @@ from torch import fx
 
 from normfold.graph import Graph, layout
 from normfold.graph.graph import op_name, shape_of
+from normfold.graph.ops import NORM_OPS
 from normfold.report import Warned
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
@@ -129,7 +130,7 @@ class _Attempt:
         if backward and forward and self.scale is not None and self.shift is not None:
             yield self.scale_back_shift_on
             yield self.shift_back_scale_on
-        if forward and self.scale is not None and self.shift is not None:
+        if forward and self.scale is not None and self.shift is not None and not self._of_norm:
             yield self.scale_on_shift_left
 
     def backward(self) -> tuple[list[Edit], str]:
@@ -184,14 +185,14 @@ class _Attempt:
         return transport.pull(self.x, flow, self.node)
 
     def _transport(self) -> Transport:
-        sites = self.node.meta.get("normfold_sites", ())
-        return Transport(
-            self.graph,
-            sites,
-            self.options.zero_padding,
-            self.options.copy_shared,
-            self.options.untie,
-        )
+        sites, options = self.node.meta.get("normfold_sites", ()), self.options
+        padding = "scale-only" if self._of_norm else options.zero_padding
+        return Transport(self.graph, sites, padding, options.copy_shared, options.untie)
+
+    @property
+    def _of_norm(self) -> bool:
+        """True for the gain and bias of a norm that stays: left there they cost nothing."""
+        return op_name(self.x) in NORM_OPS
 
     def warnings(self, match: Match) -> list[Warned]:
         if self.scale is None:

@@ -91,8 +91,9 @@ class Reason(Enum):
     PARTIAL = (
         "NF114",
         "partly-folded",
-        "the scale was folded; the shift stays as one addition, because that is cheaper than a bias map or a pad",
-        "fold-affine{zero-padding=map} removes it at the price of a larger addition",
+        "the scale was folded; the shift stays as one addition, because a non-linear op stops it, or because "
+        "that is cheaper than a bias map or a pad",
+        "at zero padding fold-affine{zero-padding=map} removes it, at the price of a larger addition",
     )
     NO_BIAS = (
         "NF115",
