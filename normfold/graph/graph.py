@@ -28,10 +28,6 @@ class Site:
     line: str = ""
     module_type: str = ""
 
-    @property
-    def is_norm(self) -> bool:
-        return self.kind != "constant"
-
 
 @dataclass
 class Graph:

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-import torch
 from torch import fx
 
 from normfold.graph.expressions import is_static
@@ -322,9 +321,3 @@ def zero_pad_of(node: fx.Node) -> list[int] | None:
         return None
     pad = argument(node, "pad")
     return [int(width) for width in pad] if all(isinstance(width, int) for width in pad) else None
-
-
-def dtype_of(node: fx.Node) -> torch.dtype:
-    """Element type of a node's value."""
-    dtype: torch.dtype = node.meta["val"].dtype
-    return dtype

@@ -141,7 +141,10 @@ def test_a_type_that_the_runtime_has_no_kernel_for(cli: Cli, tmp_path: Path) -> 
     sys.modules.pop("nets_of_user")
     assert ran.status == 3
     ran.one_error("no CPU kernel", "hint: ")
-    assert sorted(path.name for path in Path("new/out").iterdir()) == ["wide.onnx", "wide.report.json"]
+    assert sorted(path.name for path in Path("new/out").iterdir()) == [
+        "wide.onnx",
+        "wide.report.json",
+    ]
     assert "was not run" in Path("new/out/wide.report.json").read_text()
 
 
