@@ -51,7 +51,7 @@ def test_the_public_names() -> None:
     ("name", "expected"),
     [
         ("capture", "(module, args=(), kwargs=None, dynamic='batch')"),
-        ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None)"),
+        ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None, copy=True)"),
         (
             "convert",
             "(model, to='folded', *, passes=None, export='onnx', output='out', inputs=(), factory=None, "
