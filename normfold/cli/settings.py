@@ -34,7 +34,8 @@ def settings(commands: Commands, folder: Path | None = None) -> dict[str, dict[s
         folder: where the files are; the current one by default.
 
     Raises:
-        UsageError: the file is not valid TOML, or has a key that is no command and no option.
+        UsageError: the file is not valid TOML, has a key that is no command and no option, or asks to trust
+            pickles.
     """
     name, table = _read(folder or Path.cwd())
     every = {key: option for options in commands.values() for key, option in options.items()}
@@ -70,6 +71,11 @@ def _known(key: str, names: Iterable[str], file: str, prefix: str = "") -> str:
 
 
 def _value(key: str, value: Any, option: Option, file: str) -> Any:
+    if key == "trust-pickle":  # a checked-out repository must not lift the gate for its own files
+        raise UsageError(
+            f"`trust-pickle` is not taken from `{file}`",
+            hint="give `--trust-pickle` yourself, for files whose maker you trust",
+        )
     items = value if isinstance(value, list) else [value]
     plain = all(isinstance(item, (str, int, float, bool)) for item in items)
     if not plain or (isinstance(value, list) and not option.repeatable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,13 +56,10 @@ def _where(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
                 entered.pop()
 
         hooks += [child.register_forward_pre_hook(enter), child.register_forward_hook(leave)]
-    try:
+    with contextlib.suppress(Exception):  # it is known to fail: the hooks note where
         _run(module, args, kwargs)
-    except Exception:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for hook in hooks:
+        hook.remove()
     return entered[-1] if entered else type(module).__name__
 
 

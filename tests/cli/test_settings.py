@@ -89,6 +89,13 @@ def test_environment_and_keys_are_spelled_like_the_options(
     assert given("--trust-module", "c")["trust_modules"] == ["c"]
 
 
+def test_a_file_cannot_trust_pickles(tmp_path: Path) -> None:
+    (tmp_path / "normfold.toml").write_text("trust-pickle = true\n")
+    commands = {"convert": {"trust-pickle": Option("trust_pickle", False)}}
+    with pytest.raises(UsageError, match="trust-pickle"):
+        settings(commands, tmp_path)
+
+
 def test_a_table_is_for_one_command(tmp_path: Path) -> None:
     (tmp_path / "normfold.toml").write_text(
         "seed = 3\n[convert]\nseed = 4\ntrust-module = ['a', 'b']\n"
