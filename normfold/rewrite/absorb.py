@@ -213,7 +213,7 @@ def _shift_way(linear: Linear, flow: Flow, shift: Coefficient, padding: str) -> 
     # elements touched: a map adds once to the output, a pad copies the input per axis, scale-only adds to it
     costs = {"map": after if can_map else None, "pad": linear.kernel * before if can_pad else None}
     if padding == "scale-only":
-        raise Blocked(Reason.PARTIAL, node)
+        raise Blocked(Reason.ZERO_PADDING, node, "a shift would need a bias map or a pad")
     if padding in ("map", "pad") and costs[padding] is not None:
         return padding
     known = {way: cost for way, cost in costs.items() if cost is not None}
@@ -224,7 +224,7 @@ def _shift_way(linear: Linear, flow: Flow, shift: Coefficient, padding: str) -> 
     way = min(known, key=lambda name: known[name])
     if padding == "cheapest" and before < known[way]:
         raise Blocked(
-            Reason.PARTIAL, node, f"adding touches {before} elements, a {way} {known[way]}"
+            Reason.ZERO_PADDING, node, f"adding touches {before} elements, a {way} {known[way]}"
         )
     return way
 

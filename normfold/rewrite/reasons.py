@@ -49,7 +49,7 @@ class Reason(Enum):
     ZERO_PADDING = (
         "NF107",
         "zero-padding",
-        "a shift does not commute with zero padding here, and neither a bias map nor a pad value is possible",
+        "a shift does not commute with zero padding here, and a bias map or a pad value is impossible or dearer",
         "capture with fixed spatial sizes (a bias map needs them), or use fold-affine{zero-padding=pad}",
     )
     AXIS_MISMATCH = (
