@@ -107,6 +107,13 @@ NORM_OPS = {
     "rms_norm": "rms-norm",
     "_fused_rms_norm": "rms-norm",
 }
+# Ops that are known not to commute with an affine; what is neither here nor in the table is unknown.
+_NONLINEAR = """relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid hardshrink elu selu celu mish softplus
+    log_sigmoid softsign threshold clamp clamp_min clamp_max softmax log_softmax _softmax _log_softmax exp log
+    log1p expm1 sqrt rsqrt pow square abs sin cos erf reciprocal maximum minimum cumsum norm linalg_vector_norm
+    normalize sign round floor fmod argmax topk sort std var logsumexp where masked_fill glu
+    scaled_dot_product_attention matmul bmm mm"""
+NONLINEAR_OPS = frozenset(_NONLINEAR.split())
 BATCH_NORM_OPS = {
     "batch_norm",
     "_native_batch_norm_legit_no_training",

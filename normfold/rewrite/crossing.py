@@ -8,18 +8,29 @@ from torch import Tensor, fx
 
 from normfold.graph import layout
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.ops import NORM_OPS, body, operands, zero_pad_of
+from normfold.graph.ops import (
+    BATCH_NORM_OPS,
+    KINDS,
+    NONLINEAR_OPS,
+    NORM_OPS,
+    body,
+    operands,
+    zero_pad_of,
+)
 from normfold.rewrite.flow import Blocked, Flow
 from normfold.rewrite.reasons import Reason
 
 
 def stopped(node: fx.Node) -> Blocked:
-    name = op_name(node)
+    """Why an op that the table does not let through stops an affine."""
     if node.op == "placeholder":
         return Blocked(Reason.NETWORK_INPUT, node)
-    if name in NORM_OPS or (name == "getitem" and op_name(body(node)) in NORM_OPS):
+    name = op_name(body(node))
+    if name in NORM_OPS or name in BATCH_NORM_OPS:
         return Blocked(Reason.NONLINEAR, node, "another norm")
-    return Blocked(Reason.NONLINEAR, node)
+    if name in NONLINEAR_OPS or name in KINDS:
+        return Blocked(Reason.NONLINEAR, node)
+    return Blocked(Reason.UNKNOWN_OP, node, f"`{name}`")
 
 
 def for_operand(flow: Flow, operand: fx.Node) -> Flow:
