@@ -104,6 +104,8 @@ def op_name(node: fx.Node) -> str:
         return node.op
     schema = getattr(node.target, "_schema", None)
     if schema is not None:
+        if schema.overload_name == "dtype" and schema.name == "aten::view":
+            return "bitcast"  # shares its packet with the reshape, and nothing else
         name = str(schema.name)
         return name if name.startswith("normfold") else name.split("::")[-1]
     return str(getattr(node.target, "__name__", node.target))

@@ -73,7 +73,7 @@ def for_operand(ids: Tensor, operand: fx.Node) -> Tensor:
         if ids.shape[0] != 1:
             raise LayoutError("features vary along a broadcast axis")
         ids = ids.squeeze(0)
-    if any(extent > 1 and size == 1 for extent, size in zip(ids.shape, shape, strict=True)):
+    if any(extent not in (1, size) for extent, size in zip(ids.shape, shape, strict=True)):
         raise LayoutError("features vary along a broadcast axis")
     return ids
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+import torch
 from torch import fx
 
 from normfold.graph.expressions import is_static
@@ -125,7 +126,7 @@ BATCH_NORM_OPS = {
 
 def kind_of(node: fx.Node) -> Kind:
     """How the feature axis passes through ``node``."""
-    if node.op != "call_function":
+    if node.op != "call_function" or not _is_real(node):
         return Kind.STOP
     if node.target is operator.getitem:
         source = node.args[0]
@@ -139,9 +140,17 @@ def kind_of(node: fx.Node) -> Kind:
     kind = KINDS.get(op_name(node), Kind.STOP)
     if kind is Kind.DOT and linear_of(node) is not None:
         return Kind.LINEAR
+    if kind is Kind.DOT and any(len(shape_of(factor)) < 2 for factor in node.all_input_nodes[:2]):
+        return Kind.STOP  # a vector has no axis that the product keeps
     if kind is Kind.LINEAR and linear_of(node) is None:
         return Kind.STOP
     return kind
+
+
+def _is_real(node: fx.Node) -> bool:
+    """False for results that cannot carry an affine: a cast to integers rounds it away."""
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
 def is_tuple(node: fx.Node) -> bool:

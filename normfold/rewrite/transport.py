@@ -60,6 +60,7 @@ class Transport:
     copy_shared: bool = True
     untie: bool = False
     _pulled: set[fx.Node] = field(default_factory=set)
+    _inverses: list[Edit] = field(default_factory=list)
     _pushed: dict[fx.Node, Flow] = field(default_factory=dict)
 
     # -- against the data flow ----------------------------------------------------------------------
@@ -174,8 +175,8 @@ class Transport:
                     shift = flow.shift.times(1 / k) if flow.shift and index == chosen else None
                     edits += self.pull(side, for_operand(Flow(flow.scale, shift), side), value)
                 return edits
-            except Blocked as error:
-                blocked, self._pulled = blocked or error, before
+            except (Blocked, LayoutError) as error:
+                blocked, self._pulled = blocked or _as_blocked(error, value), before
         assert blocked is not None
         raise blocked
 
@@ -190,9 +191,7 @@ class Transport:
             try:
                 return self.pull(factor, for_operand(Flow(flow.scale, shift), factor), value)
             except (Blocked, LayoutError) as error:
-                self._pulled = before
-                fallback = Blocked(Reason.AXIS_MISMATCH, value, str(error))
-                blocked = blocked or (error if isinstance(error, Blocked) else fallback)
+                blocked, self._pulled = blocked or _as_blocked(error, value), before
         assert blocked is not None
         raise blocked
 
@@ -236,7 +235,8 @@ class Transport:
                 enqueue(node)
         if crossed := self._pulled & self._pushed.keys():
             raise Blocked(Reason.OUTPUT_REUSED, min(crossed, key=lambda node: order[node]))
-        return edits
+        # an op may take an inverse on its output and a bias map on its input: the map comes behind both
+        return self._inverses + edits
 
     def _cross(self, node: fx.Node, edits: list[Edit]) -> Flow | None:
         """What ``node``'s result carries when its operands carry `_pushed`; None where it absorbs all."""
@@ -261,9 +261,9 @@ class Transport:
                 edits.append(into_affine(node, first, self.sites, behind=False))
                 return None
             case Kind.MOVE:
-                return self._push_move(node, sources, flows, edits)
+                return self._push_move(node, sources, flows)
             case Kind.ADD:
-                return self._push_sum(node, edits)
+                return self._push_sum(node)
             case Kind.PRODUCT:
                 return through_product(node, self._pushed)
             case Kind.MONOTONE | Kind.HOMOGENEOUS:
@@ -278,9 +278,7 @@ class Transport:
             case _:
                 return self._push_dot(node)
 
-    def _push_move(
-        self, node: fx.Node, sources: list[fx.Node], flows: list[Flow | None], edits: list[Edit]
-    ) -> Flow:
+    def _push_move(self, node: fx.Node, sources: list[fx.Node], flows: list[Flow | None]) -> Flow:
         if len(sources) == 1:
             assert flows[0] is not None
             return (
@@ -309,10 +307,10 @@ class Transport:
             raise Blocked(Reason.OUTPUT_REUSED, node)
         for other in sources:  # joined along tokens: the other parts take the inverse
             if other is not source:
-                edits += self.pull(other, flow.inverse(node), node)
+                self._inverses += self.pull(other, flow.inverse(node), node)
         return flow if op_name(node) != "stack" else flow.map(lambda ids: ids.unsqueeze(dim))
 
-    def _push_sum(self, node: fx.Node, edits: list[Edit]) -> Flow:
+    def _push_sum(self, node: fx.Node) -> Flow:
         """(s x + t) + y = s (x + y / s) + t: a shift passes alone, a scale when y takes the inverse."""
         left, right = node.args[:2]
         alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
@@ -336,7 +334,7 @@ class Transport:
                 raise Blocked(Reason.UNKNOWN_OP, node, "a number is added")
             for other in others:
                 inner = for_operand(Flow(scale).map(lambda ids: layout.align(ids, rank)), other)
-                edits += self.pull(other, inner.inverse(node), node)
+                self._inverses += self.pull(other, inner.inverse(node), node)
         shifts = [flow.shift.times(k) for _, k, flow in carried if flow.shift is not None]
         shift = shifts[0] if shifts else None
         if len(shifts) == 2:
@@ -370,3 +368,7 @@ class Transport:
         if flow.shift is not None and not rows_sum_to_one(node, weights):
             raise Blocked(Reason.ATTENTION_ROWS, node)
         return flow.map(lambda ids: layout.align(ids, len(shape_of(node))))
+
+
+def _as_blocked(error: Blocked | LayoutError, node: fx.Node) -> Blocked:
+    return error if isinstance(error, Blocked) else Blocked(Reason.AXIS_MISMATCH, node, str(error))
