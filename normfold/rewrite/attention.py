@@ -29,12 +29,19 @@ def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
         return False
     shape = shape_of(source)
     dim = int(argument(source, "dim")) % len(shape)
-    # number the rows of the softmax, move the numbers, and see that each contracted row is one whole row
-    rows = torch.arange(torch.Size(shape).numel() // shape[dim])
-    ids = rows.reshape([size for axis, size in enumerate(shape) if axis != dim]).unsqueeze(dim)
+    # number the elements, move the numbers, and see that what is summed over is one whole row, each element once
+    elements = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    others = [size for axis, size in enumerate(shape) if axis != dim]
+    rows = torch.arange(torch.Size(others).numel()).reshape(others).unsqueeze(dim)
+    row_of = rows.expand(shape).reshape(-1)
     try:
         for move in reversed(moves):
-            ids = layout.push(move, operands(move)[0], ids)
+            elements = layout.push(move, operands(move)[0], elements)
     except LayoutError:
         return False
-    return ids.shape[contracted] == 1 and shape_of(weights)[contracted] == shape[dim]
+    if elements.shape[contracted] != shape[dim] or bool((elements < 0).any()):
+        return False
+    moved = row_of[elements]
+    one_row = bool((moved == moved.narrow(contracted, 0, 1)).all())
+    ordered = elements.sort(contracted).values
+    return one_row and bool((ordered.diff(dim=contracted) > 0).all())

@@ -64,9 +64,8 @@ class Pass:
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    stages: ClassVar[int] = (
-        0  # 0: one sweep. Else `Match.stage` counts up while nothing more applies
-    )
+    # 0: one sweep. Else `Match.stage` counts up to it while nothing more applies
+    stages: ClassVar[int] = 0
 
     def match(self, graph: Graph) -> Iterable[Match]:
         """Yield every site of this pass, in graph order."""

@@ -82,7 +82,7 @@ class Transport:
         self._require_unseen(value, flow, user)
         self._pulled.add(value)
         try:
-            return self._pull_through(value, flow)
+            return self._pull_through(value, for_operand(flow, value))
         except LayoutError as error:
             raise Blocked(Reason.AXIS_MISMATCH, value, str(error)) from error
 
@@ -228,6 +228,7 @@ class Transport:
             _, node = heapq.heappop(queue)
             try:
                 out = self._cross(node, edits)
+                out = out and for_operand(out, node)  # a layout that does not fit is refused
             except LayoutError as error:
                 raise Blocked(Reason.AXIS_MISMATCH, node, str(error)) from error
             if out is not None and not out.trivial:

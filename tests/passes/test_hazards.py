@@ -79,6 +79,38 @@ class GroupedQueries(nn.Module):
         return F.gelu(self.norm(features.transpose(1, 2)))
 
 
+class RepeatedRow(nn.Module):
+    """Attention whose rows are reindexed with repeats: they no longer sum to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.register_buffer("index", torch.tensor([0, 0, 2, 3, 3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x @ x.transpose(1, 2)).softmax(-1).index_select(-1, self.get_buffer("index"))
+        return F.gelu(self.norm((rows @ self.v(x)).transpose(1, 2)))
+
+
+class NormedValues(nn.Module):
+    """A norm on values that several query heads share, read through attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, 4, 2).transpose(1, 2)
+        k = x[..., :4].reshape(batch, tokens, 2, 2).transpose(1, 2)
+        v = self.norm(F.gelu(x[..., 4:]).transpose(1, 2)).transpose(1, 2)
+        v = v.reshape(batch, tokens, 2, 2).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, 8))
+        return out
+
+
 class ShiftFitsOneSide(nn.Module):
     """A shift behind a sum whose first side has no channels to take it."""
 
@@ -100,6 +132,8 @@ CASES = {
     "cast-behind": (CastBehind, (2, 4, 5, 5), "left"),
     "times-vector": (TimesVector, (2, 5, 5), "left"),
     "grouped-queries": (GroupedQueries, (2, 5, 8), "left"),
+    "repeated-row": (RepeatedRow, (2, 5, 6), "left"),
+    "normed-values": (NormedValues, (2, 5, 8), "left"),
     "shift-fits-one-side": (ShiftFitsOneSide, (2, 4, 5, 5), "gone"),
 }
 
