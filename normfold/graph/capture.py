@@ -51,6 +51,10 @@ def capture(
     if any(part.training for part in module.modules()):
         original = share_parameters(module).eval()
         notes.append("the model was in train mode: captured in eval mode from a copy")
+    # torch.export guards the tensor behind a view, and then cannot find it
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda leaf: leaf.clone() if leaf._is_view() else leaf, (args, kwargs)
+    )
     shapes = _batch_shapes(original, args, kwargs) if dynamic == "batch" else dynamic
     program = _export(original, args, kwargs, shapes)
     graph = _from_program(program, args, kwargs)

@@ -33,6 +33,12 @@ def test_batch_is_dynamic() -> None:
     assert "f32[N,4,5,6]" in graph_text(graph)
 
 
+def test_an_example_input_may_be_a_view() -> None:
+    net = perturb(conv())
+    x = torch.randn(2, 4, 5, 7)[..., :-1]
+    torch.testing.assert_close(capture(net, (x,))(x), net(x))
+
+
 @pytest.mark.parametrize("axes", [(0, 2, 3), (2, 3), (0, 3)])
 def test_dynamic_spatial_sizes(axes: tuple[int, ...]) -> None:
     net = perturb(nn.Sequential(Residual(), nn.AdaptiveAvgPool2d(1)))
