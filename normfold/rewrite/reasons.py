@@ -18,9 +18,10 @@ class Reason(Enum):
     PARAMETER_SHARED = (
         "NF102",
         "parameter-shared",
-        "the weight that would absorb the affine is used elsewhere too, and is not to be copied: it is a tied "
+        "the weight that would absorb the change is used elsewhere too, and is not to be copied: it is a tied "
         "embedding table, or `copy-shared=false` forbids it",
-        "allow the copy: fold-affine{untie=true} for a table, fold-affine{copy-shared=true} otherwise",
+        "allow the copy: `--untie` (fold-affine{untie=true}, center-stream{untie=true}) for a table, "
+        "fold-affine{copy-shared=true} otherwise",
     )
     OUTPUT_REUSED = (
         "NF103",
@@ -112,6 +113,51 @@ class Reason(Enum):
         "direction",
         "the option `direction` forbids the only way this affine could go",
         "use fold-affine{direction=both} (the default)",
+    )
+    RESIDUAL_AFTER_NORM = (
+        "NF118",
+        "residual-after-norm",
+        "the residual is taken after a norm (post-LN): its gain and bias put a mean back into the stream, and "
+        "removing it would cost as many ops as it saves",
+        "mathematically stuck; a norm without gain and bias (elementwise_affine=False) would pass",
+    )
+    SEES_MEAN = (
+        "NF119",
+        "reader-sees-mean",
+        "an op reads the stream that is no LayerNorm over its features, and would see that the mean is gone",
+        "nothing to do unless that reader can move behind the norm",
+    )
+    WRITER_FIXED = (
+        "NF120",
+        "writer-cannot-absorb",
+        "the op that writes the tensor has no weights over the features that could be centred (an activation, a "
+        "depthwise convolution, a network input), and an explicit op would cost as much as it saves",
+        "center-stream{op-cost=...} below 1 lets one op pay for one norm",
+    )
+    SPANS_TOKENS = (
+        "NF121",
+        "mean-spans-tokens",
+        "the norm takes one mean over the features of several tokens or positions (patch merging, GroupNorm over "
+        "an image), which no linear op over features can remove",
+        "mathematically stuck",
+    )
+    NO_GAIN = (
+        "NF122",
+        "no-gain",
+        "the conversion would add as many ops (centring, additions of left-over biases) as it removes",
+        "center-stream{op-cost=... bias-cost=...} sets what they are worth on your runtime",
+    )
+    STREAM_EXPOSED = (
+        "NF123",
+        "stream-exposed",
+        "the network returns the stream itself, which must keep its mean",
+        "return the normalised tensor, or leave this output out of what is captured",
+    )
+    CONSTANT_NORM = (
+        "NF124",
+        "constant-norm",
+        "a LayerNorm over one feature returns its bias, whatever it reads",
+        "look at the model: this norm does nothing",
     )
 
     @property

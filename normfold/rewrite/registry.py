@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "canonicalize": "normfold.passes.canonicalize:Canonicalize",
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
+    "center-stream": "normfold.passes.center_stream:CenterStream",
     "restore": "normfold.passes.restore:Restore",
     "bake": "normfold.passes.bake:Bake",
 }

@@ -85,7 +85,8 @@ class Rewriter:
             self._anchor = None
         self.graph.module.graph.erase_node(node)
         for source in inputs:
-            if not source.users and source.op in ("call_function", "get_attr"):
+            gone = getattr(source, "_erased", False)  # another input may have fed on it alone
+            if not gone and not source.users and source.op in ("call_function", "get_attr"):
                 self.erase(source)
 
     def record(self, text: str) -> None:

@@ -1,0 +1,267 @@
+"""Groups: which elements of a tensor share one mean, carried through ops that keep the groups whole.
+
+Groups are an int64 tensor that broadcasts against a tensor: an axis of size 1 is a *site* axis (every index
+has groups of its own), and along the other axes the entries number the groups; -1 marks elements that belong
+to none. One mean over the last axis is ``zeros(1, 1, d)``, one per fused head ``[[[0, 0, 1, 1, ...]]]``.
+
+Centring is the projection P that subtracts from every element the mean of its group. An op carries groups if
+P commutes with it: ``op(P x) = P op(x)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph import layout
+from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
+from normfold.graph.layout import NONE, LayoutError
+from normfold.graph.ops import body, operands, zero_pad_of
+
+_LARGEST = 1 << 16  # elements of a block that is looked at: fused projections, not images
+_PARTS = {"select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind"}
+_PARTS |= {"unsafe_split", "unsafe_chunk", "tensor_split"}
+
+
+def over_last(rank: int, sizes: list[int]) -> Tensor:
+    """Groups of a norm over the last axes: one mean for all of them."""
+    return torch.zeros((1,) * (rank - len(sizes)) + tuple(sizes), dtype=torch.int64)
+
+
+def canonical(groups: Tensor) -> Tensor:
+    """The same partition with numbers in order of appearance, and site axes folded to size 1."""
+    for dim, size in enumerate(groups.shape):
+        if size > 1 and _is_site(groups, dim, size):
+            groups = groups.narrow(dim, 0, 1)
+    return _renumber(groups)
+
+
+def key(groups: Tensor) -> tuple[tuple[int, ...], bytes]:
+    """What two equal partitions of one tensor have in common (of canonical groups)."""
+    return tuple(groups.shape), groups.numpy().tobytes()
+
+
+def _is_site(groups: Tensor, dim: int, size: int) -> bool:
+    first = groups.select(dim, 0)
+    count = int(groups.amax()) + 1
+    if count % size or count < size or bool((first < 0).all()):
+        return False
+    wanted = _renumber(first)
+    if int(wanted.amax()) + 1 != count // size:  # slices share groups
+        return False
+    return all(torch.equal(_renumber(groups.select(dim, at)), wanted) for at in range(1, size))
+
+
+def _renumber(groups: Tensor) -> Tensor:
+    flat = groups.reshape(-1)
+    found, inverse = torch.unique(flat, return_inverse=True)
+    first = torch.full((len(found),), flat.numel(), dtype=torch.int64)
+    first.scatter_reduce_(0, inverse, torch.arange(flat.numel()), "amin")
+    if len(found) and int(found[0]) < 0:
+        first[0] = -1
+    rank = torch.argsort(torch.argsort(first))
+    if len(found) and int(found[0]) < 0:
+        rank = rank - 1
+    return rank[inverse].reshape(groups.shape)
+
+
+def is_simple(groups: Tensor) -> bool:
+    """True if all elements of a site are one group, so that one mean over whole axes centres them."""
+    return bool((groups == 0).all())
+
+
+def axes(groups: Tensor) -> list[int]:
+    """The axes that groups run along."""
+    return [dim for dim, size in enumerate(groups.shape) if size > 1]
+
+
+def for_operand(groups: Tensor, operand: fx.Node) -> Tensor:
+    """Groups of one operand of an elementwise op whose result has ``groups``.
+
+    Raises:
+        LayoutError: the operand is broadcast along an axis of the groups.
+    """
+    shape = shape_of(operand)
+    groups = layout.for_operand(groups, operand)
+    if any(shape[dim] != groups.shape[dim] for dim in axes(groups)):
+        raise LayoutError("an operand is the same for every feature")
+    return groups
+
+
+def push(user: fx.Node, source: fx.Node, groups: Tensor) -> Tensor | None:
+    """Groups of a MOVE op's result when its operand ``source`` has ``groups``; None if none reach it.
+
+    Raises:
+        LayoutError: the op separates elements of a group, or mixes them with others.
+    """
+    kept = _along_sites(user, groups, len(shape_of(user)))
+    if kept is not None:
+        return _checked(user, kept)
+
+    def run(ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
+        return [(user, layout.push(user, source, ids))]
+
+    return next((found for _, found in _carry(source, groups, run)), None)
+
+
+def pull(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
+    """Groups of a MOVE op's operands that give its result ``groups``; operands without any are left out.
+
+    Raises:
+        LayoutError: as `push`.
+    """
+    back = _sites_back(node, groups)
+    if back is not None:
+        return [(part, _checked(part, back)) for part in operands(node)]
+    return list(_carry(node, groups, lambda ids: layout.pull(node, ids)))
+
+
+def pull_part(node: fx.Node, groups: Tensor) -> Tensor | None:
+    """Groups of the tensor that ``node`` takes a part of, on that part only; None if ``node`` is no such op.
+
+    `pull` asks for the same groups on all of a site axis, read or not, as the tokens of a stream want it; a
+    fused projection wants just the rows that are read.
+    """
+    op = body(node)
+    if op_name(op) not in _PARTS:
+        return None
+    rank, dim = len(shape_of(operands(node)[0])), int(argument(op, "dim", 0))
+    dim %= rank
+    inner = groups.unsqueeze(dim) if op_name(op) in ("select", "unbind") else groups
+    if inner.shape[dim] != 1:
+        return None
+    source = operands(node)[0]
+    if is_symbolic(source.meta["val"].shape[dim]):
+        return None
+    size = shape_of(source)[dim]
+    count = int(inner.amax()) + 1
+    index = layout.push(node, source, layout.channel(rank, dim, size)).reshape(-1)
+    if index.numel() == size:
+        return None
+    whole = torch.full([size if axis == dim else n for axis, n in enumerate(inner.shape)], NONE)
+    for place, at in enumerate(index.tolist()):
+        part = torch.where(inner < 0, inner, inner + place * count)
+        whole.narrow(dim, at, 1).copy_(part)
+    return canonical(whole)
+
+
+def _along_sites(user: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
+    """Fast path, which also knows run-time indices: an op that moves whole sites leaves the groups alone."""
+    op = body(user)
+    name = op_name(op)
+    if name == "index":
+        return _indexed(op, groups, rank)
+    if name == "gather":
+        return groups if groups.shape[int(argument(op, "dim")) % groups.dim()] == 1 else None
+    moved = layout._moved_axes(op, groups.dim())
+    if name == "stack":
+        dim = int(argument(op, "dim", 0)) % rank
+        return groups.unsqueeze(dim)
+    if moved is None or any(groups.shape[dim] > 1 for dim in moved) or not _pads_nothing(op):
+        return None
+    if name in ("select", "unbind"):
+        return groups.squeeze(next(iter(moved)))
+    return groups
+
+
+def _sites_back(node: fx.Node, groups: Tensor) -> Tensor | None:
+    op = body(node)
+    name = op_name(op)
+    source = shape_of(operands(node)[0])
+    if name == "stack":
+        dim = int(argument(op, "dim", 0)) % groups.dim()
+        return groups.squeeze(dim) if groups.shape[dim] == 1 else None
+    if name == "index":
+        # the axes behind the last index are those of the source
+        kept = len(source) - len(argument(op, "indices"))
+        front = groups.dim() - kept
+        if any(size > 1 for size in groups.shape[:front]):
+            return None
+        return groups.reshape((1,) * (len(source) - kept) + tuple(groups.shape[front:]))
+    moved = {int(argument(op, "dim"))} if name == "gather" else layout._moved_axes(op, len(source))
+    if moved is None or not _pads_nothing(op):
+        return None
+    inner = groups
+    if name in ("select", "unbind"):
+        inner = groups.unsqueeze(next(iter(moved)))
+    return None if any(inner.shape[dim] > 1 for dim in moved) else inner
+
+
+def _indexed(op: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
+    count = len(argument(op, "indices"))
+    if any(size > 1 for size in groups.shape[:count]):
+        return None
+    return groups.reshape((1,) * (rank - groups.dim() + count) + tuple(groups.shape[count:]))
+
+
+def _pads_nothing(op: fx.Node) -> bool:
+    """True unless the op pads with a constant other than zero, which no centring leaves as it is."""
+    if op_name(op) not in ("pad", "constant_pad_nd"):
+        return True
+    reflects = op_name(op) == "pad" and argument(op, "mode") != "constant"
+    return reflects or zero_pad_of(op) is not None
+
+
+def _carry(
+    node: fx.Node, groups: Tensor, run: Callable[[Tensor], list[tuple[fx.Node, Tensor]]]
+) -> Iterator[tuple[fx.Node, Tensor]]:
+    """Run a movement on one number per element, and see where the groups went."""
+    block, ends = next(
+        (found for found in map(lambda b: (b, _once(b, run)), _blocks(node, groups)) if found[1]),
+        (groups, None),
+    )
+    if ends is None:
+        raise LayoutError("features and other axes are merged")
+    flat = block.reshape(-1)
+    sizes = torch.bincount(flat[flat >= 0])
+    for end, ids in ends:
+        carried = torch.where(ids < 0, NONE, flat[ids.clamp_min(0)])
+        there = torch.bincount(carried[carried >= 0].reshape(-1), minlength=len(sizes))
+        if not bool(there.any()):
+            continue
+        if bool(((there > 0) & (there != sizes)).any()):
+            raise LayoutError("only a part of the features is taken")
+        yield end, _checked(end, canonical(carried))
+
+
+def _once(
+    block: Tensor, run: Callable[[Tensor], list[tuple[fx.Node, Tensor]]]
+) -> list[tuple[fx.Node, Tensor]] | None:
+    """The ends with every element of the block at most once in each, else None."""
+    ends = run(torch.arange(block.numel()).reshape(block.shape))
+    for _, ids in ends:
+        there = ids[ids >= 0]
+        if there.unique().numel() != there.numel():
+            return None
+    return ends
+
+
+def _blocks(node: fx.Node, groups: Tensor) -> Iterator[Tensor]:
+    """The groups themselves, then with site axes written out: an op may merge one with the features."""
+    yield groups
+    shape = shape_of(node)
+    free = [dim for dim, size in enumerate(shape) if groups.shape[dim] == 1 and size > 1]
+    free = [dim for dim in free if not is_symbolic(node.meta["val"].shape[dim])]
+    for number in range(1, len(free) + 1):
+        for dims in combinations(reversed(free), number):
+            if groups.numel() * torch.Size(shape[dim] for dim in dims).numel() <= _LARGEST:
+                yield _written_out(groups, shape, dims)
+
+
+def _written_out(groups: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
+    for dim in dims:
+        count = int(groups.amax()) + 1
+        steps = layout.channel(groups.dim(), dim, shape[dim]) * count
+        groups = torch.where(groups < 0, groups, groups + steps)
+    return groups
+
+
+def _checked(node: fx.Node, groups: Tensor) -> Tensor:
+    """Refuse groups along an axis whose size may differ at run time."""
+    sizes = node.meta["val"].shape
+    if any(is_symbolic(sizes[dim]) for dim in axes(groups)):
+        raise LayoutError("the features lie along a dynamic axis")
+    return groups

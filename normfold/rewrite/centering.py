@@ -1,0 +1,381 @@
+"""What to store centred: every tensor that a LayerNorm's mean can be traced to, and one minimum cut over all.
+
+LayerNorm(x) = RMSNorm(P x) with P x = x - mean(x), and LayerNorm(P x) = LayerNorm(x). For a tensor and the
+groups that a norm takes its means over there are two choices: *stored* (P x flows in place of x) and
+*copied* (P x is there for whoever wants it: stored, or made by one explicit op at a price).
+
+* A norm over the same groups gains where x is copied.
+* stored(x) implies stored(y) for every y that is made of x by an op that commutes with P, and is forbidden by
+  any other reader; readers that do not see P (norms over these groups or parts of them) do not mind.
+* stored(y) implies copied(x) for every x that y is made of, needs nothing where a linear op, a parameter or
+  another norm's core writes y, and is forbidden otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph import groups as grouping
+from normfold.graph import layout
+from normfold.graph.expressions import is_static, sharers
+from normfold.graph.graph import Graph, argument, op_name, shape_of
+from normfold.graph.layout import LayoutError
+from normfold.graph.mixing import mixed, through_mix
+from normfold.graph.ops import Kind, kind_of, operands, reads_shape_only, uses
+from normfold.rewrite.closure import Closure
+from normfold.rewrite.reasons import Reason
+from normfold.rewrite.writers import Writer, writer_of
+
+_TIE = 1e-3  # a norm is worth a little more than an addition, an explicit op costs a little more than a norm
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a tensor cannot be stored centred: the reason, the node, and a detail in words."""
+
+    reason: Reason
+    node: fx.Node
+    detail: str = ""
+
+
+@dataclass(eq=False)
+class Member:
+    """A tensor with the groups it would be centred over.
+
+    ``writer`` absorbs the centring. Else ``sources`` are the members that the tensor is made of, and
+    ``constants`` the parameters added to it; or ``obstacle`` says why it cannot be made centred. ``readers``
+    are made of it; ``foreign`` lists those that would see its mean missing; ``norms`` gain from it.
+    """
+
+    node: fx.Node
+    groups: Tensor
+    writer: Writer | None = None
+    free: bool = False  # a norm's core: its mean is zero already
+    sources: list[Member] = field(default_factory=list)
+    constants: list[tuple[fx.Node, Tensor]] = field(default_factory=list)
+    obstacle: Obstacle | None = None
+    readers: list[Member] = field(default_factory=list)
+    foreign: list[Obstacle] = field(default_factory=list)
+    norms: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def elements(self) -> int:
+        return torch.Size(shape_of(self.node)).numel()
+
+
+class Centering:
+    """The members of a graph, and the best choice among them.
+
+    Args:
+        graph: canonicalised, so that norms are cores without weight and bias.
+        op_cost: price of one explicit centring op, in units of what a norm of equal size gains.
+        bias_cost: price of the addition that stays where a norm's bias could not be folded.
+        untie: a weight with other uses may be copied.
+    """
+
+    def __init__(
+        self, graph: Graph, op_cost: float = 1.0, bias_cost: float = 1.0, untie: bool = False
+    ) -> None:
+        self.graph, self.untie = graph, untie
+        self.op_cost, self.bias_cost = op_cost, bias_cost
+        self.norms: dict[fx.Node, Member] = {}
+        self._members: dict[tuple[fx.Node, tuple[tuple[int, ...], bytes]], Member] = {}
+        self._queue: deque[Member] = deque()
+        for node in graph.nodes:
+            if is_core(node):
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                self.norms[node] = self.member(source, norm_groups(node))
+        while self._queue:
+            self._look_at(self._queue.popleft())
+        self._require_agreement()
+        self.stored, self.copied = self._solve()
+
+    @property
+    def members(self) -> list[Member]:
+        return list(self._members.values())
+
+    def member(self, node: fx.Node, groups: Tensor) -> Member:
+        """The member of a tensor and groups, made (and put in line) when it is new."""
+        groups = grouping.canonical(groups)
+        key = (node, grouping.key(groups))
+        if key not in self._members:
+            self._members[key] = Member(node, groups)
+            self._queue.append(self._members[key])
+        return self._members[key]
+
+    def gain(self, norm: fx.Node) -> float:
+        """What a conversion of ``norm`` saves, in elements touched."""
+        elements = torch.Size(shape_of(norm)).numel()
+        return elements * (1 - self.bias_cost * (_bias_of(norm) is not None))
+
+    def price(self, member: Member) -> float:
+        """What one explicit centring op costs, in elements touched."""
+        return self.op_cost * member.elements
+
+    # -- members ------------------------------------------------------------------------------------
+
+    def _look_at(self, member: Member) -> None:
+        try:
+            self._find_sources(member)
+        except LayoutError as error:
+            member.obstacle = Obstacle(Reason.SPANS_TOKENS, member.node, str(error))
+        node = member.node
+        for use in uses(node):
+            if not reads_shape_only(use.user, use.position):
+                self._find_reader(member, use.user, use.position)
+
+    def _find_sources(self, member: Member) -> None:
+        node, groups = member.node, member.groups
+        if (writer := writer_of(node)) is not None:
+            self._find_writer(member, writer)
+            return
+        if node in self.norms:
+            member.free = grouping.key(norm_groups(node)) == grouping.key(groups)
+        if member.free:
+            return
+        parts = list(self._parts(node, groups))
+        if not parts:
+            member.obstacle = _no_writer(node)
+        for part, inner in parts:
+            if not is_static(part):
+                member.sources.append(self.member(part, inner))
+            elif grouping.is_simple(inner) or len(grouping.axes(inner)) == 1:
+                member.constants.append((part, inner))
+            else:
+                raise LayoutError("a parameter has groups along several axes")
+
+    def _find_writer(self, member: Member, writer: Writer) -> None:
+        node = member.node
+        if not writer.absorbs(member.groups):
+            text = "its groups run over more than the features that this op writes"
+            member.obstacle = Obstacle(Reason.SPANS_TOKENS, node, text)
+            return
+        others = sharers(writer.weight) - {node}
+        if others and not self.untie:
+            twins = [self._twin(other, writer, member.groups) for other in others]
+            if any(twin is None for twin in twins):
+                text = f"also read by {', '.join(sorted(other.name for other in others))}"
+                member.obstacle = Obstacle(Reason.PARAMETER_SHARED, node, text)
+                return
+            # one table, edited once: all of its writers are centred, or none
+            member.readers += [twin for twin in twins if twin is not None]
+        member.writer = writer
+
+    def _twin(self, other: fx.Node, writer: Writer, groups: Tensor) -> Member | None:
+        """The member of another op that writes with the same weight in the same way."""
+        theirs = writer_of(other)
+        if theirs is None or theirs.weight is not writer.weight or theirs.axis != writer.axis:
+            return None
+        rank = len(shape_of(other))
+        lined = layout.align(groups, max(rank, groups.dim()))
+        return self.member(other, lined) if lined.dim() == rank else None
+
+    def _parts(self, node: fx.Node, groups: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+        """What ``node`` is made of by an op that commutes with centring; nothing if there is no such op."""
+        kind = Kind.STOP if is_static(node) else kind_of(node)
+        match kind:
+            case Kind.MOVE:
+                part = grouping.pull_part(node, groups)
+                if part is not None and _reaches_writer(operands(node)[0], part):
+                    yield operands(node)[0], part
+                else:
+                    yield from grouping.pull(node, groups)
+            case Kind.ADD if len(operands(node)) == 2:
+                for operand in operands(node):
+                    yield operand, grouping.for_operand(groups, operand)
+            case Kind.PRODUCT:
+                carrier = _carrier(node, groups)
+                if carrier is not None:
+                    yield carrier, grouping.for_operand(groups, carrier)
+            case Kind.MIX:
+                yield operands(node)[0], through_mix(node, groups)
+            case Kind.DOT if (value := _value_of(node, groups)) is not None:
+                yield value, layout.align(groups, len(shape_of(value)))
+            case Kind.AFFINE:
+                yield from _affine_parts(node, groups)
+
+    def _find_reader(self, member: Member, user: fx.Node, position: int) -> None:
+        if user.op == "output":
+            member.foreign.append(Obstacle(Reason.STREAM_EXPOSED, user))
+            return
+        if user in self.norms and position == 0:
+            if self.norms[user] is member:
+                member.norms.append(user)
+            elif not _inside(norm_groups(user), member.groups):
+                text = "it takes its mean over other features together with these"
+                member.foreign.append(Obstacle(Reason.SEES_MEAN, user, text))
+            return
+        try:
+            carried = self._carried(member, user)
+        except LayoutError as error:
+            member.foreign.append(Obstacle(Reason.SEES_MEAN, user, str(error)))
+            return
+        if carried is not None:
+            member.readers.append(self.member(user, carried))
+
+    def _carried(self, member: Member, user: fx.Node) -> Tensor | None:
+        """Groups of what ``user`` makes of the member; None where the centring does not reach it.
+
+        Raises:
+            LayoutError: the user would see that the mean is gone.
+        """
+        node, groups = member.node, member.groups
+        rank = len(shape_of(user)) if isinstance(user.meta.get("val"), Tensor) else 0
+        match kind_of(user):
+            case Kind.MOVE:
+                return grouping.push(user, node, groups)
+            case Kind.ADD:
+                return layout.align(groups, rank)
+            case Kind.PRODUCT if _carrier(user, layout.align(groups, rank)) is node:
+                return layout.align(groups, rank)
+            case Kind.MIX:
+                return mixed(user, groups)
+            case Kind.DOT if _value_of(user, layout.align(groups, rank)) is node:
+                return layout.align(groups, rank)
+            case Kind.AFFINE if user.args[1] is None:
+                return groups
+        raise LayoutError("it is no norm over these features")
+
+    def _require_agreement(self) -> None:
+        """What is pushed into a reader must be what the reader pulls: else it would be centred otherwise."""
+        for member in self.members:
+            for reader in member.readers:
+                settled = reader.writer is not None or reader.obstacle is not None
+                if not settled and member not in reader.sources:
+                    member.foreign.append(Obstacle(Reason.SEES_MEAN, reader.node))
+
+    # -- the choice ---------------------------------------------------------------------------------
+
+    def _solve(self) -> tuple[set[Member], set[Member]]:
+        closure = Closure()
+        for member in self.members:
+            stored, copied = (member, "stored"), (member, "copied")
+            closure.imply(stored, copied)
+            if grouping.is_simple(member.groups):
+                closure.price(copied, stored, self.price(member) * (1 + 2 * _TIE))
+            else:  # one op could not centre it
+                closure.imply(copied, stored)
+            if member.foreign or member.obstacle is not None:
+                closure.forbid(stored)
+            for reader in member.readers:
+                closure.imply(stored, (reader, "stored"))
+            for source in member.sources:
+                closure.imply(stored, (source, "copied"))
+        for norm, member in self.norms.items():
+            if convertible(norm):
+                worth = self.gain(norm) + _TIE * torch.Size(shape_of(norm)).numel()
+                closure.gain((member, "copied"), worth)
+        chosen = closure.solve()
+        return (
+            {member for member, what in chosen if what == "stored"},
+            {member for member, what in chosen if what == "copied"},
+        )
+
+
+def is_core(node: fx.Node) -> bool:
+    """True for a layer norm on activations."""
+    return op_name(node) == "layer_norm" and not is_static(node)
+
+
+def convertible(norm: fx.Node) -> bool:
+    """True for a layer norm whose affine was split off and whose output is not constant."""
+    bare = argument(norm, "weight") is None and argument(norm, "bias") is None
+    return bare and norm_groups(norm).numel() > 1
+
+
+def norm_groups(norm: fx.Node) -> Tensor:
+    """The groups that a layer norm takes its means over."""
+    sizes = [int(size) for size in argument(norm, "normalized_shape")]
+    return grouping.over_last(len(shape_of(norm)), sizes)
+
+
+def affine_of(norm: fx.Node) -> fx.Node | None:
+    """The affine that was split off a norm and could not be folded, or None."""
+    users = list(norm.users)
+    return users[0] if len(users) == 1 and kind_of(users[0]) is Kind.AFFINE else None
+
+
+def _bias_of(norm: fx.Node) -> fx.Node | None:
+    affine = affine_of(norm)
+    shift = affine.args[2] if affine is not None else None
+    return shift if isinstance(shift, fx.Node) else None
+
+
+def _inside(inner: Tensor, outer: Tensor) -> bool:
+    """True if every group of ``inner`` lies in one group of ``outer``, so that its norm does not see P."""
+    try:
+        shape = torch.broadcast_shapes(inner.shape, outer.shape)
+    except RuntimeError:
+        return False
+    if shape != outer.shape or bool((outer < 0).any()):
+        return False
+    return all(
+        outer.shape[dim] == 1 or bool((outer == outer.narrow(dim, 0, 1)).all())
+        for dim in grouping.axes(inner)
+    )
+
+
+def _carrier(node: fx.Node, groups: Tensor) -> fx.Node | None:
+    """The factor of a product that holds the features, if all others are the same for every feature."""
+    factors = operands(node)
+    along = grouping.axes(groups)
+
+    def varies(factor: fx.Node) -> bool:
+        shape = shape_of(factor)
+        shape = (1,) * (groups.dim() - len(shape)) + shape
+        return any(shape[dim] != 1 for dim in along)
+
+    holders = [factor for factor in factors if varies(factor)]
+    if len(holders) != 1 or is_static(holders[0]) or factors.count(holders[0]) != 1:
+        return None
+    dividend = node.args[0] is holders[0] or op_name(node) != "div"
+    return holders[0] if dividend and not node.kwargs.get("rounding_mode") else None
+
+
+def _value_of(node: fx.Node, groups: Tensor) -> fx.Node | None:
+    """The value operand of a product of activations, if the groups lie along its last axis."""
+    position = 2 if op_name(node) == "scaled_dot_product_attention" else 1
+    value = node.args[position]
+    if grouping.axes(groups) != [groups.dim() - 1] or not isinstance(value, fx.Node):
+        return None
+    return None if any(value is other for other in node.args[:position]) else value
+
+
+def _affine_parts(node: fx.Node, groups: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
+    x, scale, shift, dim = node.args
+    assert isinstance(x, fx.Node) and isinstance(dim, int)
+    if scale is None and grouping.axes(groups) == [dim]:
+        yield x, groups
+        if isinstance(shift, fx.Node):
+            yield shift, groups.reshape(-1)
+
+
+def _reaches_writer(node: fx.Node, groups: Tensor) -> bool:
+    """True if only movements lie between the tensor and a linear op that can be centred in these groups."""
+    try:
+        while (writer := writer_of(node)) is None:
+            if kind_of(node) is not Kind.MOVE or len(operands(node)) != 1:
+                return False
+            ((node, groups),) = grouping.pull(node, groups)
+    except LayoutError:
+        return False
+    return writer.absorbs(groups)
+
+
+def _no_writer(node: fx.Node) -> Obstacle:
+    """What to say of an op that centring can neither enter nor pass."""
+    if node.op == "placeholder":
+        return Obstacle(Reason.WRITER_FIXED, node, "it is an input of the network")
+    if kind_of(node) is Kind.AFFINE:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if is_core(source) or op_name(source) in ("rms_norm", "layer_norm"):
+            return Obstacle(Reason.RESIDUAL_AFTER_NORM, node)
+        return Obstacle(Reason.WRITER_FIXED, node, "a gain per channel that could not be folded")
+    return Obstacle(Reason.WRITER_FIXED, node, f"`{op_name(node)}` is no linear op over the features")

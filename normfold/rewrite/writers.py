@@ -1,0 +1,120 @@
+"""Writers: ops whose parameters can take over a centring of what they produce.
+
+P (W x + c) = (P W) x + P c, and (P W)[i] = W[i] - mean of W over the group of output i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from normfold.graph import groups as grouping
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import op_name, shape_of
+from normfold.graph.ops import linear_of
+from normfold.rewrite.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Writer:
+    """An op that writes features with a parameter: ``axis`` of the weight is ``out_dim`` of the result.
+
+    ``blocks`` is the number of convolution groups: outputs of different ones have different inputs.
+    """
+
+    node: fx.Node
+    weight: fx.Node
+    weight_position: int
+    axis: int
+    out_dim: int
+    bias: fx.Node | None = None
+    bias_position: int | None = None
+    blocks: int = 1
+
+    def absorbs(self, groups: Tensor) -> bool:
+        """True if the weight can be centred in ``groups``."""
+        if grouping.axes(groups) != [self.out_dim]:
+            return False
+        if self.blocks == 1:
+            return True
+        numbers = groups.reshape(-1)
+        block = torch.arange(len(numbers)) // (len(numbers) // self.blocks)
+        spread = [block[numbers == number] for number in range(int(numbers.amax()) + 1)]
+        return self.axis == 0 and all(bool((part == part[0]).all()) for part in spread)
+
+    def center(self, rewriter: Rewriter, groups: Tensor) -> None:
+        """Centre what the op writes, through its weight and bias."""
+        numbers = groups.reshape(-1)
+        weight, bias = self.node.args[self.weight_position], None
+        assert isinstance(weight, fx.Node)
+        if self.bias_position is not None and self.bias is not None:
+            bias = self.node.args[self.bias_position]
+        rewriter.set_argument(
+            self.node, self.weight_position, center_along(rewriter, weight, self.axis, numbers)
+        )
+        if isinstance(bias, fx.Node):
+            assert self.bias_position is not None
+            rewriter.set_argument(
+                self.node, self.bias_position, center_along(rewriter, bias, 0, numbers)
+            )
+        rewriter.record(f"{self.node.name}: output centred")
+
+
+def writer_of(node: fx.Node) -> Writer | None:
+    """View of a linear op as a writer, or None: `linear_of`, and products with a stack of matrices (experts)."""
+    if node.op != "call_function" or is_static(node):
+        return None
+    linear = linear_of(node)
+    if linear is not None:
+        bias = linear.bias if isinstance(linear.bias, fx.Node) else None
+        return Writer(
+            node,
+            linear.weight,
+            linear.weight_position,
+            linear.out_axis,
+            linear.out_dim,
+            bias,
+            linear.bias_position,
+            linear.groups,
+        )
+    if op_name(node) in ("matmul", "bmm") and is_static(node.args[1]):
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        rank = len(shape_of(weight))
+        return Writer(node, weight, 1, rank - 1, len(shape_of(node)) - 1) if rank > 2 else None
+    return None
+
+
+def center_along(rewriter: Rewriter, value: fx.Node, axis: int, numbers: Tensor) -> fx.Node:
+    """Expression: ``value`` minus, along ``axis``, the mean of its group; ``numbers`` is -1 outside groups."""
+    if bool((numbers == 0).all()):
+        mean = rewriter.expression(aten.mean.dim, value, [axis], True)
+        return rewriter.expression(aten.sub.Tensor, value, mean)
+    count = int(numbers.amax()) + 1
+    index = rewriter.constant(torch.where(numbers < 0, count, numbers), "groups")
+    sizes = rewriter.constant(torch.bincount(numbers[numbers >= 0], minlength=count), "sizes")
+    shape = list(shape_of(value))
+    shape[axis] = count + 1  # the last one collects what belongs to no group
+    total = rewriter.expression(aten.full.default, shape, 0.0, dtype=value.meta["val"].dtype)
+    total = rewriter.expression(aten.index_add.default, total, axis, index, value)
+    total = rewriter.expression(aten.slice.Tensor, total, axis, 0, count)
+    wide = rewriter.expression(aten.reshape.default, sizes, [-1] + [1] * (len(shape) - 1 - axis))
+    mean = rewriter.expression(aten.div.Tensor, total, wide)
+    shape[axis] = 1
+    none = rewriter.expression(aten.full.default, shape, 0.0, dtype=value.meta["val"].dtype)
+    mean = rewriter.expression(aten.cat.default, [mean, none], axis)
+    mean = rewriter.expression(aten.index_select.default, mean, axis, index)
+    return rewriter.expression(aten.sub.Tensor, value, mean)
+
+
+def center_constant(rewriter: Rewriter, value: fx.Node, groups: Tensor) -> fx.Node:
+    """Expression: a parameter minus the mean of its groups, which run over one axis or fill several."""
+    along = grouping.axes(groups)
+    if len(along) == 1:
+        return center_along(rewriter, value, along[0], groups.reshape(-1))
+    mean = rewriter.expression(aten.mean.dim, value, along, True)
+    return rewriter.expression(aten.sub.Tensor, value, mean)

@@ -1,0 +1,119 @@
+"""center-stream: LayerNorm becomes RMSNorm where what it reads can be stored without its mean.
+
+layer_norm(x) = rms_norm(P x)      P x = x - mean(x), the mean over the norm's features, eps the same
+layer_norm(P x) = layer_norm(x)    so every norm that reads the stream may read P x instead
+P (W x + c) = (P W) x + P c        so linear writers store P x for free
+
+Where P cannot be absorbed, one explicit op centres the tensor, if enough norms gain from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from normfold.graph import Graph, Site
+from normfold.graph import groups as grouping
+from normfold.graph.graph import argument, op_name
+from normfold.graph.ops import NORM_OPS, body
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.centering import Centering, Member
+from normfold.rewrite.streams import Stream, streams, why_not
+from normfold.rewrite.writers import center_constant
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CenterStream(Pass):
+    """Centre the writers of residual streams (and of private inputs of norms), and turn LayerNorms into RMSNorms
+    (Jiang et al. 2023, arXiv 2305.14858). What is centred where is one minimum cut over the whole graph.
+
+    Options:
+        op_cost: price of one explicit centring op, in units of what a norm of the same size gains.
+        bias_cost: price of the addition that is left where a norm's bias could not be folded.
+        untie: an embedding table that is also the head's weight may be copied; otherwise one centring op
+            follows the embedding.
+
+    Exact:    up to rounding.
+    Declines: parameter-shared, not-per-channel, and every reason NF118 to NF124.
+    """
+
+    name: ClassVar[str] = "center-stream"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    op_cost: float = 1.0
+    bias_cost: float = 1.0
+    untie: bool = False
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        centering = Centering(graph, self.op_cost, self.bias_cost, self.untie)
+        found = streams(centering)
+        chosen = {norm for stream in found for norm in stream.norms}
+        for node in list(graph.nodes):
+            if node in centering.norms and node not in chosen:
+                yield Match(node, _sites(node), why_not(centering, node))
+            elif NORM_OPS.get(op_name(node)) == "group-norm" and not node.meta["normfold_static"]:
+                yield Match(node, _sites(node), Decline(Reason.SPANS_TOKENS, node))
+        for stream in found:
+            sites = tuple(site for norm in stream.norms for site in _sites(norm))
+            yield Match(stream.norms[0], sites, stream, "rms_norm")
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        return match.plan if isinstance(match.plan, Decline) else None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        stream: Stream = match.plan
+        copies: dict[Member, fx.Node] = {}
+
+        def centred(member: Member) -> fx.Node:
+            if member in stream.stored:
+                return member.node
+            if member not in copies:
+                copies[member] = _center(member, rewriter)
+            return copies[member]
+
+        for member in stream.stored:
+            if member.writer is not None:
+                member.writer.center(rewriter, member.groups)
+            for source in member.sources:
+                if source not in stream.stored:
+                    _reread(rewriter, member.node, source.node, centred(source))
+            for value, groups in member.constants:
+                new = center_constant(rewriter, value, groups)
+                rewriter.replace_input(member.node, value, new)
+        for norm in stream.norms:
+            source = centred(stream.input_of[norm])
+            new = rewriter.insert_before(
+                norm,
+                aten.rms_norm.default,
+                source,
+                argument(norm, "normalized_shape"),
+                None,
+                argument(norm, "eps"),
+            )
+            new.meta["normfold_norm"] = norm.meta.get("normfold_norm", ())
+            rewriter.record(f"{norm.name}: rms_norm")
+            rewriter.replace(norm, new)
+
+
+def _sites(norm: fx.Node) -> tuple[Site, ...]:
+    return tuple(norm.meta.get("normfold_norm", ()))
+
+
+def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    """Make a member read the centred copy: through its split, where it is a part of one."""
+    rewriter.replace_input(body(user), old, new)
+
+
+def _center(member: Member, rewriter: Rewriter) -> fx.Node:
+    """One explicit op: x - mean(x)."""
+    x, along = member.node, grouping.axes(member.groups)
+    mean = rewriter.insert_after(x, aten.mean.dim, x, along, True)
+    result = rewriter.insert_after(mean, aten.sub.Tensor, x, mean)
+    rewriter.record(f"{x.name}: centred by an op")
+    return result
