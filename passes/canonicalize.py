@@ -2,6 +2,7 @@
 
 batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b = beta - a * mean
 layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
+(x - mean(x)) / sqrt(var(x) + eps) = layer_norm(x), x / sqrt(mean(x^2) + eps) = rms_norm(x), however spelled
 x * c, x + c, x - c, x / c with one number per channel c: an affine too
 a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
 """
@@ -23,20 +24,17 @@ from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.handwritten import (
+    ARITHMETIC,
+    IDENTITIES,
+    adds_nothing,
+    one_group,
+    recognise,
+    reroll,
+)
 
 aten = torch.ops.aten
-_IDENTITIES = {
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "alias",
-    "detach",
-    "lift_fresh_copy",
-    "contiguous",
-    "clone",
-}
 _RESHAPES = {"view", "_unsafe_view"}
-_ARITHMETIC = {"add", "sub", "mul", "div"}
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,13 @@ class Canonicalize(Pass):
             elif name == "instance_norm" and not argument(node, "use_input_stats"):
                 yield Match(node, (namer.site(node, "instance-norm"),), "batch-norm")
             elif name in NORM_OPS and not _is_core(node):
-                yield Match(node, (namer.site(node, NORM_OPS[name]),), "norm")
-            elif name in _ARITHMETIC and (found := _vector_operand(node)) is not None:
-                yield Match(node, (namer.site(node, "constant"),), found)
-            elif name in _IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or _adds_nothing(
-                node
-            ):
+                kind = NORM_OPS[name] if one_group(node) is None else "layer-norm"
+                yield Match(node, (namer.site(node, kind),), "norm")
+            elif (found := recognise(node)) is not None:
+                yield Match(node, (namer.site(node, found.kind),), "hand-written")
+            elif name in ARITHMETIC and (plan := _vector_operand(node)) is not None:
+                yield Match(node, (namer.site(node, "constant"),), plan)
+            elif name in IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or adds_nothing(node):
                 yield Match(node, (), "identity")
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
@@ -89,8 +88,16 @@ class Canonicalize(Pass):
         if match.plan == "batch-norm":
             _split_batch_norm(node, rewriter, match.sites)
         elif match.plan == "norm":
-            if not _split_norm(node, rewriter, match.sites):
+            split = _split_norm(node, rewriter, match.sites)
+            if (layer_norm := one_group(node)) is not None:
+                reroll(node, layer_norm, match.sites, rewriter)
+            elif not split:
                 return
+        elif match.plan == "hand-written":
+            found = recognise(node)
+            assert found is not None, "what came before it has left a norm what it is"
+            match.detail = f"written by hand: {found.kind} over axes {found.dims}"
+            reroll(node, found, match.sites, rewriter)
         elif match.plan == "identity":
             _drop(node, rewriter)
         elif match.plan == "expression":
@@ -99,7 +106,7 @@ class Canonicalize(Pass):
             return
         else:
             _write_affine(node, rewriter, match.sites, *match.plan)
-        rewriter.record(f"{match.path}: {op_name(node)}")
+        rewriter.record(f"{match.path}: {match.detail or op_name(node)}")
 
 
 class _Namer:
@@ -210,20 +217,6 @@ def _drop(node: fx.Node, rewriter: Rewriter) -> None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         rewriter.replace(node, source)
-
-
-def _adds_nothing(node: fx.Node) -> bool:
-    """x + 0, x - 0, x * 1, x / 1 with a number, where the dtype stays."""
-    if op_name(node) not in _ARITHMETIC or not isinstance(node.args[0], fx.Node):
-        return False
-    number = node.args[1]
-    neutral = 0 if op_name(node) in ("add", "sub") else 1
-    plain = (
-        isinstance(number, (int, float))
-        and number == neutral
-        and "rounding_mode" not in node.kwargs
-    )
-    return plain and node.args[0].meta["val"].dtype == node.meta["val"].dtype
 
 
 def _vector_operand(node: fx.Node) -> tuple[int, int] | None:

@@ -40,12 +40,33 @@ class Arithmetic(nn.Module):
         return F.dropout(x * 1 + self.map, 0.5, training=False).contiguous()
 
 
+class HandWritten(nn.Module):
+    """A channels-first layer norm and an RMS norm on the last axis, both spelled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt(variance + 1e-6)
+        x = F.gelu(self.gain[:, None, None] * x + self.bias[:, None, None])
+        return self.scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
 # -- golden -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "build", "shape"),
-    [("norms", Norms, IMAGE), ("arithmetic", Arithmetic, IMAGE), ("encoder", Encoder, (2, 5, 8))],
+    [
+        ("norms", Norms, IMAGE),
+        ("arithmetic", Arithmetic, IMAGE),
+        ("encoder", Encoder, (2, 5, 8)),
+        ("handwritten", HandWritten, IMAGE),
+    ],
 )
 def test_golden(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     golden_pass(f"canonicalize/{name}", capture(build().eval(), (torch.randn(shape),)))
@@ -62,6 +83,7 @@ def test_golden(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...
         (Encoder, (2, 5, 8)),
         (PostNorm, (2, 5, 8)),
         (Residual, IMAGE),
+        (HandWritten, IMAGE),
     ],
 )
 def test_equal(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
@@ -144,7 +166,8 @@ def test_declines(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "shape"), [(Norms, IMAGE), (Arithmetic, IMAGE), (Encoder, (2, 5, 8))]
+    ("build", "shape"),
+    [(Norms, IMAGE), (Arithmetic, IMAGE), (Encoder, (2, 5, 8)), (HandWritten, IMAGE)],
 )
 def test_idempotent(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     untouched(capture(perturb(build()), (torch.randn(shape),)), "canonicalize,canonicalize")
