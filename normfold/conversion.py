@@ -18,6 +18,7 @@ from typing import Any, Literal
 from torch import nn
 
 from normfold.api import Progress, Verify, capture_loaded, own_samples, run, runtime_checks
+from normfold.bench import gate
 from normfold.errors import EnvironmentMissing, NormfoldError, UsageError
 from normfold.graph import Graph
 from normfold.graph.bake import bake
@@ -60,6 +61,7 @@ def convert(
     seed: int = 0,
     opset: int | None = None,
     dialect: str = "ort-x86",
+    keep_if_faster: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Load, capture, rewrite, verify, export, and verify again what was exported.
@@ -75,6 +77,8 @@ def convert(
         batch: ``dynamic`` (default) or ``static``.
         verify: ``final``, ``each`` or ``off``.
         opset, dialect: of the ONNX file.
+        keep_if_faster: time the ONNX file against the original's own export in onnxruntime on the CPU, and
+            write the latter under the same name unless the result is faster.
 
     Returns:
         The result. When a verdict fails, ``result.ok`` is False, the report is written, and artefacts of an
@@ -89,6 +93,8 @@ def convert(
     parse(text)
     formats, name, folder = _formats(export), _name(model), Path(output)
     _require_dialect(dialect)
+    if keep_if_faster:
+        _require_timeable(formats, dialect)
     if formats:
         _require_writable(folder)
     say = progress or (lambda line: None)
@@ -112,9 +118,8 @@ def convert(
         del loaded
         if not isinstance(model, nn.Module):
             gc.collect()  # torch.export leaves cycles that hold them
-    result, report = run(
-        graph, text, verify, verifier=verifier, progress=progress, copy=verifier is not None
-    )
+    copy = keep_if_faster or verifier is not None
+    result, report = run(graph, text, verify, verifier=verifier, progress=progress, copy=copy)
     report.model, report.inputs, report.versions = source, inputs_from, versions()
     if formats and not result.baked:
         bake(result)
@@ -126,10 +131,13 @@ def convert(
     missing: EnvironmentMissing | None = None
     if formats and report.ok:
         with staging(folder) as temporary:
-            for kind in formats:
+            for kind in sorted(formats):  # ONNX first: what else is written is what it holds
                 say(f"writing {kind}")
                 target = temporary / f"{name}.{kind}"
                 missing = _write(kind, result, target, report, verifier, opset, dialect) or missing
+                if kind == "onnx" and keep_if_faster and report.ok and missing is None:
+                    judged = gate(graph, target, report, verifier, opset, dialect, progress)
+                    result = judged or result
             if report.ok:
                 artifacts = publish(temporary, folder)
     report.artifacts = [str(path) for path in artifacts]
@@ -198,6 +206,15 @@ def _require_dialect(name: str) -> None:
     from normfold.export.dialects import dialect
 
     dialect(name)
+
+
+def _require_timeable(formats: Sequence[str], dialect: str) -> None:
+    if "onnx" not in formats or not dialect.startswith("ort"):
+        raise UsageError(
+            "`keep-if-faster` times ONNX files in onnxruntime",
+            found=f"export {', '.join(formats) or 'nothing'} for {dialect}",
+            hint="export `onnx` for `ort-x86` or `ort-arm`; other runtimes time their engines themselves",
+        )
 
 
 def _require_writable(folder: Path) -> None:

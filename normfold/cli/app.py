@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from normfold.cli import commands
+from normfold.cli.bench import bench
 from normfold.cli.settings import Option, settings
 from normfold.errors import NormfoldError
 
@@ -65,6 +66,7 @@ for command in (
     commands.passes,
     commands.explain,
     commands.doctor,
+    bench,
 ):
     app.command()(command)
 

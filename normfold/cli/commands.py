@@ -41,6 +41,13 @@ def convert(
     dialect: Annotated[
         str, typer.Option(help="What the ONNX file is for: ort-x86, ort-arm, trt, trt-rtx.")
     ] = "ort-x86",
+    keep_if_faster: Annotated[
+        bool,
+        typer.Option(
+            "--keep-if-faster",
+            help="Write the original's own export instead, unless the result is faster (onnxruntime, CPU).",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every site.")] = False,
     as_json: opt.Json = False,
 ) -> int:
@@ -60,6 +67,7 @@ def convert(
             seed=seed,
             opset=opset,
             dialect=dialect,
+            keep_if_faster=keep_if_faster,
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )

@@ -1,9 +1,9 @@
-"""Run an exported ONNX file in onnxruntime, with torch tensors or numpy arrays, on the CPU."""
+"""Run an exported ONNX file in onnxruntime, with torch tensors or numpy arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,25 +15,34 @@ from torch import Tensor
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 
 Level = Literal["all", "none"]
+_CPU = "CPUExecutionProvider"
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 class RuntimeSession:
-    """One onnxruntime session on the CPU.
+    """One onnxruntime session, on the CPU unless another provider is named.
 
     Args:
         path: the ONNX file.
         level: ``"all"`` runs every graph optimisation of onnxruntime, ``"none"`` runs the file as it is.
         threads: threads within one op; by default what onnxruntime takes.
+        provider: the execution provider, by onnxruntime's name for it.
+        spin: threads that wait within a run spin, as is onnxruntime's default: faster where no one shares the
+            cores. They never do between runs.
 
     Raises:
-        EnvironmentMissing: onnxruntime is not installed, or has no CPU kernel for an op of the file in its type
-            (which is so for most ops in bfloat16).
+        EnvironmentMissing: onnxruntime is not installed, cannot use the provider on this machine, or has no
+            kernel for an op of the file in its type (which is so for most ops in bfloat16 on the CPU).
         ExportError: onnxruntime refuses the file.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], level: Level = "all", threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        level: Level = "all",
+        threads: int | None = None,
+        provider: str = _CPU,
+        spin: bool = False,
     ) -> None:
         try:
             import onnxruntime
@@ -51,15 +60,23 @@ class RuntimeSession:
         options.log_severity_level = (
             3  # errors: warnings on stderr would land in the user's terminal
         )
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as for torch
+        # no spinning, as for torch; or none that a run leaves behind for the next one elsewhere
+        entry = "session.force_spinning_stop" if spin else "session.intra_op.allow_spinning"
+        options.add_session_config_entry(entry, "1" if spin else "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
+                os.fspath(path), options, providers=list(dict.fromkeys((provider, _CPU)))
             )
         except Exception as error:  # the binding raises a dozen types without a common base
             raise _refused(error, path) from error
+        if self._session.get_providers()[0] != provider:  # it falls back to the CPU by itself
+            raise EnvironmentMissing(
+                f"onnxruntime cannot use `{provider}` on this machine",
+                found=f"it took {', '.join(self._session.get_providers())}",
+                hint="`onnxruntime.get_available_providers()` lists what the installed package was built with",
+            )
         self._ort = onnxruntime
         self.path, self.level = path, level
         self.input_names = tuple(item.name for item in self._session.get_inputs())
@@ -76,6 +93,16 @@ class RuntimeSession:
         except Exception as error:
             raise _refused(error, self.path) from error
         return [_tensor(result) for result in results]
+
+    def prepare(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> Callable[[], object]:
+        """A forward pass on these inputs, which are converted once; outputs stay the runtime's own."""
+        feeds = {name: self._value(tensor) for name, tensor in self._named(inputs).items()}
+        return lambda: self._session.run_with_ort_values(None, feeds)
+
+    def signature(self) -> list[tuple[str, tuple[int | str | None, ...], str]]:
+        """Name, shape (a text or None where a size is free) and type (``tensor(float)``) of each input."""
+        inputs = self._session.get_inputs()
+        return [(item.name, tuple(item.shape), item.type) for item in inputs]
 
     def _named(self, inputs: Any) -> dict[str, Any]:
         if isinstance(inputs, Mapping):

@@ -11,6 +11,7 @@ from normfold.report.objects import (
     Warned,
     json_text,
 )
+from normfold.report.timing import Timing
 
 __all__ = [
     "Applied",
@@ -20,6 +21,7 @@ __all__ = [
     "PassReport",
     "Report",
     "SiteStatus",
+    "Timing",
     "Warned",
     "json_text",
 ]

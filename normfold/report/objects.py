@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from normfold.report.timing import Timing
+
 SCHEMA = 1
 
 
@@ -157,6 +159,7 @@ class Report:
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    timing: Timing | None = None
 
     @property
     def ok(self) -> bool:
@@ -209,6 +212,8 @@ class Report:
         for item, raw in zip(self.passes, data["passes"], strict=True):
             if item.check is not None:
                 raw["check"].update(ok=item.check.ok, needed_tolerance=item.check.needed_tolerance)
+        if self.timing is not None:
+            data["timing"] = self.timing.to_dict()
         return data
 
     def to_json(self) -> str:

@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normfold.report.timing import duration
+
 if TYPE_CHECKING:
     from normfold.report.objects import Check, Report, SiteStatus
+    from normfold.report.timing import Timing
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -67,6 +70,9 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.all_checks():
         console.print()
         print_checks(report.all_checks(), console)
+    if report.timing is not None:
+        console.print()
+        print_timing(report.timing, console)
     console.print()
     before, after = report.parameters_before / 1e6, report.parameters_after / 1e6
     _line(console, f"parameters {before:.2f} MB -> {after:.2f} MB")
@@ -120,3 +126,20 @@ def print_checks(checks: Sequence[Check], console: Console) -> None:
             rows,
         )
     )
+
+
+def print_timing(timing: Timing, console: Console) -> None:
+    """Both medians, the ratio with its spread, how it was measured, and the verdict in words."""
+    for note in timing.notes:
+        _line(console, f"note      {note}")
+    rows = [
+        ("A", duration(timing.a_seconds), timing.a),
+        ("B", duration(timing.b_seconds), timing.b),
+    ]
+    console.print(table("timing", ("", "median", "what"), rows))
+    low, high = timing.quartiles
+    _line(console, f"B/A {timing.ratio:.3f}, half of the rounds between {low:.3f} and {high:.3f}")
+    threads = "" if timing.threads is None else f", threads: {timing.threads}"
+    _line(console, f"{timing.runtime}{threads}, inputs {timing.inputs}")
+    _line(console, f"{timing.rounds} rounds of 4 x {timing.calls} runs in {timing.seconds:.1f} s")
+    _line(console, timing.verdict)

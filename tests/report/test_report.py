@@ -15,7 +15,16 @@ import pytest
 from rich.console import Console
 
 import normfold
-from normfold.report import Check, OutputCheck, PassReport, Report, SiteStatus, Warned, json_text
+from normfold.report import (
+    Check,
+    OutputCheck,
+    PassReport,
+    Report,
+    SiteStatus,
+    Timing,
+    Warned,
+    json_text,
+)
 from normfold.report.text import print_report
 from tests.report.runs import mixed
 
@@ -61,11 +70,21 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
 
 @pytest.mark.parametrize(
     ("part", "kind"),
-    [("", Report), ("pass", PassReport), ("check", Check), ("site", SiteStatus)],
+    [
+        ("", Report),
+        ("pass", PassReport),
+        ("check", Check),
+        ("site", SiteStatus),
+        ("timing", Timing),
+    ],
 )
 def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any) -> None:
     schema = SCHEMA["$defs"][part] if part else SCHEMA
-    derived = {"": {"schema", "ok", "counts"}, "check": {"ok", "needed_tolerance"}}.get(part, set())
+    derived = {
+        "": {"schema", "ok", "counts"},
+        "check": {"ok", "needed_tolerance"},
+        "timing": {"faster", "verdict"},
+    }.get(part, set())
     fields = {field.name for field in dataclasses.fields(kind)}
     assert set(schema["properties"]) == fields | derived
     assert set(schema["required"]) == fields | derived

@@ -1,0 +1,158 @@
+"""Inputs for a `bench`: what two ONNX files both take, and values for it that every network accepts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normfold.errors import UsageError
+from normfold.load.specs import DTYPES, Spec, draw, parse
+
+Signature = list[tuple[str, tuple[int | str | None, ...], str]]
+_DTYPES = {
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64,
+    "tensor(bool)": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user asked of the inputs: ``--input`` texts, the size of free batches, the seed."""
+
+    texts: Sequence[str] = ()
+    batch: int = 1
+    seed: int = 0
+
+
+def merged(a: Signature, b: Signature) -> tuple[Signature, list[str]]:
+    """Inputs that both files take, in A's order and with A's names, and what B calls each of them.
+
+    Inputs belong together by name, or by order where the names differ; a size that one file fixes is fixed.
+
+    Raises:
+        UsageError: another number of inputs, other types, ranks or fixed sizes.
+    """
+    by_name = {item[0]: item for item in b}
+    same = by_name.keys() == {name for name, _, _ in a}
+    ordered = [by_name[name] for name, _, _ in a] if same else b
+    clash = len(a) != len(b)
+    both: Signature = []
+    for (name, shape, kind), (_, other, own_kind) in zip(a, ordered, strict=False):
+        clash |= kind != own_kind or len(shape) != len(other)
+        sizes = []
+        for one, two in zip(shape, other, strict=False):
+            clash |= isinstance(one, int) and isinstance(two, int) and one != two
+            sizes.append(two if isinstance(two, int) else one)
+        both.append((name, tuple(sizes), kind))
+    if clash:
+        raise different(f"A takes {_listed(a)}; B takes {_listed(b)}")
+    return both, [name for name, _, _ in ordered]
+
+
+def values_for(signature: Signature, inputs: Inputs) -> list[Tensor]:
+    """Seeded inputs: normal floats, integers 0 and 1 (token ids that every vocabulary has), masks of ones.
+
+    Raises:
+        UsageError: a free size that neither the batch nor an ``--input`` gives, or an ``--input`` that does not
+            fit the files.
+    """
+    given = _given(signature, parse(inputs.texts))
+    generator = torch.Generator().manual_seed(inputs.seed)
+    batches = {shape[0] for _, shape, _ in signature if shape and isinstance(shape[0], str)}
+    values = []
+    for name, shape, kind in signature:
+        dtype = _DTYPES.get(kind)
+        if dtype is None:
+            raise UsageError(
+                f"no value can be made for the input `{name}`", found=f"it is a {kind}"
+            )
+        spec = given.get(name)
+        if spec is not None:
+            _require_fit(spec, name, shape, dtype)
+            sizes = list(spec.shape)
+        else:
+            free = [
+                inputs.batch
+                if (axis == 0 or size in batches) and not isinstance(size, int)
+                else size
+                for axis, size in enumerate(shape)
+            ]
+            sizes = [size for size in free if isinstance(size, int)]
+            if len(sizes) < len(shape):
+                example = "x".join(str(size) if isinstance(size, int) else "16" for size in free)
+                raise UsageError(
+                    f"the input `{name}` has free sizes besides the batch",
+                    found=f"({', '.join(map(str, shape))})",
+                    hint=f"give them, for example `--input {name}:{example}`",
+                )
+        whole = not dtype.is_floating_point
+        if whole and "mask" in name:
+            values.append(torch.ones(sizes, dtype=dtype))
+        else:
+            values.append(draw(sizes, dtype, generator))
+    return values
+
+
+def text_of(names: Sequence[str], values: Sequence[Any]) -> str:
+    """``x:1x3x224x224:f32`` for each tensor."""
+    short = {dtype: text for text, dtype in DTYPES.items()}
+    return " ".join(
+        f"{name}:{'x'.join(map(str, value.shape)) or 'scalar'}:{short.get(value.dtype, value.dtype)}"
+        for name, value in zip(names, values, strict=False)
+        if isinstance(value, Tensor)
+    )
+
+
+def _given(signature: Signature, specs: Sequence[Spec]) -> dict[str, Spec]:
+    """``--input`` texts by the file's names; those without a name in order."""
+    names = [name for name, _, _ in signature]
+    free = [name for name in names if name not in {spec.name for spec in specs}]
+    found: dict[str, Spec] = {}
+    for spec in specs:
+        name = spec.name or (free.pop(0) if free else None)
+        if name is None or name not in names:
+            close = difflib.get_close_matches(spec.name or "", names, 1)
+            raise UsageError(
+                f"`--input {spec.text}`: the files have no such input",
+                found=f"they take {_listed(signature)}",
+                hint=f"did you mean `{close[0]}`?" if close else None,
+            )
+        found[name] = spec
+    return found
+
+
+def _require_fit(spec: Spec, name: str, shape: Sequence[Any], dtype: torch.dtype) -> None:
+    fits = len(spec.shape) == len(shape) and all(
+        not isinstance(size, int) or size == own
+        for size, own in zip(shape, spec.shape, strict=True)
+    )
+    if not fits or spec.dtype not in (None, dtype):
+        raise UsageError(
+            f"`--input {spec.text}` does not fit the files",
+            found=f"`{name}` is {'x'.join(map(str, shape))} of {str(dtype).removeprefix('torch.')}",
+        )
+
+
+def different(found: str) -> UsageError:
+    return UsageError(
+        "A and B do not take the same inputs",
+        found=found,
+        hint="time two networks for the same job; `--input` and `--batch` set the sizes that are free",
+    )
+
+
+def _listed(signature: Signature) -> str:
+    return ", ".join(
+        f"`{name}` {'x'.join('?' if size is None else str(size) for size in shape)} {kind}"
+        for name, shape, kind in signature
+    )
