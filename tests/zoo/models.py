@@ -125,10 +125,15 @@ def members() -> list[Member]:
     return found + [Member("extra", *line.split()) for line in EXTRA.strip().splitlines()]
 
 
-def build(member: Member, positive: bool = False) -> tuple[nn.Module, Tensor]:
+def build(
+    member: Member,
+    positive: bool = False,
+    prepare: Callable[[nn.Module], object] | None = None,
+) -> tuple[nn.Module, Tensor]:
     """The network in eval mode with perturbed numbers, and an input of batch 2.
 
-    ``positive`` gives every norm positive gains only, which opens the ways through ReLU.
+    ``positive`` gives every norm positive gains only, which opens the ways through ReLU; ``prepare``
+    changes more numbers before the running statistics are fitted.
     """
     torchvision_shim.install()
     torch.manual_seed(0)
@@ -136,6 +141,8 @@ def build(member: Member, positive: bool = False) -> tuple[nn.Module, Tensor]:
         warnings.simplefilter("ignore")
         module, sizes = (_vision if member.source == "torchvision" else _timm)(member.name)
     module = perturb(module.eval(), positive)
+    if prepare is not None:
+        prepare(module)
     generator = torch.Generator().manual_seed(1)
     last: Exception | None = None
     for size in sizes:
@@ -250,8 +257,10 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
                 yield kind, name, tensor
 
 
-def scan(largest: float = LARGEST) -> Iterator[tuple[str, str, int]]:
-    """(family, model, BatchNorm modules) of each timm family's smallest member with BatchNorm."""
+def scan(
+    counts: Callable[[nn.Module], bool], largest: float = LARGEST
+) -> Iterator[tuple[str, str, int]]:
+    """(family, model, norms) of each timm family's smallest member with a module that ``counts``."""
     torchvision_shim.install()
     import timm
 
@@ -264,7 +273,7 @@ def scan(largest: float = LARGEST) -> Iterator[tuple[str, str, int]]:
             warnings.simplefilter("ignore")
             module = _skeleton(name)
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        norms = sum(map(_is_batch_norm, module.modules()))
+        norms = sum(map(counts, module.modules()))
         if norms and parameters <= largest and parameters < best.get(family, (largest + 1,))[0]:
             best[family] = (parameters, name, norms)
     for family in sorted(best):
@@ -284,7 +293,7 @@ def _skeleton(name: str) -> nn.Module:
     return module
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def is_batch_norm(module: nn.Module) -> bool:
     """A BatchNorm of any kind, or a convolution that standardises its weight through one."""
     name = type(module).__name__
     return isinstance(module, _BatchNorm) or "FrozenBatchNorm" in name or "StdConv" in name

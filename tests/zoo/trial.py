@@ -82,7 +82,7 @@ def trial(member: Member, positive: bool = False) -> Row:
 def _run(member: Member, positive: bool, row: Row) -> None:
     module, x = build(member, positive)
     row.parameters = sum(parameter.numel() for parameter in module.parameters())
-    graph = _capture(module, x, row)
+    graph, row.capture_seconds, row.note = captured(module, (x,))
     row.nodes = sum(1 for _ in graph.nodes)
     start = time.perf_counter()
     folded, reports = run_pipeline(graph, parse("canonicalize,fold-affine,restore"))
@@ -94,12 +94,12 @@ def _run(member: Member, positive: bool, row: Row) -> None:
     baked, _ = run_pipeline(folded, parse("bake"))
     row.bake_seconds = time.perf_counter() - start
 
-    reference = _outputs(Float64Interpreter(graph.module)(x))
-    row.spread = min(_spread(value) for value in reference)
-    row.algebra = _error(_outputs(Float64Interpreter(folded.module)(x)), reference)
+    reference = outputs(Float64Interpreter(graph.module)(x))
+    row.spread = min(map(spread, reference))
+    row.algebra = worst_error(outputs(Float64Interpreter(folded.module)(x)), reference)
     with torch.no_grad():
-        row.baseline = _error(_outputs(module(x)), reference)
-        row.rounding = _error(_outputs(baked.module(x)), reference)
+        row.baseline = worst_error(outputs(module(x)), reference)
+        row.rounding = worst_error(outputs(baked.module(x)), reference)
     if not all(bool(value.isfinite().all()) for value in reference):
         row.error = "the perturbed original is not finite"
     elif not row.spread >= SPREAD:
@@ -112,15 +112,16 @@ def _run(member: Member, positive: bool, row: Row) -> None:
         row.error = f"{remains} per-channel ops remain for {len(fold.declined)} declined sites"
 
 
-def _capture(module: nn.Module, x: Tensor, row: Row) -> Graph:
+def captured(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Graph, float, str]:
+    """The graph with a dynamic batch where that works, else a fixed one; seconds; what was said."""
     start = time.perf_counter()
+    note = ""
     try:
-        graph = capture(module, (x,))
+        graph = capture(module, args)
     except CaptureError as error:
-        row.note = "fixed batch: " + " ".join(str(error).split())[:300]
-        graph = capture(module, (x,), dynamic=None)
-    row.capture_seconds = time.perf_counter() - start
-    return graph
+        note = "fixed batch: " + " ".join(str(error).split())[:300]
+        graph = capture(module, args, dynamic=None)
+    return graph, time.perf_counter() - start, note
 
 
 def _count(graph: Graph, declined: list[Declined], row: Row) -> None:
@@ -179,12 +180,13 @@ def _holds_channels(operand: Any) -> bool:
     return len(sizes) >= 3 and sizes[-2:] == (1, 1) and sum(size > 1 for size in sizes) == 1
 
 
-def _outputs(tree: Any) -> list[Tensor]:
+def outputs(tree: Any) -> list[Tensor]:
+    """The floating tensors among what a network returned."""
     leaves = pytree.tree_leaves(tree)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _error(values: list[Tensor], reference: list[Tensor]) -> float:
+def worst_error(values: list[Tensor], reference: list[Tensor]) -> float:
     """The largest error of any output; NaN counts as infinite."""
     worst = 0.0
     for value, wanted in zip(values, reference, strict=True):
@@ -194,7 +196,7 @@ def _error(values: list[Tensor], reference: list[Tensor]) -> float:
     return worst
 
 
-def _spread(value: Tensor) -> float:
+def spread(value: Tensor) -> float:
     """How far the two samples lie apart: near zero, the output would hide what happens inside."""
     apart = (value[0] - value[1]).abs().max() / value.abs().max()
     return float(apart)
