@@ -7,6 +7,7 @@ For an affine y = a x + b (one a and b per channel), tried for all sites before 
 3. forward:  every reader of y computes f(a x + b)      W' = W diag(a), c' = c + W b
 4. split:    the scale backward, the shift forward, or the reverse with b / a
 5. partial:  the scale forward, one addition left, where zero padding makes that the cheapest
+6. bias:     of a norm whose gain must stay, forward or into the bias of the norm beside it (`split-norms`)
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class FoldAffine(Pass):
             map, fixed sizes), ``pad`` (pad with -b/a) or ``scale-only`` (leave one addition).
         copy_shared: a weight with several users may be copied; otherwise such sites are declined.
         untie: an embedding table that is also the head's weight may be copied too.
+        split_norms: fold a norm's bias even where its gain must stay: an RMSNorm has a gain and no bias.
 
     Exact:    up to rounding, in eval mode.
     Declines: every reason NF102 to NF117.
@@ -49,13 +51,14 @@ class FoldAffine(Pass):
 
     name: ClassVar[str] = "fold-affine"
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    stages: ClassVar[int] = 6  # each way for all sites, before the next way; the last one sums up
+    stages: ClassVar[int] = 7  # each way for all sites, before the next way; the last one sums up
 
     direction: Literal["both", "backward", "forward"] = "both"
     max_gain: float = 1e4
     zero_padding: Literal["cheapest", "map", "pad", "scale-only"] = "cheapest"
     copy_shared: bool = True
     untie: bool = False
+    split_norms: bool = False
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
@@ -79,6 +82,8 @@ class FoldAffine(Pass):
             match.warnings = attempt.warnings(match)
             if how == "partial":
                 match.partial = Decline(Reason.PARTIAL, match.node, attempt.why_not_forward())
+            elif how == "bias":
+                match.partial = attempt.why_gain_stays(match)
             return None
         if "normfold_partial" in match.node.meta:
             return Decline(Reason.PARTIAL, match.node, match.node.meta["normfold_partial"])
@@ -132,6 +137,8 @@ class _Attempt:
             yield self.shift_back_scale_on
         if forward and self.scale is not None and self.shift is not None and not self._of_norm:
             yield self.scale_on_shift_left
+        if forward and self._of_norm and self.options.split_norms and self.shift is not None:
+            yield self.shift_on_gain_left
 
     def backward(self) -> tuple[list[Edit], str]:
         return self._pull(self._transport(), Flow(self.scale, self.shift)), "backward"
@@ -165,6 +172,24 @@ class _Attempt:
             self.node.args = (self.x, None, inner.vector.node(rewriter), self.node.args[3])
 
         return [*edits, leave], "partial"
+
+    def shift_on_gain_left(self) -> tuple[list[Edit], str]:
+        transport = self._transport()
+        transport.bias_only = True
+        edits = transport.push(self.node, Flow(None, self.shift))
+
+        def leave(rewriter: Rewriter) -> None:
+            self.node.args = (self.x, self.node.args[1], None, self.node.args[3])
+
+        return [*edits, leave], "bias"
+
+    def why_gain_stays(self, match: Match) -> Decline | None:
+        """None if there is no gain: then all of the affine is folded."""
+        try:
+            self._transport().push(self.node, Flow(self.scale, None))
+        except Blocked as error:
+            return _summary({"forward": error}, match)
+        return None
 
     def why_not_forward(self) -> str:
         try:

@@ -209,11 +209,11 @@ def _carry(
     node: fx.Node, groups: Tensor, run: Callable[[Tensor], list[tuple[fx.Node, Tensor]]]
 ) -> Iterator[tuple[fx.Node, Tensor]]:
     """Run a movement on one number per element, and see where the groups went."""
-    block, ends = next(
-        (found for found in map(lambda b: (b, _once(b, run)), _blocks(node, groups)) if found[1]),
-        (groups, None),
-    )
-    if ends is None:
+    for block in _blocks(node, groups):
+        ends = _once(block, run)
+        if ends is not None:
+            break
+    else:
         raise LayoutError("features and other axes are merged")
     flat = block.reshape(-1)
     sizes = torch.bincount(flat[flat >= 0])

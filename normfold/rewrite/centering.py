@@ -378,4 +378,6 @@ def _no_writer(node: fx.Node) -> Obstacle:
         if is_core(source) or op_name(source) in ("rms_norm", "layer_norm"):
             return Obstacle(Reason.RESIDUAL_AFTER_NORM, node)
         return Obstacle(Reason.WRITER_FIXED, node, "a gain per channel that could not be folded")
-    return Obstacle(Reason.WRITER_FIXED, node, f"`{op_name(node)}` is no linear op over the features")
+    return Obstacle(
+        Reason.WRITER_FIXED, node, f"`{op_name(node)}` is no linear op over the features"
+    )

@@ -61,7 +61,9 @@ def _reachable(residual: nx.DiGraph) -> set[Any]:
     while stack:
         node = stack.pop()
         for other, edge in residual[node].items():
-            if other not in seen and edge["capacity"] - edge["flow"] > 1e-9 * max(1.0, edge["flow"]):
+            if other not in seen and edge["capacity"] - edge["flow"] > 1e-9 * max(
+                1.0, edge["flow"]
+            ):
                 seen.add(other)
                 stack.append(other)
     return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, fx
 
 from normfold.graph import layout
@@ -17,6 +18,7 @@ from normfold.graph.ops import (
     operands,
     zero_pad_of,
 )
+from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.flow import Blocked, Flow
 from normfold.rewrite.reasons import Reason
 
@@ -104,3 +106,37 @@ def value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node]:
     if all(part.ids.shape[-1] == 1 for part in parts):
         return right, left
     raise Blocked(Reason.AXIS_MISMATCH, node)
+
+
+def through_dot(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
+    """What a product of activations carries: the transform of its value operand."""
+    flow = None
+    for name, source in zip(("left", "right", "value"), node.args[:3], strict=False):
+        if isinstance(source, fx.Node) and source in pushed:
+            if flow is not None:
+                raise Blocked(Reason.NONLINEAR, node, "both factors carry the affine")
+            flow, place, carrier = pushed[source], name, source
+    assert flow is not None
+    attention = op_name(node) == "scaled_dot_product_attention"
+    if (attention and place != "value") or (not attention and place != "right"):
+        raise Blocked(Reason.NONLINEAR, node, "the affine meets the other factor of a product")
+    mixed = len(shape_of(carrier)) - 2
+    for part in (flow.scale, flow.shift):
+        if part is not None and part.ids.shape[mixed] > 1:
+            raise Blocked(Reason.AXIS_MISMATCH, node)
+    weights = node.args[0]
+    assert isinstance(weights, fx.Node)
+    if flow.shift is not None and not rows_sum_to_one(node, weights):
+        raise Blocked(Reason.ATTENTION_ROWS, node)
+    return flow.map(lambda ids: layout.align(ids, len(shape_of(node))))
+
+
+def join(node: fx.Node, sources: list[fx.Node], flow: Flow) -> Flow:
+    """What a cat or stack carries when ``sources``, some or all of its operands, carry the same transform."""
+
+    def joined(ids: Tensor) -> Tensor:
+        parts = [layout.push(node, source, ids) for source in sources]
+        shape = torch.broadcast_shapes(*(part.shape for part in parts))
+        return layout.compress(torch.stack([part.expand(shape) for part in parts]).amax(0))
+
+    return flow.map(joined)

@@ -8,7 +8,7 @@ from normfold.errors import UsageError
 
 PRESETS = {
     "folded": "canonicalize,fold-affine,restore,bake",
-    "rmsnorm": "canonicalize,fold-affine,center-stream,restore,bake",
+    "rmsnorm": "canonicalize,fold-affine{split-norms=true},center-stream,restore,bake",
     "baked": "canonicalize,restore,bake",
 }
 

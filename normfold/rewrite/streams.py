@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from normfold.graph.graph import argument, shape_of
+from normfold.graph.graph import shape_of
 from normfold.rewrite.base import Decline
 from normfold.rewrite.centering import (
     Centering,

@@ -19,6 +19,7 @@ from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import keeps_constants, mixed, through_mix
 from normfold.graph.ops import (
+    NORM_OPS,
     Kind,
     body,
     kind_of,
@@ -35,12 +36,14 @@ from normfold.rewrite.crossing import (
     blind,
     factors,
     for_operand,
+    join,
     stopped,
+    through_dot,
     through_pad,
     through_product,
     value_operand,
 )
-from normfold.rewrite.flow import Blocked, Flow, require_positive
+from normfold.rewrite.flow import Blocked, Coefficient, Flow, require_positive
 from normfold.rewrite.reasons import Reason
 
 aten = torch.ops.aten
@@ -51,7 +54,8 @@ class Transport:
     """One attempt to move one affine.
 
     ``sites`` are what the affine stands for, and go with it into another affine; ``padding``,
-    ``copy_shared`` and ``untie`` are fold-affine's options.
+    ``copy_shared`` and ``untie`` are fold-affine's options. ``bias_only``: what moves is the bias of a norm that
+    stays; it may end in the bias of a norm on the other side of a sum, and makes no larger addition.
     """
 
     graph: Graph
@@ -59,6 +63,7 @@ class Transport:
     padding: str = "cheapest"
     copy_shared: bool = True
     untie: bool = False
+    bias_only: bool = False
     _pulled: set[fx.Node] = field(default_factory=set)
     _inverses: list[Edit] = field(default_factory=list)
     _pushed: dict[fx.Node, Flow] = field(default_factory=dict)
@@ -92,7 +97,8 @@ class Transport:
             case Kind.LINEAR:
                 linear = linear_of(value)
                 assert linear is not None
-                self._require_own_weight(linear.weight, value)
+                if flow.scale is not None or op_name(value) == "embedding":
+                    self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
                 return [into_affine(value, flow, self.sites, behind=True)]
@@ -247,7 +253,11 @@ class Transport:
         if kind is Kind.LINEAR:
             linear = linear_of(node)
             assert linear is not None
-            self._require_own_weight(linear.weight, node)
+            if self._pushed[linear.data].scale is not None:
+                self._require_own_weight(linear.weight, node)
+            narrow = linear.out_features <= shape_of(linear.data)[linear.in_dim or 0]
+            if self.bias_only and linear.bias is None and not narrow:
+                raise Blocked(Reason.NO_BIAS, node, "an addition in front is the smaller one")
             edits.append(into_input(linear, self._pushed[linear.data], self.padding))
             return None
         if kind is Kind.STOP:
@@ -277,7 +287,7 @@ class Transport:
                     raise Blocked(Reason.ZERO_PADDING, node, "its weights do not sum to one")
                 return first.map(lambda ids: mixed(node, ids))
             case _:
-                return self._push_dot(node)
+                return through_dot(node, self._pushed)
 
     def _push_move(self, node: fx.Node, sources: list[fx.Node], flows: list[Flow | None]) -> Flow:
         if len(sources) == 1:
@@ -301,9 +311,10 @@ class Transport:
         if along_features or any(
             id(other) != id(source) and other in self._pushed for other in sources
         ):
-            if len(carried) > 1:
+            holders = list(dict(carried))
+            if len(holders) > 1 and not along_features and set(holders) != set(sources):
                 raise Blocked(Reason.OUTPUT_REUSED, node, "one affine reaches several operands")
-            return flow.map(lambda ids: layout.push(node, source, ids))
+            return join(node, holders, flow)
         if sources.count(source) > 1:
             raise Blocked(Reason.OUTPUT_REUSED, node)
         for other in sources:  # joined along tokens: the other parts take the inverse
@@ -337,6 +348,8 @@ class Transport:
                 inner = for_operand(Flow(scale).map(lambda ids: layout.align(ids, rank)), other)
                 self._inverses += self.pull(other, inner.inverse(node), node)
         shifts = [flow.shift.times(k) for _, k, flow in carried if flow.shift is not None]
+        if self.bias_only and len(carried) == 1 and self._met_by_norm(node, sides, shifts[0]):
+            return Flow()
         shift = shifts[0] if shifts else None
         if len(shifts) == 2:
             if not torch.equal(shifts[0].ids, shifts[1].ids):
@@ -349,26 +362,25 @@ class Transport:
                 )
         return Flow(scale, shift).map(lambda ids: layout.align(ids, rank))
 
-    def _push_dot(self, node: fx.Node) -> Flow:
-        flow = None
-        for name, source in zip(("left", "right", "value"), node.args[:3], strict=False):
-            if isinstance(source, fx.Node) and source in self._pushed:
-                if flow is not None:
-                    raise Blocked(Reason.NONLINEAR, node, "both factors carry the affine")
-                flow, place, carrier = self._pushed[source], name, source
-        assert flow is not None
-        attention = op_name(node) == "scaled_dot_product_attention"
-        if (attention and place != "value") or (not attention and place != "right"):
-            raise Blocked(Reason.NONLINEAR, node, "the affine meets the other factor of a product")
-        mixed = len(shape_of(carrier)) - 2
-        for part in (flow.scale, flow.shift):
-            if part is not None and part.ids.shape[mixed] > 1:
-                raise Blocked(Reason.AXIS_MISMATCH, node)
-        weights = node.args[0]
-        assert isinstance(weights, fx.Node)
-        if flow.shift is not None and not rows_sum_to_one(node, weights):
-            raise Blocked(Reason.ATTENTION_ROWS, node)
-        return flow.map(lambda ids: layout.align(ids, len(shape_of(node))))
+    def _met_by_norm(
+        self, node: fx.Node, sides: list[tuple[fx.Node, float]], shift: Coefficient
+    ) -> bool:
+        """True if the bias of a norm on the other side of a sum can take the shift: it ends here."""
+        other, k = next((side, k) for side, k in sides if side not in self._pushed)
+        value = other
+        while kind_of(value) is Kind.MOVE and len(operands(value)) == 1:
+            value = operands(value)[0]
+        if kind_of(value) is not Kind.AFFINE or op_name(operands(value)[0]) not in NORM_OPS:
+            return False
+        before = set(self._pulled)
+        try:
+            ids = layout.for_operand(layout.align(shift.ids, len(shape_of(node))), other)
+            flow = Flow(None, replace(shift.times(1 / k), ids=ids))
+            self._inverses += self.pull(other, flow, node)
+        except (Blocked, LayoutError):
+            self._pulled = before
+            return False
+        return True
 
 
 def _as_blocked(error: Blocked | LayoutError, node: fx.Node) -> Blocked:
