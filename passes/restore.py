@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from normfold.graph import Graph
-from normfold.graph.graph import argument_index, op_name, shape_of
+from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import NORM_OPS
 from normfold.rewrite import Exactness, Match, Pass, Rewriter
 
@@ -75,7 +75,10 @@ def _takes_back(x: fx.Node, affine: fx.Node, dim: int, scale: object, shift: obj
         return False
     if shift is not None and NORM_OPS[name] == "rms-norm":
         return False
-    own = len(shape_of(x)) - 1 if NORM_OPS[name] in ("layer-norm", "rms-norm") else 1
+    over_last = NORM_OPS[name] in ("layer-norm", "rms-norm")
+    if over_last and len(argument(x, "normalized_shape")) != 1:
+        return False
+    own = len(shape_of(x)) - 1 if over_last else 1
     return dim == own and affine in x.users
 
 

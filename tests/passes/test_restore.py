@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from normfold.graph import capture
 from normfold.graph.graph import op_name, shape_of
 from normfold.rewrite import parse, run_pipeline
-from tests.nets import PostNorm, conv, perturb
+from tests.nets import Compose, PostNorm, conv, perturb
 from tests.passes.judge import golden_pass, judge, right, untouched
 
 IMAGE = (2, 4, 5, 6)
@@ -117,6 +117,17 @@ def test_arithmetic_broadcasts_along_the_right_axis() -> None:
         if source.op == "get_attr"
     ]
     assert constants == [(4, 1, 1), (4, 1, 1)]
+
+
+def test_a_norm_over_several_axes_takes_no_vector_back() -> None:
+    """Its weight would have to run over all of them."""
+    net = Compose(
+        lambda m, x: m.norm(x) * m.scale.weight[:, 0],
+        norm=nn.LayerNorm((5, 6), elementwise_affine=False),
+        scale=nn.Linear(1, 6),
+    )
+    outcome = right(judge(capture(perturb(net), (torch.randn(IMAGE),)), "canonicalize,restore"))
+    assert outcome.ops() == ["layer_norm", "mul"]
 
 
 # -- idempotent, no-op ------------------------------------------------------------------------------
