@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -129,8 +129,8 @@ class Swapped(Float64Interpreter):
         if not sites & self.sites:
             return super().run_node(n)
         names = ("input", "weight", "bias")
-        operands = tuple(argument(n, name) for name in names)
-        x, weight, bias = self.map_nodes_to_values(operands, n)
+        operands: Any = tuple(argument(n, name) for name in names)
+        x, weight, bias = cast(tuple[Any, ...], self.map_nodes_to_values(operands, n))
         value = rms_norm(x, argument(n, "normalized_shape"), weight, argument(n, "eps"))
         return value if bias is None else value + bias
 
