@@ -78,14 +78,15 @@ class CenterStream(Pass):
             return copies[member]
 
         for member in stream.stored:
+            member.node.meta["normfold_centred"] = member.groups
             if member.writer is not None:
                 member.writer.center(rewriter, member.groups)
             for source in member.sources:
                 if source not in stream.stored:
                     _reread(rewriter, member.node, source.node, centred(source))
             for value, groups in member.constants:
-                new = center_constant(rewriter, value, groups)
-                rewriter.replace_input(member.node, value, new)
+                constant = center_constant(rewriter, value, groups)
+                rewriter.replace_input(member.node, value, constant)
         for norm in stream.norms:
             source = centred(stream.input_of[norm])
             new = rewriter.insert_before(
@@ -115,5 +116,6 @@ def _center(member: Member, rewriter: Rewriter) -> fx.Node:
     x, along = member.node, grouping.axes(member.groups)
     mean = rewriter.insert_after(x, aten.mean.dim, x, along, True)
     result = rewriter.insert_after(mean, aten.sub.Tensor, x, mean)
+    result.meta["normfold_centred"] = member.groups
     rewriter.record(f"{x.name}: centred by an op")
     return result
