@@ -12,17 +12,21 @@ from tests.zoo.ln_trial import NormRow
 # What the research prototype reached on timm's families (feasibility.md): LayerNorms, converted, ops
 PROTOTYPE_NORMS, PROTOTYPE_CONVERTED, PROTOTYPE_OPS = 1234, 778, 58
 HEADER = (
-    f"{'family':25} {'model':30} {'params':>7} {'LN':>4} {'RMS':>4} {'ops':>3} {'declined':24} "
+    f"{'family':25} {'model':30} {'params':>7} {'LN':>4} {'RMS':>4} {'ops':>3} {'can':>4} {'ops':>3} "
+    f"{'declined':24} "
     f"{'capture':>7} {'passes':>7} {'total':>6} {'float64':>8} {'naive':>8} {'e1/e0':>6}  ok"
 )
 
 
 def line(row: NormRow) -> str:
-    """LayerNorms, how many became RMSNorms, explicit centring ops, declined by reason, seconds, errors."""
+    """LayerNorms, how many became RMSNorms, explicit centring ops; both again where bias additions are free;
+    declined by reason, seconds, errors.
+    """
     declined = " ".join(f"{code}:{count}" for code, count in sorted(row.declined.items()))
     text = (
         f"{row.family[:25]:25} {row.model[:30]:30} {row.parameters / 1e6:6.1f}M {row.norms:4} "
-        f"{row.converted:4} {row.ops:3} {declined:24} {row.capture_seconds:6.1f}s "
+        f"{row.converted:4} {row.ops:3} {row.convertible:4} {row.convertible_ops:3} "
+        f"{declined:24} {row.capture_seconds:6.1f}s "
         f"{row.pass_seconds:6.1f}s {row.total_seconds:5.0f}s {row.algebra:8.1e} {row.naive:8.1e} "
         f"{row.ratio:6.2f}  {'yes' if row.ok else 'NO'}"
     )
@@ -40,7 +44,7 @@ def summary(rows: list[NormRow], whole: bool) -> bool:
     _declined(rows)
     low |= _speed(rows, whole)
     errors = [row.algebra for row in rows if math.isfinite(row.algebra)]
-    naive = [row.naive for row in rows if row.converted and math.isfinite(row.naive)]
+    naive = [row.naive for row in rows if row.convertible and math.isfinite(row.naive)]
     print(
         f"largest float64 error: {max(errors, default=math.nan):.1e}; "
         f"least error without centring: {min(naive, default=math.nan):.1e}"
@@ -59,6 +63,11 @@ def _totals(source: str, rows: list[NormRow], whole: bool) -> bool:
         f"{norms} LayerNorms became RMSNorms, with {ops} centring ops; all in "
         f"{sum(row.converted == row.norms for row in rows)}"
     )
+    convertible, more = (
+        sum(row.convertible for row in rows),
+        sum(row.convertible_ops for row in rows),
+    )
+    print(f"  {convertible} with {more} ops where additions for left-over biases are free")
     if source != "timm-ln" or not whole:
         return False
     few, dear = converted < PROTOTYPE_CONVERTED, ops > PROTOTYPE_OPS

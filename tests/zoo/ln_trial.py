@@ -2,6 +2,9 @@
 
 Each row is also run with its converted norms swapped for RMSNorm *without* any centring. That must be
 wrong by far: otherwise the row's small error would prove nothing.
+
+The preset leaves a norm alone where an addition for its bias would stay behind, since that saves nothing.
+What is convertible is another question: the row answers it by a second run in which such additions are free.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -21,6 +24,7 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import NORM_OPS
 from normfold.graph.precision import Float64Interpreter
+from normfold.passes.center_stream import CenterStream
 from normfold.report import PassReport
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.presets import preset
@@ -47,6 +51,8 @@ class NormRow:
     norms: int = 0
     converted: int = 0
     ops: int = 0
+    convertible: int = 0
+    convertible_ops: int = 0
     declined: dict[str, int] = field(default_factory=dict)
     sites: dict[str, str] = field(default_factory=dict)
     capture_seconds: float = 0.0
@@ -97,17 +103,27 @@ def _run(member: Member, row: NormRow) -> str:
     start = time.perf_counter()
     result, reports = run_pipeline(ready, middle)
     row.pass_seconds = split + time.perf_counter() - start
-    report = next(item for item in reports if item.spec.startswith("center-stream"))
+    report = _stream_report(reports)
     row.stream_seconds = report.seconds
     converted = _count(report, row)
+    free = [
+        replace(item, bias_cost=0.0) if isinstance(item, CenterStream) else item for item in middle
+    ]
+    widest, reports = run_pipeline(ready, free)
+    report = _stream_report(reports)
+    every = _converted(report)
+    row.convertible, row.convertible_ops = len(every), _ops(report)
     start = time.perf_counter()
     baked, _ = run_pipeline(result, [bake])
     row.bake_seconds = time.perf_counter() - start
 
     reference = outputs(Float64Interpreter(graph.module)(*args))
     row.spread = min(map(spread, reference))
-    row.algebra = worst_error(outputs(Float64Interpreter(result.module)(*args)), reference)
-    swapped = Swapped(ready.module, converted)
+    row.algebra = max(
+        worst_error(outputs(Float64Interpreter(one.module)(*args)), reference)
+        for one in ([result] if every == converted else [result, widest])
+    )
+    swapped = Swapped(ready.module, every)
     row.naive = worst_error(outputs(swapped(*args)), reference)
     with torch.no_grad():
         row.baseline = worst_error(outputs(module(*args)), reference)
@@ -135,9 +151,21 @@ class Swapped(Float64Interpreter):
         return value if bias is None else value + bias
 
 
+def _stream_report(reports: list[PassReport]) -> PassReport:
+    return next(item for item in reports if item.spec.startswith("center-stream"))
+
+
+def _converted(report: PassReport) -> set[str]:
+    return {item.site for item in report.applied if item.detail.startswith("rms_norm")}
+
+
+def _ops(report: PassReport) -> int:
+    return sum(edit.endswith(OP) for edit in report.edits)
+
+
 def _count(report: PassReport, row: NormRow) -> set[str]:
     """Count norms, by what became of them; returns the sites of the converted ones."""
-    converted = {item.site for item in report.applied if item.detail.startswith("rms_norm")}
+    converted = _converted(report)
     left = {item.site: item for item in report.declined if item.kind == "layer-norm"}
     row.converted = len(converted)
     row.norms = len(converted | set(left))
@@ -146,7 +174,7 @@ def _count(report: PassReport, row: NormRow) -> set[str]:
         site: f"{item.code} {item.reason}; {item.detail} at {item.node} ({item.line})"
         for site, item in left.items()
     }
-    row.ops = sum(edit.endswith(OP) for edit in report.edits)
+    row.ops = _ops(report)
     return converted
 
 
@@ -155,7 +183,7 @@ def _wrong_numbers(row: NormRow) -> str:
         return f"the outputs of two inputs differ by {row.spread:.1e} only: nothing is tested"
     if not row.algebra <= ALGEBRA:
         return f"float64 error {row.algebra:.2e}"
-    if row.converted and not row.naive >= POWER:
+    if row.convertible and not row.naive >= POWER:
         return f"RMSNorm without centring errs by {row.naive:.1e} only: nothing is tested"
     if not row.rounding <= 4 * row.baseline + ULPS:
         return f"fp32 error {row.rounding:.2e}, the original has {row.baseline:.2e}"
@@ -204,8 +232,8 @@ def _below(member: Member, row: NormRow) -> str:
         return ""
     if row.norms != expected.norms:
         return f"{row.norms} LayerNorms found, it has {expected.norms}"
-    if row.converted < expected.converted:
-        return f"{row.converted} converted, at least {expected.converted} are convertible"
-    if row.ops > expected.ops + row.converted - expected.converted:
-        return f"{row.ops} centring ops, {expected.ops} are enough"
+    if row.convertible < expected.converted:
+        return f"{row.convertible} convertible, it should be {expected.converted}"
+    if row.convertible_ops > expected.ops + row.convertible - expected.converted:
+        return f"{row.convertible_ops} centring ops, {expected.ops} are enough"
     return ""
