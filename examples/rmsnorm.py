@@ -20,7 +20,7 @@ from normfold.export.onnx import export_onnx
 from normfold.rewrite.presets import preset
 
 MODELS = Path(__file__).parent / "models"
-PRESET = "folded"
+PRESET = "rmsnorm"
 VIT = MODELS / "vit_shapes.safetensors"
 LENGTHS = (1, 37, 128)
 

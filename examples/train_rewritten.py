@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import normfold
 from examples import gpt, text
 
-PIPELINE = "canonicalize,fold-affine"  # no bake: it would make constants of the expressions
+PIPELINE = "canonicalize,fold-affine,center-stream"  # no bake: it would make constants of it all
 Forward = Callable[[Tensor], Tensor]
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizer] = {
