@@ -21,7 +21,7 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers: slow
-	@$(PY) -m tests.zoo
+	@$(PY) -m tests.zoo --jobs 2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,102 +4,77 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import gc
 import json
 import os
 import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
-from torch import nn
-
-from tests.zoo import bn_table, ln_table
-from tests.zoo.ln_models import is_layer_norm, ln_members
-from tests.zoo.ln_trial import NormRow, ln_trial
-from tests.zoo.models import Member, is_batch_norm, members, scan
-from tests.zoo.trial import Row, trial
-
-
-@dataclass(frozen=True)
-class Part:
-    """One half of the zoo: what is in it, how a member is run, how rows are shown."""
-
-    members: Callable[[], list[Member]]
-    trial: Callable[[Member, bool], Any]
-    row: type[Row] | type[NormRow]
-    header: str
-    line: Callable[[Any], str]
-    summary: Callable[[list[Any], bool], bool]
-    counts: Callable[[nn.Module], bool]
-
-
-PARTS = {
-    "bn": Part(
-        members, trial, Row, bn_table.HEADER, bn_table.line, bn_table.summary, is_batch_norm
-    ),
-    "ln": Part(
-        ln_members,
-        lambda member, _: ln_trial(member),
-        NormRow,
-        ln_table.HEADER,
-        ln_table.line,
-        ln_table.summary,
-        is_layer_norm,
-    ),
-}
+from tests.zoo.models import Member, scan
+from tests.zoo.parts import PARTS, Part, be_quiet, run_one
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # what models and torch.export say about each other
-    parts = [PARTS[options.part]] if options.part else list(PARTS.values())
+    be_quiet()
+    names = [options.part] if options.part else list(PARTS)
     if options.scan:
-        for part in parts:
-            for family, name, norms in scan(part.counts):
-                print(f"    {family} {name}  # {norms}", flush=True)
+        for name in names:
+            for family, model, norms in scan(PARTS[name].counts):
+                print(f"    {family} {model}  # {norms}", flush=True)
         return 0
-    chosen = [
-        (part, [member for member in part.members() if _wanted(member, options.only)])
-        for part in parts
-    ]
-    if not any(found for _, found in chosen):
+    chosen = {
+        name: [member for member in PARTS[name].members() if _wanted(member, options.only)]
+        for name in names
+    }
+    if not any(chosen.values()):
         print(f"no member matches `{options.only}`", file=sys.stderr)
         return 2
     failed, rows = False, []
-    for part, found in chosen:
+    for name, found in chosen.items():
         if found:
-            done = _run(part, found[: options.limit], options)
-            failed |= part.summary(done, options.only is None and options.limit is None)
+            done = _run(name, found[: options.limit], options)
+            failed |= PARTS[name].summary(done, options.only is None and options.limit is None)
             rows += done
     if options.json:
         options.json.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
     return int(failed)
 
 
-def _run(part: Part, found: list[Member], options: argparse.Namespace) -> list[Any]:
+def _run(name: str, found: list[Member], options: argparse.Namespace) -> list[Any]:
+    part = PARTS[name]
     known = _read(part, options.cache)
+    new = _rows(name, [member for member in found if member.id not in known], options)
     print(part.header, flush=True)
     rows = []
     for member in found:
         row = known.get(member.id)
         if row is None:
-            row = part.trial(member, options.positive)
+            row = next(new)
             _remember(options.cache, row)
         rows.append(row)
         print(part.line(row), flush=True)
         if options.verbose:
             for site, why in row.sites.items():
                 print(f"      {site}: {why}", flush=True)
-        gc.collect()
     return rows
+
+
+def _rows(name: str, found: list[Member], options: argparse.Namespace) -> Iterator[Any]:
+    """Rows in the order of the members, from as many processes as asked for."""
+    work = [(name, member, options.positive) for member in found]
+    if options.jobs == 1:
+        yield from map(run_one, work)
+        return
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), be_quiet) as pool:
+        yield from pool.map(run_one, work)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", choices=list(PARTS), help="BatchNorms or LayerNorms only")
     parser.add_argument("--only", help="part of a family or model name, or a pattern with * and ?")
     parser.add_argument("--limit", type=int, help="the first N members of each part")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--cache", type=Path, help="JSON lines: rows that passed are not run again")
     parser.add_argument("--positive", action="store_true", help="no BatchNorm with a negative gain")

@@ -1,0 +1,60 @@
+"""The two parts of the zoo, and how one network is run, also in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.zoo import bn_table, ln_table
+from tests.zoo.ln_models import is_layer_norm, ln_members
+from tests.zoo.ln_trial import NormRow, ln_trial
+from tests.zoo.models import Member, is_batch_norm, members
+from tests.zoo.trial import Row, trial
+
+
+@dataclass(frozen=True)
+class Part:
+    """One half of the zoo: what is in it, how a member is run, how rows are shown."""
+
+    members: Callable[[], list[Member]]
+    trial: Callable[[Member, bool], Any]
+    row: type[Row] | type[NormRow]
+    header: str
+    line: Callable[[Any], str]
+    summary: Callable[[list[Any], bool], bool]
+    counts: Callable[[nn.Module], bool]
+
+
+PARTS = {
+    "bn": Part(
+        members, trial, Row, bn_table.HEADER, bn_table.line, bn_table.summary, is_batch_norm
+    ),
+    "ln": Part(
+        ln_members,
+        lambda member, _: ln_trial(member),
+        NormRow,
+        ln_table.HEADER,
+        ln_table.line,
+        ln_table.summary,
+        is_layer_norm,
+    ),
+}
+
+
+def be_quiet() -> None:
+    """One thread, and no warnings."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # what models and torch.export say about each other
+
+
+def run_one(work: tuple[str, Member, bool]) -> Any:
+    """The row of one network: (part, member, whether BatchNorm gains are positive)."""
+    name, member, positive = work
+    gc.collect()
+    return PARTS[name].trial(member, positive)
