@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,12 +97,23 @@ def run(
         passes=reports,
         checks=checks,
         sites=site_statuses(result, reports),
-        notes=list(result.notes),
+        notes=[*result.notes, *_nothing_done(reports)],
         parameters_before=before,
         parameters_after=result.parameter_bytes(),
     )
     report.seconds = time.perf_counter() - start
     return result, report
+
+
+def _nothing_done(reports: Sequence[PassReport]) -> list[str]:
+    """A note for every pass that met sites and could rewrite none."""
+    notes = []
+    for item in reports:
+        if item.declined and not item.applied:
+            codes = Counter(f"{declined.code} {declined.reason}" for declined in item.declined)
+            why = "; ".join(f"{count} times {reason}" for reason, count in codes.most_common(3))
+            notes.append(f"{item.name} changed nothing: {why}")
+    return notes
 
 
 def verify(

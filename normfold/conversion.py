@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from normfold.graph import Graph
 from normfold.graph.bake import bake
 from normfold.load import load
 from normfold.report import Report
+from normfold.report.policy import Requirement
 from normfold.rewrite import parse
 from normfold.rewrite.presets import preset
 from normfold.verify import Verifier
@@ -62,13 +63,15 @@ def convert(
     opset: int | None = None,
     dialect: str = "ort-x86",
     keep_if_faster: bool = False,
+    require: Sequence[str] = (),
+    untie: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Load, capture, rewrite, verify, export, and verify again what was exported.
 
     Args:
         model: any MODEL of the command line, or a module.
-        to: a preset (``folded``, ``baked``); ``passes`` gives a pipeline text instead.
+        to: a preset (``folded``, ``rmsnorm``, ``crmsnorm``, ``baked``); ``passes`` gives a pipeline text instead.
         export: ``onnx`` and/or ``pt2``; None rewrites only.
         output: folder for the artefacts and ``<name>.report.json``; made if missing.
         inputs: example inputs (tensors, which the verdict counts too), or texts such as ``x:1x3x224x224``;
@@ -79,18 +82,25 @@ def convert(
         opset, dialect: of the ONNX file.
         keep_if_faster: time the ONNX file against the original's own export in onnxruntime on the CPU, and
             write the latter under the same name unless the result is faster.
+        require: how many sites a pass must have rewritten, as ``center-stream>=1``; judged as the verdict is.
+        untie: sets the option of that name in every pass that has it: an embedding table that is also the
+            head's weight may be copied.
 
     Returns:
-        The result. When a verdict fails, ``result.ok`` is False, the report is written, and artefacts of an
-        earlier run stay as they were.
+        The result. When a verdict fails or a requirement is not met, ``result.ok`` is False, the report is
+        written, and artefacts of an earlier run stay as they were.
 
     Raises:
         LoadError, CaptureError, UsageError, ExportError, PassError, each with what, where, found and a hint;
         EnvironmentMissing when the files are written and the runtime that would judge them is not here.
     """
     start = time.perf_counter()
-    text = passes if passes is not None else preset(to)
-    parse(text)
+    pipeline = parse(passes if passes is not None else preset(to))
+    if untie:
+        pipeline = [
+            replace(item, untie=True) if hasattr(item, "untie") else item for item in pipeline
+        ]
+    requirements = [Requirement.parse(text, [item.name for item in pipeline]) for text in require]
     formats, name, folder = _formats(export), _name(model), Path(output)
     _require_dialect(dialect)
     if keep_if_faster:
@@ -119,8 +129,9 @@ def convert(
         if not isinstance(model, nn.Module):
             gc.collect()  # torch.export leaves cycles that hold them
     copy = keep_if_faster or verifier is not None
-    result, report = run(graph, text, verify, verifier=verifier, progress=progress, copy=copy)
+    result, report = run(graph, pipeline, verify, verifier=verifier, progress=progress, copy=copy)
     report.model, report.inputs, report.versions = source, inputs_from, versions()
+    report.unmet = [text for item in requirements if (text := item.check(report.passes))]
     if formats and not result.baked:
         bake(result)
         result.recompile()
@@ -154,6 +165,12 @@ def convert(
             hint="run `normfold verify` where the runtime is, or ask for `--verify off` here",
         ) from missing
     return Result(result, report, artifacts)
+
+
+def _untied(item: Any) -> Any:
+    """The pass with its option ``untie`` set, if it has one."""
+    has_option = any(field.name == "untie" for field in fields(item))
+    return replace(item, untie=True) if has_option else item
 
 
 def _write(

@@ -11,19 +11,29 @@ from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.report import Declined, PassReport, SiteStatus
 
+_CONVERTERS = {"center-stream"}  # passes that make one norm of another
+
 
 def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatus]:
     """State of every site that canonicalize found, in graph order.
 
-    A site is ``left`` while any node carries its affine, ``kept`` if its norm computes statistics at run time,
-    else ``gone``.
+    A site is ``left`` while any node carries its affine, or if a pass declined to convert it; ``converted`` if
+    its norm became a cheaper one; ``kept`` if its norm computes statistics at run time; else ``gone``.
     """
     carried = {site.path for node in graph.nodes for site in node.meta.get("normfold_sites", ())}
     running = {
         site.path: node for node in graph.nodes for site in node.meta.get("normfold_norm", ())
     }
     reasons = {declined.site: declined for item in reports for declined in item.declined}
-    statuses = [_status(site, carried, running, reasons) for site in graph.sites.values()]
+    unconverted = {
+        declined.site for item in reports if item.name in _CONVERTERS for declined in item.declined
+    }
+    statuses = [
+        _left(site.path, site.kind, reasons.get(site.path), site.line)
+        if site.path in unconverted
+        else _status(site, carried, running, reasons)
+        for site in graph.sites.values()
+    ]
     known = set(graph.sites)
     for declined in reasons.values():  # norms that canonicalize itself had to leave alone
         if declined.site not in known and declined.kind:
@@ -38,6 +48,9 @@ def _status(
     if site.path in running:
         node = running[site.path]
         whole = site.path in carried or _has_affine(node)
+        if site.kind != "rms-norm" and NORM_OPS.get(op_name(node)) != site.kind:
+            detail = "RMSNorm, affine kept" if whole else "RMSNorm, no affine left"
+            return SiteStatus(site.path, site.kind, "converted", "", detail, site.line)
         detail = "affine kept" if whole else "no affine left"
         code = reason.code if reason is not None and whole else ""
         return SiteStatus(site.path, site.kind, "kept", code, detail, site.line)

@@ -32,6 +32,7 @@ from normfold.rewrite.handwritten import (
     recognise,
     reroll,
 )
+from normfold.rewrite.selection import read_directly, selection_of, takes_all
 
 aten = torch.ops.aten
 _RESHAPES = {"view", "_unsafe_view"}
@@ -71,8 +72,12 @@ class Canonicalize(Pass):
                 yield Match(node, (namer.site(node, found.kind),), "hand-written")
             elif name in ARITHMETIC and (plan := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), plan)
-            elif name in IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or adds_nothing(node):
+            elif name in IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or (
+                adds_nothing(node) or takes_all(node)
+            ):
                 yield Match(node, (), "identity")
+            elif selection_of(node) is not None:
+                yield Match(node, (), "part of a cat")
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
         if match.plan == "batch-norm" and not _frozen(match.node):
@@ -100,6 +105,10 @@ class Canonicalize(Pass):
             reroll(node, found, match.sites, rewriter)
         elif match.plan == "identity":
             _drop(node, rewriter)
+        elif match.plan == "part of a cat":
+            part = selection_of(node)
+            if part is not None:
+                read_directly(node, part, rewriter)
         elif match.plan == "expression":
             match.detail = "normalises a weight: a parameter expression, removed by bake"
             node.meta["normfold_seen"] = True

@@ -23,7 +23,7 @@ from normfold.graph.ops import NORM_OPS, body
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
-from normfold.rewrite.writers import center_constant
+from normfold.rewrite.writers import center_constant, correct_head
 
 aten = torch.ops.aten
 
@@ -38,6 +38,8 @@ class CenterStream(Pass):
         bias_cost: price of the addition that is left where a norm's bias could not be folded.
         untie: an embedding table that is also the head's weight may be copied; otherwise one centring op
             follows the embedding.
+        correct_heads: such a table is centred, and the head's result corrected by a term of rank one: an
+            addition as wide as the vocabulary instead of the centring op.
 
     Exact:    up to rounding.
     Declines: parameter-shared, not-per-channel, and every reason NF118 to NF124.
@@ -49,9 +51,10 @@ class CenterStream(Pass):
     op_cost: float = 1.0
     bias_cost: float = 1.0
     untie: bool = False
+    correct_heads: bool = False
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        centering = Centering(graph, self.op_cost, self.bias_cost, self.untie)
+        centering = Centering(graph, self.op_cost, self.bias_cost, self.untie, self.correct_heads)
         found = streams(centering)
         chosen = {norm for stream in found for norm in stream.norms}
         for node in list(graph.nodes):
@@ -80,19 +83,26 @@ class CenterStream(Pass):
         for member in stream.stored:
             member.node.meta["normfold_centred"] = member.groups
             if member.writer is not None:
-                member.writer.center(rewriter, member.groups)
-            for source in member.sources:
-                if source not in stream.stored:
-                    _reread(rewriter, member.node, source.node, centred(source))
+                table = member.writer.weight
+                centred_table = member.writer.center(rewriter, member.groups)
+                for head in member.heads:
+                    correct_head(rewriter, head, table, centred_table)
+            for part in member.sources:
+                if part not in stream.stored:
+                    _reread(rewriter, member.node, part.node, centred(part))
             for value, groups in member.constants:
                 constant = center_constant(rewriter, value, groups)
                 rewriter.replace_input(member.node, value, constant)
+        for norm in stream.norms:  # before any norm is replaced: it may be what another one reads
+            if stream.input_of[norm] not in stream.stored:
+                rewriter.replace_input(
+                    norm, stream.input_of[norm].node, centred(stream.input_of[norm])
+                )
         for norm in stream.norms:
-            source = centred(stream.input_of[norm])
             new = rewriter.insert_before(
                 norm,
                 aten.rms_norm.default,
-                source,
+                norm.args[0],
                 argument(norm, "normalized_shape"),
                 None,
                 argument(norm, "eps"),

@@ -48,12 +48,18 @@ class Restore(Pass):
         node = match.node
         x, scale, shift, dim = node.args
         assert isinstance(x, fx.Node) and isinstance(dim, int)
-        if _takes_back(x, node, dim, scale, shift):
-            for name, value in (("weight", scale), ("bias", shift)):
-                if value is not None:
-                    rewriter.set_argument(x, argument_index(x, name), value)
-            rewriter.replace(node, x)
+        if _takes_back(x, node, dim, scale):
+            rewriter.set_argument(x, argument_index(x, "weight"), scale)
             match.detail = "back into its norm"
+            if NORM_OPS[op_name(x)] != "rms-norm":
+                rewriter.set_argument(x, argument_index(x, "bias"), shift)
+            elif shift is not None:
+                node.args = (x, None, shift, dim)
+                _carry(_write_arithmetic(node, rewriter), match)
+                match.detail = "gain back into its norm, bias added"
+                rewriter.record(f"{match.path}: {match.detail}")
+                return
+            rewriter.replace(node, x)
         elif (
             self.native
             and dim == 1
@@ -69,11 +75,11 @@ class Restore(Pass):
         rewriter.record(f"{match.path}: {match.detail}")
 
 
-def _takes_back(x: fx.Node, affine: fx.Node, dim: int, scale: object, shift: object) -> bool:
+def _takes_back(x: fx.Node, affine: fx.Node, dim: int, scale: object) -> bool:
     name = op_name(x)
     if name not in NORM_OPS or len(x.users) != 1 or name.startswith(("native", "_fused")):
         return False
-    if shift is not None and NORM_OPS[name] == "rms-norm":
+    if scale is None and NORM_OPS[name] == "rms-norm":
         return False
     over_last = NORM_OPS[name] in ("layer-norm", "rms-norm")
     if over_last and len(argument(x, "normalized_shape")) != 1:

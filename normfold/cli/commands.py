@@ -48,6 +48,18 @@ def convert(
             help="Write the original's own export instead, unless the result is faster (onnxruntime, CPU).",
         ),
     ] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="PASS>=N",
+            help="Fail (exit 1) unless the pass rewrote so many sites; repeatable.",
+        ),
+    ] = None,
+    untie: Annotated[
+        bool,
+        typer.Option("--untie", help="An embedding table that is also the head may be copied."),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every site.")] = False,
     as_json: opt.Json = False,
 ) -> int:
@@ -68,6 +80,8 @@ def convert(
             opset=opset,
             dialect=dialect,
             keep_if_faster=keep_if_faster,
+            require=require or (),
+            untie=untie,
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )

@@ -74,7 +74,10 @@ Passes = Annotated[
         help="Pipeline text instead of a preset: `a,b{option=value}`.",
     ),
 ]
-To = Annotated[str, typer.Option("--to", metavar="PRESET", help="What to make: folded, baked.")]
+To = Annotated[
+    str,
+    typer.Option("--to", metavar="PRESET", help="What to make: folded, rmsnorm, crmsnorm, baked."),
+]
 
 
 def loading(

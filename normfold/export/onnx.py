@@ -25,7 +25,12 @@ from normfold.export.census import Census, census
 from normfold.export.cleanup import clean, label, name_axes
 from normfold.export.dialects import choose_opset
 from normfold.export.dialects import dialect as find_dialect
-from normfold.export.plain import write_attention, write_batch_norms, write_global_pools
+from normfold.export.plain import (
+    write_attention,
+    write_batch_norms,
+    write_global_pools,
+    write_rms_norms,
+)
 from normfold.export.program import exported_program
 from normfold.graph.graph import Graph, is_symbolic
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _NATIVE_ATTENTION = 23  # the opset whose Attention op the exporter uses
+_NATIVE_RMS_NORM = 23
 _IR_VERSIONS = {23: 11}  # the oldest file version that an opset goes with; 10 for older ones
 
 
@@ -163,6 +169,7 @@ def _translate(graph: Graph, opset: int) -> tuple[ir.Model, list[str]]:
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
     write_global_pools(program.graph)
     write_batch_norms(program.graph)
+    write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     if opset < _NATIVE_ATTENTION:
         write_attention(program.graph)
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")

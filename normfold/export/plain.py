@@ -1,4 +1,4 @@
-"""Ops that are better written by us than by the exporter: attention below opset 23, pooling, batch norm.
+"""Ops that are better written by us than by the exporter: attention below opset 23, pooling, norms.
 
 torch's translation of attention computes the shapes of a transpose at run time (fourteen ops for each) and
 scales both operands. ``softmax((q * s) @ k^T) @ v`` is the same function: a runtime recognises it, a person can
@@ -22,6 +22,7 @@ from normfold.graph.provenance import copy_provenance
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _aten = torch.ops.aten
+_ADD = _aten.add.Tensor
 _POOLS = {
     _aten.adaptive_avg_pool1d.default: 1,
     _aten.adaptive_avg_pool2d.default: 2,
@@ -77,6 +78,38 @@ def write_batch_norms(graph: fx.Graph) -> int:
         with graph.inserting_before(node):
             parts = _call(graph, node, target, *tensors, momentum, epsilon)
             result = _call(graph, node, operator.getitem, parts, 0)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(norms)
+
+
+def write_rms_norms(graph: fx.Graph, native: bool) -> int:
+    """Give every RMS norm without a gain one of ones, in place, as ONNX wants it; returns how many norms.
+
+    The exporter would make the ones at run time, from the shape of the input. Where the opset has no
+    RMSNormalization (``native`` False), ``x / sqrt(mean(x ** 2) + eps) * gain`` is written out: the form that
+    onnxruntime fuses.
+    """
+    norms = [node for node in graph.nodes if node.target is _aten.rms_norm.default]
+    for node in norms:
+        sizes, eps = list(argument(node, "normalized_shape")), argument(node, "eps")
+        x, gain, dtype = node.args[0], argument(node, "weight"), node.meta["val"].dtype
+        with graph.inserting_before(node):
+            if gain is None:
+                gain = graph.call_function(_aten.full.default, (sizes, 1.0), {"dtype": dtype})
+                with node.meta["val"].fake_mode:
+                    gain.meta["val"] = torch.ones(sizes, dtype=dtype)
+                copy_provenance(node, gain)
+            if native:
+                node.args, node.kwargs = (x, sizes, gain, eps), {}
+                continue
+            eps = torch.finfo(dtype).eps if eps is None else eps
+            axes = list(range(-len(sizes), 0))
+            square = _call(graph, node, _aten.pow.Tensor_Scalar, x, 2)
+            mean = _call(graph, node, _aten.mean.dim, square, axes, True)
+            root = _call(graph, node, _aten.sqrt.default, _call(graph, node, _ADD, mean, eps))
+            unit = _call(graph, node, _aten.div.Tensor, x, root)
+            result = _call(graph, node, _aten.mul.Tensor, unit, gain)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(norms)

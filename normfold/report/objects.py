@@ -124,13 +124,19 @@ class PassReport:
     seconds: float = 0.0
     check: Check | None = None
 
+    @property
+    def name(self) -> str:
+        """The pass without its options."""
+        return self.spec.partition("{")[0]
+
 
 @dataclass
 class SiteStatus:
-    """One norm or per-channel constant at the end: ``state`` is ``gone``, ``left`` or ``kept``.
+    """One norm or per-channel constant at the end: ``state`` is ``gone``, ``converted``, ``left`` or ``kept``.
 
-    ``gone``: no op is left of it. ``kept``: a norm whose statistics are computed at run time, so that only
-    its affine could fold (``detail`` says whether it did). ``left``: declined, with the reason's code.
+    ``gone``: no op is left of it. ``converted``: a cheaper norm stands in its place (RMSNorm for LayerNorm).
+    ``kept``: a norm whose statistics are computed at run time, so that only its affine could fold (``detail``
+    says whether it did). ``left``: declined, with the reason's code.
     """
 
     site: str
@@ -160,11 +166,12 @@ class Report:
     peak_memory_mb: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     timing: Timing | None = None
+    unmet: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if every verdict passed."""
-        return all(check.ok for check in self.all_checks())
+        """True if every verdict passed and every requirement is met."""
+        return not self.unmet and all(check.ok for check in self.all_checks())
 
     def all_checks(self) -> list[Check]:
         """Verdicts after passes, then the final ones."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from normfold.report.objects import Check, Report, SiteStatus
     from normfold.report.timing import Timing
 
+STATES = ("gone", "converted", "left", "kept")
+
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A plain table; empty cells for None."""
@@ -48,7 +50,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
                 (
                     item.spec,
                     item.exactness,
-                    item.rewrites or len(item.applied),
+                    max(item.rewrites, len(item.applied)),
                     len(item.declined),
                     f"{item.seconds:.2f}",
                 )
@@ -59,11 +61,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     counts = report.counts()
     if counts:
         console.print()
-        rows = [
-            (kind, *(row.get(state, 0) for state in ("gone", "left", "kept")))
-            for kind, row in counts.items()
-        ]
-        console.print(table("sites", ("kind", "gone", "left", "kept"), rows))
+        rows = [(kind, *(row.get(state, 0) for state in STATES)) for kind, row in counts.items()]
+        console.print(table("sites", ("kind", *STATES), rows))
     _print_left(report.sites, console, verbose)
     for warned in report.warnings():
         _line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
@@ -80,8 +79,11 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         _line(console, f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB")
     for path in report.artifacts:
         _line(console, f"wrote {path}")
+    for text in report.unmet:
+        _line(console, f"UNMET     {text}")
     if report.all_checks():
-        verdict = "equivalent" if report.ok else "NOT equivalent"
+        equivalent = all(check.ok for check in report.all_checks())
+        verdict = "equivalent" if equivalent else "NOT equivalent"
     else:
         verdict = "not verified (verify=off)"
     _line(console, f"verdict: {verdict}")

@@ -29,7 +29,7 @@ from normfold.graph.mixing import mixed, through_mix
 from normfold.graph.ops import Kind, kind_of, operands, reads_shape_only, uses
 from normfold.rewrite.closure import Closure
 from normfold.rewrite.reasons import Reason
-from normfold.rewrite.writers import Writer, writer_of
+from normfold.rewrite.writers import Writer, reads_as_head, writer_of
 
 _TIE = 1e-3  # a norm is worth a little more than an addition, an explicit op costs a little more than a norm
 
@@ -55,6 +55,7 @@ class Member:
     node: fx.Node
     groups: Tensor
     writer: Writer | None = None
+    heads: list[fx.Node] = field(default_factory=list)  # read the writer's table, and are corrected
     free: bool = False  # a norm's core: its mean is zero already
     sources: list[Member] = field(default_factory=list)
     constants: list[tuple[fx.Node, Tensor]] = field(default_factory=list)
@@ -76,12 +77,18 @@ class Centering:
         op_cost: price of one explicit centring op, in units of what a norm of equal size gains.
         bias_cost: price of the addition that stays where a norm's bias could not be folded.
         untie: a weight with other uses may be copied.
+        correct_heads: a table that is also a head's weight may be centred, and the head's result corrected.
     """
 
     def __init__(
-        self, graph: Graph, op_cost: float = 1.0, bias_cost: float = 1.0, untie: bool = False
+        self,
+        graph: Graph,
+        op_cost: float = 1.0,
+        bias_cost: float = 1.0,
+        untie: bool = False,
+        correct_heads: bool = False,
     ) -> None:
-        self.graph, self.untie = graph, untie
+        self.graph, self.untie, self.correct_heads = graph, untie, correct_heads
         self.op_cost, self.bias_cost = op_cost, bias_cost
         self.norms: dict[fx.Node, Member] = {}
         self._members: dict[tuple[fx.Node, tuple[tuple[int, ...], bytes]], Member] = {}
@@ -125,6 +132,8 @@ class Centering:
             self._find_sources(member)
         except LayoutError as error:
             member.obstacle = Obstacle(Reason.SPANS_TOKENS, member.node, str(error))
+        if member.free:  # stored centred is what it is: no reader sees a difference
+            return
         node = member.node
         for use in uses(node):
             if not reads_shape_only(use.user, use.position):
@@ -143,7 +152,10 @@ class Centering:
         if not parts:
             member.obstacle = _no_writer(node)
         for part, inner in parts:
-            if not is_static(part):
+            if is_static(part) and not part.meta["val"].is_floating_point():
+                text = "it takes a constant of integers, which has no mean of its dtype"
+                member.obstacle = Obstacle(Reason.WRITER_FIXED, node, text)
+            elif not is_static(part):
                 member.sources.append(self.member(part, inner))
             elif grouping.is_simple(inner) or len(grouping.axes(inner)) == 1:
                 member.constants.append((part, inner))
@@ -157,7 +169,9 @@ class Centering:
             member.obstacle = Obstacle(Reason.SPANS_TOKENS, node, text)
             return
         others = sharers(writer.weight) - {node}
-        if others and not self.untie:
+        if self.correct_heads and all(reads_as_head(other, writer) for other in others):
+            member.heads = sorted(others)
+        elif others and not self.untie:
             twins = [self._twin(other, writer, member.groups) for other in others]
             if any(twin is None for twin in twins):
                 text = f"also read by {', '.join(sorted(other.name for other in others))}"

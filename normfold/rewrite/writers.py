@@ -46,22 +46,22 @@ class Writer:
         spread = [block[numbers == number] for number in range(int(numbers.amax()) + 1)]
         return self.axis == 0 and all(bool((part == part[0]).all()) for part in spread)
 
-    def center(self, rewriter: Rewriter, groups: Tensor) -> None:
-        """Centre what the op writes, through its weight and bias."""
+    def center(self, rewriter: Rewriter, groups: Tensor) -> fx.Node:
+        """Centre what the op writes, through its weight and bias; returns the weight."""
         numbers = groups.reshape(-1)
         weight, bias = self.node.args[self.weight_position], None
         assert isinstance(weight, fx.Node)
         if self.bias_position is not None and self.bias is not None:
             bias = self.node.args[self.bias_position]
-        rewriter.set_argument(
-            self.node, self.weight_position, center_along(rewriter, weight, self.axis, numbers)
-        )
+        centred = center_along(rewriter, weight, self.axis, numbers)
+        rewriter.set_argument(self.node, self.weight_position, centred)
         if isinstance(bias, fx.Node):
             assert self.bias_position is not None
             rewriter.set_argument(
                 self.node, self.bias_position, center_along(rewriter, bias, 0, numbers)
             )
         rewriter.record(f"{self.node.name}: output centred")
+        return centred
 
 
 def writer_of(node: fx.Node) -> Writer | None:
@@ -87,6 +87,31 @@ def writer_of(node: fx.Node) -> Writer | None:
         rank = len(shape_of(weight))
         return Writer(node, weight, 1, rank - 1, len(shape_of(node)) - 1) if rank > 2 else None
     return None
+
+
+def reads_as_head(node: fx.Node, writer: Writer) -> bool:
+    """True for a linear op whose weight is the writer's table: its inputs are what the table writes."""
+    linear = linear_of(node)
+    return (
+        linear is not None
+        and linear.weight is writer.weight
+        and linear.in_axis == writer.axis
+        and linear.out_axis == 0
+        and not linear.kernel
+    )
+
+
+def correct_head(rewriter: Rewriter, head: fx.Node, table: fx.Node, centred: fx.Node) -> None:
+    """Let a head read the centred table: E h = (E P) h + mean(E) sum(h), with the row means of the table E."""
+    linear = linear_of(head)
+    assert linear is not None
+    means = rewriter.expression(aten.mean.dim, table, [1])
+    rewriter.set_argument(head, linear.weight_position, centred)
+    total = rewriter.insert_after(head, aten.sum.dim_IntList, linear.data, [-1], True)
+    part = rewriter.insert_after(total, aten.mul.Tensor, total, means)
+    result = rewriter.insert_after(part, aten.add.Tensor, head, part)
+    rewriter.replace(head, result, keep=(result,))
+    rewriter.record(f"{head.name}: corrected for the centred table")
 
 
 def center_along(rewriter: Rewriter, value: fx.Node, axis: int, numbers: Tensor) -> fx.Node:
