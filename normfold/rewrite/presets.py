@@ -9,6 +9,7 @@ from normfold.errors import UsageError
 PRESETS = {
     "folded": "canonicalize,fold-affine,restore,bake",
     "rmsnorm": "canonicalize,fold-affine{split-norms=true},center-stream,restore,bake",
+    "crmsnorm": "canonicalize,fold-affine{split-norms=true},center-stream,compress-stream,restore,bake",
     "baked": "canonicalize,restore,bake",
 }
 

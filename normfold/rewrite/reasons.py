@@ -159,6 +159,13 @@ class Reason(Enum):
         "a LayerNorm over one feature returns its bias, whatever it reads",
         "look at the model: this norm does nothing",
     )
+    GROUPED_FEATURES = (
+        "NF125",
+        "grouped-features",
+        "the norm's features are not all of one axis (heads of a fused projection, several axes at once), so "
+        "that no one number of a row can be left out; it stays an RMSNorm",
+        "nothing to do",
+    )
 
     @property
     def code(self) -> str:

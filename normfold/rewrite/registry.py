@@ -17,6 +17,7 @@ BUILT_IN = {
     "canonicalize": "normfold.passes.canonicalize:Canonicalize",
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
     "center-stream": "normfold.passes.center_stream:CenterStream",
+    "compress-stream": "normfold.passes.compress_stream:CompressStream",
     "restore": "normfold.passes.restore:Restore",
     "bake": "normfold.passes.bake:Bake",
 }

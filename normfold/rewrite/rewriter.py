@@ -26,7 +26,7 @@ class Rewriter:
         """Add a parameter expression, usable by every node of the graph that depends on an input."""
         with self.graph.module.graph.inserting_before(self._first_dynamic()):
             node = self.graph.module.graph.call_function(target, args, kwargs)
-        self._infer(node)
+        self.infer(node)
         node.meta["normfold_static"] = node.meta["normfold_made"] = True
         return node
 
@@ -46,8 +46,15 @@ class Rewriter:
 
     def insert_after(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
         """Add an op on activations behind ``anchor``, with the anchor's provenance."""
-        with self.graph.module.graph.inserting_after(anchor):
-            node = self.graph.module.graph.call_function(target, args)
+        graph = self.graph.module.graph
+        behind_inputs = anchor.op == "placeholder"  # and behind all parameter expressions
+        place = (
+            graph.inserting_before(self._first_dynamic())
+            if behind_inputs
+            else graph.inserting_after(anchor)
+        )
+        with place:
+            node = graph.call_function(target, args)
         return self._finish(node, anchor)
 
     def insert_before(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
@@ -109,13 +116,14 @@ class Rewriter:
         return self._anchor
 
     def _finish(self, node: fx.Node, origin: fx.Node) -> fx.Node:
-        self._infer(node)
+        self.infer(node)
         copy_provenance(origin, node)
         node.meta["normfold_static"] = False
         self._anchor = None
         return node
 
-    def _infer(self, node: fx.Node) -> None:
+    def infer(self, node: fx.Node) -> None:
+        """Find the shape of a node again, after an edit of its arguments."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
         assert callable(node.target)
         with self._mode(), torch.no_grad():

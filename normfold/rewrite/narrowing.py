@@ -1,0 +1,142 @@
+"""How the features of one axis pass through an op when one of them is left out: readers, writers, movements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from normfold.graph import groups as grouping
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import argument, op_name, shape_of
+from normfold.graph.mixing import through_mix
+from normfold.graph.ops import Kind, Use, body, kind_of, linear_of, operands
+from normfold.rewrite.writers import writer_of
+
+# ops that take the sizes of the result as argument 1, that name no sizes, and that move along one axis
+_SIZED = {"view", "reshape", "_unsafe_view", "expand"}
+_KEPT = """permute transpose t numpy_T swapaxes swapdims movedim moveaxis squeeze unsqueeze flatten contiguous
+    clone alias detach lift_fresh_copy _to_copy to type_as dropout feature_dropout"""
+_ALONG = """slice select narrow index_select cat concat concatenate stack split split_with_sizes chunk
+    unsafe_split unsafe_chunk tensor_split unbind"""
+_KEEPS, _CUTS = frozenset(_KEPT.split()), frozenset(_ALONG.split())
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear op that reads features of ``data`` along ``dim``: ``axis`` of the weight at ``position``."""
+
+    data: fx.Node
+    dim: int
+    position: int
+    axis: int
+
+
+def reader_of(node: fx.Node) -> Reader | None:
+    linear = linear_of(node) if node.op == "call_function" else None
+    if linear is not None:
+        if linear.in_dim is None or linear.in_axis is None or linear.groups != 1:
+            return None
+        return Reader(linear.data, linear.in_dim, linear.weight_position, linear.in_axis)
+    stack = writer_of(node)  # a product with one matrix per expert
+    if stack is None:
+        return None
+    data, rank = node.args[0], len(shape_of(stack.weight))
+    assert isinstance(data, fx.Node)
+    return Reader(data, len(shape_of(data)) - 1, stack.weight_position, rank - 2)
+
+
+def weight_of(op: fx.Node) -> fx.Node | None:
+    """The weight of a linear op, or None."""
+    writer = writer_of(op)
+    return writer.weight if writer is not None else None
+
+
+def readers_of_store(weight: fx.Node | None) -> set[fx.Node]:
+    """Ops on activations that read the stored tensor of ``weight``, as it is or transposed."""
+    assert weight is not None
+    while kind_of(weight) is Kind.MOVE and len(weight.all_input_nodes) == 1:
+        weight = weight.all_input_nodes[0]
+    found, stack = set(), [weight]
+    while stack:
+        for user in stack.pop().users:
+            if not is_static(user):
+                found.add(user)
+            elif kind_of(user) is Kind.MOVE and len(user.all_input_nodes) == 1:
+                stack.append(user)
+    return found
+
+
+def one_axis(groups: Tensor) -> bool:
+    return grouping.is_simple(groups) and len(grouping.axes(groups)) == 1
+
+
+def sees_no_features(use: Use, axis: int) -> bool:
+    """True if a reader looks only at the dtype, or at the size of another axis."""
+    name = op_name(use.user)
+    if name == "sym_size":
+        rank = use.user.args[0].meta["val"].dim()  # type: ignore[union-attr]
+        return int(argument(use.user, "dim")) % rank != axis  # type: ignore[no-any-return]
+    return name == "_assert_tensor_metadata" or (name == "type_as" and use.position == 1)
+
+
+def parts_of(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
+    """What ``node`` is made of by an op that keeps features apart and in order; nothing for other ops."""
+    (axis,) = grouping.axes(groups)
+    match kind_of(node):
+        case Kind.MOVE:
+            parts = grouping.pull(node, groups)
+            kept = all(one_axis(inner) and _keeps(node, axis, inner) for _, inner in parts)
+            return parts if kept else []
+        case Kind.ADD if len(operands(node)) == 2:
+            return [(part, grouping.for_operand(groups, part)) for part in operands(node)]
+        case Kind.PRODUCT:
+            # the other factors are the same for every feature: else it would not be centred
+            wide = [part for part in operands(node) if _width(part, axis, groups.dim()) > 1]
+            return [(part, grouping.for_operand(groups, part)) for part in wide]
+        case Kind.MIX:
+            return [(operands(node)[0], through_mix(node, groups))]
+        case Kind.AFFINE if node.args[1] is None and node.args[3] == axis:
+            x, _, shift, _ = node.args
+            return [(x, groups), (shift, groups.reshape(-1))]  # type: ignore[list-item]
+    return []
+
+
+def _width(node: fx.Node, axis: int, rank: int) -> int:
+    shape = shape_of(node)
+    at = axis - rank + len(shape)
+    return shape[at] if at >= 0 else 1
+
+
+def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
+    """True if a movement needs no change but of its size at ``axis`` to move d - 1 features likewise."""
+    op = body(node)
+    name, (source,) = op_name(op), grouping.axes(inner)
+    rank = inner.dim()
+    if name in _KEEPS:
+        return True
+    if name in _SIZED:
+        size: Any = op.args[1][axis]  # type: ignore[index]
+        return isinstance(size, int) and size in (-1, inner.shape[source])
+    if name == "stack":
+        return int(argument(op, "dim", 0)) % (rank + 1) != axis
+    if name in _CUTS:
+        return int(argument(op, "dim", 0)) % rank != source
+    if name in ("roll", "flip"):
+        dims: Any = argument(op, "dims")
+        return bool(dims) and all(int(dim) % rank != source for dim in dims)
+    if name in ("pad", "constant_pad_nd"):
+        widths = argument(op, "pad")
+        return all(width == 0 for width in widths[2 * (rank - 1 - source) :][:2])
+    return name == "index" and source >= len(argument(op, "indices"))
+
+
+def narrow_sizes(node: fx.Node, axis: int, width: int) -> list[Any] | None:
+    """The sizes that a reshape or expand is given, with d - 1 features."""
+    if op_name(node) not in _SIZED:
+        return None
+    sizes: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    if sizes[axis] == width:
+        sizes[axis] = width - 1
+    return sizes
