@@ -97,9 +97,7 @@ def convert(
     start = time.perf_counter()
     pipeline = parse(passes if passes is not None else preset(to))
     if untie:
-        pipeline = [
-            replace(item, untie=True) if hasattr(item, "untie") else item for item in pipeline
-        ]
+        pipeline = [_untied(item) for item in pipeline]
     requirements = [Requirement.parse(text, [item.name for item in pipeline]) for text in require]
     formats, name, folder = _formats(export), _name(model), Path(output)
     _require_dialect(dialect)

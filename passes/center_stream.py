@@ -21,7 +21,7 @@ from normfold.graph import groups as grouping
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import NORM_OPS, body
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.centering import Centering, Member
+from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
 from normfold.rewrite.writers import center_constant, correct_head
 
@@ -35,7 +35,8 @@ class CenterStream(Pass):
 
     Options:
         op_cost: price of one explicit centring op, in units of what a norm of the same size gains.
-        bias_cost: price of the addition that is left where a norm's bias could not be folded.
+        bias_cost: price of the addition that is left where a norm's bias could not be folded, likewise. Both
+            defaults were measured in onnxruntime on x86 (benchmarks/norm_costs.py).
         untie: an embedding table that is also the head's weight may be copied; otherwise one centring op
             follows the embedding.
         correct_heads: such a table is centred, and the head's result corrected by a term of rank one: an
@@ -48,8 +49,8 @@ class CenterStream(Pass):
     name: ClassVar[str] = "center-stream"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
-    op_cost: float = 1.0
-    bias_cost: float = 1.0
+    op_cost: float = OP_COST
+    bias_cost: float = BIAS_COST
     untie: bool = False
     correct_heads: bool = False
 

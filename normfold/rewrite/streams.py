@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from normfold.graph.graph import shape_of
+from normfold.graph.ops import Kind, kind_of
 from normfold.rewrite.base import Decline
 from normfold.rewrite.centering import (
     Centering,
@@ -20,7 +20,7 @@ from normfold.rewrite.centering import (
 from normfold.rewrite.reasons import Reason
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """Norms that are converted together. ``stored`` are the members that flow centred."""
 
@@ -30,52 +30,22 @@ class Stream:
 
 
 def streams(centering: Centering) -> list[Stream]:
-    """The streams that remove more than they add, in graph order.
-
-    Members hang together if one is made of the other; a norm hangs together with what it reads, and with
-    what its left-over affine writes.
-    """
-    part_of = _parts(centering)
-    worth: dict[int, float] = {}
-    for norm, member in centering.norms.items():
-        if member in centering.copied and convertible(norm):
-            worth[part_of[member]] = worth.get(part_of[member], 0.0) + centering.gain(norm)
-    for member in centering.copied - centering.stored:
-        worth[part_of[member]] = worth.get(part_of[member], 0.0) - centering.price(member)
-    found: dict[int, Stream] = {}
-    for norm, member in centering.norms.items():
-        if member in centering.copied and convertible(norm) and worth[part_of[member]] > 0:
-            stream = found.setdefault(part_of[member], Stream())
-            stream.norms.append(norm)
-            stream.input_of[norm] = member
+    """The streams that the cut chose, in graph order. Members hang together if one is made of the other."""
+    found: dict[Member, Stream] = {}  # by any member
     for member in centering.members:
-        if member in centering.stored and part_of[member] in found:
-            found[part_of[member]].stored.append(member)
-    return list(found.values())
-
-
-def _parts(centering: Centering) -> dict[Member, int]:
-    """A number for each member, the same for those that hang together."""
-    neighbours: dict[Member, list[Member]] = {member: [] for member in centering.members}
-    by_node: dict[fx.Node, list[Member]] = {}
-    for member in centering.members:
-        by_node.setdefault(member.node, []).append(member)
-        for other in (*member.sources, *member.readers):
-            neighbours[member].append(other)
-            neighbours[other].append(member)
-    for norm, member in centering.norms.items():
-        for other in by_node.get(affine_of(norm) or norm, ()):
-            neighbours[member].append(other)
-            neighbours[other].append(member)
-    part_of: dict[Member, int] = {}
-    for number, member in enumerate(centering.members):
-        stack = [] if member in part_of else [member]
+        stack, stream = ([] if member in found else [member]), Stream()
         while stack:
             current = stack.pop()
-            if current not in part_of:
-                part_of[current] = number
-                stack += neighbours[current]
-    return part_of
+            if current in centering.copied and current not in found:
+                found[current] = stream
+                if current in centering.stored:
+                    stream.stored.append(current)
+                stack += [*current.sources, *current.readers]
+    for norm, member in centering.norms.items():
+        if member in centering.copied and convertible(norm):
+            found[member].norms.append(norm)
+            found[member].input_of[norm] = member
+    return [stream for stream in dict.fromkeys(found.values()) if stream.norms]
 
 
 def why_not(centering: Centering, norm: fx.Node) -> Decline:
@@ -85,18 +55,14 @@ def why_not(centering: Centering, norm: fx.Node) -> Decline:
         return Decline(Reason.CONSTANT_NORM, norm)
     if not convertible(norm):
         return Decline(Reason.NOT_PER_CHANNEL, norm, "its gain runs over several axes")
-    obstacle = _seen_by(member) or _written_by(centering, member)
-    if obstacle is not None:
-        return Decline(obstacle.reason, obstacle.node, obstacle.detail)
-    affine = affine_of(norm)
-    if affine is not None and affine.args[2] is not None:
-        readers = ", ".join(f"`{user.name}`" for user in affine.users)
-        text = f"an RMSNorm has no bias, and this one cannot be folded: it is read by {readers}"
-        residual = next((user for user in affine.users if _adds(user)), None)
-        if residual is not None:
-            return Decline(Reason.RESIDUAL_AFTER_NORM, residual, text)
-        return Decline(Reason.NO_GAIN, affine, text)
-    return Decline(Reason.NO_GAIN, member.node)
+    obstacle = _seen_by(member) or _written_by(member)
+    if obstacle is None:
+        return Decline(Reason.NO_GAIN, member.node)
+    residual = _residual_behind(norm)
+    if residual is not None and obstacle.reason is Reason.PARAMETER_SHARED:
+        text = f"{Reason.PARAMETER_SHARED.slug} at `{obstacle.node.name}`, and the bias would stay as an addition"
+        return Decline(Reason.RESIDUAL_AFTER_NORM, residual, text)
+    return Decline(obstacle.reason, obstacle.node, obstacle.detail)
 
 
 def _seen_by(member: Member) -> Obstacle | None:
@@ -115,7 +81,7 @@ def _seen_by(member: Member) -> Obstacle | None:
     return None
 
 
-def _written_by(centering: Centering, member: Member) -> Obstacle | None:
+def _written_by(member: Member) -> Obstacle | None:
     """The nearest tensor upstream of the member that cannot be stored centred."""
     seen, queue = {member}, deque([member])
     while queue:
@@ -131,5 +97,9 @@ def _written_by(centering: Centering, member: Member) -> Obstacle | None:
     return None
 
 
-def _adds(node: fx.Node) -> bool:
-    return node.op == "call_function" and "add" in str(node.target) and bool(shape_of(node))
+def _residual_behind(norm: fx.Node) -> fx.Node | None:
+    """The sum that takes a norm's result, bias and all, as its residual."""
+    affine = affine_of(norm)
+    if affine is None or affine.args[2] is None:
+        return None
+    return next((user for user in affine.users if kind_of(user) is Kind.ADD), None)
