@@ -166,8 +166,14 @@ class Centering:
     def _find_writer(self, member: Member, writer: Writer) -> None:
         node = member.node
         if not writer.absorbs(member.groups):
-            text = "its groups run over more than the features that this op writes"
-            member.obstacle = Obstacle(Reason.SPANS_TOKENS, node, text)
+            if grouping.axes(member.groups) == [writer.out_dim]:
+                text = (
+                    f"each of its {writer.blocks} convolution groups writes a part of the features"
+                )
+                member.obstacle = Obstacle(Reason.WRITER_FIXED, node, text)
+            else:
+                text = "the mean runs over more than the features that this op writes"
+                member.obstacle = Obstacle(Reason.SPANS_TOKENS, node, text)
             return
         others = sharers(writer.weight) - {node}
         if self.correct_heads and all(reads_as_head(other, writer) for other in others):
@@ -255,7 +261,7 @@ class Centering:
                 return layout.align(groups, rank)
             case Kind.AFFINE if user.args[1] is None:
                 return groups
-        raise LayoutError("it is no norm over these features")
+        raise LayoutError(f"`{op_name(user)}` reads the features as they are")
 
     def _require_agreement(self) -> None:
         """What is pushed into a reader must be what the reader pulls: else it would be centred otherwise."""
