@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
@@ -84,12 +84,11 @@ class Basis:
         result = emit(aten.sub.Tensor, head, last)
         return result if factor == 1 else emit(aten.mul.Tensor, result, factor)
 
-    def norm(self, emit: Emit, y: fx.Node, eps: float) -> fx.Node:
+    def norm(self, emit: Emit, y: fx.Node, eps: float, dtype: torch.dtype) -> fx.Node:
         """The RMS norm of x over its last axis, in y and without `factor`."""
         if self.name == "orthonormal":
             count = self.width - 1
             return emit(aten.rms_norm.default, y, [count], None, eps * self.width / count)
-        dtype: Any = y.meta["val"].dtype
         half = dtype in (torch.float16, torch.bfloat16)  # squares overflow: as the stock norm does
         x = emit(aten.to.dtype, y, torch.float32) if half else y
         total = emit(aten.sum.dim_IntList, x, [-1], True)

@@ -273,9 +273,13 @@ class Compression:
         dear = [region for region in self._regions() if len(region.norms) <= region.ops]
         for region in dear:
             text = f"{len(region.norms)} norms would take {region.ops} explicit ops"
+            grouped = next(filter(None, map(_grouped_source, region.values)), None)
             for value in region.values:
                 if value.how == "norm":
-                    self.declined[value.node] = Decline(Reason.NO_GAIN, value.node, text)
+                    decline = Decline(Reason.NO_GAIN, value.node, text)
+                    if grouped is not None:
+                        decline = Decline(Reason.GROUPED_FEATURES, grouped, text)
+                    self.declined[value.node] = decline
                 del self.values[value.node]
         return bool(dear)
 
@@ -304,6 +308,15 @@ class Compression:
         return Decline(Reason.NO_GAIN, norm.node, text)
 
 
+def _grouped_source(value: Value) -> fx.Node | None:
+    """A tensor with several groups of features that a border is made of."""
+    for source in body(value.node).all_input_nodes if value.how == "border" else ():
+        groups = source.meta.get("normfold_centred")
+        if groups is not None and not one_axis(groups):
+            return source
+    return None
+
+
 # -- rewriting --------------------------------------------------------------------------------------
 
 
@@ -325,8 +338,8 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
     elif value.how == "norm":
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        eps = float(argument(node, "eps"))
-        result = basis.norm(partial(rewriter.insert_before, node), source, eps)
+        eps, dtype = float(argument(node, "eps")), source.meta["val"].dtype
+        result = basis.norm(partial(rewriter.insert_before, node), source, eps, dtype)
         result.meta["normfold_norm"] = node.meta.get("normfold_norm", ())
         rewriter.record(f"{node.name}: norm of {basis.width - 1} features")
     elif value.writer is not None:

@@ -1,0 +1,522 @@
+"""compress-stream: golden, equal in both bases, declines, idempotent, no-op; the bases themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+import normfold
+from examples.gpt import GPT
+from normfold.graph import Graph, capture
+from normfold.graph.graph import shape_of
+from normfold.graph.text import graph_text
+from normfold.report import PassReport
+from normfold.rewrite import parse, run_pipeline
+from normfold.rewrite.basis import Basis
+from tests import torchvision_shim
+from tests.nets import perturb
+from tests.passes.centred import Attention, Branch, Conv1D, Held, network
+from tests.passes.judge import Outcome, golden, golden_pass, judge, right, untouched
+
+D = 6  # features; tokens are 5, so that no axis is mistaken for another
+TOKENS = (2, 5, D)
+ALGEBRA = 1e-12
+BASES = ["orthonormal", "drop-last"]
+SETUP = "canonicalize,fold-affine{split-norms=true},center-stream"
+AXES = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+
+
+def compress(
+    module: nn.Module, *inputs: Tensor, basis: str = "orthonormal", dynamic: Any = "batch"
+) -> Outcome:
+    """The preset ``crmsnorm`` in a basis, judged on ``inputs``."""
+    graph = capture(module, inputs, dynamic=dynamic)
+    return judge(graph, f"{SETUP},compress-stream{{basis={basis}}},restore")
+
+
+def compressing(outcome: Outcome) -> PassReport:
+    return next(report for report in outcome.reports if report.name == "compress-stream")
+
+
+def ops(outcome: Outcome) -> int:
+    """Explicit ops that the pass added."""
+    return sum(edit.endswith("by an op") for edit in compressing(outcome).edits)
+
+
+def norm_widths(graph: Graph) -> list[int]:
+    """Width of every converted norm's result."""
+    found = [node for node in graph.nodes if node.meta.get("normfold_norm")]
+    return [shape_of(node)[-1] for node in found]
+
+
+def compresses(outcome: Outcome, norms: int, left: int = 0, borders: int = 0) -> None:
+    """Assert how many norms were compressed, how many stay RMSNorms, at how many explicit ops."""
+    right(outcome)
+    assert max(outcome.algebra) <= ALGEBRA, outcome.algebra
+    report = compressing(outcome)
+    why = [(d.site, d.code, d.node, d.detail) for d in report.declined], report.edits
+    assert (len(report.applied), len(report.declined), ops(outcome)) == (norms, left, borders), why
+    for graph in (outcome.after, outcome.baked):
+        even = sum(width % 2 == 0 for width in norm_widths(graph))
+        assert (len(norm_widths(graph)), even) == (norms + left, left)
+
+
+def character_gpt() -> nn.Module:
+    """Tied head, fused projections, learned positions."""
+    return GPT(96, 40, width=24, depth=3, heads=2).eval()
+
+
+def pre_norm(wiring: Any, **modules: nn.Module) -> nn.Module:
+    """``stem`` in front, ``norm`` and ``head`` behind, branches ``a`` and ``b`` between."""
+    given: dict[str, nn.Module] = {
+        "stem": nn.Linear(D, D),
+        "a": Branch(),
+        "b": Branch(),
+        "norm": nn.LayerNorm(D),
+        "head": nn.Linear(D, 3),
+    }
+    return network(wiring, **{**given, **modules})
+
+
+# -- the bases --------------------------------------------------------------------------------------
+
+
+def run(target: Any, *args: Any) -> Any:
+    """Emits an op by running it."""
+    return target(*args)
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("width", [2, 3, 7, 768])
+def test_basis(name: Any, width: int) -> None:
+    basis: Any = Basis(name, width)
+    x = 3 * torch.randn(4, width, dtype=torch.float64)
+    x = x - x.mean(-1, keepdim=True)
+    y = basis.narrow(run, x, 1)
+    assert y.shape == (4, width - 1)
+    torch.testing.assert_close(basis.widen(run, y, 1, 1.0), x)
+    weight = torch.randn(5, width, dtype=torch.float64)
+    torch.testing.assert_close(y @ basis.read(run, weight, 1, 2.5).T, 2.5 * x @ weight.T)
+    result = basis.norm(run, y, 0.3, torch.float64)
+    wide = F.rms_norm(x, [width], None, 0.3)
+    torch.testing.assert_close(basis.widen(run, result, 1, basis.factor), wide)
+    if name == "orthonormal":
+        torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1))
+        one = torch.eye(width - 1, dtype=torch.float64)
+        columns = basis.widen(run, one, 1, 1.0)
+        torch.testing.assert_close(columns @ columns.T, one)
+
+
+def test_drop_last_norm_in_half_precision_does_not_overflow() -> None:
+    x = torch.tensor([[600.0, -900.0, 300.0]], dtype=torch.float16)
+    basis: Any = Basis("drop-last", 3)
+    result = basis.norm(run, basis.narrow(run, x, 1), 1e-5, torch.float16)
+    assert result.dtype == torch.float16
+    torch.testing.assert_close(result, F.rms_norm(x.float(), [3])[:, :2].half())
+
+
+# -- golden -----------------------------------------------------------------------------------------
+
+
+def small() -> Graph:
+    net = pre_norm(lambda m, x: m.head(m.norm((y := m.stem(x)) + m.a(y))))
+    return capture(net, (torch.randn(TOKENS),))
+
+
+def test_golden() -> None:
+    golden_pass("compress-stream/pre-norm", small(), SETUP)
+
+
+def test_golden_drop_last() -> None:
+    graph, _ = run_pipeline(small(), parse(f"{SETUP},compress-stream{{basis=drop-last}}"))
+    golden("compress-stream/drop-last.after", graph_text(graph))
+
+
+# -- equal ------------------------------------------------------------------------------------------
+
+
+def patches(m: Any, x: Tensor) -> Any:
+    """A convolutional patch embedding, a class token for each image, positions."""
+    y = m.stem(x).flatten(2).transpose(1, 2)
+    y = torch.cat([m.token().expand(x.shape[0], -1, -1), y], 1) + m.place()
+    y = y + m.a(y)
+    y = y + m.b(y)
+    return m.head(m.norm(y)[:, 0])
+
+
+def parallel(m: Any, x: Tensor) -> Any:
+    """One norm, several readers (GPT-J); another one read through a mean over tokens."""
+    y = m.stem(x)
+    z = m.norm(y)
+    y = y + m.out(m.q(z) * torch.sigmoid(m.k(z))) + m.down(F.gelu(m.up(z)))
+    return m.head(m.last(y).mean(1)), m.other(m.last(y)[:, :2])
+
+
+def windows(m: Any, x: Tensor) -> Any:
+    """Shifted windows of two tokens, cut out behind the norm and put together in front of the sum."""
+    y = m.stem(x)
+    batch, tokens, width = y.shape
+    z = torch.roll(m.norm(y), 1, 1).view(batch, tokens // 2, 2, width)
+    z = m.mix(z).reshape(batch, tokens, width)
+    y = y + torch.roll(z, -1, 1)
+    return m.head(m.last(F.pad(y, (0, 0, 1, 1))))
+
+
+def addmm(m: Any, x: Tensor) -> Any:
+    y = m.stem(x)
+    y = y + m.down(F.gelu(m.up(m.norm(y))))
+    return m.head(m.last(y))
+
+
+def across(m: Any, x: Tensor) -> Any:
+    """Two streams; a linear op reads one and writes the other."""
+    y, z = m.stem(x), m.stem2(x * x)
+    y = y + m.a(y)
+    z = z + m.cross(m.norm(y))
+    z = z + m.b(z)
+    return m.head(m.last(z)), m.head2(m.norm2(y))
+
+
+def experts(m: Any, x: Tensor) -> Any:
+    """A product with one matrix per expert reads the norm, another one writes the stream."""
+    y = m.stem(x)
+    z = m.norm(y).flatten(0, 1).expand(2, -1, -1)
+    z = torch.bmm(F.gelu(torch.bmm(z, m.up())), m.down()).sum(0)
+    y = y + z.view(y.shape)
+    return m.head(m.last(y))
+
+
+def image(m: Any, x: Tensor) -> Any:
+    """Features along axis 1, norms over the last one, a convolution that reads the norm."""
+    y = m.stem(x)
+    y = y + m.mix(m.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    return m.head(m.last(y.permute(0, 2, 3, 1)))
+
+
+def linears(*names: str) -> dict[str, nn.Module]:
+    return {name: nn.Linear(D, D) for name in names}
+
+
+NETS: dict[str, tuple[Any, dict[str, nn.Module], tuple[int, ...], int]] = {
+    "patches": (
+        patches,
+        {"stem": nn.Conv2d(3, D, 2, stride=2), "token": Held(1, 1, D), "place": Held(1, 5, D)},
+        (2, 3, 4, 4),
+        3,
+    ),
+    "parallel": (
+        parallel,
+        {
+            **linears("q", "k", "out", "other"),
+            "up": nn.Linear(D, 8),
+            "down": nn.Linear(8, D),
+            "last": nn.LayerNorm(D),
+        },
+        TOKENS,
+        3,
+    ),
+    "windows": (windows, {**linears("mix"), "last": nn.LayerNorm(D)}, (2, 4, D), 2),
+    "addmm": (
+        addmm,
+        {"up": Conv1D(D, 8), "down": Conv1D(8, D), "last": nn.LayerNorm(D)},
+        TOKENS,
+        2,
+    ),
+    "attention": (
+        lambda m, x: m.head(m.norm((y := m.stem(x)) + m.a(y))),
+        {"a": Attention()},
+        TOKENS,
+        2,
+    ),
+    "across": (
+        across,
+        {
+            **linears("stem2", "cross", "head2"),
+            "last": nn.LayerNorm(D),
+            "norm2": nn.LayerNorm(D),
+        },
+        TOKENS,
+        5,
+    ),
+    "experts": (
+        experts,
+        {
+            "up": Held(2, D, 8),
+            "down": Held(2, 8, D),
+            "norm": nn.LayerNorm(D, elementwise_affine=False),
+            "last": nn.LayerNorm(D),
+        },
+        TOKENS,
+        2,
+    ),
+    "image": (
+        image,
+        {
+            "stem": nn.Conv2d(3, D, 3, padding=1),
+            "mix": nn.Conv2d(D, D, 1),
+            "last": nn.LayerNorm(D),
+        },
+        (2, 3, 4, 5),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("name", NETS)
+def test_equal(name: str, basis: str) -> None:
+    wiring, modules, shape, norms = NETS[name]
+    outcome = compress(pre_norm(wiring, **modules), torch.randn(shape), basis=basis)
+    compresses(outcome, norms)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_vit(basis: str) -> None:
+    torchvision_shim.install()
+    import timm
+
+    net = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=3, embed_dim=48, num_classes=5, init_values=0.1
+    )
+    outcome = compress(perturb(net), torch.randn(2, 3, 32, 32), basis=basis)
+    compresses(outcome, 7)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_gpt2_with_the_tied_head(basis: str) -> None:
+    torchvision_shim.install()
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 24, "vocab_size": 50, "n_positions": 32}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    net = perturb(GPT2LMHeadModel(GPT2Config(**sizes, **ends, use_cache=False)))
+    graph = capture(net, (), {"input_ids": torch.randint(0, 50, (2, 7))})
+    text = f"{SETUP},compress-stream{{basis={basis}}},restore,bake"
+    after, report = normfold.run(graph, text, verify="each")
+    assert report.ok
+    tables = [node for node in after.nodes if node.op == "get_attr" and shape_of(node) == (50, 24)]
+    assert len(tables) == 1  # the embedding is stored once
+    assert sorted(norm_widths(after)) == [23] * 6 + [24]
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_character_gpt_at_any_size(basis: str) -> None:
+    net = perturb(character_gpt())
+    ids = torch.randint(0, 96, (2, 9))
+    outcome = compress(net, ids, basis=basis, dynamic={"ids": AXES})
+    compresses(outcome, 6, left=1, borders=2)
+    for shape in ((1, 3), (5, 31)):
+        other = torch.randint(0, 96, shape)
+        with torch.no_grad():
+            expected, got = net(other), outcome.baked.module(other)
+        torch.testing.assert_close(
+            got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+        )
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(basis: str, dtype: torch.dtype) -> None:
+    net = pre_norm(lambda m, x: m.head(m.norm((y := m.stem(x)) + m.a(y)))).to(dtype)
+    right(compress(net, torch.randn(TOKENS, dtype=dtype), basis=basis))
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_gradients_are_those_of_the_original(basis: str) -> None:
+    net = perturb(character_gpt()).double()
+    ids = torch.randint(0, 96, (2, 9))
+    outcome = compress(net, ids, basis=basis)
+    parameters = list(net.parameters())
+    target = torch.randn(2, 9, 96, dtype=torch.float64)
+    pairs = zip(
+        torch.autograd.grad((outcome.after.module(ids) * target).sum(), parameters),
+        torch.autograd.grad((net(ids) * target).sum(), parameters),
+        strict=True,
+    )
+    for got, expected in pairs:
+        assert float((got - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("wrong", ["gamma", "alpha", "factor"])
+def test_a_wrong_basis_is_noticed(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = D
+    value = getattr(Basis("orthonormal", width), wrong) * 1.01
+    monkeypatch.setattr(Basis, wrong, property(lambda self: value))
+    outcome = compress(
+        pre_norm(lambda m, x: m.head(m.norm((y := m.stem(x)) + m.a(y)))), torch.randn(TOKENS)
+    )
+    assert max(outcome.algebra) > 1e-4
+
+
+# -- borders ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_borders(basis: str) -> None:
+    """GELU in front: center-stream's op, then ours; a norm that is also an output: all features come back."""
+
+    def wiring(m: Any, x: Tensor) -> Any:
+        y = F.gelu(m.stem(x))
+        y = y + m.a(y)
+        y = y + m.b(y)
+        z = m.norm(y)
+        return m.head(z), z * 2
+
+    net = pre_norm(wiring, norm=nn.LayerNorm(D, elementwise_affine=False))
+    compresses(compress(net, torch.randn(TOKENS), basis=basis), 3, borders=2)
+
+
+def test_a_norm_that_only_wide_readers_read_stays_wide() -> None:
+    net = pre_norm(
+        lambda m, x: m.norm((y := (z := m.stem(x)) + m.a(z)) + m.b(y)), head=nn.Identity()
+    )
+    outcome = compress(net, torch.randn(TOKENS))
+    compresses(outcome, 2, left=1, borders=1)
+    (declined,) = compressing(outcome).declined
+    assert (declined.site, declined.code) == ("norm", "NF122")
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_norm_on_the_branch(basis: str) -> None:
+    """Swin-V2's place of the norm: its result is a summand of the stream, in another scale."""
+
+    def wiring(m: Any, x: Tensor) -> Any:
+        y = m.stem(x)
+        y = y + m.res(m.out(F.gelu(m.up(y))))
+        y = y + m.a(y)
+        y = y + m.b(y)
+        return m.head(m.norm(y))
+
+    net = pre_norm(wiring, **linears("up", "out"), res=nn.LayerNorm(D, elementwise_affine=False))
+    right(compress(net, torch.randn(TOKENS), basis=basis))
+
+
+# -- declines ---------------------------------------------------------------------------------------
+
+
+def test_one_norm_behind_an_op_is_no_gain() -> None:
+    net = pre_norm(lambda m, x: m.head(m.norm(m.stem(x))), stem=nn.Linear(D, D))
+    compresses(compress(net, torch.randn(TOKENS)), 1)
+    graph, _ = run_pipeline(
+        capture(pre_norm(lambda m, x: m.head(m.norm(F.gelu(m.stem(x))))), (torch.randn(TOKENS),)),
+        parse(SETUP.replace("center-stream", "center-stream{op-cost=0.1}")),
+    )
+    _, (report,) = run_pipeline(graph, parse("compress-stream"))
+    assert [(d.site, d.code) for d in report.declined] == [("norm", "NF122")]
+    assert "1 norms would take 1 explicit ops" in report.declined[0].detail
+
+
+def test_heads_of_one_projection_are_grouped() -> None:
+    net = pre_norm(
+        lambda m, x: m.head(m.norm(m.stem(x).view(*x.shape[:2], 2, 3))),
+        norm=nn.LayerNorm(3),
+        head=nn.Linear(3, 3),
+    )
+    _, reports = run_pipeline(
+        capture(net, (torch.randn(TOKENS),)), parse(f"{SETUP},compress-stream")
+    )
+    assert [a.site for a in reports[2].applied] == ["norm"]
+    assert not reports[3].modified
+    (declined,) = reports[3].declined
+    assert (declined.site, declined.code) == ("norm", "NF125")
+    assert declined.node.startswith("linear")
+
+
+def test_a_norm_over_two_axes_is_grouped() -> None:
+    net = pre_norm(
+        lambda m, x: m.head(m.norm(m.stem(x).view(*x.shape[:2], 2, 3)).flatten(2)),
+        norm=nn.LayerNorm((2, 3), elementwise_affine=False),
+    )
+    outcome = right(compress(net, torch.randn(TOKENS)))
+    assert [(d.site, d.code) for d in compressing(outcome).declined] == [("norm", "NF125")]
+
+
+def test_a_shared_weight_is_not_copied() -> None:
+    def wiring(m: Any, x: Tensor) -> Any:
+        y = m.stem(x)
+        y = y + m.a(y)
+        y = y + m.b(y)
+        return m.head(m.norm(y)), m.head(x)
+
+    net = pre_norm(wiring, norm=nn.LayerNorm(D, elementwise_affine=False))
+    outcome = compress(net, torch.randn(TOKENS))
+    compresses(outcome, 2, left=1, borders=1)
+    assert [(d.site, d.code) for d in compressing(outcome).declined] == [("norm", "NF102")]
+
+
+def test_a_weight_that_all_share_is_edited_once() -> None:
+    """One block applied twice: its weights stay shared."""
+
+    def wiring(m: Any, x: Tensor) -> Any:
+        y = m.stem(x)
+        y = y + m.a(y)
+        y = y + m.a(y)
+        return m.head(m.norm(y))
+
+    outcome = compress(pre_norm(wiring), torch.randn(TOKENS))
+    compresses(outcome, 3)
+    downs = [
+        node for node in outcome.baked.nodes if node.op == "get_attr" and shape_of(node) == (5, 8)
+    ]
+    assert len(downs) == 1
+
+
+# -- warnings, idempotent, no-op ----------------------------------------------------------------------
+
+
+def test_alignment_is_warned_about_once_per_stream() -> None:
+    outcome = compress(pre_norm(across, **NETS["across"][1]), torch.randn(TOKENS))
+    warnings = compressing(outcome).warnings
+    assert [warning.code for warning in warnings] == ["NF202"] * 2
+    assert "width 5 is odd" in warnings[0].text
+
+
+def test_an_aligned_width_is_not_warned_about() -> None:
+    net = network(
+        lambda m, x: m.head(m.norm(m.stem(x))),
+        stem=nn.Linear(4, 9),
+        norm=nn.LayerNorm(9),
+        head=nn.Linear(9, 3),
+    )
+    outcome = compress(net, torch.randn(2, 5, 4))
+    assert not compressing(outcome).warnings
+    assert norm_widths(outcome.baked) == [8]
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_idempotent(basis: str) -> None:
+    step = f"compress-stream{{basis={basis}}}"
+    untouched(small(), f"{SETUP},{step},{step}")
+    ids = torch.randint(0, 96, (2, 9))
+    untouched(capture(character_gpt(), (ids,)), f"{SETUP},{step},{step}")
+
+
+def test_no_op() -> None:
+    untouched(small(), SETUP.replace("center-stream", "compress-stream"))
+    llama = network(
+        lambda m, x: m.head(m.norm(m.stem(x))),
+        stem=nn.Linear(D, D),
+        norm=nn.RMSNorm(D),
+        head=nn.Linear(D, 3),
+    )
+    untouched(capture(llama, (torch.randn(TOKENS),)), f"{SETUP},compress-stream")
+
+
+# -- the preset --------------------------------------------------------------------------------------
+
+
+def test_convert_runs_in_onnxruntime(tmp_path: Path) -> None:
+    net = pre_norm(patches, **NETS["patches"][1])
+    result = normfold.convert(
+        net, to="crmsnorm", export="onnx", output=tmp_path, inputs=(torch.randn(2, 3, 4, 4),)
+    )
+    assert result.report.ok
+    assert {check.kind for check in result.report.all_checks()} >= {"algebra", "onnxruntime-all"}
+    assert "NF202" in result.report.to_json()
+    assert result.report.counts()["layer-norm"] == {"converted": 3}
