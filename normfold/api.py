@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from normfold.errors import ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph import capture as _capture
-from normfold.graph.capture import share_parameters
+from normfold.graph.capture import dynamic_axes, share_parameters
 from normfold.load import load
 from normfold.report import Check, PassReport, Report
 from normfold.rewrite import Pass, parse, run_pipeline, text_of
@@ -193,18 +193,39 @@ def capture_model(
     return capture_loaded(loaded, batch)
 
 
-def capture_loaded(loaded: Any, batch: Literal["dynamic", "static"]) -> Graph:
-    """Capture what `normfold.load.load` returned; its notes travel with the graph."""
+def capture_loaded(
+    loaded: Any, batch: Literal["dynamic", "static"], axes: Sequence[str] = ()
+) -> Graph:
+    """Capture what `normfold.load.load` returned; its notes travel with the graph.
+
+    ``axes`` names more dynamic axes, each as ``NAME:AXIS``.
+    """
     if batch not in ("dynamic", "static"):
         raise UsageError("`batch` is `dynamic` or `static`", found=f"`{batch}`")
     if loaded.exported is not None:
         graph = _capture(loaded.exported, loaded.args, loaded.kwargs)
     else:
-        graph = _capture(
-            loaded.module, loaded.args, loaded.kwargs, "batch" if batch == "dynamic" else None
-        )
+        wanted = _axes(axes)
+        example = (loaded.module, loaded.args, loaded.kwargs)
+        free = batch == "dynamic"
+        dynamic = dynamic_axes(*example, free, wanted) if free or wanted else None
+        graph = _capture(*example, "batch" if free and not wanted else dynamic)
     graph.notes = [*loaded.notes, *graph.notes]
     return graph
+
+
+def _axes(texts: Sequence[str]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for text in texts:
+        name, colon, axes = text.rpartition(":")
+        if not colon or not name or not all(axis.isdigit() for axis in axes.split(",")):
+            raise UsageError(
+                "a dynamic axis cannot be read",
+                found=f"`{text}`",
+                hint="write NAME:AXIS, as in `input_ids:1`",
+            )
+        found.setdefault(name, set()).update(map(int, axes.split(",")))
+    return found
 
 
 def runtime_checks(verifier: Verifier, path: Path) -> list[Check]:

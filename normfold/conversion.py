@@ -58,6 +58,7 @@ def convert(
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     batch: Literal["dynamic", "static"] = "dynamic",
+    dynamic: Sequence[str] = (),
     verify: Verify = "final",
     seed: int = 0,
     opset: int | None = None,
@@ -78,6 +79,7 @@ def convert(
             inferred when empty.
         factory, trust_modules, trust_pickle: how to load, see `normfold.load.load`.
         batch: ``dynamic`` (default) or ``static``.
+        dynamic: more axes of the inputs that stay dynamic, as ``input_ids:1``.
         verify: ``final``, ``each`` or ``off``.
         opset, dialect: of the ONNX file.
         keep_if_faster: time the ONNX file against the original's own export in onnxruntime on the CPU, and
@@ -116,7 +118,7 @@ def convert(
         seed=seed,
     )
     say("capturing")
-    graph = capture_loaded(loaded, batch)
+    graph = capture_loaded(loaded, batch, dynamic)
     source, inputs_from = loaded.source, loaded.inputs_from
     verifier = None
     if verify != "off":

@@ -31,6 +31,7 @@ def convert(
     trust_module: opt.TrustModule = None,
     trust_pickle: opt.TrustPickle = False,
     batch: opt.BatchOption = opt.Batch.dynamic,
+    dynamic: opt.Dynamic = None,
     verify: Annotated[
         opt.VerifyMode, typer.Option("--verify", help="When to judge the result.")
     ] = opt.VerifyMode.final,
@@ -75,6 +76,7 @@ def convert(
             export=export or "onnx",
             output=output,
             batch=batch.value,
+            dynamic=dynamic or (),
             verify=verify.value,
             seed=seed,
             opset=opset,

@@ -61,6 +61,14 @@ TrustPickle = Annotated[
 BatchOption = Annotated[
     Batch, typer.Option("--batch", help="Capture with a dynamic or a fixed batch.")
 ]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="NAME:AXIS",
+        help="Another axis that stays dynamic, as input_ids:1; repeatable.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Seed of the generated inputs.", show_default=True)
 ]

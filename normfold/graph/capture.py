@@ -7,8 +7,9 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from normfold.errors import CaptureError
+from normfold.errors import CaptureError, UsageError
 from normfold.graph import expressions
 from normfold.graph.graph import Graph, is_symbolic
 from normfold.graph.provenance import FRAME, is_user_file
@@ -55,7 +56,7 @@ def capture(
     args, kwargs = pytree.tree_map_only(
         Tensor, lambda leaf: leaf.clone() if leaf._is_view() else leaf, (args, kwargs)
     )
-    shapes = _batch_shapes(original, args, kwargs) if dynamic == "batch" else dynamic
+    shapes = dynamic_axes(original, args, kwargs) if dynamic == "batch" else dynamic
     program = _export(original, args, kwargs, shapes)
     graph = _from_program(program, args, kwargs)
     graph.original, graph.notes = original, notes
@@ -72,7 +73,18 @@ def share_parameters(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
-def _batch_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def dynamic_axes(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: bool = True,
+    axes: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> Any:
+    """A ``dynamic_shapes`` specification: axis 0 of what has the batch size, and ``axes`` of inputs by name.
+
+    Raises:
+        CaptureError: a dynamic batch of size 1. UsageError: no such input, or no such axis.
+    """
     tensors = [
         leaf
         for leaf in pytree.tree_leaves((args, kwargs))
@@ -80,22 +92,39 @@ def _batch_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     ]
     if not tensors:
         return None
-    batch = tensors[0].shape[0]
-    if batch < BATCH:
+    size = tensors[0].shape[0]
+    if batch and size < BATCH:
         raise CaptureError(
             "a dynamic batch cannot be captured at size 1",
             found=f"first input of shape {tuple(tensors[0].shape)}",
             hint="give example inputs with a batch of 2, or ask for a fixed batch (`--batch static`)",
         )
-
-    def spec(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return {0: Dim.DYNAMIC} if leaf.dim() and leaf.shape[0] == batch else {}
-        return None
-
     # torch.export wants the structure of the bound call: keywords by name, *args as one tuple
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return {name: pytree.tree_map(spec, value) for name, value in bound.items()}
+    for name, wanted in axes.items():
+        leaf = bound.get(name)
+        if not isinstance(leaf, Tensor) or any(not 0 <= axis < leaf.dim() for axis in wanted):
+            shapes = ", ".join(f"{key} {_shape(value)}" for key, value in bound.items())
+            raise UsageError(
+                f"`{name}` has no axis {', '.join(map(str, sorted(wanted)))} to be dynamic",
+                found=f"inputs: {shapes}",
+                hint="write NAME:AXIS, as in `--dynamic input_ids:1`",
+            )
+
+    def spec(leaf: Any, free: Collection[int]) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        first = {0} if batch and leaf.dim() and leaf.shape[0] == size else set()
+        return dict.fromkeys(sorted(first | set(free)), Dim.DYNAMIC)
+
+    return {
+        name: pytree.tree_map(lambda leaf, name=name: spec(leaf, axes.get(name, ())), value)
+        for name, value in bound.items()
+    }
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _export(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:

@@ -47,9 +47,30 @@ def cases(graph: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = N
         found = [Case("rows", rows, KINDS)]
     else:
         found = [Case(kind, values) for kind, values in made.items()]
+    shorter = _shorter(graph, made["random"])
+    if shorter is not None:
+        found.append(Case("shorter", shorter))
     return found + [
         Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])
     ]
+
+
+def _shorter(graph: Graph, leaves: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Inputs one shorter along every dynamic axis but the first; None where there is none, or it cannot be."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    result, found = [], False
+    for leaf, node in zip(leaves, nodes, strict=False):
+        value = node.meta.get("val")
+        sizes: Any = value.shape if isinstance(value, Tensor) else ()
+        for axis, size in enumerate(sizes):
+            if axis == 0 or not is_symbolic(size):
+                continue
+            # a size such as 32 * s cannot be one less
+            if not size.node.expr.is_symbol or leaf.shape[axis] < 3:
+                return None
+            leaf, found = leaf.narrow(axis, 0, leaf.shape[axis] - 1), True
+        result.append(leaf)
+    return tuple(result) if found else None
 
 
 def _batched(graph: Graph, leaves: list[Any]) -> list[bool]:
