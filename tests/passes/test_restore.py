@@ -142,3 +142,23 @@ def test_idempotent(build: Callable[[], nn.Module]) -> None:
 def test_no_op() -> None:
     net = perturb(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.LayerNorm(6)))
     untouched(capture(net, (torch.randn(IMAGE),)), "restore")
+
+
+class GainAndBias(nn.Module):
+    """An RMS norm with a gain and a bias behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.bias = nn.RMSNorm(6), nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.norm(x) + self.bias)
+
+
+def test_an_rms_norm_takes_its_gain_back_and_leaves_the_bias() -> None:
+    graph = capture(perturb(GainAndBias()), (torch.randn(2, 5, 6),))
+    restored, _ = run_pipeline(graph, parse("canonicalize,restore"))
+    ops = [op_name(node) for node in restored.nodes]
+    assert ops.count("mul") == 0
+    assert ops.count("add") == 1
+    right(judge(graph, "canonicalize,restore,bake"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 import normfold
 from normfold.graph import Graph, capture
+from normfold.graph.capture import dynamic_axes
 from normfold.verify import Verifier
 from normfold.verify.inputs import KINDS
 from tests.verify.nets import FOLDED, Wrapped, images, small
@@ -89,3 +91,28 @@ def test_the_seed_chooses_the_inputs(graph: Graph) -> None:
     assert not torch.equal(one[:2], other[:2])
     assert torch.equal(one[2:], other[2:])
     assert Verifier(graph, 7).rounding(small()).seed == 7
+
+
+def test_another_dynamic_axis_is_tried_at_another_size() -> None:
+    module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
+    ids = torch.tensor([[3, 1, 6, 2], [5, 4, 1, 1]])
+    shapes = dynamic_axes(module, (ids,), {}, axes={"input": {1}})
+    judging = Verifier(capture(module, (ids,), dynamic=shapes))
+    assert [case.leaves[0].shape for case in judging.cases] == [(len(KINDS), 4), (2, 3)]
+    assert judging.rounding(module)
+    fixed = nn.Sequential(module, nn.Flatten(1), nn.Unflatten(1, (4, 3)))
+    assert judging.rounding(module).ok
+    with pytest.raises(RuntimeError):
+        judging.rounding(fixed)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_short_axis_is_not_made_shorter(length: int) -> None:
+    module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
+    ids = torch.ones(2, length, dtype=torch.int64)
+    shapes = (
+        {"input": {0: Dim.DYNAMIC}}
+        if length == 1
+        else dynamic_axes(module, (ids,), {}, axes={"input": {1}})
+    )
+    assert len(Verifier(capture(module, (ids,), dynamic=shapes)).cases) == 1
