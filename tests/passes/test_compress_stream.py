@@ -17,6 +17,7 @@ from normfold.graph.graph import shape_of
 from normfold.graph.text import graph_text
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.basis import Basis
+from normfold.rewrite.presets import preset
 from tests import torchvision_shim
 from tests.nets import perturb
 from tests.passes.centred import network
@@ -356,12 +357,27 @@ def test_no_op() -> None:
 # -- the preset --------------------------------------------------------------------------------------
 
 
-def test_convert_runs_in_onnxruntime(tmp_path: Path) -> None:
+@pytest.mark.parametrize("basis", BASES)
+def test_convert_runs_in_onnxruntime_at_any_batch(basis: str, tmp_path: Path) -> None:
+    import onnxruntime
+
     net = pre_norm(patches, **NETS["patches"][1])
+    text = preset("crmsnorm")
     result = normfold.convert(
-        net, to="crmsnorm", export="onnx", output=tmp_path, inputs=(torch.randn(2, 3, 4, 4),)
+        net,
+        to="crmsnorm",
+        passes=text.replace("compress-stream", f"compress-stream{{basis={basis}}}"),
+        output=tmp_path,
+        inputs=(torch.randn(2, 3, 4, 4),),
     )
     assert result.report.ok
     assert {check.kind for check in result.report.all_checks()} >= {"algebra", "onnxruntime-all"}
     assert "NF202" in result.report.to_json()
     assert result.report.counts()["layer-norm"] == {"converted": 3}
+    (path,) = tmp_path.glob("*.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        x = torch.randn(batch, 3, 4, 4)
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-4, atol=1e-4)
