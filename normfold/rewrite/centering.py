@@ -14,7 +14,6 @@ groups that a norm takes its means over there are two choices: *stored* (P x flo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,9 +24,9 @@ from normfold.graph import layout
 from normfold.graph.expressions import is_static, sharers
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
-from normfold.graph.mixing import mixed, through_mix
-from normfold.graph.ops import Kind, kind_of, operands, reads_shape_only, uses
+from normfold.graph.ops import Kind, kind_of, reads_shape_only, uses
 from normfold.rewrite.closure import Closure
+from normfold.rewrite.commuting import made_into, made_of
 from normfold.rewrite.reasons import Reason
 from normfold.rewrite.writers import Writer, reads_as_head, writer_of
 
@@ -132,7 +131,9 @@ class Centering:
         try:
             self._find_sources(member)
         except LayoutError as error:
-            member.obstacle = Obstacle(Reason.SPANS_TOKENS, member.node, str(error))
+            moved = kind_of(member.node) is Kind.MOVE
+            reason = Reason.SPANS_TOKENS if moved else Reason.WRITER_FIXED
+            member.obstacle = Obstacle(reason, member.node, str(error))
         if member.free:  # stored centred is what it is: no reader sees a difference
             return
         node = member.node
@@ -149,7 +150,7 @@ class Centering:
             member.free = grouping.key(norm_groups(node)) == grouping.key(groups)
         if member.free:
             return
-        parts = list(self._parts(node, groups))
+        parts = list(made_of(node, groups))
         if not parts:
             member.obstacle = _no_writer(node)
         for part, inner in parts:
@@ -197,30 +198,6 @@ class Centering:
         lined = layout.align(groups, max(rank, groups.dim()))
         return self.member(other, lined) if lined.dim() == rank else None
 
-    def _parts(self, node: fx.Node, groups: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
-        """What ``node`` is made of by an op that commutes with centring; nothing if there is no such op."""
-        kind = Kind.STOP if is_static(node) else kind_of(node)
-        match kind:
-            case Kind.MOVE:
-                part = grouping.pull_part(node, groups)
-                if part is not None and _reaches_writer(operands(node)[0], part):
-                    yield operands(node)[0], part
-                else:
-                    yield from grouping.pull(node, groups)
-            case Kind.ADD if len(operands(node)) == 2:
-                for operand in operands(node):
-                    yield operand, grouping.for_operand(groups, operand)
-            case Kind.PRODUCT:
-                carrier = _carrier(node, groups)
-                if carrier is not None:
-                    yield carrier, grouping.for_operand(groups, carrier)
-            case Kind.MIX:
-                yield operands(node)[0], through_mix(node, groups)
-            case Kind.DOT if (value := _value_of(node, groups)) is not None:
-                yield value, layout.align(groups, len(shape_of(value)))
-            case Kind.AFFINE:
-                yield from _affine_parts(node, groups)
-
     def _find_reader(self, member: Member, user: fx.Node, position: int) -> None:
         if user.op == "output":
             member.foreign.append(Obstacle(Reason.STREAM_EXPOSED, user))
@@ -233,35 +210,12 @@ class Centering:
                 member.foreign.append(Obstacle(Reason.SEES_MEAN, user, text))
             return
         try:
-            carried = self._carried(member, user)
+            carried = made_into(user, member.node, member.groups)
         except LayoutError as error:
             member.foreign.append(Obstacle(Reason.SEES_MEAN, user, str(error)))
             return
         if carried is not None:
             member.readers.append(self.member(user, carried))
-
-    def _carried(self, member: Member, user: fx.Node) -> Tensor | None:
-        """Groups of what ``user`` makes of the member; None where the centring does not reach it.
-
-        Raises:
-            LayoutError: the user would see that the mean is gone.
-        """
-        node, groups = member.node, member.groups
-        rank = len(shape_of(user)) if isinstance(user.meta.get("val"), Tensor) else 0
-        match kind_of(user):
-            case Kind.MOVE:
-                return grouping.push(user, node, groups)
-            case Kind.ADD:
-                return layout.align(groups, rank)
-            case Kind.PRODUCT if _carrier(user, layout.align(groups, rank)) is node:
-                return layout.align(groups, rank)
-            case Kind.MIX:
-                return mixed(user, groups)
-            case Kind.DOT if _value_of(user, layout.align(groups, rank)) is node:
-                return layout.align(groups, rank)
-            case Kind.AFFINE if user.args[1] is None:
-                return groups
-        raise LayoutError(f"`{op_name(user)}` reads the features as they are")
 
     def _require_agreement(self) -> None:
         """What is pushed into a reader must be what the reader pulls: else it would be centred otherwise."""
@@ -339,53 +293,6 @@ def _inside(inner: Tensor, outer: Tensor) -> bool:
         outer.shape[dim] == 1 or bool((outer == outer.narrow(dim, 0, 1)).all())
         for dim in grouping.axes(inner)
     )
-
-
-def _carrier(node: fx.Node, groups: Tensor) -> fx.Node | None:
-    """The factor of a product that holds the features, if all others are the same for every feature."""
-    factors = operands(node)
-    along = grouping.axes(groups)
-
-    def varies(factor: fx.Node) -> bool:
-        shape = shape_of(factor)
-        shape = (1,) * (groups.dim() - len(shape)) + shape
-        return any(shape[dim] != 1 for dim in along)
-
-    holders = [factor for factor in factors if varies(factor)]
-    if len(holders) != 1 or is_static(holders[0]) or factors.count(holders[0]) != 1:
-        return None
-    dividend = node.args[0] is holders[0] or op_name(node) != "div"
-    return holders[0] if dividend and not node.kwargs.get("rounding_mode") else None
-
-
-def _value_of(node: fx.Node, groups: Tensor) -> fx.Node | None:
-    """The value operand of a product of activations, if the groups lie along its last axis."""
-    position = 2 if op_name(node) == "scaled_dot_product_attention" else 1
-    value = node.args[position]
-    if grouping.axes(groups) != [groups.dim() - 1] or not isinstance(value, fx.Node):
-        return None
-    return None if any(value is other for other in node.args[:position]) else value
-
-
-def _affine_parts(node: fx.Node, groups: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
-    x, scale, shift, dim = node.args
-    assert isinstance(x, fx.Node) and isinstance(dim, int)
-    if scale is None and grouping.axes(groups) == [dim]:
-        yield x, groups
-        if isinstance(shift, fx.Node):
-            yield shift, groups.reshape(-1)
-
-
-def _reaches_writer(node: fx.Node, groups: Tensor) -> bool:
-    """True if only movements lie between the tensor and a linear op that can be centred in these groups."""
-    try:
-        while (writer := writer_of(node)) is None:
-            if kind_of(node) is not Kind.MOVE or len(operands(node)) != 1:
-                return False
-            ((node, groups),) = grouping.pull(node, groups)
-    except LayoutError:
-        return False
-    return writer.absorbs(groups)
 
 
 def _no_writer(node: fx.Node) -> Obstacle:

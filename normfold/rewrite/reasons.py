@@ -137,8 +137,8 @@ class Reason(Enum):
     SPANS_TOKENS = (
         "NF121",
         "mean-spans-tokens",
-        "the norm takes one mean over the features of several tokens or positions (patch merging, GroupNorm over "
-        "an image), which no linear op over features can remove",
+        "the norm takes one mean over the features of several tokens, positions or joined tensors (patch merging, "
+        "GroupNorm over an image, dense concatenation), which no linear op over features can remove",
         "mathematically stuck",
     )
     NO_GAIN = (
