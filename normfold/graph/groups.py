@@ -155,7 +155,7 @@ def _along_sites(user: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
     if name == "index":
         return _indexed(op, groups, rank)
     if name == "gather":
-        return groups if groups.shape[int(argument(op, "dim")) % groups.dim()] == 1 else None
+        return groups if _gathers_sites(op, groups) else None
     moved = layout._moved_axes(op, groups.dim())
     if name == "stack":
         dim = int(argument(op, "dim", 0)) % rank
@@ -164,7 +164,7 @@ def _along_sites(user: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
         return None
     if name in ("select", "unbind"):
         return groups.squeeze(next(iter(moved)))
-    return groups
+    return groups.unsqueeze(-1) if name == "unfold" else groups
 
 
 def _sites_back(node: fx.Node, groups: Tensor) -> Tensor | None:
@@ -181,10 +181,16 @@ def _sites_back(node: fx.Node, groups: Tensor) -> Tensor | None:
         if any(size > 1 for size in groups.shape[:front]):
             return None
         return groups.reshape((1,) * (len(source) - kept) + tuple(groups.shape[front:]))
-    moved = {int(argument(op, "dim"))} if name == "gather" else layout._moved_axes(op, len(source))
+    if name == "gather":
+        return groups if _gathers_sites(op, groups) else None
+    moved = layout._moved_axes(op, len(source))
     if moved is None or not _pads_nothing(op):
         return None
     inner = groups
+    if name == "unfold":  # the windows' places are a last axis of their own
+        if groups.shape[-1] > 1:
+            return None
+        inner = groups.squeeze(-1)
     if name in ("select", "unbind"):
         inner = groups.unsqueeze(next(iter(moved)))
     return None if any(inner.shape[dim] > 1 for dim in moved) else inner
@@ -195,6 +201,22 @@ def _indexed(op: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
     if any(size > 1 for size in groups.shape[:count]):
         return None
     return groups.reshape((1,) * (rank - groups.dim() + count) + tuple(groups.shape[count:]))
+
+
+def _gathers_sites(op: fx.Node, groups: Tensor) -> bool:
+    """True if a gather takes the same places for every feature: its index is expanded along the features."""
+    source, index, along = operands(op)[0], argument(op, "index"), axes(groups)
+    if int(argument(op, "dim")) % groups.dim() in along:
+        return False
+    if any(shape_of(index)[dim] != shape_of(source)[dim] for dim in along):
+        return False
+    while op_name(index) in ("clone", "contiguous", "alias", "detach"):
+        index = index.args[0]
+    if op_name(index) not in ("expand", "repeat"):
+        return False
+    small = shape_of(index.args[0])
+    small = (1,) * (groups.dim() - len(small)) + small
+    return all(small[dim] == 1 for dim in along)
 
 
 def _pads_nothing(op: fx.Node) -> bool:

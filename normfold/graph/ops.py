@@ -46,8 +46,8 @@ class Kind(Enum):
 
 _TABLE = {
     Kind.MOVE: """view reshape _unsafe_view permute transpose t numpy_T flatten unflatten movedim moveaxis swapaxes
-        swapdims squeeze unsqueeze expand expand_as reshape_as view_as slice select narrow index index_select cat
-        concat concatenate stack hstack vstack split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk
+        swapdims squeeze unsqueeze expand expand_as reshape_as view_as slice select narrow index index_select gather
+        cat concat concatenate stack hstack vstack split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk
         unbind roll flip repeat tile repeat_interleave pad constant_pad_nd reflection_pad1d reflection_pad2d
         reflection_pad3d replication_pad1d replication_pad2d replication_pad3d im2col unfold pixel_shuffle
         pixel_unshuffle channel_shuffle contiguous clone alias detach lift_fresh_copy _to_copy to type_as dropout
