@@ -24,7 +24,7 @@ from normfold.graph import layout
 from normfold.graph.expressions import is_static, sharers
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
-from normfold.graph.ops import Kind, kind_of, reads_shape_only, uses
+from normfold.graph.ops import NORM_OPS, Kind, kind_of, operands, reads_shape_only, uses
 from normfold.rewrite.closure import Closure
 from normfold.rewrite.commuting import made_into, made_of
 from normfold.rewrite.reasons import Reason
@@ -300,13 +300,16 @@ def _no_writer(node: fx.Node) -> Obstacle:
     if node.op == "placeholder":
         return Obstacle(Reason.WRITER_FIXED, node, "it is an input of the network")
     if kind_of(node) is Kind.AFFINE:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        if is_core(source) or op_name(source) in ("rms_norm", "layer_norm"):
-            residual = next((user for user in node.users if kind_of(user) is Kind.ADD), node)
-            text = f"what `{source.name}` returns is added there"
-            return Obstacle(Reason.RESIDUAL_AFTER_NORM, residual, text)
-        return Obstacle(Reason.WRITER_FIXED, node, "a gain per channel that could not be folded")
+        (source,) = operands(node)
+        residual = next((user for user in node.users if kind_of(user) is Kind.ADD), None)
+        if op_name(source) not in NORM_OPS:
+            return Obstacle(
+                Reason.WRITER_FIXED, node, "a gain per channel that could not be folded"
+            )
+        if residual is None:
+            return Obstacle(Reason.WRITER_FIXED, node, "the gain and bias of another norm")
+        text = f"what `{source.name}` returns is added there"
+        return Obstacle(Reason.RESIDUAL_AFTER_NORM, residual, text)
     return Obstacle(
         Reason.WRITER_FIXED, node, f"`{op_name(node)}` is no linear op over the features"
     )
