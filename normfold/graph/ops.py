@@ -45,13 +45,13 @@ class Kind(Enum):
 
 
 _TABLE = {
-    Kind.MOVE: """view reshape _unsafe_view permute transpose t numpy_T flatten unflatten movedim moveaxis swapaxes
-        swapdims squeeze unsqueeze expand expand_as reshape_as view_as slice select narrow index index_select gather
-        cat concat concatenate stack hstack vstack split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk
-        unbind roll flip repeat tile repeat_interleave pad constant_pad_nd reflection_pad1d reflection_pad2d
-        reflection_pad3d replication_pad1d replication_pad2d replication_pad3d im2col unfold pixel_shuffle
-        pixel_unshuffle channel_shuffle contiguous clone alias detach lift_fresh_copy _to_copy to type_as dropout
-        feature_dropout native_channel_shuffle identity""",
+    Kind.MOVE: """view reshape _unsafe_view permute transpose t numpy_T flatten unflatten movedim moveaxis
+        swapaxes swapdims squeeze unsqueeze expand expand_as reshape_as view_as slice select narrow index
+        index_select gather cat concat concatenate stack hstack vstack split split_with_sizes chunk
+        tensor_split unsafe_split unsafe_chunk unbind roll flip repeat tile repeat_interleave pad
+        constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+        replication_pad3d im2col unfold pixel_shuffle pixel_unshuffle channel_shuffle contiguous clone alias
+        detach lift_fresh_copy _to_copy to type_as dropout feature_dropout native_channel_shuffle identity""",
     Kind.MIX: """mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
         _adaptive_avg_pool2d _adaptive_avg_pool3d sum upsample_nearest1d upsample_nearest2d upsample_nearest3d
         upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa

@@ -18,7 +18,7 @@ ANY_SIZE = (({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),)
 
 @dataclass(frozen=True)
 class Refusal:
-    """A network of one input and the options under which fold-affine declines a site of it."""
+    """A network of one input, and the pass (with its options) that declines a site of it."""
 
     wiring: Callable[..., Any]
     parts: Callable[[], dict[str, nn.Module]]
@@ -26,6 +26,18 @@ class Refusal:
     options: str = ""
     dynamic: Any = "batch"
     dead: bool = False  # one channel of every norm has scale zero
+    step: str = "fold-affine"
+
+    @property
+    def pipeline(self) -> str:
+        """Text of the pipeline whose last pass declines."""
+        setups = {
+            "center-stream": "fold-affine{split-norms=true},",
+            "compress-stream": "fold-affine{split-norms=true},center-stream,",
+        }
+        setup = setups.get(self.step, "")
+        options = f"{{{self.options}}}" if self.options else ""
+        return f"canonicalize,{setup}{self.step}{options}"
 
     def build(self) -> tuple[nn.Module, Tensor]:
         module = perturb(Compose(self.wiring, **self.parts()))
@@ -57,6 +69,25 @@ def _both(m: Any, x: Tensor) -> Tensor:
 def _gated(m: Any, x: Tensor) -> Any:
     y = m.norm(F.relu(x))
     return m.conv(y * torch.sigmoid(x))
+
+
+TOKENS = (2, 5, 6)
+
+
+def _refusal(wiring: Callable[..., Any], shape: tuple[int, ...] = TOKENS, **more: Any) -> Refusal:
+    """A row for center-stream (or ``step``): ``fc`` and ``out`` are linears of width 6, ``norm`` a LayerNorm."""
+
+    def parts() -> dict[str, nn.Module]:
+        norm = more.get("norm") or nn.LayerNorm(6)
+        return {"fc": nn.Linear(6, 6), "norm": norm, "out": nn.Linear(6, 6)}
+
+    step = more.get("step", "center-stream")
+    return Refusal(wiring, parts, shape, more.get("options", ""), step=step)
+
+
+def _post_norm(m: Any, x: Tensor) -> Any:
+    x = m.norm(m.fc(x))
+    return m.out(m.norm(x + F.gelu(x)))
 
 
 REFUSALS: dict[str, Refusal] = {
@@ -101,5 +132,19 @@ REFUSALS: dict[str, Refusal] = {
         lambda m, x: m.conv(m.norm(F.gelu(x))),
         _norm(conv=conv(padding=0)),
         options="direction=backward",
+    ),
+    "NF118": _refusal(_post_norm),
+    "NF119": _refusal(lambda m, x: (lambda y: m.out(m.norm(y)) + F.gelu(y))(m.fc(x))),
+    "NF120": _refusal(lambda m, x: m.out(m.norm(F.gelu(m.fc(x))))),
+    "NF121": _refusal(
+        lambda m, x: m.norm(m.fc(x)), norm=nn.LayerNorm((5, 6), elementwise_affine=False)
+    ),
+    "NF122": _refusal(lambda m, x: F.gelu(m.norm(m.fc(x))), options="bias-cost=1.5"),
+    "NF123": _refusal(lambda m, x: (lambda y: (y, m.out(m.norm(y))))(m.fc(x))),
+    "NF124": _refusal(lambda m, x: m.norm(m.fc(x)[..., None]), norm=nn.LayerNorm(1)),
+    "NF125": _refusal(
+        lambda m, x: m.out(m.norm(m.fc(x).unflatten(-1, (2, 3))).flatten(-2)),
+        norm=nn.LayerNorm(3, elementwise_affine=False),
+        step="compress-stream",
     ),
 }
