@@ -300,6 +300,9 @@ class Compression:
     # -- why not ------------------------------------------------------------------------------------
 
     def _wide_readers(self, norm: Value) -> Decline:
+        grouped = next(filter(None, map(_grouped_source, norm.parts)), None)
+        if grouped is not None:
+            return Decline(Reason.GROUPED_FEATURES, grouped)
         shared = [user for user in norm.outside if user in self._refused]
         if shared:
             return Decline(Reason.PARAMETER_SHARED, shared[0])
