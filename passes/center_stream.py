@@ -118,8 +118,16 @@ def _sites(norm: fx.Node) -> tuple[Site, ...]:
 
 
 def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
-    """Make a member read the centred copy: through its split, where it is a part of one."""
-    rewriter.replace_input(body(user), old, new)
+    """Make a member read the centred copy; a part of a split gets a split of its own."""
+    split = body(user)
+    if split is user:
+        rewriter.replace_input(user, old, new)
+        return
+    twin = rewriter.insert_before(user, split.target, *split.args)  # type: ignore[arg-type]
+    rewriter.replace_input(twin, old, new)
+    rewriter.replace_input(user, split, twin)
+    if not split.users:
+        rewriter.erase(split)
 
 
 def _center(member: Member, rewriter: Rewriter) -> fx.Node:

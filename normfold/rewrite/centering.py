@@ -49,7 +49,7 @@ class Member:
 
     ``writer`` absorbs the centring. Else ``sources`` are the members that the tensor is made of, and
     ``constants`` the parameters added to it; or ``obstacle`` says why it cannot be made centred. ``readers``
-    are made of it; ``foreign`` lists those that would see its mean missing; ``norms`` gain from it.
+    are made of it; ``foreign`` lists those that would see its mean missing.
     """
 
     node: fx.Node
@@ -62,7 +62,6 @@ class Member:
     obstacle: Obstacle | None = None
     readers: list[Member] = field(default_factory=list)
     foreign: list[Obstacle] = field(default_factory=list)
-    norms: list[fx.Node] = field(default_factory=list)
 
     @property
     def elements(self) -> int:
@@ -136,8 +135,9 @@ class Centering:
             member.obstacle = Obstacle(reason, member.node, str(error))
         if member.free:  # stored centred is what it is: no reader sees a difference
             return
-        node = member.node
-        for use in uses(node):
+        if member.free:  # centring leaves it as it is: nobody can see that
+            return
+        for use in uses(member.node):
             if not reads_shape_only(use.user, use.position):
                 self._find_reader(member, use.user, use.position)
 
@@ -203,9 +203,7 @@ class Centering:
             member.foreign.append(Obstacle(Reason.STREAM_EXPOSED, user))
             return
         if user in self.norms and position == 0:
-            if self.norms[user] is member:
-                member.norms.append(user)
-            elif not _inside(norm_groups(user), member.groups):
+            if self.norms[user] is not member and not _inside(norm_groups(user), member.groups):
                 text = "it takes its mean over other features together with these"
                 member.foreign.append(Obstacle(Reason.SEES_MEAN, user, text))
             return
