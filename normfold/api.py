@@ -110,9 +110,9 @@ def _nothing_done(reports: Sequence[PassReport]) -> list[str]:
     notes = []
     for item in reports:
         if item.declined and not item.applied:
-            codes = Counter(f"{declined.code} {declined.reason}" for declined in item.declined)
-            why = "; ".join(f"{count} times {reason}" for reason, count in codes.most_common(3))
-            notes.append(f"{item.name} changed nothing: {why}")
+            codes = Counter(declined.code for declined in item.declined)
+            why = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
+            notes.append(f"{item.name} changed nothing: it declined {why}")
     return notes
 
 

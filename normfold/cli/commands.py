@@ -150,7 +150,7 @@ def plan(
 ) -> int:
     """Say what a conversion would do to each site, and write nothing."""
     from normfold import inspection
-    from normfold.report.text import table
+    from normfold.report.text import print_legend, table
 
     inspection.require_pipeline(passes, to)
     warn_pickle(trust_pickle)
@@ -166,9 +166,10 @@ def plan(
         rows: list[tuple[Any, ...]] = [
             ("would apply", a.site, a.kind, a.detail) for a in item.applied if a.kind
         ]
-        rows += [("declines", d.site, d.kind, f"{d.code} {d.reason}") for d in item.declined]
+        rows += [("declines", d.site, d.kind, f"{d.code} {d.place}") for d in item.declined]
         if rows:
             console().print(table(item.spec, ("", "site", "kind", "how, or why not"), rows))
+    print_legend((d for item in report.passes for d in item.declined), console())
     return 0
 
 

@@ -34,6 +34,11 @@ class Declined:
     line: str = ""
     hint: str = ""
 
+    @property
+    def place(self) -> str:
+        """The detail, the node in the way and the user's source line, in words."""
+        return ", ".join(filter(None, [self.detail, self.node and f"at {self.node}", self.line]))
+
 
 @dataclass(frozen=True)
 class Warned:
@@ -191,9 +196,9 @@ class Report:
                     return f"{site}: {item.spec}: {applied.detail or 'applied'}"
             for declined in item.declined:
                 if declined.site == site:
-                    detail = f" ({declined.detail})" if declined.detail else ""
+                    place = f" ({declined.place})" if declined.place else ""
                     return (
-                        f"{site}: {declined.code} {declined.reason}{detail}; hint: {declined.hint}"
+                        f"{site}: {declined.code} {declined.reason}{place}; hint: {declined.hint}"
                     )
         known = sorted({status.site for status in self.sites})
         raise KeyError(f"no site `{site}`; sites: {', '.join(known[:20])}")

@@ -12,7 +12,7 @@ from rich.text import Text
 from normfold.report.timing import duration
 
 if TYPE_CHECKING:
-    from normfold.report.objects import Check, Report, SiteStatus
+    from normfold.report.objects import Check, Declined, Report
     from normfold.report.timing import Timing
 
 STATES = ("gone", "converted", "left", "kept")
@@ -63,7 +63,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         console.print()
         rows = [(kind, *(row.get(state, 0) for state in STATES)) for kind, row in counts.items()]
         console.print(table("sites", ("kind", *STATES), rows))
-    _print_left(report.sites, console, verbose)
+    _print_left(report, console, verbose)
     for warned in report.warnings():
         _line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
     if report.all_checks():
@@ -89,20 +89,35 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _line(console, f"verdict: {verdict}")
 
 
-def _print_left(sites: Sequence[SiteStatus], console: Console, verbose: bool) -> None:
+def _print_left(report: Report, console: Console, verbose: bool) -> None:
     shown = [
-        site for site in sites if verbose or (site.state == "left" and site.kind != "constant")
+        site
+        for site in report.sites
+        if verbose or (site.state == "left" and site.kind != "constant")
     ]
     if shown:
         console.print()
-        rows = [
-            (site.site, site.kind, site.state, site.code, site.detail)
-            for site in shown[: None if verbose else 20]
-        ]
+        declined = {
+            (item.site, item.code): item for part in report.passes for item in part.declined
+        }
+        rows, codes = [], []
+        for site in shown[: None if verbose else 20]:
+            reason = declined.get((site.site, site.code))
+            where = site.detail if reason is None else reason.place
+            rows.append((site.site, site.kind, site.state, site.code, where))
+            codes += [reason] if reason is not None else []
         console.print(table("left in the network", ("site", "kind", "state", "code", "why"), rows))
+        print_legend(codes, console)
         if len(rows) < len(shown):
             more = len(shown) - len(rows)
             _line(console, f"... and {more} more: see the report, or --verbose")
+
+
+def print_legend(declined: Iterable[Declined], console: Console) -> None:
+    """What each code means and what helps, once."""
+    rows = {item.code: (item.code, f"{item.reason}; hint: {item.hint}") for item in declined}
+    if rows:
+        console.print(table("", ("code", "meaning"), [rows[code] for code in sorted(rows)]))
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
