@@ -33,10 +33,11 @@ def over_last(rank: int, sizes: list[int]) -> Tensor:
 
 def canonical(groups: Tensor) -> Tensor:
     """The same partition with numbers in order of appearance, and site axes folded to size 1."""
+    groups = _renumber(groups)  # sites are told by how many groups there are
     for dim, size in enumerate(groups.shape):
         if size > 1 and _is_site(groups, dim, size):
-            groups = groups.narrow(dim, 0, 1)
-    return _renumber(groups)
+            groups = _renumber(groups.narrow(dim, 0, 1))
+    return groups
 
 
 def key(groups: Tensor) -> tuple[tuple[int, ...], bytes]:
@@ -116,7 +117,7 @@ def pull(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
     back = _sites_back(node, groups)
     if back is not None:
         return [(part, _checked(part, back)) for part in operands(node)]
-    return list(_carry(node, groups, lambda ids: layout.pull(node, ids)))
+    return list(_carry(node, groups, lambda ids: layout.pull(node, ids, spread=False)))
 
 
 def pull_part(node: fx.Node, groups: Tensor) -> Tensor | None:

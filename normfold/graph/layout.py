@@ -96,8 +96,10 @@ def push(node: fx.Node, operand: fx.Node, ids: Tensor) -> Tensor:
     return compress(_run(node, parts))
 
 
-def pull(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
+def pull(node: fx.Node, ids: Tensor, spread: bool = True) -> list[tuple[fx.Node, Tensor]]:
     """Layouts of a MOVE op's operands that give its result the layout ``ids``.
+
+    ``spread`` gives elements that nothing reads the feature of their line, where it has just one.
 
     Raises:
         LayoutError: an element reaches several places that want different features, or a pad value is
@@ -126,7 +128,7 @@ def pull(node: fx.Node, ids: Tensor) -> list[tuple[fx.Node, Tensor]]:
     result, start = [], 0
     for part, shape, size in zip(parts, shapes, sizes, strict=True):
         ids = found[start : start + size].reshape(shape)
-        if len(uses(part)) == 1:
+        if spread and len(uses(part)) == 1:
             ids = _spread(ids, ~reached[start : start + size].reshape(shape))
         result.append((part, compress(ids)))
         start += size
@@ -299,6 +301,8 @@ def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
         result = op.target(*shifted, **kwargs).long() - 1  # type: ignore[operator]
     elif name in ("dropout", "feature_dropout") or name in ("_to_copy", "to", "type_as"):
         result = args[0]
+    elif name in ("view", "_unsafe_view"):  # an expanded index tensor has no such view
+        result = args[0].reshape(args[1])
     else:
         result = op.target(*args, **kwargs)  # type: ignore[operator]
     if node is not op:
