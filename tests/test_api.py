@@ -55,8 +55,8 @@ def test_the_public_names() -> None:
         (
             "convert",
             "(model, to='folded', *, passes=None, export='onnx', output='out', inputs=(), factory=None, "
-            "trust_modules=(), trust_pickle=False, batch='dynamic', verify='final', seed=0, opset=None, "
-            "dialect='ort-x86', keep_if_faster=False, progress=None)",
+            "trust_modules=(), trust_pickle=False, batch='dynamic', dynamic=(), verify='final', seed=0, "
+            "opset=None, dialect='ort-x86', keep_if_faster=False, require=(), untie=False, progress=None)",
         ),
         (
             "verify",
