@@ -61,6 +61,9 @@ class CenterStream(Pass):
         for node in list(graph.nodes):
             if node in centering.norms and node not in chosen:
                 yield Match(node, _sites(node), why_not(centering, node))
+            elif op_name(node) == "layer_norm" and _sites(node) and node not in centering.norms:
+                text = "its width differs at run time"
+                yield Match(node, _sites(node), Decline(Reason.NOT_PER_CHANNEL, node, text))
             elif NORM_OPS.get(op_name(node)) == "group-norm" and not node.meta["normfold_static"]:
                 yield Match(node, _sites(node), Decline(Reason.SPANS_TOKENS, node))
         for stream in found:
@@ -124,7 +127,9 @@ def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> No
         rewriter.replace_input(user, old, new)
         return
     twin = rewriter.insert_before(user, split.target, *split.args)  # type: ignore[arg-type]
+    twin.kwargs = split.kwargs
     rewriter.replace_input(twin, old, new)
+    rewriter.infer(twin)
     rewriter.replace_input(user, split, twin)
     if not split.users:
         rewriter.erase(split)

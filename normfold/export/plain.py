@@ -105,10 +105,15 @@ def write_rms_norms(graph: fx.Graph, native: bool) -> int:
                 continue
             eps = torch.finfo(dtype).eps if eps is None else eps
             axes = list(range(-len(sizes), 0))
+            half = dtype in (torch.float16, torch.bfloat16)  # whose squares overflow, or are coarse
+            if half:
+                x = _call(graph, node, _aten.to.dtype, x, torch.float32)
             square = _call(graph, node, _aten.pow.Tensor_Scalar, x, 2)
             mean = _call(graph, node, _aten.mean.dim, square, axes, True)
             root = _call(graph, node, _aten.sqrt.default, _call(graph, node, _ADD, mean, eps))
             unit = _call(graph, node, _aten.div.Tensor, x, root)
+            if half:
+                unit = _call(graph, node, _aten.to.dtype, unit, dtype)
             result = _call(graph, node, _aten.mul.Tensor, unit, gain)
         node.replace_all_uses_with(result)
         graph.erase_node(node)

@@ -251,8 +251,10 @@ class Centering:
 
 
 def is_core(node: fx.Node) -> bool:
-    """True for a layer norm on activations."""
-    return op_name(node) == "layer_norm" and not is_static(node)
+    """True for a layer norm on activations, of a width that is known."""
+    if op_name(node) != "layer_norm" or is_static(node):
+        return False
+    return all(isinstance(size, int) for size in argument(node, "normalized_shape"))
 
 
 def convertible(norm: fx.Node) -> bool:

@@ -41,7 +41,10 @@ def selection_of(node: fx.Node) -> Selection | None:
     if int(argument(cat, "dim", 0)) % rank != dim:
         return None
     bounds = _bounds(node)
-    return None if bounds is None else _within(operands(cat), dim, *bounds)
+    found = None if bounds is None else _within(operands(cat), dim, *bounds)
+    if found is None or found.operand.meta["val"].dtype != node.meta["val"].dtype:
+        return None  # a cat widens what is narrower than the rest
+    return found
 
 
 def takes_all(node: fx.Node) -> bool:

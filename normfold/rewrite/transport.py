@@ -97,7 +97,7 @@ class Transport:
             case Kind.LINEAR:
                 linear = linear_of(value)
                 assert linear is not None
-                if flow.scale is not None or op_name(value) == "embedding":
+                if flow.scale is not None or linear.bias_position is None:
                     self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
@@ -253,7 +253,7 @@ class Transport:
         if kind is Kind.LINEAR:
             linear = linear_of(node)
             assert linear is not None
-            if self._pushed[linear.data].scale is not None:
+            if self._pushed[linear.data].scale is not None or linear.bias_position is None:
                 self._require_own_weight(linear.weight, node)
             narrow = linear.out_features <= shape_of(linear.data)[linear.in_dim or 0]
             if self.bias_only and linear.bias is None and not narrow:
@@ -348,7 +348,8 @@ class Transport:
                 inner = for_operand(Flow(scale).map(lambda ids: layout.align(ids, rank)), other)
                 self._inverses += self.pull(other, inner.inverse(node), node)
         shifts = [flow.shift.times(k) for _, k, flow in carried if flow.shift is not None]
-        if self.bias_only and len(carried) == 1 and self._met_by_norm(node, sides, shifts[0]):
+        alone = len(sides) == 2 and len(carried) == 1
+        if self.bias_only and alone and self._met_by_norm(node, sides, shifts[0]):
             return Flow()
         shift = shifts[0] if shifts else None
         if len(shifts) == 2:
@@ -365,12 +366,16 @@ class Transport:
     def _met_by_norm(
         self, node: fx.Node, sides: list[tuple[fx.Node, float]], shift: Coefficient
     ) -> bool:
-        """True if the bias of a norm on the other side of a sum can take the shift: it ends here."""
+        """True if the bias of a norm on the other side of a sum can take the shift: it ends here.
+
+        A norm without one cannot: two norms would hand it to each other for ever.
+        """
         other, k = next((side, k) for side, k in sides if side not in self._pushed)
         value = other
         while kind_of(value) is Kind.MOVE and len(operands(value)) == 1:
             value = operands(value)[0]
-        if kind_of(value) is not Kind.AFFINE or op_name(operands(value)[0]) not in NORM_OPS:
+        biased = kind_of(value) is Kind.AFFINE and value.args[2] is not None
+        if not biased or op_name(operands(value)[0]) not in NORM_OPS:
             return False
         before = set(self._pulled)
         try:

@@ -49,17 +49,13 @@ class Writer:
     def center(self, rewriter: Rewriter, groups: Tensor) -> fx.Node:
         """Centre what the op writes, through its weight and bias; returns the weight."""
         numbers = groups.reshape(-1)
-        weight, bias = self.node.args[self.weight_position], None
-        assert isinstance(weight, fx.Node)
-        if self.bias_position is not None and self.bias is not None:
-            bias = self.node.args[self.bias_position]
-        centred = center_along(rewriter, weight, self.axis, numbers)
-        rewriter.set_argument(self.node, self.weight_position, centred)
-        if isinstance(bias, fx.Node):
-            assert self.bias_position is not None
-            rewriter.set_argument(
-                self.node, self.bias_position, center_along(rewriter, bias, 0, numbers)
-            )
+        now = writer_of(self.node)  # an earlier edit may have changed its weight
+        assert now is not None
+        centred = center_along(rewriter, now.weight, now.axis, numbers)
+        rewriter.set_argument(self.node, now.weight_position, centred)
+        if now.bias is not None and now.bias_position is not None:
+            bias = center_along(rewriter, now.bias, 0, numbers)
+            rewriter.set_argument(self.node, now.bias_position, bias)
         rewriter.record(f"{self.node.name}: output centred")
         return centred
 
