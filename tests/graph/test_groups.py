@@ -82,7 +82,7 @@ def trace(run: Callable[..., Tensor], *inputs: Tensor, dynamic: Any = None) -> O
     graph = capture(Compose(lambda m, *x: run(*x)).eval(), inputs, dynamic=dynamic).module.graph
     (end,) = (node for node in graph.nodes if node.op == "output")
     node = end.args[0]
-    return Op(node[0] if isinstance(node, (tuple, list)) else node, graph, inputs, run)  # type: ignore[arg-type]
+    return Op(node[0] if isinstance(node, (tuple, list)) else node, graph, inputs, run)
 
 
 def ramp(*shape: int) -> Tensor:

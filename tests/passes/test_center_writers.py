@@ -326,11 +326,11 @@ def test_a_layer_that_also_writes_elsewhere_is_not_edited() -> None:
 def test_experts(stacked: bool) -> None:
     """Every expert computes, a gate weighs the sum: a loop over linears, or stacked matrices and bmm."""
 
-    def looped(m: Any, y: Tensor, gates: Tensor) -> Tensor:
+    def looped(m: Any, y: Tensor, gates: Tensor) -> Any:
         parts = [m.e0(y) * gates[..., :1], m.e1(y) * gates[..., 1:]]
         return parts[0] + parts[1]
 
-    def batched(m: Any, y: Tensor, gates: Tensor) -> Tensor:
+    def batched(m: Any, y: Tensor, gates: Tensor) -> Any:
         flat = y.reshape(1, -1, D).expand(2, -1, -1)
         hidden = F.gelu(torch.bmm(flat, m.up()))
         parts = (torch.bmm(hidden, m.down()) + m.bias()).reshape(2, *y.shape)
