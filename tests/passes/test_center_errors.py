@@ -142,7 +142,8 @@ def _layer_scale(writer: Writer) -> fx.Node | None:
     if "down" not in _leaf(writer.weight):
         return None
     name = "s1" if "a_down" in _leaf(writer.weight) else "s2"
-    return next(node for node in graph.nodes if str(node.target) == f"{name}.value")
+    found: fx.Node = next(node for node in graph.nodes if str(node.target) == f"{name}.value")
+    return found
 
 
 def test_a_tied_head_shared_wrongly(
