@@ -36,6 +36,12 @@ from normfold.rewrite.selection import read_directly, selection_of, takes_all
 
 aten = torch.ops.aten
 _RESHAPES = {"view", "_unsafe_view"}
+# What decomposed programs hold, and the op that users write.
+_PLAIN = {
+    "native_layer_norm": aten.layer_norm.default,
+    "native_group_norm": aten.group_norm.default,
+    "_fused_rms_norm": aten.rms_norm.default,
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class Canonicalize(Pass):
         if match.plan == "batch-norm":
             _split_batch_norm(node, rewriter, match.sites)
         elif match.plan == "norm":
+            node = _plain(node, rewriter)
             split = _split_norm(node, rewriter, match.sites)
             if (layer_norm := one_group(node)) is not None:
                 reroll(node, layer_norm, match.sites, rewriter)
@@ -170,6 +177,25 @@ def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rew
     copy_provenance(old, affine)
     affine.meta["normfold_sites"] = sites
     rewriter.replace(old, affine)
+
+
+def _plain(node: fx.Node, rewriter: Rewriter) -> fx.Node:
+    """The norm with one result, unless somebody reads the mean and deviation that come beside it."""
+    op = _PLAIN.get(op_name(node))
+    results = list(node.users)
+    if op is None or any(user.args[1] != 0 for user in results):
+        return node
+    names = [spec.name for spec in op._schema.arguments if _has(node, _native(spec.name))]
+    plain = rewriter.insert_after(node, op, *(argument(node, _native(name)) for name in names))
+    for result in results:
+        copy_provenance(result, plain)
+        rewriter.replace(result, plain)
+    return plain
+
+
+def _native(name: str) -> str:
+    """What the native form calls an argument of the plain one."""
+    return "group" if name == "num_groups" else name
 
 
 def _over_last(node: fx.Node) -> bool:

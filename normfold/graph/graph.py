@@ -13,6 +13,10 @@ from torch import fx, nn
 
 from normfold.graph import expressions
 
+# Size of what data decide (``x[mask]``, ``nonzero``), which no example input tells: not 1, which
+# broadcasts, and with divisors enough for the usual splits.
+STAND_IN = 12
+
 
 @dataclass(frozen=True)
 class Site:
@@ -117,8 +121,16 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def concrete(size: Any) -> int:
-    """The example's value of a possibly symbolic size."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """The example's value of a possibly symbolic size; a size that data decide has a stand-in."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    env, expression = size.node.shape_env, size.node.expr
+    hints = {
+        free: env.create_symintnode(free, hint=None).node.hint for free in expression.free_symbols
+    }
+    return int(expression.subs({free: hint or STAND_IN for free, hint in hints.items()}))
 
 
 def is_symbolic(size: Any) -> bool:

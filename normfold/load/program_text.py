@@ -39,6 +39,8 @@ def check_document(document: Any, where: str, depth: int = 0) -> None:
     """
     if isinstance(document, dict):
         for key, value in document.items():
+            if key == "from_node" and isinstance(value, str):
+                continue  # a node's history, in the names of former targets: nobody resolves them
             if key in _IMPORTING:
                 raise _refused("a class to import", f"{key}: {value}", where)
             if key == "expr_str":

@@ -169,6 +169,14 @@ def test_expressions_that_export_writes(text: str) -> None:
     program_text.check_expression(text, "here")
 
 
+def test_a_decomposed_program(path: Path, tmp_path: Path) -> None:
+    """Its nodes carry their history, which names former targets as plain text."""
+    program = torch.export.load(path).run_decompositions()
+    torch.export.save(program, tmp_path / "core.pt2")
+    loaded = load(tmp_path / "core.pt2")
+    assert loaded.args
+
+
 def test_targets_and_imports_by_name() -> None:
     for good in ("torch.ops.aten.add.Tensor", "_operator.mul", "math.ceil", "torch.sym_max",
                  "torch.ops.higher_order.cond", "torch.ops.aten.__and__.Tensor"):  # fmt: skip

@@ -136,6 +136,37 @@ def test_norms_keep_no_affine() -> None:
     assert {a.site for a in reports[0].applied if a.kind} == set(kinds)
 
 
+@pytest.mark.parametrize("dynamic", [None, "batch"])
+def test_norms_of_a_decomposed_program(dynamic: str | None) -> None:
+    """What `native_layer_norm` and its like normalise is the same site as before."""
+    whole = capture(perturb(Norms()), (torch.randn(IMAGE),), dynamic=dynamic)
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC}} if dynamic else None
+    program = torch.export.export(
+        perturb(Norms()), (torch.randn(IMAGE),), dynamic_shapes=shapes
+    ).run_decompositions()
+    graph = capture(program, (torch.randn(IMAGE),))
+    native = [op_name(node) for node in graph.nodes if "native" in op_name(node)]
+    assert {"native_layer_norm", "native_group_norm"} <= set(native)
+    outcome = right(judge(graph, "canonicalize"))
+    assert not [op for op in outcome.ops() if op.startswith("native")]
+    expected = run_pipeline(whole, parse("canonicalize"))[0].sites
+    sites = outcome.after.sites
+    assert {site.kind for site in sites.values()} >= {"layer-norm", "group-norm", "rms-norm"}
+    # an instance norm becomes a batch norm that computes its statistics, which is declined
+    assert set(expected) - {"instance"} <= set(sites), "the paths of the modules"
+    assert outcome.codes == {"NF101"}
+
+
+def test_a_norm_whose_statistics_are_read_stays_native() -> None:
+    class Read(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, mean, _ = torch.native_layer_norm(x, [6], None, None, 1e-5)
+            return F.gelu(y), mean
+
+    outcome = right(judge(capture(Read().eval(), (torch.randn(IMAGE),)), "canonicalize"))
+    assert outcome.ops()[0] == "native_layer_norm"
+
+
 def test_constants_that_are_not_per_channel_stay() -> None:
     after, _ = run_pipeline(
         capture(Arithmetic().eval(), (torch.randn(IMAGE),)), parse("canonicalize")

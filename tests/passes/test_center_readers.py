@@ -243,6 +243,18 @@ def test_tokens_chosen_at_run_time(wiring: Callable[..., object]) -> None:
     converts(center(net, torch.randn(TOKENS)), rms=4)
 
 
+def test_as_many_tokens_as_data_decide() -> None:
+    """A mask gives a size that no example tells."""
+
+    def wiring(m: Any, x: Tensor) -> Any:
+        y = m.stem(x)[x[..., 0] > 0]
+        y = y + m.f(F.gelu(m.one(y) @ m.w()))
+        return m.head(m.norm(y))
+
+    net = pre_norm(wiring, one=nn.LayerNorm(D), w=Held(D, D), f=nn.Linear(D, D))
+    converts(center(net, torch.randn(TOKENS)), rms=2)
+
+
 def test_features_chosen_at_run_time_are_not_centred_before() -> None:
     """A gather along the tokens whose index differs from feature to feature does not commute with P."""
 
