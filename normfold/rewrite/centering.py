@@ -135,8 +135,6 @@ class Centering:
             member.obstacle = Obstacle(reason, member.node, str(error))
         if member.free:  # stored centred is what it is: no reader sees a difference
             return
-        if member.free:  # centring leaves it as it is: nobody can see that
-            return
         for use in uses(member.node):
             if not reads_shape_only(use.user, use.position):
                 self._find_reader(member, use.user, use.position)
