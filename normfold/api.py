@@ -228,14 +228,14 @@ def _axes(texts: Sequence[str]) -> dict[str, set[int]]:
     return found
 
 
-def runtime_checks(verifier: Verifier, path: Path) -> list[Check]:
+def runtime_checks(verifier: Verifier, path: Path, budget: float | None = None) -> list[Check]:
     """Verdicts of an ONNX file in onnxruntime, with all graph optimisations and with none."""
     from normfold.export.runtime import RuntimeSession
 
     checks = []
     for level in ("all", "none"):
         session: Any = RuntimeSession(path, level)
-        checks.append(verifier.outputs(f"onnxruntime-{level}", session.run))
+        checks.append(verifier.outputs(f"onnxruntime-{level}", session.run, budget))
         del session  # before the next one reads the weights again
     return checks
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +15,17 @@ from typing import Any, Literal
 
 from torch import nn
 
-from normfold.api import Progress, Verify, capture_loaded, own_samples, run, runtime_checks
+from normfold.api import Progress, Verify, capture_loaded, own_samples, run
 from normfold.bench import gate
-from normfold.errors import EnvironmentMissing, NormfoldError, UsageError
+from normfold.deploy import (
+    input_normalisation,
+    judge_file,
+    lower_precision,
+    parse_precision,
+    write_engine,
+)
+from normfold.errors import EnvironmentMissing, UsageError
+from normfold.export.tensorrt import EngineOptions, parse_dynamic
 from normfold.graph import Graph
 from normfold.graph.bake import bake
 from normfold.load import load
@@ -27,9 +33,10 @@ from normfold.report import Report
 from normfold.report.policy import Requirement
 from normfold.rewrite import parse
 from normfold.rewrite.presets import preset
+from normfold.staging import publish, require_writable, staging
 from normfold.verify import Verifier
 
-FORMATS = ("onnx", "pt2")
+FORMATS = ("onnx", "pt2", "trt")
 
 
 @dataclass
@@ -66,6 +73,10 @@ def convert(
     keep_if_faster: bool = False,
     require: Sequence[str] = (),
     untie: bool = False,
+    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+    keep_fp32: Sequence[str] = (),
+    budget: float | None = None,
+    engine: EngineOptions | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Load, capture, rewrite, verify, export, and verify again what was exported.
@@ -73,13 +84,14 @@ def convert(
     Args:
         model: any MODEL of the command line, or a module.
         to: a preset (``folded``, ``rmsnorm``, ``crmsnorm``, ``baked``); ``passes`` gives a pipeline text instead.
-        export: ``onnx`` and/or ``pt2``; None rewrites only.
+        export: ``onnx``, ``pt2`` and/or ``trt``; None rewrites only.
         output: folder for the artefacts and ``<name>.report.json``; made if missing.
         inputs: example inputs (tensors, which the verdict counts too), or texts such as ``x:1x3x224x224``;
             inferred when empty.
         factory, trust_modules, trust_pickle: how to load, see `normfold.load.load`.
         batch: ``dynamic`` (default) or ``static``.
-        dynamic: more axes of the inputs that stay dynamic, as ``input_ids:1``.
+        dynamic: more axes of the inputs that stay dynamic, as ``input_ids:1``; the sizes that an engine is built
+            for may follow, as ``x:0=1..8..64``.
         verify: ``final``, ``each`` or ``off``.
         opset, dialect: of the ONNX file.
         keep_if_faster: time the ONNX file against the original's own export in onnxruntime on the CPU, and
@@ -87,6 +99,12 @@ def convert(
         require: how many sites a pass must have rewritten, as ``center-stream>=1``; judged as the verdict is.
         untie: sets the option of that name in every pass that has it: an embedding table that is also the
             head's weight may be copied.
+        precision: of weights and activations in the files: ``fp32``, ``fp16``, ``bf16``, or as captured. Inputs
+            and outputs keep their types. Ops that half precision cannot hold by what was measured on the
+            verdict's typical inputs stay in float32 (``report.precision``).
+        keep_fp32: patterns of module paths, ops or nodes that stay in float32 besides.
+        budget: relative error ``|y - r| / |r|`` that half precision may cost; 0.02 for fp16, 0.1 for bf16.
+        engine: how ``trt`` builds, see `normfold.export.tensorrt.EngineOptions`.
 
     Returns:
         The result. When a verdict fails or a requirement is not met, ``result.ok`` is False, the report is
@@ -102,11 +120,12 @@ def convert(
         pipeline = [_untied(item) for item in pipeline]
     requirements = [Requirement.parse(text, [item.name for item in pipeline]) for text in require]
     formats, name, folder = _formats(export), _name(model), Path(output)
+    dtype, (axes, ranges) = parse_precision(precision, keep_fp32), parse_dynamic(dynamic)
     _require_dialect(dialect)
     if keep_if_faster:
         _require_timeable(formats, dialect)
     if formats:
-        _require_writable(folder)
+        require_writable(folder)
     say = progress or (lambda line: None)
     say("loading")
     loaded = load(
@@ -118,8 +137,9 @@ def convert(
         seed=seed,
     )
     say("capturing")
-    graph = capture_loaded(loaded, batch, dynamic)
+    graph = capture_loaded(loaded, batch, axes)
     source, inputs_from = loaded.source, loaded.inputs_from
+    normalisation = input_normalisation(loaded.module)
     verifier = None
     if verify != "off":
         verifier = Verifier(graph, seed, own_samples(graph, inputs))
@@ -138,14 +158,38 @@ def convert(
         report.notes.append("the pipeline does not bake: baked before the export")
         if verifier is not None:
             report.checks.append(verifier.rounding(result))
+    allowed = None
+    if dtype is not None:
+        result, allowed = lower_precision(
+            result, dtype, keep_fp32, inputs, seed, report, verifier, budget
+        )
     artifacts: list[Path] = []
     missing: EnvironmentMissing | None = None
     if formats and report.ok:
         with staging(folder) as temporary:
             for kind in sorted(formats):  # ONNX first: what else is written is what it holds
                 say(f"writing {kind}")
+                if kind == "trt":
+                    missing = (
+                        write_engine(
+                            result,
+                            temporary,
+                            name,
+                            report,
+                            verifier,
+                            options=engine or EngineOptions(),
+                            ranges=ranges,
+                            opset=opset,
+                            budget=allowed,
+                            normalisation=normalisation,
+                            progress=say,
+                        )
+                        or missing
+                    )
+                    continue
                 target = temporary / f"{name}.{kind}"
-                missing = _write(kind, result, target, report, verifier, opset, dialect) or missing
+                lacking = _write(kind, result, target, report, verifier, opset, dialect, allowed)
+                missing = missing or lacking
                 if kind == "onnx" and keep_if_faster and report.ok and missing is None:
                     judged = gate(graph, target, report, verifier, opset, dialect, progress)
                     result = judged or result
@@ -158,12 +202,7 @@ def convert(
             (temporary / f"{name}.report.json").write_text(report.to_json() + "\n")
             publish(temporary, folder)
     if missing is not None:
-        raise EnvironmentMissing(
-            "the files are written, but this machine cannot run them to compare",
-            where=str(folder),
-            found=missing.what,
-            hint="run `normfold verify` where the runtime is, or ask for `--verify off` here",
-        ) from missing
+        raise missing
     return Result(result, report, artifacts)
 
 
@@ -181,6 +220,7 @@ def _write(
     verifier: Verifier | None,
     opset: int | None,
     dialect: str,
+    budget: float | None,
 ) -> EnvironmentMissing | None:
     """Write one format and judge it; returns what the machine lacks if the file cannot be run here."""
     if kind == "pt2":
@@ -199,13 +239,7 @@ def _write(
     )
     report.notes += exported.notes
     report.census = dict(exported.census.ops)
-    if verifier is not None:
-        try:
-            report.checks += runtime_checks(verifier, path)
-        except EnvironmentMissing as error:
-            report.notes.append(f"the ONNX file was not run: {error.what}")
-            return error
-    return None
+    return None if verifier is None else judge_file(path, report, verifier, budget)
 
 
 def _formats(export: str | Sequence[str] | None) -> list[str]:
@@ -234,20 +268,6 @@ def _require_timeable(formats: Sequence[str], dialect: str) -> None:
         )
 
 
-def _require_writable(folder: Path) -> None:
-    """Refuse an output folder before the work is done, without making it."""
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        found = "no permission to write" if there.is_dir() else "not a folder"
-        raise UsageError(
-            "the output folder cannot be made or written to",
-            where=str(folder),
-            found=f"`{there}`: {found}",
-        )
-
-
 def _name(model: Any) -> str:
     if isinstance(model, nn.Module):
         return type(model).__name__.lower()
@@ -259,77 +279,6 @@ def _name(model: Any) -> str:
         "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in tail)
         or "model"
     )
-
-
-@contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """A private folder inside ``folder``: files become visible only through `publish`.
-
-    A ``folder`` that was made for it and is empty in the end goes again.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            "the output folder cannot be made", where=str(folder), found=str(error)
-        ) from error
-    _sweep(folder)
-    temporary = folder / f".normfold-{os.getpid()}"
-    try:
-        temporary.mkdir(exist_ok=True)
-        yield temporary
-    except OSError as error:
-        raise NormfoldError(
-            "the output could not be written", where=str(folder), found=str(error)
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
-
-
-def publish(temporary: Path, folder: Path) -> list[Path]:
-    """Rename every finished file into ``folder``: each is the old one or the new one, never half of it.
-
-    An old model file whose weights are about to be replaced goes first: killed in between, there is none,
-    not a mixture. Weights that the new model does not read go last.
-    """
-    published = []
-    paths = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".onnx")
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for path in paths:
-        target = folder / path.name
-        if path.suffix == ".data":
-            target.with_suffix("").unlink(missing_ok=True)
-        os.replace(path, target)
-        published.append(target)
-    for target in published:
-        data = target.with_name(f"{target.name}.data")
-        if target.suffix == ".onnx" and data not in published:
-            data.unlink(missing_ok=True)
-    return sorted(published)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left behind."""
-    for stale in folder.glob(".normfold-*"):
-        pid = stale.name.removeprefix(".normfold-")
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def peak_memory_mb() -> float:

@@ -20,7 +20,9 @@ def convert(
     export: Annotated[
         list[str] | None,
         typer.Option(
-            "--export", metavar="onnx|pt2", help="Format to write; repeatable. [default: onnx]"
+            "--export",
+            metavar="onnx|pt2|trt",
+            help="Format to write; repeatable. [default: onnx]",
         ),
     ] = None,
     output: Annotated[
@@ -61,6 +63,15 @@ def convert(
         bool,
         typer.Option("--untie", help="An embedding table that is also the head may be copied."),
     ] = False,
+    precision: opt.PrecisionOption = None,
+    keep_fp32: opt.KeepFp32 = None,
+    budget: opt.Budget = None,
+    builder: opt.BuilderOption = opt.Builder.auto,
+    gpu_arch: opt.GpuArch = None,
+    workspace: opt.Workspace = None,
+    timing_cache: opt.TimingCache = None,
+    version_compatible: opt.VersionCompatible = False,
+    hardware_compatible: opt.HardwareOption = opt.HardwareCompatibility.none,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every site.")] = False,
     as_json: opt.Json = False,
 ) -> int:
@@ -84,6 +95,17 @@ def convert(
             keep_if_faster=keep_if_faster,
             require=require or (),
             untie=untie,
+            precision=precision.value if precision is not None else None,
+            keep_fp32=keep_fp32 or (),
+            budget=budget,
+            engine=opt.engine(
+                builder,
+                gpu_arch,
+                workspace,
+                timing_cache,
+                version_compatible,
+                hardware_compatible,
+            ),
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )

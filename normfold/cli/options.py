@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,30 @@ class Batch(StrEnum):
 
     dynamic = "dynamic"
     static = "static"
+
+
+class Precision(StrEnum):
+    """Of weights and activations."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Builder(StrEnum):
+    """What builds engines."""
+
+    auto = "auto"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class HardwareCompatibility(StrEnum):
+    """GPUs besides the one that an engine is built on."""
+
+    none = "none"
+    ampere = "ampere+"
+    same_cc = "same-cc"
 
 
 class VerifyMode(StrEnum):
@@ -65,8 +90,80 @@ Dynamic = Annotated[
     list[str] | None,
     typer.Option(
         "--dynamic",
-        metavar="NAME:AXIS",
-        help="Another axis that stays dynamic, as input_ids:1; repeatable.",
+        metavar="NAME:AXIS[=MIN..OPT..MAX]",
+        help="Another axis that stays dynamic, as input_ids:1; the sizes are what an engine is built for, "
+        "as x:0=1..8..64; repeatable.",
+    ),
+]
+_ENGINE = "TensorRT engines"
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        help="Of weights and activations in the files; as captured when not given. Inputs and outputs keep theirs.",
+        show_default=False,
+    ),
+]
+KeepFp32 = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-fp32",
+        metavar="PATTERN",
+        help="Module paths, ops or nodes that stay in float32 (`blocks.3.*`, `softmax`); repeatable.",
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, help="Relative error that half precision may cost. [fp16: 0.02, bf16: 0.1]"
+    ),
+]
+BuilderOption = Annotated[
+    Builder,
+    typer.Option(
+        "--builder",
+        help="auto: TensorRT where it is installed and there is a GPU, else TensorRT-RTX.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+GpuArch = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu-arch",
+        metavar="SM,...",
+        help="GPUs that a TensorRT-RTX engine is for, as sm89,sm120.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Workspace = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="MIB", help="Memory that tactics may use.", rich_help_panel=_ENGINE
+    ),
+]
+TimingCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--timing-cache",
+        metavar="FOLDER",
+        help="Keep TensorRT's timings there, by version and GPU.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+VersionCompatible = Annotated[
+    bool,
+    typer.Option(
+        "--version-compatible",
+        help="The engine runs in newer TensorRT versions too.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+HardwareOption = Annotated[
+    HardwareCompatibility,
+    typer.Option(
+        "--hardware-compatible",
+        help="The engine runs on other GPUs too.",
+        rich_help_panel=_ENGINE,
     ),
 ]
 Seed = Annotated[
@@ -101,3 +198,26 @@ def loading(
         "trust_modules": trust_module or (),
         "trust_pickle": trust_pickle,
     }
+
+
+def engine(
+    builder: Builder,
+    gpu_arch: str | None,
+    workspace: int | None,
+    timing_cache: Path | None,
+    version_compatible: bool,
+    hardware_compatible: HardwareCompatibility,
+) -> Any:
+    """The facade's options of an engine."""
+    from normfold.export.tensorrt import EngineOptions
+
+    return EngineOptions(
+        backend=builder.value,
+        gpu_arch=tuple(
+            part.strip().lower() for part in (gpu_arch or "").split(",") if part.strip()
+        ),
+        workspace=workspace,
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible.value,
+    )

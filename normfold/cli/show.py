@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,18 +25,27 @@ def console() -> Console:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A spinner with the current step and its seconds on stderr; silent when stderr is no terminal."""
+    """A spinner with the current step and its seconds on stderr; silent when stderr is no terminal.
+
+    A line that ends in ``42%`` moves a bar.
+    """
     if not sys.stderr.isatty():
         yield lambda line: None
         return
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # the stream of now: it goes on moving while a capture keeps torch's chatter off stderr
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda line: bar.update(task, description=line[:100])
+
+        def say(line: str) -> None:
+            share = re.search(r" (\d+)%$", line)
+            total, done = (100, int(share[1])) if share else (None, 0)
+            bar.update(task, description=line[:100], total=total, completed=done)
+
+        yield say
 
 
 def emit(report: Report, as_json: bool, verbose: bool) -> None:

@@ -7,6 +7,7 @@ into Conv among other things; whatever is gone from our files is gone because a 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
@@ -125,14 +126,27 @@ def _concat_sizes(concat: ir.Node) -> list[int]:
     return sizes
 
 
-def label(model: ir.Model, source_lines: bool = False) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What a node of the file comes from: node of the graph, module path, the user's source line."""
+
+    node: str
+    path: str
+    line: str
+
+
+def label(model: ir.Model, source_lines: bool = False) -> dict[str, Origin]:
     """Name nodes after the modules that they come from, and drop what torch recorded about this machine.
 
     A node is called ``layer1.0.conv1/Conv`` and carries the module path and the ATen op as metadata. The stack
     traces, file names and the export signature that torch writes do not belong into a shipped file; with
     ``source_lines`` each node keeps the one line of the user's code that it comes from.
+
+    Returns:
+        The origin of every node that has one, by its new name.
     """
     taken: dict[str, int] = {}
+    origins: dict[str, Origin] = {}
     model.graph.metadata_props.clear()
     for node in model.graph:
         origin: Any = node.meta.get("node")
@@ -146,13 +160,16 @@ def label(model: ir.Model, source_lines: bool = False) -> None:
         node.metadata_props[_OP] = str(origin.target)
         if path:
             node.metadata_props[_PATH] = path
-        if source_lines and (line := source_line(origin)):
+        line = source_line(origin)
+        if source_lines and line:
             node.metadata_props[_LINE] = line
         name = f"{path or origin.name}/{node.op_type}"
         taken[name] = taken.get(name, 0) + 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        origins[node.name] = Origin(origin.name, path, line)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+    return origins
 
 
 def name_axes(model: ir.Model, names: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from normfold.graph.graph import Graph, op_name
 # torch implements its translations at 18; below, a version converter would rewrite our file
 OLDEST_OPSET = 18
 _BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
+_NEVER = 1 << 10
 _RMS_NORM = {"rms_norm", "_fused_rms_norm"}
 
 
@@ -22,7 +23,7 @@ class Dialect:
 
     ``opset`` is the default. ``rms_opset`` is the default for a graph with RMS norms: 23 has a native
     RMSNormalization, below that the exporter writes mean-of-squares primitives. ``wants`` says in words what
-    the runtime cares about.
+    the runtime cares about. From ``attention_opset`` on attention is one Attention op, below it plain ops.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Dialect:
     rms_opset: int
     description: str
     wants: str
+    attention_opset: int = 23
 
     def default_opset(self, graph: Graph) -> int:
         """The opset for ``graph``: the oldest that holds each of its norms as one op for this runtime."""
@@ -65,15 +67,18 @@ DIALECTS = {
             opset=20,
             rms_opset=20,
             description="TensorRT 10.12 or newer, strongly typed",
-            wants="LayerNormalization native; RMS norms as primitives, since its parser knows "
-            "RMSNormalization only from 10.15 and expands it itself",
+            wants="LayerNormalization native; RMSNormalization from TensorRT 10.15 on (known when an engine is "
+            "built), else as primitives in float32; attention as plain ops, which it fuses itself",
+            attention_opset=_NEVER,
         ),
         Dialect(
             "trt-rtx",
             opset=20,
-            rms_opset=20,
+            rms_opset=23,
             description="TensorRT-RTX 1.x",
-            wants="LayerNormalization native; RMS norms as primitives, into which its parser expands them",
+            wants="LayerNormalization and RMSNormalization native; attention as plain ops: an Attention op "
+            "in float32 parses and does not build",
+            attention_opset=_NEVER,
         ),
     )
 }

@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +21,18 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, NormfoldError, UsageError
 from normfold.export import write
+from normfold.export.attention import write_attention
 from normfold.export.census import Census, census
-from normfold.export.cleanup import clean, label, name_axes
-from normfold.export.dialects import choose_opset
+from normfold.export.cleanup import Origin, clean, label, name_axes
+from normfold.export.dialects import Dialect, choose_opset
 from normfold.export.dialects import dialect as find_dialect
-from normfold.export.plain import (
-    write_attention,
-    write_batch_norms,
-    write_global_pools,
-    write_rms_norms,
-)
+from normfold.export.plain import write_batch_norms, write_global_pools, write_rms_norms
 from normfold.export.program import exported_program
 from normfold.graph.graph import Graph, is_symbolic
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_NATIVE_ATTENTION = 23  # the opset whose Attention op the exporter uses
 _NATIVE_RMS_NORM = 23
 _IR_VERSIONS = {23: 11}  # the oldest file version that an opset goes with; 10 for older ones
 
@@ -47,6 +42,7 @@ class Exported:
     """A written model: the files, and what is in them.
 
     ``bytes`` is the size of both files. ``notes`` are the exporter's warnings of substance, each once.
+    ``origins`` tells what a node comes from.
     """
 
     path: Path
@@ -59,6 +55,7 @@ class Exported:
     bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    origins: dict[str, Origin] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -71,7 +68,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     opset: int | None = None,
-    dialect: str = "ort-x86",
+    dialect: str | Dialect = "ort-x86",
     external_data: bool | None = None,
     metadata: dict[str, str] | None = None,
     source_lines: bool = False,
@@ -96,15 +93,15 @@ def export_onnx(
     """
     start = time.perf_counter()
     path = Path(path)
-    target = find_dialect(dialect)
+    target = dialect if isinstance(dialect, Dialect) else find_dialect(dialect)
     chosen = choose_opset(graph, target, opset)
     if not path.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
-    model, notes = _translate(graph, chosen)
+    model, notes = _translate(graph, chosen, chosen >= target.attention_opset)
     clean(model)
     _set_names(model, graph)
     name_axes(model, _axis_names(model))
-    label(model, source_lines)
+    origins = label(model, source_lines)
     _set_header(model, chosen, metadata or {})
     data_path = path.with_name(path.name + ".data")
     external = _external(model, external_data)
@@ -136,6 +133,7 @@ def export_onnx(
         bytes=size,
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
+        origins=origins,
     )
 
 
@@ -150,27 +148,29 @@ class _Recorder(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def _translate(graph: Graph, opset: int) -> tuple[ir.Model, list[str]]:
+def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
     program = exported_program(graph)
     try:
-        return _run_exporter(program, opset)
+        return _run_exporter(program, opset, attention)
     except Exception as error:
         if type(program) is ExportedProgram:  # it was traced: there is nothing else to try
             raise _refused(error) from error
     try:
-        return _run_exporter(exported_program(graph, retrace=True), opset)
+        return _run_exporter(exported_program(graph, retrace=True), opset, attention)
     except NormfoldError:
         raise
     except Exception as error:
         raise _refused(error) from error
 
 
-def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
+def _run_exporter(
+    program: ExportedProgram, opset: int, attention: bool
+) -> tuple[ir.Model, list[str]]:
     write_global_pools(program.graph)
     write_batch_norms(program.graph)
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
-    if opset < _NATIVE_ATTENTION:
+    if not attention:
         write_attention(program.graph)
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False

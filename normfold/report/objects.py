@@ -72,8 +72,9 @@ class OutputCheck:
 class Check:
     """A verdict: truthy when every output was inside its tolerance.
 
-    ``kind`` is ``capture``, ``algebra`` (float64, un-baked), ``rounding`` (the result in its own dtype), or
-    ``onnxruntime-all`` / ``onnxruntime-none``. ``needed_tolerance`` is what would have passed.
+    ``kind`` is ``capture``, ``algebra`` (float64, un-baked), ``rounding`` (the result in its own dtype),
+    ``onnxruntime-all`` / ``onnxruntime-none`` / ``tensorrt`` (a file or engine as it runs), or ``float16`` /
+    ``bfloat16`` (every op rounded to its type). ``needed_tolerance`` is what would have passed.
     """
 
     kind: str
@@ -135,6 +136,24 @@ class PassReport:
         return self.spec.partition("{")[0]
 
 
+@dataclass(frozen=True)
+class Island:
+    """An op that stays in float32 in a network of half precision: module path, op, node, and why."""
+
+    site: str
+    op: str
+    node: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What weights and activations were lowered to (``float16``), and what was not."""
+
+    dtype: str
+    islands: tuple[Island, ...] = ()
+
+
 @dataclass
 class SiteStatus:
     """One norm or per-channel constant at the end: ``state`` is ``gone``, ``converted``, ``left`` or ``kept``.
@@ -154,7 +173,7 @@ class SiteStatus:
 
 @dataclass
 class Report:
-    """The whole run: passes, verdicts, sites, artefacts, costs."""
+    """The whole run: passes, verdicts, sites, artefacts, costs. ``engine`` is the sidecar of a TensorRT engine."""
 
     model: str = ""
     pipeline: str = ""
@@ -171,6 +190,8 @@ class Report:
     peak_memory_mb: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     timing: Timing | None = None
+    precision: Precision | None = None
+    engine: dict[str, Any] | None = None
     unmet: list[str] = field(default_factory=list)
 
     @property

@@ -12,10 +12,11 @@ from rich.text import Text
 from normfold.report.timing import duration
 
 if TYPE_CHECKING:
-    from normfold.report.objects import Check, Declined, Report
+    from normfold.report.objects import Check, Declined, Precision, Report
     from normfold.report.timing import Timing
 
 STATES = ("gone", "converted", "left", "kept")
+_FEW = 10
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -66,6 +67,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_left(report, console, verbose)
     for warned in report.warnings():
         _line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
+    if report.precision is not None:
+        _print_precision(report.precision, console, verbose)
+    if report.engine is not None:
+        _print_engine(report.engine, console)
     if report.all_checks():
         console.print()
         print_checks(report.all_checks(), console)
@@ -84,9 +89,38 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.all_checks():
         equivalent = all(check.ok for check in report.all_checks())
         verdict = "equivalent" if equivalent else "NOT equivalent"
+        if report.precision is not None:
+            verdict += f" (budget of {report.precision.dtype})"
     else:
         verdict = "not verified (verify=off)"
     _line(console, f"verdict: {verdict}")
+
+
+def _print_precision(precision: Precision, console: Console, verbose: bool) -> None:
+    islands = precision.islands
+    console.print()
+    _line(console, f"precision {precision.dtype}; {len(islands)} ops stay in float32")
+    if islands:
+        shown = islands if verbose else islands[:_FEW]
+        rows = [(item.site, item.op, item.why) for item in shown]
+        if len(shown) < len(islands):
+            rows.append((f"and {len(islands) - len(shown)} more (--verbose)", "", ""))
+        console.print(table("", ("in float32", "op", "why"), rows))
+
+
+def _print_engine(engine: dict[str, Any], console: Console) -> None:
+    layers = ", ".join(f"{count} {dtype}" for dtype, count in engine["layers"].items())
+    state = "built and run" if engine["ran"] else "built, not run"
+    console.print()
+    _line(
+        console,
+        f"engine    {engine['name']}: {state}; {engine['builder']} {engine['version']} for "
+        f"{', '.join(engine['targets'])}; {engine['bytes'] / 1e6:.1f} MB in {engine['seconds']:.1f} s",
+    )
+    _line(console, f"layers    {layers}")
+    for name, shapes in engine["profile"].items():
+        sizes = ["x".join(map(str, shape)) for shape in shapes]
+        _line(console, f"profile   {name}: {sizes[0]} to {sizes[2]}, for {sizes[1]}")
 
 
 def _print_left(report: Report, console: Console, verbose: bool) -> None:

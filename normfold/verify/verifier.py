@@ -5,6 +5,9 @@ relative to the largest magnitude of the output (of its row), an exact pipeline 
 
     the un-baked graph in float64 agrees with r to 1e-10           (algebra)
     e1 <= 4 e0 + 16 ulps                                          (rounding)
+
+A network in half precision is judged by |y - r| / |r| over each output of each input (of which 1 - cosine is at
+most half the square), against a budget.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from normfold.graph import Graph
 from normfold.graph.expressions import is_static, order
 from normfold.graph.precision import Float64Interpreter
 from normfold.report import Check, OutputCheck
-from normfold.verify.inputs import Case, cases
+from normfold.verify.half import StrictInterpreter
+from normfold.verify.inputs import KINDS, TYPICAL, Case, cases
 
 ALGEBRA_TOLERANCE = 1e-10
 FACTOR = 4.0
 ULPS = 16.0
+
+UNTYPICAL = set(KINDS) - set(TYPICAL)
 
 Outputs = list[Tensor]
 
@@ -84,15 +90,48 @@ class Verifier:
             "rounding", self._run(result.module if isinstance(result, Graph) else result), start
         )
 
-    def outputs(self, kind: str, run: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Check:
-        """Anything that maps flat input tensors to flat output tensors, such as a runtime session."""
+    def outputs(
+        self,
+        kind: str,
+        run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+        budget: float | None = None,
+    ) -> Check:
+        """Anything that maps flat input tensors to flat output tensors, such as a runtime session.
+
+        With a ``budget`` it is judged as a network in half precision, on typical inputs only.
+        """
         start = time.perf_counter()
         results = []
         for case in self.cases:
             inputs = [leaf for leaf in case.leaves if isinstance(leaf, Tensor)]
             with torch.no_grad():
                 results.append(list(run(inputs)))
+        if budget is not None:
+            return self._within(kind, results, start, budget)
         return self._judge(kind, results, start)
+
+    def half(self, kind: str, graph: Graph, budget: float) -> Check:
+        """A graph of which parts are in half precision, run with every step rounded to its type."""
+        start, run = time.perf_counter(), StrictInterpreter(graph.module)
+        return self._within(kind, [run(case.leaves) for case in self.cases], start, budget)
+
+    def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
+        found = []
+        for case, reference, got in zip(self.cases, self.reference, results, strict=True):
+            if len(reference) != len(got):
+                found.append(OutputCheck("*", case.name, 0.0, float("inf"), budget, float("inf")))
+                continue
+            for place, (expected, mine) in enumerate(zip(reference, got, strict=True)):
+                for label, part in _parts(case, expected):
+                    if label not in UNTYPICAL:
+                        error, absolute = _distance(expected[part], mine[part])
+                        check = OutputCheck(self._name(place), label, 0.0, error, budget, absolute)
+                        found.append(check)
+        return Check(kind, tuple(found), time.perf_counter() - start, self.seed)
+
+    def _name(self, place: int) -> str:
+        names = self.graph.output_names
+        return names[place] if place < len(names) else str(place)
 
     def _float64(self, graph: Graph) -> list[Outputs]:
         interpreter = Float64Interpreter(graph.module, graph=_late(graph.module.graph))
@@ -127,11 +166,7 @@ class Verifier:
                 found.append(OutputCheck("*", case.name, 0.0, float("inf"), 0.0, float("inf")))
                 continue
             for place, (expected, got) in enumerate(zip(reference, results[index], strict=True)):
-                name = (
-                    self.graph.output_names[place]
-                    if place < len(self.graph.output_names)
-                    else str(place)
-                )
+                name = self._name(place)
                 mine = own[place] if own is not None else None
                 found += _compare(name, case, expected, got, mine, tolerance)
         dropped = [check for check in found if check.tolerance == float("inf")]
@@ -168,17 +203,12 @@ def _compare(
     own: Tensor | None,
     tolerance: float | None,
 ) -> list[OutputCheck]:
-    rows = case.rows
     if expected.shape != got.shape:
         return [
             OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))
         ]
-    if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
-        parts: list[tuple[str, Any]] = [(case.name, ...)]
-    else:
-        parts = [(row, index) for index, row in enumerate(rows)]
     checks = []
-    for label, part in parts:
+    for label, part in _parts(case, expected):
         error, absolute = _error(expected[part], got[part])
         baseline = 0.0 if own is None else _error(expected[part], own[part])[0]
         allowed = tolerance
@@ -194,6 +224,30 @@ def _compare(
             error = 0.0
         checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
     return checks
+
+
+def _parts(case: Case, expected: Tensor) -> list[tuple[str, Any]]:
+    """What is judged by itself: the rows of a batch, or the whole."""
+    rows = case.rows
+    if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
+        return [(case.name, ...)]
+    return [(row, index) for index, row in enumerate(rows)]
+
+
+def _distance(reference: Tensor, result: Tensor) -> tuple[float, float]:
+    """|result - reference| / |reference|, or the share of integers that differ; and the largest difference."""
+    if reference.shape != result.shape:
+        return float("inf"), float("inf")
+    if not reference.is_floating_point():
+        wrong = float((reference != result).double().mean()) if reference.numel() else 0.0
+        return wrong, wrong
+    known = torch.isfinite(reference)
+    expected, got = reference[known].double(), result[known].double()
+    if not expected.numel():
+        return 0.0, 0.0
+    difference = expected - got
+    scale = float(expected.norm())
+    return float(difference.norm()) / (scale or 1.0), float(difference.abs().max())
 
 
 def _undefined(reference: Tensor) -> bool:

@@ -1,0 +1,314 @@
+"""From a rewritten graph to files that a runtime takes: half precision, and TensorRT engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from normfold.api import Progress, own_samples, runtime_checks
+from normfold.errors import EnvironmentMissing, ExportError, UsageError
+from normfold.export.dialects import DIALECTS
+from normfold.export.tensorrt import Backend, Built, EngineOptions, build, find, gpu
+from normfold.export.tensorrt.builder import Binding
+from normfold.export.tensorrt.engine import Engine, compare
+from normfold.export.tensorrt.profiles import Ranges, Shapes, profile
+from normfold.export.tensorrt.script import build_script, trtexec
+from normfold.export.tensorrt.sidecar import Sidecar, sha256
+from normfold.graph import Graph
+from normfold.graph.graph import is_symbolic
+from normfold.report import Precision, Report
+from normfold.verify import Verifier
+from normfold.verify.inputs import TYPICAL, cases
+
+# |y - r| / |r| that a network in half precision may be off by: some ten times what sound networks show
+BUDGETS = {"float16": 0.02, "bfloat16": 0.1}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def parse_precision(text: str | None, keep: Sequence[str]) -> torch.dtype | None:
+    """The type that was asked for, or None for what was captured.
+
+    Raises:
+        UsageError: no such precision, or patterns to keep in float32 and nothing to keep them from.
+    """
+    if text is not None and text not in _DTYPES:
+        raise UsageError(f"there is no precision `{text}`", hint=", ".join(_DTYPES))
+    if keep and text not in ("fp16", "bf16"):
+        raise UsageError("`keep-fp32` goes with `precision` fp16 or bf16")
+    return _DTYPES[text] if text is not None else None
+
+
+def lower_precision(
+    graph: Graph,
+    dtype: torch.dtype,
+    keep: Sequence[str],
+    inputs: Sequence[Any],
+    seed: int,
+    report: Report,
+    verifier: Verifier | None,
+    budget: float | None,
+) -> tuple[Graph, float | None]:
+    """The graph in another precision, judged; and the budget that files of it are judged by.
+
+    Where the graph holds nothing of another type it is given back as it is, with no budget.
+    """
+    from normfold.export.typed import lower
+
+    if all(_float_types(node) <= {dtype} for node in graph.nodes):
+        return graph, None
+    samples = own_samples(graph, inputs)
+    tried = [case.leaves for case in cases(graph, seed, samples, TYPICAL)]
+    typed = lower(graph, dtype, tried, keep)
+    name = str(dtype).removeprefix("torch.")
+    allowed = BUDGETS.get(name, BUDGETS["float16"]) if budget is None else budget
+    report.precision = Precision(name, typed.islands)
+    report.parameters_after = typed.graph.parameter_bytes()
+    if verifier is not None:
+        report.checks.append(verifier.half(name, typed.graph, allowed))
+    return typed.graph, allowed
+
+
+def _float_types(node: Any) -> set[torch.dtype]:
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return {x.dtype for x in leaves if isinstance(x, Tensor) and x.is_floating_point()}
+
+
+def judge_file(
+    path: Path, report: Report, verifier: Verifier, budget: float | None
+) -> EnvironmentMissing | None:
+    """Run an ONNX file in onnxruntime; returns what the machine lacks if it cannot."""
+    try:
+        report.checks += runtime_checks(verifier, path, budget)
+    except EnvironmentMissing as error:
+        report.notes.append(f"the ONNX file was not run: {error.what}")
+        if budget is not None:
+            return None  # the network was judged in the arithmetic of its types
+        missing = EnvironmentMissing(
+            "the files are written, but this machine cannot run them to compare",
+            found=error.what,
+            hint="run `normfold verify` where the runtime is, or ask for `--verify off` here",
+        )
+        missing.__cause__ = error
+        return missing
+    return None
+
+
+def write_engine(
+    graph: Graph,
+    folder: Path,
+    name: str,
+    report: Report,
+    verifier: Verifier | None,
+    *,
+    options: EngineOptions,
+    ranges: Ranges,
+    opset: int | None,
+    budget: float | None,
+    normalisation: dict[str, Any] | None,
+    progress: Progress,
+) -> EnvironmentMissing | None:
+    """Write the strongly typed ONNX file, the engine and its sidecar into ``folder``.
+
+    Without a builder, a script that builds the engine elsewhere takes the engine's place, and what is missing
+    is returned.
+
+    Raises:
+        UsageError, ExportError: as the parts; nothing is left half-written, since ``folder`` is a staging one.
+    """
+    from normfold.export.onnx import export_onnx
+
+    backend = find(options.backend)
+    if backend is not None:
+        backend.check(options)
+    onnx, engine = folder / f"{name}.trt.onnx", folder / f"{name}.engine"
+    exported = export_onnx(
+        graph,
+        onnx,
+        opset=opset,
+        dialect=backend.dialect if backend is not None else DIALECTS["trt"],
+        metadata={"pipeline": report.pipeline, "source": report.model},
+    )
+    report.notes += [note for note in exported.notes if note not in report.notes]
+    report.census = report.census or dict(exported.census.ops)
+    asked = _asked(graph, exported.census.dynamic, exported.input_names, exported.output_names)
+    dynamic = exported.census.dynamic
+    symbols = {
+        item.name: [dynamic.get(item.name, {}).get(at, size) for at, size in enumerate(item.shape)]
+        for item in asked
+        if item.kind == "input"
+    }
+    shapes, notes = profile(symbols, _examples(graph), ranges)
+    report.notes += notes
+    if verifier is not None:
+        judge_file(onnx, report, verifier, budget)
+    if backend is None:
+        return _write_script(folder, onnx, engine, shapes, options, report)
+    progress("building the engine")
+    built = build(onnx, backend, options, shapes, origins=exported.origins, progress=progress)
+    if wrong := compare(asked, built.bindings):
+        raise ExportError(
+            "the engine's inputs and outputs are not what was asked for",
+            where=str(engine),
+            found="; ".join(wrong),
+        )
+    engine.write_bytes(built.plan)
+    _describe(engine, onnx, built, backend, options, shapes, normalisation, report)
+    _run(engine, backend, asked, report, verifier, budget)
+    return None
+
+
+def _asked(
+    graph: Graph, dynamic: Any, input_names: Sequence[str], output_names: Sequence[str]
+) -> list[Binding]:
+    """Inputs and outputs of the graph as an engine should have them."""
+    found = []
+    values = dict(zip(graph.input_names, _values(graph), strict=True))
+    inputs = [values[name] for name in graph.input_names if isinstance(values[name], Tensor)]
+    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    results = [leaf.meta["val"] for leaf in pytree.tree_leaves(outputs) if hasattr(leaf, "meta")]
+    for kind, names, tensors in (("input", input_names, inputs), ("output", output_names, results)):
+        for name, tensor in zip(names, tensors, strict=True):
+            free = dynamic.get(name, {})
+            shape = tuple(
+                -1 if axis in free or is_symbolic(size) else int(size)
+                for axis, size in enumerate(tensor.shape)
+            )
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            found.append(Binding(name, kind, dtype, shape))
+    return found
+
+
+def _values(graph: Graph) -> list[Any]:
+    return [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
+
+
+def _examples(graph: Graph) -> dict[str, tuple[int, ...]]:
+    leaves = pytree.tree_leaves((graph.args, graph.kwargs))
+    pairs = zip(graph.input_names, leaves, strict=True)
+    return {name: tuple(leaf.shape) for name, leaf in pairs if isinstance(leaf, Tensor)}
+
+
+def _write_script(
+    folder: Path,
+    onnx: Path,
+    engine: Path,
+    shapes: dict[str, Shapes],
+    options: EngineOptions,
+    report: Report,
+) -> EnvironmentMissing:
+    script = folder / f"{engine.stem}.build.py"
+    script.write_text(build_script(onnx.name, engine.name, shapes, options))
+    line = trtexec(onnx.name, engine.name, shapes, options)
+    report.notes.append(
+        f"no engine was built; on a machine with TensorRT: python {script.name}, or {line}"
+    )
+    device = gpu()
+    needed = "tensorrt" if device is not None else "tensorrt-rtx"
+    return EnvironmentMissing(
+        "no TensorRT is installed: the typed ONNX file and a build script are written instead of an engine",
+        found=f"GPU: {device.name if device else 'none'}",
+        hint=f"`pip install {needed}`"
+        + (" builds engines without a GPU" if device is None else "")
+        + f"; elsewhere `python {script.name}`, or `{line}`",
+    )
+
+
+def _describe(
+    engine: Path,
+    onnx: Path,
+    built: Built,
+    backend: Backend,
+    options: EngineOptions,
+    shapes: dict[str, Shapes],
+    normalisation: dict[str, Any] | None,
+    report: Report,
+) -> None:
+    device = gpu()
+    try:
+        own = version("normfold")
+    except PackageNotFoundError:  # a bare clone
+        own = ""
+    sidecar = Sidecar(
+        builder=backend.name,
+        version=backend.version,
+        gpu=device.name if device is not None and backend.name == "tensorrt" else None,
+        targets=backend.targets(options),
+        flags=_flags(options),
+        sha256=built.sha256,
+        onnx=onnx.name,
+        onnx_sha256=sha256(onnx),
+        precision=report.precision.dtype if report.precision is not None else "as captured",
+        bindings=tuple(asdict(binding) for binding in built.bindings),
+        profile=dict(shapes),
+        layers=built.layers,
+        input_normalisation=normalisation,
+        normfold=own,
+    )
+    Sidecar.path_of(engine).write_text(sidecar.to_json())
+    report.engine = {
+        "name": engine.name,
+        "bytes": len(built.plan),
+        "seconds": built.seconds,
+        **asdict(sidecar),
+    }
+    report.notes += [f"builder: {text}" for text in built.warnings]
+
+
+def _flags(options: EngineOptions) -> tuple[str, ...]:
+    flags = [f"--gpu-arch {','.join(options.gpu_arch)}"] if options.gpu_arch else []
+    if options.workspace is not None:
+        flags.append(f"--workspace {options.workspace}")
+    if options.version_compatible:
+        flags.append("--version-compatible")
+    if options.hardware_compatible != "none":
+        flags.append(f"--hardware-compatible {options.hardware_compatible}")
+    return tuple(flags)
+
+
+def input_normalisation(module: Any) -> dict[str, Any] | None:
+    """What a timm model says that its inputs, from 0 to 1, are normalised by."""
+    config = getattr(module, "pretrained_cfg", None)
+    if not isinstance(config, dict) or not {"mean", "std"} <= set(config):
+        return None
+    return {"mean": list(config["mean"]), "std": list(config["std"])}
+
+
+def _run(
+    engine: Path,
+    backend: Backend,
+    asked: list[Binding],
+    report: Report,
+    verifier: Verifier | None,
+    budget: float | None,
+) -> None:
+    """Open the engine again, compare, and run it, where there is a GPU that it is for."""
+    device = gpu()
+    if device is None or not backend.runs_on(device):
+        why = (
+            "no GPU on this machine"
+            if device is None
+            else f"{backend.name} does not run on {device.name}"
+        )
+        report.notes.append(
+            f"the engine was built, not run ({why}): inputs, outputs and types were compared on the typed network"
+        )
+        return
+    opened = Engine(engine)
+    if wrong := compare(asked, opened.bindings):
+        raise ExportError(
+            "the engine's inputs and outputs are not what was asked for",
+            where=str(engine),
+            found="; ".join(wrong),
+        )
+    assert report.engine is not None
+    report.engine.update(opened=True, engine_layers=opened.layers())
+    if verifier is not None:
+        report.checks.append(verifier.outputs("tensorrt", opened.run, budget))
+        report.engine["ran"] = True

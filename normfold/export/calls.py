@@ -1,0 +1,33 @@
+"""Nodes that the export inserts into a graph of fake values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from normfold.graph.provenance import copy_provenance
+
+
+def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A call with its fake value, at the graph's insertion point, with the provenance of ``origin``."""
+    node = graph.call_function(target, args)
+    values = fx.map_arg(args, lambda source: source.meta["val"])
+    with origin.meta["val"].fake_mode, torch.no_grad():
+        node.meta["val"] = target(*values)
+    copy_provenance(origin, node)
+    return node
+
+
+def size_of(graph: fx.Graph, origin: fx.Node, source: Any, dim: int) -> int | fx.Node:
+    """Size of ``source`` along ``dim``: a number, or a node where it is known at run time only."""
+    size = source.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    node = graph.call_function(
+        torch.ops.aten.sym_size.int, (source, dim % source.meta["val"].dim())
+    )
+    node.meta["val"] = size
+    copy_provenance(origin, node)
+    return node

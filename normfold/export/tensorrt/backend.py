@@ -1,0 +1,265 @@
+"""The builders: TensorRT on a machine with a GPU, TensorRT-RTX on any."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from normfold.errors import EnvironmentMissing, UsageError
+from normfold.export.dialects import DIALECTS, Dialect
+from normfold.export.tensorrt.options import EngineOptions
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_OLDEST = (10, 12)  # the first TensorRT whose strong typing covers what is emitted here
+_NATIVE_RMS_NORM = (10, 15)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first CUDA device: its name and compute capability, as ``sm89``."""
+
+    name: str
+    arch: str
+
+
+@cache
+def gpu() -> Gpu | None:
+    """The GPU that engines can run on; the driver is asked, since torch may be a build without CUDA."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return None
+    parts = []
+    for attribute in (_MAJOR, _MINOR):
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        parts.append(value.value)
+    cuda.cuDeviceGetName(name, len(name), device)
+    return Gpu(name.value.decode(errors="replace"), f"sm{parts[0]}{parts[1]}")
+
+
+class Backend(ABC):
+    """One installed builder. Both libraries share an API; what differs is here."""
+
+    name: ClassVar[str]
+    module_name: ClassVar[str]
+    hint: ClassVar[str]
+
+    def __init__(self, module: Any) -> None:
+        self.trt = module
+        self.version = str(module.__version__)
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The version as numbers."""
+        return tuple(int(part) for part in re.findall(r"\d+", self.version))
+
+    @property
+    @abstractmethod
+    def dialect(self) -> Dialect:
+        """What the parser of this version wants of an ONNX file."""
+
+    @abstractmethod
+    def check(self, options: EngineOptions) -> None:
+        """Refuse options that this builder has not.
+
+        Raises:
+            UsageError: which one, and what there is instead.
+        """
+
+    @abstractmethod
+    def network_flags(self) -> int:
+        """Flags that make a network strongly typed."""
+
+    @abstractmethod
+    def configure(self, config: Any, options: EngineOptions) -> None:
+        """Set targets, compatibility and caches."""
+
+    @abstractmethod
+    def targets(self, options: EngineOptions) -> tuple[str, ...]:
+        """Compute capabilities that an engine is for."""
+
+    @abstractmethod
+    def built(self, config: Any, options: EngineOptions) -> None:
+        """Called with the configuration after a build: keeps the timing cache."""
+
+    @abstractmethod
+    def runs_on(self, device: Gpu) -> bool:
+        """Can engines of this builder run on this GPU?"""
+
+
+class TensorRT(Backend):
+    """Enterprise TensorRT 10.12 or newer: kernels are timed on the GPU."""
+
+    name = "tensorrt"
+    module_name = "tensorrt"
+    hint = "`pip install tensorrt` on a machine with an NVIDIA GPU"
+
+    @property
+    def dialect(self) -> Dialect:
+        native = self.release >= _NATIVE_RMS_NORM
+        return replace(DIALECTS["trt"], rms_opset=23) if native else DIALECTS["trt"]
+
+    def check(self, options: EngineOptions) -> None:
+        if self.release < _OLDEST:
+            raise EnvironmentMissing(
+                f"TensorRT {self.version} is too old",
+                hint="engines are strongly typed: 10.12 or newer is needed",
+            )
+        if options.gpu_arch:
+            raise UsageError(
+                "TensorRT builds for the GPU of this machine",
+                found=f"--gpu-arch {','.join(options.gpu_arch)}",
+                hint="`--hardware-compatible ampere+` widens it, or `--backend tensorrt-rtx`",
+            )
+
+    def network_flags(self) -> int:
+        if self.release[0] >= 11:  # networks are always strongly typed
+            return 0
+        return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    def configure(self, config: Any, options: EngineOptions) -> None:
+        trt = self.trt
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        levels = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
+        if options.hardware_compatible in levels:
+            level = getattr(trt.HardwareCompatibilityLevel, levels[options.hardware_compatible])
+            config.hardware_compatibility_level = level
+        if options.timing_cache is not None:
+            path = self._cache_path(options)
+            blob = path.read_bytes() if path.is_file() else b""
+            timing_cache = config.create_timing_cache(blob)
+            config.set_timing_cache(timing_cache, ignore_mismatch=False)
+
+    def built(self, config: Any, options: EngineOptions) -> None:
+        if options.timing_cache is not None:
+            path = self._cache_path(options)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+            temporary.replace(path)
+
+    def targets(self, options: EngineOptions) -> tuple[str, ...]:
+        device = gpu()
+        return (device.arch,) if device else ()
+
+    def runs_on(self, device: Gpu) -> bool:
+        return True  # it was built there
+
+    def _cache_path(self, options: EngineOptions) -> Path:
+        """A cache of another version or GPU is useless at best: the name tells both."""
+        assert options.timing_cache is not None
+        device = gpu()
+        arch = device.arch if device else "none"
+        return options.timing_cache / f"tensorrt-{self.version}-{arch}.cache"
+
+
+class TensorRTRTX(Backend):
+    """TensorRT-RTX: engines are built ahead of time on a CPU, and finished where they run."""
+
+    name = "tensorrt-rtx"
+    module_name = "tensorrt_rtx"
+    hint = "`pip install tensorrt-rtx`, or `pip install 'normfold[trt-rtx]'`"
+
+    @property
+    def dialect(self) -> Dialect:
+        return DIALECTS["trt-rtx"]
+
+    def check(self, options: EngineOptions) -> None:
+        for asked, name, instead in (
+            (options.version_compatible, "--version-compatible", "build again for a newer version"),
+            (
+                options.hardware_compatible != "none",
+                "--hardware-compatible",
+                "`--gpu-arch sm89,sm120` names the GPUs",
+            ),
+            (options.timing_cache is not None, "--timing-cache", "it times nothing before it runs"),
+        ):
+            if asked:
+                raise UsageError("TensorRT-RTX has no such option", found=name, hint=instead)
+        known = self.architectures()
+        for arch in options.gpu_arch:
+            if arch.lower() not in known:
+                raise UsageError(
+                    f"TensorRT-RTX {self.version} does not build for `{arch}`",
+                    hint=f"it builds for {', '.join(known)}",
+                )
+
+    def architectures(self) -> list[str]:
+        """Compute capabilities that this version builds for, as ``sm89``."""
+        names = [name for name in dir(self.trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
+        return sorted((name.lower() for name in names), key=lambda name: int(name[2:]))
+
+    def network_flags(self) -> int:
+        return 0
+
+    def configure(self, config: Any, options: EngineOptions) -> None:
+        if options.gpu_arch:
+            config.num_compute_capabilities = len(options.gpu_arch)
+            for index, arch in enumerate(options.gpu_arch):
+                config.set_compute_capability(
+                    getattr(self.trt.ComputeCapability, arch.upper()), index
+                )
+
+    def targets(self, options: EngineOptions) -> tuple[str, ...]:
+        return tuple(arch.lower() for arch in options.gpu_arch) or ("all",)
+
+    def built(self, config: Any, options: EngineOptions) -> None:
+        """There is no timing cache."""
+
+    def runs_on(self, device: Gpu) -> bool:
+        return device.arch in self.architectures()
+
+
+_KINDS: Sequence[type[Backend]] = (TensorRT, TensorRTRTX)
+
+
+def find(wanted: str = "auto") -> Backend | None:
+    """The builder to use: TensorRT if it is installed and there is a GPU, else TensorRT-RTX, else None.
+
+    Raises:
+        EnvironmentMissing: a builder that was asked for by name is not installed, or lacks its GPU.
+        UsageError: there is no builder of this name.
+    """
+    kinds = {kind.name: kind for kind in _KINDS}
+    if wanted != "auto":
+        if wanted not in kinds:
+            raise UsageError(
+                f"there is no engine builder `{wanted}`", hint=f"auto, {', '.join(kinds)}"
+            )
+        found = _load(kinds[wanted])
+        if found is None:
+            raise EnvironmentMissing(f"`{wanted}` is not installed", hint=kinds[wanted].hint)
+        if isinstance(found, TensorRT) and gpu() is None:
+            raise EnvironmentMissing(
+                "TensorRT times its kernels on a GPU, and there is none",
+                hint="`--backend tensorrt-rtx` builds without one",
+            )
+        return found
+    for kind in _KINDS:
+        if kind is TensorRT and gpu() is None:
+            continue
+        if (found := _load(kind)) is not None:
+            return found
+    return None
+
+
+def _load(kind: type[Backend]) -> Backend | None:
+    try:
+        module = importlib.import_module(kind.module_name)
+    except (ImportError, OSError):  # absent, or without its libraries
+        return None
+    return (
+        kind(module) if hasattr(module, "Builder") else None
+    )  # lean and dispatch runtimes have none

@@ -1,0 +1,113 @@
+"""The file beside an engine: what it was built from, by what, for what."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from normfold.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What ``<engine>.json`` holds.
+
+    Attributes:
+        builder, version: ``tensorrt`` or ``tensorrt-rtx``, and its version.
+        gpu: the GPU that kernels were timed on, if any.
+        targets: compute capabilities that the engine is for; ``all`` means every one that the builder knows.
+        flags: what was asked of the builder, as on the command line.
+        sha256, onnx_sha256: of the engine and of the ONNX file that it was built from.
+        precision: the type that weights and activations were lowered to, or ``as captured``.
+        bindings: name, kind, dtype and shape of inputs and outputs.
+        profile: least, usual and largest shape of each input with a dynamic axis.
+        layers: how many layers have which type.
+        input_normalisation: mean and standard deviation that the model expects inputs to be normalised by.
+        opened, ran: was the engine deserialised, and run, where it was built?
+    """
+
+    builder: str
+    version: str
+    gpu: str | None
+    targets: tuple[str, ...]
+    flags: tuple[str, ...]
+    sha256: str
+    onnx: str
+    onnx_sha256: str
+    precision: str
+    bindings: tuple[dict[str, Any], ...]
+    profile: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
+    input_normalisation: dict[str, Any] | None = None
+    opened: bool = False
+    ran: bool = False
+    normfold: str = ""
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def path_of(engine: Path) -> Path:
+        """Where the sidecar of an engine lies."""
+        return engine.with_name(f"{engine.name}.json")
+
+    @classmethod
+    def read(cls, engine: Path) -> Sidecar:
+        """The sidecar of an engine.
+
+        Raises:
+            UsageError: there is none, or it is not readable as one.
+        """
+        path = cls.path_of(engine)
+        try:
+            data = json.loads(path.read_text())
+            known = {item.name for item in dataclasses.fields(cls)}
+            return cls(**{name: value for name, value in data.items() if name in known})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                "the engine has no readable sidecar", where=str(path), found=str(error)[:200]
+            ) from error
+
+    def check(self, engine: Path, version: str, arch: str) -> None:
+        """Is the engine whole, and made for this version and GPU? Asked before it is deserialised.
+
+        Raises:
+            UsageError: what does not fit.
+        """
+        if sha256(engine) != self.sha256:
+            raise UsageError(
+                "the engine is not the one that its sidecar describes",
+                where=str(engine),
+                found="another sha256",
+                hint="build it again",
+            )
+        portable = "--version-compatible" in self.flags
+        if version != self.version and not portable:
+            raise UsageError(
+                f"the engine was built by {self.builder} {self.version}",
+                where=str(engine),
+                found=f"{self.builder} {version} is installed",
+                hint="build it again, or with `--version-compatible` (TensorRT)",
+            )
+        wide = "all" in self.targets or any("hardware" in flag for flag in self.flags)
+        if arch not in self.targets and not wide:
+            raise UsageError(
+                f"the engine was built for {', '.join(self.targets)}",
+                where=str(engine),
+                found=f"this GPU is {arch}",
+                hint="build it here, or with `--gpu-arch` (TensorRT-RTX) or `--hardware-compatible` (TensorRT)",
+            )
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,96 @@
+"""Output folders: files are made out of sight and renamed into place, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from normfold.errors import NormfoldError, UsageError
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse an output folder before the work is done, without making it."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        found = "no permission to write" if there.is_dir() else "not a folder"
+        raise UsageError(
+            "the output folder cannot be made or written to",
+            where=str(folder),
+            found=f"`{there}`: {found}",
+        )
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A private folder inside ``folder``: files become visible only through `publish`.
+
+    A ``folder`` that was made for it and is empty in the end goes again.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            "the output folder cannot be made", where=str(folder), found=str(error)
+        ) from error
+    _sweep(folder)
+    temporary = folder / f".normfold-{os.getpid()}"
+    try:
+        temporary.mkdir(exist_ok=True)
+        yield temporary
+    except OSError as error:
+        raise NormfoldError(
+            "the output could not be written", where=str(folder), found=str(error)
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def publish(temporary: Path, folder: Path) -> list[Path]:
+    """Rename every finished file into ``folder``: each is the old one or the new one, never half of it.
+
+    An old model file whose weights are about to be replaced goes first: killed in between, there is none,
+    not a mixture. Weights that the new model does not read go last.
+    """
+    published = []
+    paths = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".onnx")
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in paths:
+        target = folder / path.name
+        if path.suffix == ".data":
+            target.with_suffix("").unlink(missing_ok=True)
+        os.replace(path, target)
+        published.append(target)
+    for target in published:
+        data = target.with_name(f"{target.name}.data")
+        if target.suffix == ".onnx" and data not in published:
+            data.unlink(missing_ok=True)
+    return sorted(published)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left behind."""
+    for stale in folder.glob(".normfold-*"):
+        pid = stale.name.removeprefix(".normfold-")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
