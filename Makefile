@@ -38,5 +38,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$$python -m venv $(VENV)
 	@$(PIP) setuptools wheel torch
 	@$(PIP) --no-deps torchvision timm
-	@$(PIP) --no-build-isolation --editable '.[dev,hub]'
+	@$(PIP) --no-build-isolation --editable '.[dev,hub,trt-rtx]'
 	@touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from normfold.api import Progress, own_samples, runtime_checks
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 from normfold.export.dialects import DIALECTS
-from normfold.export.tensorrt import Backend, Built, EngineOptions, build, find, gpu
+from normfold.export.tensorrt import Backend, Built, build, find, gpu
+from normfold.export.tensorrt import EngineOptions as EngineOptions
 from normfold.export.tensorrt.builder import Binding
 from normfold.export.tensorrt.engine import Engine, compare
 from normfold.export.tensorrt.profiles import Ranges, Shapes, profile
@@ -23,7 +24,7 @@ from normfold.export.tensorrt.script import build_script, trtexec
 from normfold.export.tensorrt.sidecar import Sidecar, sha256
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
-from normfold.report import Precision, Report
+from normfold.report import EngineReport, Precision, Report
 from normfold.verify import Verifier
 from normfold.verify.inputs import TYPICAL, cases
 
@@ -252,12 +253,16 @@ def _describe(
         normfold=own,
     )
     Sidecar.path_of(engine).write_text(sidecar.to_json())
-    report.engine = {
-        "name": engine.name,
-        "bytes": len(built.plan),
-        "seconds": built.seconds,
-        **asdict(sidecar),
-    }
+    report.engine = EngineReport(
+        name=engine.name,
+        builder=sidecar.builder,
+        version=sidecar.version,
+        targets=sidecar.targets,
+        profile=sidecar.profile,
+        layers=sidecar.layers,
+        size=len(built.plan),
+        seconds=built.seconds,
+    )
     report.notes += [f"builder: {text}" for text in built.warnings]
 
 
@@ -308,7 +313,8 @@ def _run(
             found="; ".join(wrong),
         )
     assert report.engine is not None
-    report.engine.update(opened=True, engine_layers=opened.layers())
     if verifier is not None:
         report.checks.append(verifier.outputs("tensorrt", opened.run, budget))
-        report.engine["ran"] = True
+    report.engine = replace(
+        report.engine, opened=True, ran=verifier is not None, layers=opened.layers()
+    )

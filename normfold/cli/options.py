@@ -100,7 +100,7 @@ PrecisionOption = Annotated[
     Precision | None,
     typer.Option(
         "--precision",
-        help="Of weights and activations in the files; as captured when not given. Inputs and outputs keep theirs.",
+        help="Of weights and activations in the files; as captured when not given. Inputs and outputs stay.",
         show_default=False,
     ),
 ]
@@ -209,7 +209,7 @@ def engine(
     hardware_compatible: HardwareCompatibility,
 ) -> Any:
     """The facade's options of an engine."""
-    from normfold.export.tensorrt import EngineOptions
+    from normfold.deploy import EngineOptions
 
     return EngineOptions(
         backend=builder.value,

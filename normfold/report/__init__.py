@@ -1,5 +1,6 @@
 """The result objects and their renderings."""
 
+from normfold.report.engine import EngineReport
 from normfold.report.objects import (
     Applied,
     Check,
@@ -19,6 +20,7 @@ __all__ = [
     "Applied",
     "Check",
     "Declined",
+    "EngineReport",
     "Island",
     "OutputCheck",
     "PassReport",

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from normfold.report.engine import EngineReport
 from normfold.report.timing import Timing
 
 SCHEMA = 1
@@ -173,7 +174,7 @@ class SiteStatus:
 
 @dataclass
 class Report:
-    """The whole run: passes, verdicts, sites, artefacts, costs. ``engine`` is the sidecar of a TensorRT engine."""
+    """The whole run: passes, verdicts, sites, artefacts, costs."""
 
     model: str = ""
     pipeline: str = ""
@@ -191,7 +192,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     timing: Timing | None = None
     precision: Precision | None = None
-    engine: dict[str, Any] | None = None
+    engine: EngineReport | None = None
     unmet: list[str] = field(default_factory=list)
 
     @property

@@ -12,6 +12,7 @@ from rich.text import Text
 from normfold.report.timing import duration
 
 if TYPE_CHECKING:
+    from normfold.report.engine import EngineReport
     from normfold.report.objects import Check, Declined, Precision, Report
     from normfold.report.timing import Timing
 
@@ -108,17 +109,17 @@ def _print_precision(precision: Precision, console: Console, verbose: bool) -> N
         console.print(table("", ("in float32", "op", "why"), rows))
 
 
-def _print_engine(engine: dict[str, Any], console: Console) -> None:
-    layers = ", ".join(f"{count} {dtype}" for dtype, count in engine["layers"].items())
-    state = "built and run" if engine["ran"] else "built, not run"
+def _print_engine(engine: EngineReport, console: Console) -> None:
     console.print()
     _line(
         console,
-        f"engine    {engine['name']}: {state}; {engine['builder']} {engine['version']} for "
-        f"{', '.join(engine['targets'])}; {engine['bytes'] / 1e6:.1f} MB in {engine['seconds']:.1f} s",
+        f"engine    {engine.name}: {'built and run' if engine.ran else 'built, not run'}; "
+        f"{engine.builder} {engine.version} for {', '.join(engine.targets)}; "
+        f"{engine.size / 1e6:.1f} MB in {engine.seconds:.1f} s",
     )
-    _line(console, f"layers    {layers}")
-    for name, shapes in engine["profile"].items():
+    layers = [f"{count} {dtype}" for dtype, count in engine.layers.items() if "float" in dtype]
+    _line(console, f"layers    {', '.join(layers)}")
+    for name, shapes in engine.profile.items():
         sizes = ["x".join(map(str, shape)) for shape in shapes]
         _line(console, f"profile   {name}: {sizes[0]} to {sizes[2]}, for {sizes[1]}")
 

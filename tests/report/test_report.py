@@ -17,8 +17,11 @@ from rich.console import Console
 import normfold
 from normfold.report import (
     Check,
+    EngineReport,
+    Island,
     OutputCheck,
     PassReport,
+    Precision,
     Report,
     SiteStatus,
     Timing,
@@ -76,6 +79,9 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("check", Check),
         ("site", SiteStatus),
         ("timing", Timing),
+        ("precision", Precision),
+        ("island", Island),
+        ("engine", EngineReport),
     ],
 )
 def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any) -> None:

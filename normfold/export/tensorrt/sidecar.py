@@ -29,7 +29,6 @@ class Sidecar:
         profile: least, usual and largest shape of each input with a dynamic axis.
         layers: how many layers have which type.
         input_normalisation: mean and standard deviation that the model expects inputs to be normalised by.
-        opened, ran: was the engine deserialised, and run, where it was built?
     """
 
     builder: str
@@ -45,8 +44,6 @@ class Sidecar:
     profile: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     input_normalisation: dict[str, Any] | None = None
-    opened: bool = False
-    ran: bool = False
     normfold: str = ""
     schema: int = SCHEMA
 
