@@ -20,7 +20,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers: slow
+zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers, engines: slow
 	@$(PY) -m tests.zoo --jobs 2
 
 clean:

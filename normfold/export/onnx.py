@@ -26,7 +26,12 @@ from normfold.export.census import Census, census
 from normfold.export.cleanup import Origin, clean, label, name_axes
 from normfold.export.dialects import Dialect, choose_opset
 from normfold.export.dialects import dialect as find_dialect
-from normfold.export.plain import write_batch_norms, write_global_pools, write_rms_norms
+from normfold.export.plain import (
+    write_batch_norms,
+    write_casts,
+    write_global_pools,
+    write_rms_norms,
+)
 from normfold.export.program import exported_program
 from normfold.graph.graph import Graph, is_symbolic
 
@@ -172,6 +177,7 @@ def _run_exporter(
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     if not attention:
         write_attention(program.graph)
+    write_casts(program.graph)
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(recorder)

@@ -1,4 +1,4 @@
-"""Ops that are better written by us than by the exporter: pooling and norms.
+"""Ops that are better written by us than by the exporter: pooling, norms and casts.
 
 torch's global average pooling of a channels-last tensor restores the memory format by a gather over all
 elements: a mean is enough. A frozen batch norm has a translation only under its functional name, for which the
@@ -91,3 +91,12 @@ def write_rms_norms(graph: fx.Graph, native: bool) -> int:
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(norms)
+
+
+def write_casts(graph: fx.Graph) -> int:
+    """Give every cast its functional name, the only one with a translation, in place; returns how many."""
+    casts = [node for node in graph.nodes if node.target is _aten.to.dtype]
+    for node in casts:
+        dtype = argument(node, "dtype")
+        node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": dtype}
+    return len(casts)

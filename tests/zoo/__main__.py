@@ -18,16 +18,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.zoo.models import Member, scan
-from tests.zoo.parts import PARTS, Part, be_quiet, run_one
+from tests.zoo.parts import PARTS, USUAL, Part, be_quiet, run_one
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     be_quiet()
-    names = [options.part] if options.part else list(PARTS)
+    names = [options.part] if options.part else list(USUAL)
+    if options.precision != "fp32":
+        names = [f"trt-{options.precision}" if name == "trt" else name for name in names]
     if options.scan:
-        for name in names:
-            for family, model, norms in scan(PARTS[name].counts):
+        for counts in filter(None, (PARTS[name].counts for name in names)):
+            for family, model, norms in scan(counts):
                 print(f"    {family} {model}  # {norms}", flush=True)
         return 0
     chosen = {
@@ -79,7 +81,10 @@ def _rows(name: str, found: list[Member], options: argparse.Namespace) -> Iterat
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
-    parser.add_argument("--part", choices=list(PARTS), help="BatchNorms or LayerNorms only")
+    parser.add_argument("--part", choices=USUAL, help="BatchNorms, LayerNorms or engines only")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the engines"
+    )
     parser.add_argument("--only", help="part of a family or model name, or a pattern with * and ?")
     parser.add_argument("--limit", type=int, help="the first N members of each part")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")

@@ -1,4 +1,4 @@
-"""The two parts of the zoo, and how one network is run, also in a process of its own."""
+"""The parts of the zoo, and how one network is run, also in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,29 +6,44 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from tests.zoo import bn_table, ln_table
+from tests.zoo import bn_table, ln_table, trt_table
 from tests.zoo.ln_models import is_layer_norm, ln_members
 from tests.zoo.ln_trial import NormRow, ln_trial
 from tests.zoo.models import Member, is_batch_norm, members
 from tests.zoo.trial import Row, trial
+from tests.zoo.trt_trial import EngineRow, engine_members, engine_trial
 
 
 @dataclass(frozen=True)
 class Part:
-    """One half of the zoo: what is in it, how a member is run, how rows are shown."""
+    """One part of the zoo: what is in it, how a member is run, how rows are shown."""
 
     members: Callable[[], list[Member]]
     trial: Callable[[Member, bool], Any]
-    row: type[Row] | type[NormRow]
+    row: type[Row] | type[NormRow] | type[EngineRow]
     header: str
     line: Callable[[Any], str]
     summary: Callable[[list[Any], bool], bool]
-    counts: Callable[[nn.Module], bool]
+    counts: Callable[[nn.Module], bool] | None = (
+        None  # for `scan`; None where other parts list the members
+    )
+
+
+def _engines(precision: str) -> Part:
+    return Part(
+        partial(engine_members, precision),
+        lambda member, _: engine_trial(member, precision),
+        EngineRow,
+        trt_table.HEADER,
+        trt_table.line,
+        trt_table.summary,
+    )
 
 
 PARTS = {
@@ -44,7 +59,11 @@ PARTS = {
         ln_table.summary,
         is_layer_norm,
     ),
+    "trt": _engines("fp32"),
+    "trt-fp16": _engines("fp16"),
+    "trt-bf16": _engines("bf16"),
 }
+USUAL = ("bn", "ln", "trt")
 
 
 def be_quiet() -> None:

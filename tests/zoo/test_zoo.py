@@ -8,6 +8,7 @@ from tests.zoo.ln_models import ln_members
 from tests.zoo.ln_trial import ln_trial
 from tests.zoo.models import Member, members
 from tests.zoo.trial import trial
+from tests.zoo.trt_trial import engine_members, engine_trial
 
 
 @pytest.mark.zoo
@@ -24,3 +25,10 @@ def test_captured_centred_and_verified(member: Member) -> None:
     row = ln_trial(member)
     assert row.ok, row.error
     assert row.converted + sum(row.declined.values()) == row.norms
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("member", engine_members(), ids=lambda member: member.id)
+def test_built(member: Member) -> None:
+    row = engine_trial(member)
+    assert row.ok, row.error
