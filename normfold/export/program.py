@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,7 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
                 graph.module,
                 graph.args,
                 graph.kwargs,
-                dynamic_shapes=graph.dynamic_shapes,
+                dynamic_shapes=_dynamic_shapes(graph),
                 strict=False,
             )
     except Exception as error:  # torch.export raises dozens of types
@@ -75,6 +76,16 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
             found=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
             hint="this is a bug in a pass: `normfold bisect` finds which one",
         ) from error
+
+
+def _dynamic_shapes(graph: Graph) -> Any:
+    """What was asked for at the capture, in the order of the inputs where these have new names (``*args``)."""
+    shapes = graph.dynamic_shapes
+    names = inspect.signature(graph.module.forward).parameters
+    if not isinstance(shapes, dict) or set(shapes) <= set(names):
+        return shapes
+    groups = [value if isinstance(value, tuple) else (value,) for value in shapes.values()]
+    return tuple(shape for group in groups for shape in group)
 
 
 def _lift(graph: Graph) -> LiftedProgram:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from normfold.errors import ExportError, UsageError
 from normfold.export import RuntimeSession, export_onnx, export_pt2
 from normfold.export.program import LiftedProgram, exported_program
+from normfold.export.typed import lower
 from normfold.graph import capture
 from normfold.graph.custom_ops import channel_affine
 from tests.export.nets import (
@@ -56,6 +57,20 @@ def test_nothing_is_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.export, "export", refuse)
     export_onnx(graph, tmp_path / "net.onnx")
     assert export_onnx(kept, tmp_path / "kept.onnx").census.batch_norms == 1
+    x = (torch.randn(2, 3, 8, 8),)
+    half = lower(graph, torch.float16, [x], keep=["conv1"])
+    assert export_onnx(half.graph, tmp_path / "half.onnx").census.ops["Cast"] >= 1
+
+
+def test_inputs_of_any_number_are_traced_again_as_they_were_captured() -> None:
+    class Sum(nn.Module):
+        def forward(self, first: Tensor, *tensors: Tensor) -> Tensor:
+            return first + sum(tensors)
+
+    graph = capture(Sum(), (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 1)))
+    traced = exported_program(graph, retrace=True)
+    y = traced.module(check_guards=False)(torch.ones(5, 3), torch.ones(5, 3), torch.ones(5, 1))
+    assert torch.equal(y, torch.full((5, 3), 3.0))
 
 
 def test_a_graph_that_cannot_be_lifted_is_traced(
