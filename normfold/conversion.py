@@ -22,6 +22,7 @@ from normfold.deploy import (
     judge_file,
     lower_precision,
     parse_precision,
+    require_engine,
     write_engine,
 )
 from normfold.errors import EnvironmentMissing, UsageError
@@ -122,6 +123,7 @@ def convert(
     formats, name, folder = _formats(export), _name(model), Path(output)
     dtype, (axes, ranges) = parse_precision(precision, keep_fp32), parse_dynamic(dynamic)
     _require_dialect(dialect)
+    require_engine(formats, engine, ranges)
     if keep_if_faster:
         _require_timeable(formats, dialect)
     if formats:

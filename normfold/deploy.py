@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 from normfold.api import Progress, own_samples, runtime_checks
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 from normfold.export.dialects import DIALECTS
-from normfold.export.tensorrt import Backend, Built, build, find, gpu
+from normfold.export.tensorrt import Backend, Gpu, build, find, gpu, probe
 from normfold.export.tensorrt import EngineOptions as EngineOptions
 from normfold.export.tensorrt.builder import Binding
 from normfold.export.tensorrt.engine import Engine, compare
-from normfold.export.tensorrt.profiles import Ranges, Shapes, profile
+from normfold.export.tensorrt.profiles import Ranges, profile
 from normfold.export.tensorrt.script import build_script, trtexec
 from normfold.export.tensorrt.sidecar import Sidecar, sha256
 from normfold.graph import Graph
@@ -58,15 +58,19 @@ def lower_precision(
 ) -> tuple[Graph, float | None]:
     """The graph in another precision, judged; and the budget that files of it are judged by.
 
-    Where the graph holds nothing of another type it is given back as it is, with no budget.
+    Where the graph holds nothing of another type, and needs nothing else, it is given back as it is, with no
+    budget.
     """
     from normfold.export.typed import lower
 
-    if all(_float_types(node) <= {dtype} for node in graph.nodes):
+    same = all(_float_types(node) <= {dtype} for node in graph.nodes)
+    if same and dtype is torch.float32:
         return graph, None
     samples = own_samples(graph, inputs)
     tried = [case.leaves for case in cases(graph, seed, samples, TYPICAL)]
     typed = lower(graph, dtype, tried, keep)
+    if same and not typed.islands:
+        return graph, None
     name = str(dtype).removeprefix("torch.")
     allowed = BUDGETS.get(name, BUDGETS["float16"]) if budget is None else budget
     report.precision = Precision(name, typed.islands)
@@ -125,44 +129,121 @@ def write_engine(
     """
     from normfold.export.onnx import export_onnx
 
-    backend = find(options.backend)
-    if backend is not None:
-        backend.check(options)
+    backend, missing = _builder(options)
     onnx, engine = folder / f"{name}.trt.onnx", folder / f"{name}.engine"
     exported = export_onnx(
         graph,
         onnx,
         opset=opset,
-        dialect=backend.dialect if backend is not None else DIALECTS["trt"],
+        dialect=backend.dialect if backend is not None else DIALECTS[_fallback(options)],
         metadata={"pipeline": report.pipeline, "source": report.model},
     )
     report.notes += [note for note in exported.notes if note not in report.notes]
     report.census = report.census or dict(exported.census.ops)
-    asked = _asked(graph, exported.census.dynamic, exported.input_names, exported.output_names)
     dynamic = exported.census.dynamic
+    asked = _asked(graph, dynamic, exported.input_names, exported.output_names)
     symbols = {
         item.name: [dynamic.get(item.name, {}).get(at, size) for at, size in enumerate(item.shape)]
         for item in asked
         if item.kind == "input"
     }
-    shapes, notes = profile(symbols, _examples(graph), ranges)
+    shapes, notes = profile(symbols, _examples(graph), ranges, _limits(graph))
     report.notes += notes
     if verifier is not None:
         judge_file(onnx, report, verifier, budget)
+        if not report.ok:
+            return None
+    sidecar = Sidecar(
+        flags=options.flags(),
+        onnx=onnx.name,
+        onnx_sha256=sha256(onnx),
+        precision=report.precision.dtype if report.precision is not None else "as captured",
+        bindings=tuple(asdict(binding) for binding in asked),
+        profile=dict(shapes),
+        input_normalisation=normalisation,
+        normfold=_version(),
+    )
     if backend is None:
-        return _write_script(folder, onnx, engine, shapes, options, report)
+        assert missing is not None
+        return _write_script(engine, sidecar, options, missing, report)
     progress("building the engine")
     built = build(onnx, backend, options, shapes, origins=exported.origins, progress=progress)
-    if wrong := compare(asked, built.bindings):
+    _require_same(asked, built.bindings, engine)
+    engine.write_bytes(built.plan)
+    device = gpu()
+    sidecar = replace(
+        sidecar,
+        builder=backend.name,
+        version=backend.version,
+        gpu=device.name if device is not None and backend.name == "tensorrt" else None,
+        targets=backend.targets(options),
+        sha256=built.sha256,
+        layers=built.layers,
+    )
+    Sidecar.path_of(engine).write_text(sidecar.to_json())
+    report.engine = EngineReport(
+        name=engine.name,
+        builder=sidecar.builder,
+        version=sidecar.version,
+        targets=sidecar.targets,
+        profile=dict(sidecar.profile),
+        layers=sidecar.layers,
+        size=len(built.plan),
+        seconds=built.seconds,
+    )
+    report.notes += [f"builder: {text}" for text in built.warnings]
+    _run(engine, sidecar, asked, report, verifier, budget)
+    return None
+
+
+def require_engine(formats: Sequence[str], options: EngineOptions | None, ranges: Ranges) -> None:
+    """Refuse what can be refused before a model is loaded.
+
+    Raises:
+        UsageError: options of engines without an engine, or ones that the builder of this machine has not.
+    """
+    if "trt" in formats:
+        _builder(options or EngineOptions())
+    elif (options or EngineOptions()) != EngineOptions():
+        raise UsageError(
+            "options of an engine, and no engine is built",
+            found=f"export {', '.join(formats) or 'nothing'}",
+            hint="`--export trt` builds one",
+        )
+    elif ranges:
+        raise UsageError(
+            "sizes of dynamic axes are what an engine is built for, and none is built",
+            found=", ".join(
+                f"`{n}:{axis}={r}`" for n, asked in ranges.items() for axis, r in asked.items()
+            ),
+            hint="name the axis only (`--dynamic NAME:AXIS`), or build an engine with `--export trt`",
+        )
+
+
+def _builder(options: EngineOptions) -> tuple[Backend | None, EnvironmentMissing | None]:
+    """The builder, or what is missing."""
+    try:
+        backend = find(options.backend)
+    except EnvironmentMissing as error:
+        return None, error
+    backend.check(options)
+    return backend, None
+
+
+def _fallback(options: EngineOptions) -> str:
+    """The dialect for a builder that is not here."""
+    return "trt-rtx" if options.backend == "tensorrt-rtx" else "trt"
+
+
+def _require_same(asked: list[Binding], found: Sequence[Binding], engine: Path) -> None:
+    if wrong := compare(asked, found):
+        wide = any(binding.dtype == "float64" for binding in asked)
         raise ExportError(
             "the engine's inputs and outputs are not what was asked for",
-            where=str(engine),
+            where=engine.name,
             found="; ".join(wrong),
+            hint="TensorRT has no float64: give the network float32 inputs" if wide else None,
         )
-    engine.write_bytes(built.plan)
-    _describe(engine, onnx, built, backend, options, shapes, normalisation, report)
-    _run(engine, backend, asked, report, verifier, budget)
-    return None
 
 
 def _asked(
@@ -196,85 +277,44 @@ def _examples(graph: Graph) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in pairs if isinstance(leaf, Tensor)}
 
 
+def _limits(graph: Graph) -> dict[str, dict[int, int]]:
+    """The largest size that the captured network takes along the axes of its inputs, where there is one."""
+    found: dict[str, dict[int, int]] = {}
+    for name, value in zip(graph.input_names, _values(graph), strict=True):
+        for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if is_symbolic(size):
+                node: Any = size.node  # type: ignore[attr-defined]
+                upper = node.shape_env.bound_sympy(node.expr).upper
+                if upper.is_Integer:
+                    found.setdefault(name, {})[axis] = int(upper)
+    return found
+
+
 def _write_script(
-    folder: Path,
-    onnx: Path,
     engine: Path,
-    shapes: dict[str, Shapes],
+    sidecar: Sidecar,
     options: EngineOptions,
+    missing: EnvironmentMissing,
     report: Report,
 ) -> EnvironmentMissing:
-    script = folder / f"{engine.stem}.build.py"
-    script.write_text(build_script(onnx.name, engine.name, shapes, options))
-    line = trtexec(onnx.name, engine.name, shapes, options)
-    report.notes.append(
-        f"no engine was built; on a machine with TensorRT: python {script.name}, or {line}"
-    )
-    device = gpu()
-    needed = "tensorrt" if device is not None else "tensorrt-rtx"
+    script = engine.with_suffix(".build.py")
+    script.write_text(build_script(engine.name, sidecar, options))
+    ways = f"`python {script.name}`"
+    if options.backend != "tensorrt-rtx" and not options.gpu_arch:
+        ways += f", or `{trtexec(sidecar.onnx, engine.name, sidecar.profile, options)}`"
+    report.notes.append(f"no engine was built ({missing.what}); where TensorRT is: {ways}")
     return EnvironmentMissing(
-        "no TensorRT is installed: the typed ONNX file and a build script are written instead of an engine",
-        found=f"GPU: {device.name if device else 'none'}",
-        hint=f"`pip install {needed}`"
-        + (" builds engines without a GPU" if device is None else "")
-        + f"; elsewhere `python {script.name}`, or `{line}`",
+        f"{missing.what}: the typed ONNX file and a build script are written instead of an engine",
+        found=missing.found,
+        hint=f"{missing.hint}; elsewhere {ways}",
     )
 
 
-def _describe(
-    engine: Path,
-    onnx: Path,
-    built: Built,
-    backend: Backend,
-    options: EngineOptions,
-    shapes: dict[str, Shapes],
-    normalisation: dict[str, Any] | None,
-    report: Report,
-) -> None:
-    device = gpu()
+def _version() -> str:
     try:
-        own = version("normfold")
+        return version("normfold")
     except PackageNotFoundError:  # a bare clone
-        own = ""
-    sidecar = Sidecar(
-        builder=backend.name,
-        version=backend.version,
-        gpu=device.name if device is not None and backend.name == "tensorrt" else None,
-        targets=backend.targets(options),
-        flags=_flags(options),
-        sha256=built.sha256,
-        onnx=onnx.name,
-        onnx_sha256=sha256(onnx),
-        precision=report.precision.dtype if report.precision is not None else "as captured",
-        bindings=tuple(asdict(binding) for binding in built.bindings),
-        profile=dict(shapes),
-        layers=built.layers,
-        input_normalisation=normalisation,
-        normfold=own,
-    )
-    Sidecar.path_of(engine).write_text(sidecar.to_json())
-    report.engine = EngineReport(
-        name=engine.name,
-        builder=sidecar.builder,
-        version=sidecar.version,
-        targets=sidecar.targets,
-        profile=sidecar.profile,
-        layers=sidecar.layers,
-        size=len(built.plan),
-        seconds=built.seconds,
-    )
-    report.notes += [f"builder: {text}" for text in built.warnings]
-
-
-def _flags(options: EngineOptions) -> tuple[str, ...]:
-    flags = [f"--gpu-arch {','.join(options.gpu_arch)}"] if options.gpu_arch else []
-    if options.workspace is not None:
-        flags.append(f"--workspace {options.workspace}")
-    if options.version_compatible:
-        flags.append("--version-compatible")
-    if options.hardware_compatible != "none":
-        flags.append(f"--hardware-compatible {options.hardware_compatible}")
-    return tuple(flags)
+        return ""
 
 
 def input_normalisation(module: Any) -> dict[str, Any] | None:
@@ -287,34 +327,36 @@ def input_normalisation(module: Any) -> dict[str, Any] | None:
 
 def _run(
     engine: Path,
-    backend: Backend,
+    sidecar: Sidecar,
     asked: list[Binding],
     report: Report,
     verifier: Verifier | None,
     budget: float | None,
 ) -> None:
     """Open the engine again, compare, and run it, where there is a GPU that it is for."""
-    device = gpu()
-    if device is None or not backend.runs_on(device):
-        why = (
-            "no GPU on this machine"
-            if device is None
-            else f"{backend.name} does not run on {device.name}"
-        )
+    device = probe()
+    if not isinstance(device, Gpu):
+        why = device
+    elif not sidecar.fits(device.arch):
+        why = f"it is not for {device.name}, {device.arch}"
+    else:
+        why = ""
+    if why:
         report.notes.append(
             f"the engine was built, not run ({why}): inputs, outputs and types were compared on the typed network"
         )
         return
     opened = Engine(engine)
-    if wrong := compare(asked, opened.bindings):
-        raise ExportError(
-            "the engine's inputs and outputs are not what was asked for",
-            where=str(engine),
-            found="; ".join(wrong),
-        )
+    _require_same(asked, opened.bindings, engine)
     assert report.engine is not None
-    if verifier is not None:
-        report.checks.append(verifier.outputs("tensorrt", opened.run, budget))
-    report.engine = replace(
-        report.engine, opened=True, ran=verifier is not None, layers=opened.layers()
-    )
+    report.engine = replace(report.engine, opened=True, layers=opened.layers())
+    if verifier is None:
+        return
+    try:
+        check = verifier.outputs("tensorrt", opened.run, budget)
+    except (EnvironmentMissing, UsageError) as error:  # no CUDA in torch; sizes beyond the profile
+        why = f"{error.what}: {error.found}" if error.found else error.what
+        report.notes.append(f"the engine was built and opened, not run ({why})")
+        return
+    report.checks.append(check)
+    report.engine = replace(report.engine, ran=True)

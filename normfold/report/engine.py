@@ -12,9 +12,9 @@ class EngineReport:
     Attributes:
         name: of the file.
         builder, version: ``tensorrt`` or ``tensorrt-rtx``, and its version.
-        targets: compute capabilities that it is for; ``all`` means every one that the builder knows.
+        targets: compute capabilities that it is for.
         profile: least, usual and largest shape of each input with a dynamic axis.
-        layers: how many layers of the typed network give which type.
+        layers: how many layers give which type: those of the engine if it was opened, else of the typed network.
         size: in bytes.
         seconds: that the build took.
         opened: was it deserialised, and compared with what was asked for?

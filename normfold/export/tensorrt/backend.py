@@ -19,6 +19,7 @@ from normfold.export.tensorrt.options import EngineOptions
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _OLDEST = (10, 12)  # the first TensorRT whose strong typing covers what is emitted here
 _NATIVE_RMS_NORM = (10, 15)
+AMPERE = 80
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,20 @@ class Gpu:
 
 
 @cache
-def gpu() -> Gpu | None:
-    """The GPU that engines can run on; the driver is asked, since torch may be a build without CUDA."""
+def probe() -> Gpu | str:
+    """The GPU that engines can run on, or why there is none.
+
+    The driver is asked, since torch may be a build without CUDA.
+    """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None
+        return "no NVIDIA driver: libcuda.so.1 is not there"
     count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return None
+    if status := cuda.cuInit(0):
+        return f"the NVIDIA driver does not start (CUDA error {status})"
+    if cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver sees no GPU"
     parts = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
@@ -46,6 +52,12 @@ def gpu() -> Gpu | None:
         parts.append(value.value)
     cuda.cuDeviceGetName(name, len(name), device)
     return Gpu(name.value.decode(errors="replace"), f"sm{parts[0]}{parts[1]}")
+
+
+def gpu() -> Gpu | None:
+    """The GPU that engines can run on, if there is one."""
+    found = probe()
+    return found if isinstance(found, Gpu) else None
 
 
 class Backend(ABC):
@@ -62,12 +74,16 @@ class Backend(ABC):
     @property
     def release(self) -> tuple[int, ...]:
         """The version as numbers."""
-        return tuple(int(part) for part in re.findall(r"\d+", self.version))
+        return release(self.version)
 
     @property
     @abstractmethod
     def dialect(self) -> Dialect:
         """What the parser of this version wants of an ONNX file."""
+
+    @abstractmethod
+    def lacks(self) -> EnvironmentMissing | None:
+        """What stands in the way of building on this machine."""
 
     @abstractmethod
     def check(self, options: EngineOptions) -> None:
@@ -93,10 +109,6 @@ class Backend(ABC):
     def built(self, config: Any, options: EngineOptions) -> None:
         """Called with the configuration after a build: keeps the timing cache."""
 
-    @abstractmethod
-    def runs_on(self, device: Gpu) -> bool:
-        """Can engines of this builder run on this GPU?"""
-
 
 class TensorRT(Backend):
     """Enterprise TensorRT 10.12 or newer: kernels are timed on the GPU."""
@@ -110,17 +122,27 @@ class TensorRT(Backend):
         native = self.release >= _NATIVE_RMS_NORM
         return replace(DIALECTS["trt"], rms_opset=23) if native else DIALECTS["trt"]
 
-    def check(self, options: EngineOptions) -> None:
+    def lacks(self) -> EnvironmentMissing | None:
         if self.release < _OLDEST:
-            raise EnvironmentMissing(
+            return EnvironmentMissing(
                 f"TensorRT {self.version} is too old",
                 hint="engines are strongly typed: 10.12 or newer is needed",
             )
+        found = probe()
+        if not isinstance(found, Gpu):
+            return EnvironmentMissing(
+                "TensorRT times its kernels on a GPU, and there is none",
+                found=found,
+                hint="TensorRT-RTX builds without one: `pip install tensorrt-rtx`",
+            )
+        return None
+
+    def check(self, options: EngineOptions) -> None:
         if options.gpu_arch:
             raise UsageError(
                 "TensorRT builds for the GPU of this machine",
                 found=f"--gpu-arch {','.join(options.gpu_arch)}",
-                hint="`--hardware-compatible ampere+` widens it, or `--backend tensorrt-rtx`",
+                hint="`--hardware-compatible ampere+` widens it, or `--builder tensorrt-rtx`",
             )
 
     def network_flags(self) -> int:
@@ -154,9 +176,6 @@ class TensorRT(Backend):
         device = gpu()
         return (device.arch,) if device else ()
 
-    def runs_on(self, device: Gpu) -> bool:
-        return True  # it was built there
-
     def _cache_path(self, options: EngineOptions) -> Path:
         """A cache of another version or GPU is useless at best: the name tells both."""
         assert options.timing_cache is not None
@@ -170,11 +189,14 @@ class TensorRTRTX(Backend):
 
     name = "tensorrt-rtx"
     module_name = "tensorrt_rtx"
-    hint = "`pip install tensorrt-rtx`, or `pip install 'normfold[trt-rtx]'`"
+    hint = "`pip install tensorrt-rtx` (or `'normfold[trt-rtx]'`): it builds without a GPU"
 
     @property
     def dialect(self) -> Dialect:
         return DIALECTS["trt-rtx"]
+
+    def lacks(self) -> EnvironmentMissing | None:
+        return None
 
     def check(self, options: EngineOptions) -> None:
         for asked, name, instead in (
@@ -190,7 +212,7 @@ class TensorRTRTX(Backend):
                 raise UsageError("TensorRT-RTX has no such option", found=name, hint=instead)
         known = self.architectures()
         for arch in options.gpu_arch:
-            if arch.lower() not in known:
+            if arch not in known:
                 raise UsageError(
                     f"TensorRT-RTX {self.version} does not build for `{arch}`",
                     hint=f"it builds for {', '.join(known)}",
@@ -199,60 +221,80 @@ class TensorRTRTX(Backend):
     def architectures(self) -> list[str]:
         """Compute capabilities that this version builds for, as ``sm89``."""
         names = [name for name in dir(self.trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
-        return sorted((name.lower() for name in names), key=lambda name: int(name[2:]))
+        return sorted((name.lower() for name in names), key=capability)
 
     def network_flags(self) -> int:
         return 0
 
     def configure(self, config: Any, options: EngineOptions) -> None:
-        if options.gpu_arch:
-            config.num_compute_capabilities = len(options.gpu_arch)
-            for index, arch in enumerate(options.gpu_arch):
-                config.set_compute_capability(
-                    getattr(self.trt.ComputeCapability, arch.upper()), index
-                )
+        config.num_compute_capabilities = len(options.gpu_arch)
+        for index, arch in enumerate(options.gpu_arch):
+            config.set_compute_capability(getattr(self.trt.ComputeCapability, arch.upper()), index)
 
     def targets(self, options: EngineOptions) -> tuple[str, ...]:
-        return tuple(arch.lower() for arch in options.gpu_arch) or ("all",)
+        if options.gpu_arch:
+            return options.gpu_arch
+        return tuple(arch for arch in self.architectures() if capability(arch) >= AMPERE)
 
     def built(self, config: Any, options: EngineOptions) -> None:
         """There is no timing cache."""
-
-    def runs_on(self, device: Gpu) -> bool:
-        return device.arch in self.architectures()
 
 
 _KINDS: Sequence[type[Backend]] = (TensorRT, TensorRTRTX)
 
 
-def find(wanted: str = "auto") -> Backend | None:
-    """The builder to use: TensorRT if it is installed and there is a GPU, else TensorRT-RTX, else None.
+@dataclass(frozen=True)
+class Candidate:
+    """A builder, as far as it is installed, and what it lacks here."""
+
+    kind: type[Backend]
+    backend: Backend | None
+    lacks: EnvironmentMissing | None
+
+
+def candidates() -> list[Candidate]:
+    """Every builder, in the order in which they are taken."""
+    found = []
+    for kind in _KINDS:
+        backend = _load(kind)
+        missing = EnvironmentMissing(f"`{kind.module_name}` is not installed", hint=kind.hint)
+        found.append(Candidate(kind, backend, backend.lacks() if backend else missing))
+    return found
+
+
+def find(wanted: str = "auto") -> Backend:
+    """The builder to use: the one that is named, or else TensorRT where it can build, or else TensorRT-RTX.
 
     Raises:
-        EnvironmentMissing: a builder that was asked for by name is not installed, or lacks its GPU.
+        EnvironmentMissing: not installed, too old, or without the GPU that it needs.
         UsageError: there is no builder of this name.
     """
-    kinds = {kind.name: kind for kind in _KINDS}
+    names = [kind.name for kind in _KINDS]
+    if wanted not in ("auto", *names):
+        raise UsageError(f"there is no builder `{wanted}`", hint=f"auto, {', '.join(names)}")
+    there = [item for item in candidates() if wanted in ("auto", item.kind.name)]
+    for item in there:
+        if item.backend is not None and item.lacks is None:
+            return item.backend
+    lacking = [item.lacks for item in there if item.lacks is not None]
     if wanted != "auto":
-        if wanted not in kinds:
-            raise UsageError(
-                f"there is no engine builder `{wanted}`", hint=f"auto, {', '.join(kinds)}"
-            )
-        found = _load(kinds[wanted])
-        if found is None:
-            raise EnvironmentMissing(f"`{wanted}` is not installed", hint=kinds[wanted].hint)
-        if isinstance(found, TensorRT) and gpu() is None:
-            raise EnvironmentMissing(
-                "TensorRT times its kernels on a GPU, and there is none",
-                hint="`--backend tensorrt-rtx` builds without one",
-            )
-        return found
-    for kind in _KINDS:
-        if kind is TensorRT and gpu() is None:
-            continue
-        if (found := _load(kind)) is not None:
-            return found
-    return None
+        raise lacking[0]
+    best = TensorRT if gpu() is not None else TensorRTRTX
+    raise EnvironmentMissing(
+        "there is no builder of TensorRT engines here",
+        found="; ".join(error.what for error in lacking),
+        hint=best.hint,
+    )
+
+
+def release(version: str) -> tuple[int, ...]:
+    """``10.12.0.36`` as numbers."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def capability(arch: str) -> int:
+    """``sm89`` as 89."""
+    return int(arch.removeprefix("sm"))
 
 
 def _load(kind: type[Backend]) -> Backend | None:
@@ -260,6 +302,5 @@ def _load(kind: type[Backend]) -> Backend | None:
         module = importlib.import_module(kind.module_name)
     except (ImportError, OSError):  # absent, or without its libraries
         return None
-    return (
-        kind(module) if hasattr(module, "Builder") else None
-    )  # lean and dispatch runtimes have none
+    # lean and dispatch runtimes have no builder
+    return kind(module) if hasattr(module, "Builder") else None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normfold.errors import ExportError, UsageError
+from normfold.errors import UsageError
 from normfold.export.cleanup import Origin
 from normfold.export.tensorrt.backend import Backend
-from normfold.export.tensorrt.messages import build_error, parse_error
+from normfold.export.tensorrt.messages import build_error, parse_error, tidy
 from normfold.export.tensorrt.options import EngineOptions
 from normfold.export.tensorrt.profiles import Shapes
 
@@ -63,42 +66,31 @@ def build(
         progress: called with a line of text; one that ends in ``%`` is a share that is done.
 
     Raises:
-        UsageError: an option that the builder has not. ExportError: the parser or the builder refused.
+        UsageError: an option that the builder has not, or a profile that it refuses.
+        ExportError: the parser or the builder refused.
+        KeyboardInterrupt: at the next step of the builder after Control-C.
     """
-    options = options or EngineOptions()
+    options, origins = options or EngineOptions(), origins or {}
     backend.check(options)
-    start, trt, log = time.perf_counter(), backend.trt, _logger(backend.trt)
+    start, trt, log = time.perf_counter(), backend.trt, make_logger(backend.trt)
     builder = trt.Builder(log)
     network = builder.create_network(backend.network_flags())
     parser = trt.OnnxParser(network, log)
-    try:
-        parsed = parser.parse_from_file(str(path))
-    except Exception as error:  # the binding's own
-        raise ExportError(
-            "the ONNX file could not be read", where=str(path), found=str(error)
-        ) from error
-    if not parsed:
-        raise parse_error(parser, path, origins or {})
+    if not parser.parse_from_file(str(path)):
+        raise parse_error(parser, path, origins)
     config = builder.create_builder_config()
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * _MIB)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    monitor = _monitor(trt, progress)
-    config.progress_monitor = monitor
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector names types by it
     backend.configure(config, options)
     if profile:
-        shapes = builder.create_optimization_profile()
-        for name, (least, usual, most) in profile.items():
-            try:
-                shapes.set_shape(name, least, usual, most)
-            except Exception as error:
-                raise UsageError(
-                    "an optimisation profile was refused", where=name, found=str(error)
-                ) from error
-        config.add_optimization_profile(shapes)
-    plan = builder.build_serialized_network(network, config)
+        config.add_optimization_profile(_profile(builder, profile))
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
+    with _interruptible(monitor):
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise build_error(log.lines, path, origins or {})
+        raise build_error(log.lines, path, origins)
     backend.built(config, options)
     data = bytes(plan)
     return Built(
@@ -107,8 +99,21 @@ def build(
         _layers(network),
         hashlib.sha256(data).hexdigest(),
         time.perf_counter() - start,
-        tuple(dict.fromkeys(text for level, text in log.lines if level == "WARNING")),
+        tuple(dict.fromkeys(tidy(text) for level, text in log.lines if level == "WARNING")),
     )
+
+
+def _profile(builder: Any, profile: Mapping[str, Shapes]) -> Any:
+    shapes = builder.create_optimization_profile()
+    for name, (least, usual, most) in profile.items():
+        try:
+            shapes.set_shape(name, least, usual, most)
+        except (TypeError, ValueError) as error:  # sizes that are out of order or out of range
+            found = f"{least}, {usual}, {most}"
+            raise UsageError(
+                "an optimisation profile was refused", where=name, found=found
+            ) from error
+    return shapes
 
 
 def type_name(dtype: Any) -> str:
@@ -138,7 +143,7 @@ def _layers(network: Any) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _logger(trt: Any) -> Any:
+def make_logger(trt: Any) -> Any:
     """A logger that keeps what is said instead of printing it."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -155,26 +160,51 @@ def _logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Callable[[str], None] | None) -> Any:
-    """A progress monitor that reports the outermost phase, and lets Control-C through."""
+    """A progress monitor: says the innermost phase, and how much of the whole is done."""
     say = progress or (lambda line: None)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
-            self.depth: list[str] = []
+            self.phases: list[list[Any]] = []  # name, steps, steps that are done; outermost first
+            self.most = 0
+            self.interrupted = False
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self.steps[phase] = max(steps, 1)
-            self.depth.append(phase)
+            self.phases.append([phase, max(steps, 1), 0])
 
         def step_complete(self, phase: str, step: int) -> bool:
-            share = 100 * (step + 1) // self.steps.get(phase, 1)
-            say(f"building the engine: {phase} {min(share, 100)}%")
-            return True
+            share, width = 0.0, 100.0
+            for item in self.phases:
+                if item[0] == phase:
+                    item[2] = min(step + 1, item[1])
+                share, width = share + width * item[2] / item[1], width / item[1]
+            self.most = max(self.most, min(int(share), 100))
+            say(f"building the engine: {phase.lower()} {self.most}%")
+            return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:
-            if phase in self.depth:
-                self.depth.remove(phase)
+            self.phases = [item for item in self.phases if item[0] != phase]
 
     return Monitor()
+
+
+@contextmanager
+def _interruptible(monitor: Any) -> Iterator[None]:
+    """Control-C ends a build at its next step: the library swallows what its callbacks raise."""
+    before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not callable(before):  # signals go elsewhere, or are ignored
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        monitor.interrupted = True
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if monitor.interrupted:
+        raise KeyboardInterrupt

@@ -12,9 +12,23 @@ import torch
 from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
-from normfold.export.tensorrt.backend import find, gpu
-from normfold.export.tensorrt.builder import Binding, _logger, type_name
+from normfold.export.tensorrt.backend import Gpu, find, probe
+from normfold.export.tensorrt.builder import Binding, make_logger, type_name
+from normfold.export.tensorrt.messages import tidy
 from normfold.export.tensorrt.sidecar import Sidecar
+
+_INSPECTED = {
+    "FP32": "float32",
+    "FLOAT": "float32",
+    "FP16": "float16",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "BFLOAT16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 
 
 class Engine:
@@ -30,21 +44,23 @@ class Engine:
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        self.sidecar = Sidecar.read(path)
-        device = gpu()
-        if device is None:
-            raise EnvironmentMissing("engines run on a GPU, and there is none", where=str(path))
+        self.path, self.sidecar = path, Sidecar.read(path)
+        device = probe()
+        if not isinstance(device, Gpu):
+            raise EnvironmentMissing(
+                "engines run on a GPU, and there is none", where=str(path), found=device
+            )
         backend = find(self.sidecar.builder)
-        assert backend is not None
         self.sidecar.check(path, backend.version, device.arch)
-        self.path, self._log = path, _logger(backend.trt)
+        self._trt, self._log = backend.trt, make_logger(backend.trt)
         self._runtime = backend.trt.Runtime(self._log)
+        # a version-compatible engine carries the runtime that it was built for
+        self._runtime.engine_host_code_allowed = "--version-compatible" in self.sidecar.flags
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             found = "; ".join(text for level, text in self._log.lines if level != "WARNING")
-            raise ExportError("the engine cannot be opened", where=str(path), found=found[:400])
+            raise ExportError("the engine cannot be opened", where=str(path), found=tidy(found))
         self._context: Any = None
-        self._trt = backend.trt
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
@@ -53,11 +69,8 @@ class Engine:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             mode = str(engine.get_tensor_mode(name)).rsplit(".", 1)[-1].lower()
-            dtype, shape = (
-                type_name(engine.get_tensor_dtype(name)),
-                tuple(engine.get_tensor_shape(name)),
-            )
-            found.append(Binding(name, mode, dtype, shape))
+            dtype = type_name(engine.get_tensor_dtype(name))
+            found.append(Binding(name, mode, dtype, tuple(engine.get_tensor_shape(name))))
         return tuple(found)
 
     def layers(self) -> dict[str, int]:
@@ -68,36 +81,39 @@ class Engine:
         for layer in json.loads(text).get("Layers", []):
             outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
             if outputs:
-                counts[str(outputs[0].get("Format/Datatype", "unknown"))] += 1
+                counts[_layer_type(str(outputs[0].get("Format/Datatype", "")))] += 1
         return dict(counts.most_common())
 
     def run(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> list[Tensor]:
-        """Outputs in the engine's order, on the CPU, for inputs in its order or by name."""
-        outputs, call = self._bind(inputs)
+        """Outputs in the engine's order, on the CPU, for inputs in its order or by name.
+
+        Raises:
+            EnvironmentMissing: torch is a build without CUDA.
+            UsageError: the engine was not built for inputs of these shapes.
+            ExportError: the engine failed to run.
+        """
+        _require_cuda()
+        if self._context is None:
+            self._context = self._engine.create_execution_context()
+        outputs, call = self._bind(self._context, inputs)
         call()
         torch.cuda.synchronize()
         return [output.cpu() for output in outputs]
 
     def prepare(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> Callable[[], object]:
-        """A forward pass on these inputs, which are put on the GPU once."""
-        return self._bind(inputs)[1]
+        """A forward pass on these inputs, which are put on the GPU once; raises as `run`.
+
+        It has a context of its own, and returns before the GPU is done.
+        """
+        _require_cuda()
+        return self._bind(self._engine.create_execution_context(), inputs)[1]
 
     def _bind(
-        self, inputs: Sequence[Tensor] | Mapping[str, Tensor]
+        self, context: Any, inputs: Sequence[Tensor] | Mapping[str, Tensor]
     ) -> tuple[list[Tensor], Callable[[], object]]:
-        if not torch.cuda.is_available():
-            raise EnvironmentMissing(
-                "this torch is built without CUDA, and carries the engine's inputs and outputs",
-                hint="install a CUDA build of torch",
-            )
-        if self._context is None:
-            self._context = self._engine.create_execution_context()
-        context, bindings = self._context, self.bindings
-        names = [binding.name for binding in bindings if binding.kind == "input"]
-        given = (
-            dict(inputs) if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
-        )
-        kept = []
+        names = [binding.name for binding in self.bindings if binding.kind == "input"]
+        given = inputs if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
+        kept, outputs = [], []
         for name in names:
             tensor = given[name].detach().cuda().contiguous()
             kept.append(tensor)
@@ -105,26 +121,55 @@ class Engine:
                 raise UsageError(
                     "the engine was not built for this shape",
                     where=str(self.path),
-                    found=f"`{name}`: {tuple(tensor.shape)}",
-                    hint=f"it takes {self.sidecar.profile.get(name, 'what the sidecar says')}",
+                    found=f"`{name}`: {_text(tensor.shape)}",
+                    hint=self._takes(name),
                 )
             context.set_tensor_address(name, tensor.data_ptr())
-        outputs = []
-        for binding in bindings:
+        for binding in self.bindings:
             if binding.kind == "output":
                 shape = tuple(context.get_tensor_shape(binding.name))
-                outputs.append(
-                    torch.empty(shape, dtype=getattr(torch, binding.dtype), device="cuda")
-                )
+                if min(shape, default=1) < 0:
+                    raise ExportError(
+                        "the size of an output depends on data", where=f"`{binding.name}`"
+                    )
+                dtype = getattr(torch, binding.dtype)
+                outputs.append(torch.empty(shape, dtype=dtype, device="cuda"))
                 context.set_tensor_address(binding.name, outputs[-1].data_ptr())
-        stream = torch.cuda.current_stream()
+        torch.cuda.synchronize()  # the inputs are there
+        stream = (
+            torch.cuda.Stream()
+        )  # on the default one the library waits before and after each run
 
         def call() -> object:
             if not context.execute_async_v3(stream.cuda_stream):
                 raise ExportError("the engine failed to run", where=str(self.path))
-            return (kept, outputs)
+            return kept, outputs  # the GPU reads and writes them
 
         return outputs, call
+
+    def _takes(self, name: str) -> str | None:
+        shapes = self.sidecar.profile.get(name)
+        return f"it takes {_text(shapes[0])} to {_text(shapes[2])}" if shapes else None
+
+
+def _require_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise EnvironmentMissing(
+            "torch carries an engine's inputs and outputs, and sees no GPU",
+            hint="install a build of torch with CUDA",
+        )
+
+
+def _layer_type(text: str) -> str:
+    """``Row major linear FP16 format`` or ``Half`` as ``float16``: what the inspector says differs by version."""
+    words = text.upper().split()
+    return next(
+        (_INSPECTED[word] for word in words if word in _INSPECTED), text.lower() or "unknown"
+    )
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def compare(asked: Sequence[Binding], found: Sequence[Binding]) -> list[str]:

@@ -10,19 +10,39 @@ from typing import Any
 from normfold.errors import ExportError
 from normfold.export.cleanup import Origin
 
+_NO_SUCH_OP = "the builder has no such op: compute it outside the network, or write it with others"
 _HINTS = {
-    "UNSUPPORTED_NODE": "the builder has no such op: compute it outside the network, or write it with others",
+    "UNSUPPORTED_NODE": _NO_SUCH_OP,
     "UNSUPPORTED_GRAPH": "the builder cannot run this form of the op: `normfold inspect MODEL --graph` shows it",
     "MODEL_DESERIALIZE_FAILED": "the file is damaged or no ONNX: write it again",
 }
+# what a message says: the hint, and the op that the message is about where it names no node
 _PATTERNS = (
     (
-        "not supported by a dedicated kernel",
-        "attention must be plain ops, as the dialect `trt` writes it",
+        "Attention operation was not supported",
+        "attention must be plain ops, as the dialects `trt` and `trt-rtx` write it",
+        "Attention",
     ),
-    ("zero point", "only symmetric int8 is taken: zero points must be 0"),
-    ("type DOUBLE", "float64 is not supported: convert the network to float32"),
-    ("data-dependent", "sizes that data decide are not supported there: pad to a fixed size"),
+    ("Plugin not found", _NO_SUCH_OP, ""),
+    ("zero point is not supported", "only symmetric int8 is taken: zero points must be 0", ""),
+    ("not a regular file", "there is no such file", ""),
+    (
+        "at least one output",
+        "the file holds no network: it is empty or cut off; write it again",
+        "",
+    ),
+    (
+        "for Turing (SM75)",
+        "Turing takes networks in half precision only: `--precision fp16`, or `--gpu-arch` without sm75",
+        "",
+    ),
+    (
+        "HW-specific datatypes",
+        "not every GPU of `--gpu-arch` has the network's types: bf16 needs sm80 or newer",
+        "",
+    ),
+    ("within workspace limit", "give it more memory with `--workspace`, or leave that out", ""),
+    ("profile", "`--dynamic NAME:AXIS=MIN..OPT..MAX` sets the sizes that it is built for", ""),
 )
 _GENERAL = (
     "`normfold inspect MODEL --graph` shows the op in its place; an issue with both would help us"
@@ -39,7 +59,9 @@ def parse_error(parser: Any, path: Path, origins: Mapping[str, Origin]) -> Expor
         origin = origins.get(node)
         if index == 0 and node:
             where = _place(node, origin, path)
-        found.append(f"{code}{f' ({op})' if op else ''}: {_tidy(error.desc())}")
+        why = tidy(error.desc())
+        said = "" if why == "false" else f": {why}"  # the condition that did not hold, and no more
+        found.append(f"{code}{f' ({op})' if op else ''}{said}")
         hint = hint or _hint(error.desc(), _HINTS.get(code, ""))
     return ExportError(
         "the engine's parser refuses the ONNX file",
@@ -55,13 +77,22 @@ def build_error(
     """The builder's errors as one, with the first node that they name."""
     errors = [text for level, text in lines if level != "WARNING"]
     text = " ".join(errors)
-    named = [node for node in sorted(origins, key=len, reverse=True) if node in text]
+    node = _named(text, origins)
     return ExportError(
         "the engine could not be built",
-        where=_place(named[0], origins[named[0]], path) if named else str(path),
-        found=_tidy(errors[0]) if errors else "no reason given",
+        where=_place(node, origins[node], path) if node else str(path),
+        found=tidy(errors[0]) if errors else "no reason given",
         hint=_hint(text, "") or _GENERAL,
     )
+
+
+def _named(text: str, origins: Mapping[str, Origin]) -> str:
+    """The node that a message names, or the first of the op that it is about."""
+    for node in sorted(origins, key=len, reverse=True):  # `a/Mul_12` before `a/Mul`
+        if node in text:
+            return node
+    op = next((op for pattern, _, op in _PATTERNS if op and pattern in text), None)
+    return next((node for node in origins if op and f"/{op}" in node), "")
 
 
 def _place(node: str, origin: Origin | None, path: Path) -> str:
@@ -76,11 +107,13 @@ def _place(node: str, origin: Origin | None, path: Path) -> str:
 
 
 def _hint(text: str, otherwise: str) -> str:
-    return next((hint for pattern, hint in _PATTERNS if pattern in text), otherwise)
+    return next((hint for pattern, hint, _ in _PATTERNS if pattern in text), otherwise)
 
 
-def _tidy(text: str) -> str:
-    """Without the builder's source files and links."""
-    text = re.sub(r"\(\s*(In|See) [^)]*\)", "", text)
-    text = re.sub(r"\s+", " ", text).strip()
-    return text[:400]
+def tidy(text: str) -> str:
+    """Without the builder's own source files and links."""
+    text = re.sub(r"\[\w.]+(::\w+)*::\d+\] Error Code \d+: Cuda Runtime \([^)]*\)", "", text)
+    text = re.sub(r"[ .]*\bIn \w+ at /_src/[\w/.]+:\d+", "", text)
+    text = re.sub(r"\(See https?://[^)]*\)", "", text)
+    text = re.sub(r"\(In /[^)]*\)", "", text)
+    return " ".join(text.split())[:400]

@@ -61,6 +61,7 @@ def profile(
     shapes: Mapping[str, Sequence[int | str | None]],
     examples: Mapping[str, Sequence[int]],
     ranges: Ranges,
+    limits: Mapping[str, Mapping[int, int]] | None = None,
 ) -> tuple[dict[str, Shapes], list[str]]:
     """Least, usual and largest shape of every input with a dynamic axis, and notes on what was assumed.
 
@@ -68,9 +69,11 @@ def profile(
         shapes: of the file's inputs; what is no number is dynamic.
         examples: shapes that the network was captured with.
         ranges: what was asked for.
+        limits: the largest size that the network takes, of axes that have one.
 
     Raises:
-        UsageError: a range for an input or axis that is not there, or is fixed.
+        UsageError: a range for an input or axis that is not there or is fixed, that is beyond what the network
+            takes, or that is not the one of another axis of the same size.
     """
     for name, asked in ranges.items():
         for axis in asked:
@@ -81,6 +84,12 @@ def profile(
                     f"`{name}:{axis}` is no dynamic axis of the exported network",
                     found=found,
                     hint=f"its inputs: {', '.join(shapes)}",
+                )
+            limit = (limits or {}).get(name, {}).get(axis)
+            if limit is not None and asked[axis].most > limit:
+                raise UsageError(
+                    f"the network takes at most {limit} along `{name}:{axis}`",
+                    found=f"`{name}:{axis}={asked[axis]}`",
                 )
     made, notes = dict[str, Shapes](), []
     named = _by_symbol(shapes, ranges)
@@ -116,6 +125,9 @@ def _by_symbol(
     for name, asked in ranges.items():
         for axis, sizes in asked.items():
             symbol = shapes[name][axis]
-            if symbol is not None:
-                found.setdefault(str(symbol), sizes)
+            if symbol is not None and found.setdefault(str(symbol), sizes) != sizes:
+                raise UsageError(
+                    "axes of the same size have different ranges",
+                    found=f"`{name}:{axis}={sizes}`, and {found[str(symbol)]} before",
+                )
     return found

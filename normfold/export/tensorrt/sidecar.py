@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
+from normfold.export.tensorrt.backend import AMPERE, capability, release
+from normfold.export.tensorrt.profiles import Shapes
 
 SCHEMA = 1
 
@@ -21,7 +23,7 @@ class Sidecar:
     Attributes:
         builder, version: ``tensorrt`` or ``tensorrt-rtx``, and its version.
         gpu: the GPU that kernels were timed on, if any.
-        targets: compute capabilities that the engine is for; ``all`` means every one that the builder knows.
+        targets: compute capabilities that the engine is for; ``flags`` may widen them.
         flags: what was asked of the builder, as on the command line.
         sha256, onnx_sha256: of the engine and of the ONNX file that it was built from.
         precision: the type that weights and activations were lowered to, or ``as captured``.
@@ -31,17 +33,17 @@ class Sidecar:
         input_normalisation: mean and standard deviation that the model expects inputs to be normalised by.
     """
 
-    builder: str
-    version: str
-    gpu: str | None
-    targets: tuple[str, ...]
-    flags: tuple[str, ...]
-    sha256: str
-    onnx: str
-    onnx_sha256: str
-    precision: str
-    bindings: tuple[dict[str, Any], ...]
-    profile: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    builder: str = ""
+    version: str = ""
+    gpu: str | None = None
+    targets: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    sha256: str = ""
+    onnx: str = ""
+    onnx_sha256: str = ""
+    precision: str = ""
+    bindings: tuple[dict[str, Any], ...] = ()
+    profile: dict[str, Shapes] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     input_normalisation: dict[str, Any] | None = None
     normfold: str = ""
@@ -67,11 +69,23 @@ class Sidecar:
         try:
             data = json.loads(path.read_text())
             known = {item.name for item in dataclasses.fields(cls)}
-            return cls(**{name: value for name, value in data.items() if name in known})
+            sidecar = cls(**{name: value for name, value in data.items() if name in known})
+            texts = (*sidecar.targets, *sidecar.flags, sidecar.builder, sidecar.version)
+            if sidecar.schema != SCHEMA or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"not of schema {SCHEMA}")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(
-                "the engine has no readable sidecar", where=str(path), found=str(error)[:200]
+                "the engine has no readable sidecar",
+                where=str(path),
+                found=str(error)[:200],
+                hint="`normfold convert ... --export trt` writes both",
             ) from error
+        return sidecar
+
+    def fits(self, arch: str) -> bool:
+        """Is the engine for GPUs of this compute capability?"""
+        wide = "--hardware-compatible ampere+" in self.flags and capability(arch) >= AMPERE
+        return arch in self.targets or wide
 
     def check(self, engine: Path, version: str, arch: str) -> None:
         """Is the engine whole, and made for this version and GPU? Asked before it is deserialised.
@@ -79,23 +93,28 @@ class Sidecar:
         Raises:
             UsageError: what does not fit.
         """
-        if sha256(engine) != self.sha256:
+        try:
+            found = sha256(engine)
+        except OSError as error:
+            raise UsageError(
+                "the engine cannot be read", where=str(engine), found=str(error)
+            ) from error
+        if found != self.sha256:
             raise UsageError(
                 "the engine is not the one that its sidecar describes",
                 where=str(engine),
                 found="another sha256",
                 hint="build it again",
             )
-        portable = "--version-compatible" in self.flags
+        portable = "--version-compatible" in self.flags and release(version) > release(self.version)
         if version != self.version and not portable:
             raise UsageError(
                 f"the engine was built by {self.builder} {self.version}",
                 where=str(engine),
                 found=f"{self.builder} {version} is installed",
-                hint="build it again, or with `--version-compatible` (TensorRT)",
+                hint="build it again; with `--version-compatible` (TensorRT) newer versions run it too",
             )
-        wide = "all" in self.targets or any("hardware" in flag for flag in self.flags)
-        if arch not in self.targets and not wide:
+        if not self.fits(arch):
             raise UsageError(
                 f"the engine was built for {', '.join(self.targets)}",
                 where=str(engine),
