@@ -1,4 +1,4 @@
-"""Run a graph, or evaluate a parameter expression, in float64 whatever dtype it was captured in.
+"""Run a graph in float64 whatever dtype it was captured in, or with every result rounded to its own.
 
 Casting a module to double and capturing again breaks networks that build masks in the default dtype.
 Interpreting the captured graph does not: every floating tensor and every floating dtype argument becomes
@@ -54,3 +54,38 @@ class Float64Interpreter(fx.Interpreter):
     def __call__(self, *args: Any) -> Any:
         with float64_default():
             return self.run(*pytree.tree_map(widen, args), enable_io_processing=False)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class RoundedInterpreter(fx.Interpreter):
+    """Runs a GraphModule whose half-precision ops compute in float32 and round their results.
+
+    So does a GPU, whose products and sums accumulate in float32. The CPU's own half-precision kernels take up
+    to a hundred times as long.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_function" or "val" not in n.meta:
+            return super().run_node(n)
+        arguments: Any = self.fetch_args_kwargs_from_env(n)
+        if not any(
+            isinstance(x, torch.Tensor) and x.dtype in _HALF for x in pytree.tree_leaves(arguments)
+        ):
+            return super().run_node(n)
+        args, kwargs = pytree.tree_map(_in_float32, arguments)
+        results, tree = pytree.tree_flatten(n.target(*args, **kwargs))  # type: ignore[operator]
+        kinds = pytree.tree_leaves(n.meta["val"])
+        rounded = [
+            result.to(kind.dtype) if isinstance(result, torch.Tensor) else result
+            for result, kind in zip(results, kinds, strict=True)
+        ]
+        return pytree.tree_unflatten(rounded, tree)
+
+
+def _in_float32(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in _HALF else value
+    half = isinstance(value, torch.Tensor) and value.dtype in _HALF
+    return value.float() if half else value
