@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.api import Progress, runtime_checks
 from normfold.bench_inputs import Inputs
-from normfold.contenders import Pair, export_bare, in_onnxruntime, in_torch
+from normfold.contenders import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine
 from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.report import Report, Timing
@@ -34,7 +34,7 @@ _WARM_UP = 0.3  # seconds of each side, and at least three runs
 def bench(
     a: Any,
     b: Any,
-    runtime: Literal["ort", "torch"] = "ort",
+    runtime: Literal["ort", "torch", "trt"] = "ort",
     *,
     inputs: Sequence[str] = (),
     batch: int = 1,
@@ -54,8 +54,8 @@ def bench(
 
     Args:
         a, b: ``.onnx`` files, or any MODEL that `convert` takes, a module, or a captured graph. With ``ort``
-            what is not a file is exported as it is to a temporary one.
-        runtime: ``ort`` (onnxruntime) or ``torch``.
+            what is not a file is exported as it is to a temporary one; with ``trt`` both are ``.engine`` files.
+        runtime: ``ort`` (onnxruntime), ``torch``, or ``trt`` (TensorRT, on a GPU).
         inputs: ``--input`` texts; needed for free sizes besides the batch.
         batch: size of a free first axis.
         rounds, seconds: how long at least; both are met. The result has no say in when it stops.
@@ -70,10 +70,11 @@ def bench(
 
     Raises:
         UsageError: options that make no sense, or two networks that do not take the same inputs.
-        EnvironmentMissing: the runtime, its provider, CUDA or torch.compile does not work here.
+        EnvironmentMissing: the runtime, its provider, a GPU, CUDA or torch.compile does not work here.
         LoadError, CaptureError, ExportError: as `convert`.
     """
-    _require_sane(runtime, batch, rounds, seconds, threads, provider, device, compiled)
+    _require_runtime(runtime, a, b, threads, provider, device, compiled)
+    _require_sane(batch, rounds, seconds, threads)
     say = progress or (lambda line: None)
     loading: dict[str, Any] = {
         "factory": factory,
@@ -85,7 +86,9 @@ def bench(
         if threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
-        if runtime == "torch":
+        if runtime == "trt":
+            pair = in_tensorrt((a, b), wanted, say=say)
+        elif runtime == "torch":
             pair = in_torch(
                 (a, b),
                 wanted,
@@ -225,18 +228,31 @@ def _time(
     return clock() - start
 
 
-def _require_sane(
+def _require_runtime(
     runtime: str,
-    batch: int,
-    rounds: int,
-    seconds: float,
+    a: Any,
+    b: Any,
     threads: int | None,
     provider: str | None,
     device: str | None,
     compiled: bool,
 ) -> None:
-    if runtime not in ("ort", "torch"):
-        raise UsageError(f"there is no runtime `{runtime}`", hint="`ort` or `torch`")
+    if runtime not in ("ort", "torch", "trt"):
+        raise UsageError(f"there is no runtime `{runtime}`", hint="`ort`, `torch` or `trt`")
+    if runtime != "trt" and (is_engine(a) or is_engine(b)):
+        raise UsageError("engines are run by TensorRT", hint="`--runtime trt`")
+    if runtime != "ort" and provider is not None:
+        raise UsageError("`--provider` is of onnxruntime", hint="for torch: `--device`")
+    if runtime != "torch" and (device is not None or compiled):
+        raise UsageError(
+            "`--device` and `--compile` are of torch",
+            hint="for onnxruntime: `--provider`, or `--runtime torch`",
+        )
+    if runtime == "trt" and threads is not None:
+        raise UsageError("`--threads` are of the CPU, and engines run on the GPU")
+
+
+def _require_sane(batch: int, rounds: int, seconds: float, threads: int | None) -> None:
     if rounds < FEWEST_ROUNDS:
         raise UsageError(
             f"{rounds} rounds are too few",
@@ -246,10 +262,3 @@ def _require_sane(
         raise UsageError(f"`{seconds}` is no time to measure for", hint="seconds, 0 or more")
     if batch < 1 or (threads is not None and threads < 1):
         raise UsageError("the batch and the threads are at least 1")
-    if runtime == "torch" and provider is not None:
-        raise UsageError("`--provider` is of onnxruntime", hint="for torch: `--device`")
-    if runtime == "ort" and (device is not None or compiled):
-        raise UsageError(
-            "`--device` and `--compile` are of torch",
-            hint="for onnxruntime: `--provider`, or `--runtime torch`",
-        )

@@ -23,6 +23,7 @@ _DTYPES = {
     "tensor(int64)": torch.int64,
     "tensor(bool)": torch.bool,
 }
+KINDS = {str(dtype).removeprefix("torch."): kind for kind, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True)

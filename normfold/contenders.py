@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.api import Progress, capture_loaded, run
-from normfold.bench_inputs import Inputs, different, merged, text_of, values_for
+from normfold.bench_inputs import (
+    KINDS,
+    Inputs,
+    Signature,
+    different,
+    merged,
+    text_of,
+    values_for,
+)
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.load import load, probe
@@ -157,6 +165,52 @@ def in_torch(
     )
 
 
+def in_tensorrt(models: tuple[Any, Any], inputs: Inputs, *, say: Progress) -> Pair:
+    """Both engines on this machine's GPU; their inputs are there before, and outputs stay there."""
+    from normfold.export.tensorrt.engine import Engine
+
+    engines = []
+    for model in models:
+        if not is_engine(model):
+            raise UsageError(
+                "TensorRT runs engines",
+                where=_name(model),
+                hint="`normfold convert MODEL --export trt` builds a `.engine` file",
+            )
+        if not Path(model).is_file():
+            raise LoadError("there is no such file", where=str(model))
+        say(f"opening {_name(model)}")
+        engines.append(Engine(model))
+    a, b = engines
+    signature, names_of_b = merged(_signature(a), _signature(b))
+    values = values_for(signature, inputs)
+    names = [name for name, _, _ in signature]
+    return Pair(
+        a.prepare(dict(zip(names, values, strict=True))),
+        b.prepare(dict(zip(names_of_b, values, strict=True))),
+        (_name(models[0]), _name(models[1])),
+        f"{a.runtime} and {b.runtime}" if a.runtime != b.runtime else a.runtime,
+        text_of(names, values),
+        None,
+        torch.cuda.synchronize,
+    )
+
+
+def _signature(engine: Any) -> Signature:
+    """An engine's inputs; it does not keep the names of free sizes."""
+    return [
+        (
+            item.name,
+            tuple(
+                size if size >= 0 else f"{item.name}:{axis}" for axis, size in enumerate(item.shape)
+            ),
+            KINDS.get(item.dtype, item.dtype),
+        )
+        for item in engine.bindings
+        if item.kind == "input"
+    ]
+
+
 def export_bare(
     graph: Graph, path: Path, opset: int | None = None, dialect: str = "ort-x86"
 ) -> tuple[Graph, Report]:
@@ -264,6 +318,11 @@ def _is_onnx(model: Any) -> bool:
     if not Path(model).is_file():
         raise LoadError("there is no such file", where=str(model))
     return True
+
+
+def is_engine(model: Any) -> bool:
+    """Does the name say that it is a TensorRT engine?"""
+    return isinstance(model, (str, Path)) and Path(model).suffix == ".engine"
 
 
 def _name(model: Any) -> str:

@@ -170,6 +170,8 @@ def convert(
     if formats and report.ok:
         with staging(folder) as temporary:
             for kind in sorted(formats):  # ONNX first: what else is written is what it holds
+                if not report.ok:
+                    break
                 say(f"writing {kind}")
                 if kind == "trt":
                     missing = (

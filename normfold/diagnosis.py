@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from normfold.export.tensorrt import Gpu, candidates, probe
 from normfold.graph.capture import quiet
 from normfold.load import load
 
@@ -21,13 +22,11 @@ _PACKAGES = {
     "safetensors": "safetensors files",
     "timm": "timm:NAME",
     "transformers": "Hugging Face folders",
-    "tensorrt": "TensorRT engines (needs a GPU)",
-    "tensorrt-rtx": "TensorRT-RTX engines",
 }
 
 
 def environment() -> list[dict[str, str]]:
-    """Rows of what is installed: ``what``, ``version`` ("missing" if absent), ``needed for``."""
+    """Rows of what is there: ``what``, ``version`` (or what is missing), ``needed for``."""
     rows = []
     for package, purpose in _PACKAGES.items():
         try:
@@ -35,10 +34,39 @@ def environment() -> list[dict[str, str]]:
         except PackageNotFoundError:
             present = importlib.util.find_spec(package.replace("-", "_")) is not None
             found = "present" if present else "missing"
-        rows.append({"what": package, "version": found, "needed for": purpose})
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    rows.append({"what": "GPU", "version": gpu, "needed for": "running TensorRT engines"})
-    return rows
+        rows.append(_row(package, found, purpose))
+    return rows + _engines()
+
+
+def _engines() -> list[dict[str, str]]:
+    """The builders of engines and what each lacks, the GPU, and what `--export trt` would do."""
+    device, rows, taken = probe(), [], ""
+    for item in candidates():
+        found, purpose = "missing", f"--export trt: {item.kind.hint}"
+        if item.backend is not None:
+            found = item.backend.version
+            targets = ", ".join(item.backend.architectures())
+            purpose = f"--export trt: builds for {targets or 'the GPU of this machine'}"
+        if item.backend is not None and item.lacks is not None:
+            parts = (item.lacks.what, item.lacks.found, item.lacks.hint)
+            purpose = "--export trt: " + "; ".join(part for part in parts if part)
+        if item.lacks is None:
+            taken = taken or f"{item.kind.name} {found}"
+        rows.append(_row(item.kind.name, found, purpose))
+    if isinstance(device, Gpu):
+        purpose = "running engines"
+        if not torch.cuda.is_available():
+            purpose += ": torch sees no GPU, a build with CUDA is needed"
+        rows.append(_row("GPU", f"{device.name} ({device.arch})", purpose))
+    else:
+        rows.append(_row("GPU", "none", f"running engines: {device}"))
+    doing = f"taken by --export trt{'' if isinstance(device, Gpu) else ': builds, does not run'}"
+    nothing = "--export trt writes the ONNX file and a build script, and exits with 3"
+    return [*rows, _row("engine builder", taken or "none", doing if taken else nothing)]
+
+
+def _row(what: str, found: str, purpose: str) -> dict[str, str]:
+    return {"what": what, "version": found, "needed for": purpose}
 
 
 def obstacles(model: str, inputs: Sequence[Any] = (), **loading: Any) -> list[str]:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from normfold.errors import NormfoldError, UsageError
 
+_COMPANIONS = (".onnx.data", ".engine.json")
+_ORDER = {".onnx": 1, ".engine": 2}  # an engine is there only when all that it was made from is
+
 
 def require_writable(folder: Path) -> None:
     """Refuse an output folder before the work is done, without making it."""
@@ -57,25 +60,38 @@ def staging(folder: Path) -> Iterator[Path]:
 def publish(temporary: Path, folder: Path) -> list[Path]:
     """Rename every finished file into ``folder``: each is the old one or the new one, never half of it.
 
-    An old model file whose weights are about to be replaced goes first: killed in between, there is none,
-    not a mixture. Weights that the new model does not read go last.
+    A model file goes with a companion: an ``.onnx`` with its weights, an ``.engine`` with its sidecar. The old one
+    goes before its companion is replaced: killed in between, there is none, not a mixture. Companions that the
+    new file does not have go last, and so does an engine whose ONNX file was replaced without it.
     """
     published = []
-    paths = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".onnx")
+    paths = sorted(temporary.iterdir(), key=lambda path: _ORDER.get(path.suffix, 0))
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     for path in paths:
         target = folder / path.name
-        if path.suffix == ".data":
+        if path.name.endswith(_COMPANIONS):
             target.with_suffix("").unlink(missing_ok=True)
         os.replace(path, target)
         published.append(target)
     for target in published:
-        data = target.with_name(f"{target.name}.data")
-        if target.suffix == ".onnx" and data not in published:
-            data.unlink(missing_ok=True)
+        for stale in _stale(target):
+            if stale not in published:
+                stale.unlink(missing_ok=True)
     return sorted(published)
+
+
+def _stale(target: Path) -> list[Path]:
+    """What lies beside a new file and does not belong to it, unless it is new as well."""
+    if target.suffix != ".onnx":
+        return []
+    found = [target.with_name(f"{target.name}.data")]
+    if target.name.endswith(".trt.onnx"):
+        engine = target.with_name(target.name.removesuffix(".trt.onnx") + ".engine")
+        script = engine.with_suffix(".build.py")
+        found += [engine, engine.with_name(f"{engine.name}.json"), script]
+    return found
 
 
 def _sweep(folder: Path) -> None:

@@ -16,19 +16,26 @@ class Runtime(StrEnum):
 
     ort = "ort"
     torch = "torch"
+    trt = "trt"
 
 
 def bench(
     a: Annotated[
-        str, typer.Argument(metavar="A", help="An .onnx file, or any MODEL.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="A", help="An .onnx or .engine file, or any MODEL.", show_default=False
+        ),
     ],
     b: Annotated[
         str,
-        typer.Argument(metavar="B", help="The other: an .onnx file or MODEL.", show_default=False),
+        typer.Argument(metavar="B", help="The other: a file, or any MODEL.", show_default=False),
     ],
     runtime: Annotated[
         Runtime,
-        typer.Option("--runtime", help="onnxruntime (a MODEL is exported as it is), or torch."),
+        typer.Option(
+            "--runtime",
+            help="onnxruntime (a MODEL is exported as it is), torch, or TensorRT (engines).",
+        ),
     ] = Runtime.ort,
     rounds: Annotated[int, typer.Option(min=6, help="Rounds of A B B A, at least.")] = 20,
     seconds: Annotated[float, typer.Option(min=0, help="Time to measure for, at least.")] = 5.0,

@@ -85,6 +85,10 @@ class Backend(ABC):
     def lacks(self) -> EnvironmentMissing | None:
         """What stands in the way of building on this machine."""
 
+    def architectures(self) -> list[str]:
+        """Compute capabilities that can be asked for, as ``sm89``; none where it is the GPU's that counts."""
+        return []
+
     @abstractmethod
     def check(self, options: EngineOptions) -> None:
         """Refuse options that this builder has not.
@@ -219,7 +223,6 @@ class TensorRTRTX(Backend):
                 )
 
     def architectures(self) -> list[str]:
-        """Compute capabilities that this version builds for, as ``sm89``."""
         names = [name for name in dir(self.trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
         return sorted((name.lower() for name in names), key=capability)
 

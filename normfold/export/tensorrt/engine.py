@@ -61,6 +61,7 @@ class Engine:
             found = "; ".join(text for level, text in self._log.lines if level != "WARNING")
             raise ExportError("the engine cannot be opened", where=str(path), found=tidy(found))
         self._context: Any = None
+        self.runtime = f"{backend.name} {backend.version}, {device.name}"
 
     @property
     def bindings(self) -> tuple[Binding, ...]:

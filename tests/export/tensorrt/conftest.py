@@ -1,0 +1,29 @@
+"""Machines with and without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from normfold.export.tensorrt import Backend, Gpu, backend, find
+
+NO_GPU = "no NVIDIA driver"
+Machine = Callable[[Gpu | str], None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Sets which GPU there is, or why there is none."""
+
+    def be(found: Gpu | str) -> None:
+        monkeypatch.setattr(backend, "probe", lambda: found)
+
+    be(NO_GPU)
+    return be
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Backend:
+    """The builder that needs no GPU; the tests are run where it is installed."""
+    return find("tensorrt-rtx")
