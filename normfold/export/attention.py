@@ -14,22 +14,24 @@ import torch
 from torch import Tensor, fx
 
 from normfold.export.calls import call, size_of
+from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import argument
 
 _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default
 
 
-def write_attention(graph: fx.Graph) -> int:
-    """Expand the attentions of ``graph`` in place; returns how many.
+def write_attention(module: fx.GraphModule) -> int:
+    """Expand the attentions of ``module`` in place; returns how many.
 
     Masks of both kinds, causal attention (aligned at the top left, as torch does) and grouped heads are written
     out; what stays is attention with dropout, or with a width that is known at run time only.
     """
+    graph = module.graph
     found = [node for node in graph.nodes if node.target is _ATTENTION and _is_known(node)]
     for node in found:
         with graph.inserting_before(node):
-            result = _expanded(graph, node)
+            result = _expanded(module, node)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(found)
@@ -42,7 +44,8 @@ def _is_known(node: fx.Node) -> bool:
     return not argument(node, "dropout_p") and isinstance(_shape(node.args[0])[-1], int)
 
 
-def _expanded(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _expanded(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    graph = module.graph
     query, key, value = node.args[:3]
     assert isinstance(query, fx.Node)
     scale, mask = argument(node, "scale"), argument(node, "attn_mask")
@@ -53,7 +56,6 @@ def _expanded(graph: fx.Graph, node: fx.Node) -> fx.Node:
     scaled = call(graph, node, _aten.mul.Tensor, query, scale)
     turned = call(graph, node, _aten.transpose.int, key, -2, -1)
     weights = call(graph, node, _aten.matmul.default, scaled, turned)
-    hidden = None
     if argument(node, "is_causal"):
         rows, columns = size_of(graph, node, query, -2), size_of(graph, node, key, -2)
         row = call(graph, node, _aten.arange.default, rows)
@@ -61,17 +63,41 @@ def _expanded(graph: fx.Graph, node: fx.Node) -> fx.Node:
         column = call(graph, node, _aten.arange.default, columns)
         future = call(graph, node, _aten.lt.Tensor, row, column)
         weights = call(graph, node, _aten.masked_fill.Scalar, weights, future, -math.inf)
-    elif mask is not None and mask.meta["val"].dtype == torch.bool:
-        # torch gives zeros where a row may look at nothing; infinities would make NaN there
-        hidden = call(graph, node, _aten.logical_not.default, mask)
-        least = torch.finfo(node.meta["val"].dtype).min / 2
-        weights = call(graph, node, _aten.masked_fill.Scalar, weights, hidden, least)
-    elif mask is not None:
-        weights = call(graph, node, _aten.add.Tensor, weights, mask)
+    hidden = None
+    if mask is not None:
+        weights, hidden = _masked(module, node, weights, mask)
     weights = call(graph, node, _aten.softmax.int, weights, -1)
+    result = call(graph, node, _aten.matmul.default, weights, value)
     if hidden is not None:
-        weights = call(graph, node, _aten.masked_fill.Scalar, weights, hidden, 0.0)
-    return call(graph, node, _aten.matmul.default, weights, value)
+        # torch gives zeros where a row may look at nothing; behind the product, so that what runtimes
+        # recognise stays together
+        blind = call(graph, node, _aten.all.dim, hidden, -1, True)
+        result = call(graph, node, _aten.masked_fill.Scalar, result, blind, 0.0)
+    return result
+
+
+def _masked(
+    module: fx.GraphModule, node: fx.Node, weights: fx.Node, mask: fx.Node
+) -> tuple[fx.Node, fx.Node | None]:
+    """Weights behind a mask, finite wherever some row may look at nothing; and what is hidden then, or None."""
+    graph, boolean = module.graph, mask.meta["val"].dtype == torch.bool
+    least = torch.finfo(node.meta["val"].dtype).min / 2
+    if is_static(mask):
+        known = evaluate(module, mask)
+        seen = known if boolean else known > -math.inf
+        blind = not bool(seen.any(-1).all())
+    else:
+        blind = True  # for all that is known
+    hidden = None
+    if boolean:
+        hidden = call(graph, node, _aten.logical_not.default, mask)
+        weights = call(graph, node, _aten.masked_fill.Scalar, weights, hidden, least)
+    elif blind:
+        hidden = call(graph, node, _aten.eq.Scalar, mask, -math.inf)
+        mask = call(graph, node, _aten.clamp.default, mask, least)
+    if not boolean:
+        weights = call(graph, node, _aten.add.Tensor, weights, mask)
+    return weights, hidden if blind else None
 
 
 def _repeated(graph: fx.Graph, node: fx.Node, part: Any, query: fx.Node) -> Any:

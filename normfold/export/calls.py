@@ -7,15 +7,20 @@ from typing import Any
 import torch
 from torch import fx
 
+from normfold.graph.graph import op_name
 from normfold.graph.provenance import copy_provenance
 
 
 def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
-    """A call with its fake value, at the graph's insertion point, with the provenance of ``origin``."""
+    """A call with its fake value, at the graph's insertion point, with the provenance of ``origin``.
+
+    ``normfold_written_for`` in its meta has the op and the name of ``origin``, by which a user knows it.
+    """
     node = graph.call_function(target, args)
     values = fx.map_arg(args, lambda source: source.meta["val"])
     with origin.meta["val"].fake_mode, torch.no_grad():
         node.meta["val"] = target(*values)
+    node.meta["normfold_written_for"] = (op_name(origin), origin.name)
     copy_provenance(origin, node)
     return node
 

@@ -11,13 +11,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.graph.graph import argument, op_name
+from normfold.graph.squares import NORMS, count, summed
 
 # Below it a value stands for minus infinity: masks are filled with the least number of their dtype, or -1e9.
 MASKED = -1e8
-
-_NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm"}
-# they sum squares as well, and divide by nothing
-_UNSCALED = {"linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,8 @@ class Extent:
     """What the elements of one value were at most, over every input that was tried.
 
     ``largest`` is the largest finite magnitude, without those that stand for minus infinity; ``masked`` tells
-    that there were such. For a norm ``square`` is the largest square that it sums, and ``power`` the least
-    mean of squares, eps included, that it divides by.
+    that there were such. ``square`` is the largest square that the op sums, and ``power`` the least mean of
+    squares, eps included, that a norm divides by.
     """
 
     largest: float = 0.0
@@ -58,12 +55,11 @@ class _Observer(fx.Interpreter):
         self.extents: dict[fx.Node, Extent] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        args: Any = self.fetch_args_kwargs_from_env(n)[0]
         result = super().run_node(n)
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         found = [_extent(tensor) for tensor in tensors if tensor.is_floating_point()]
-        if found and n.op == "call_function":
-            found.append(_within(n, args))
+        if found and n.op == "call_function" and n.args and isinstance(n.args[0], fx.Node):
+            found.append(_inside(n, self.env[n.args[0]]))
         for extent in found:
             self.extents[n] = self.extents.get(n, Extent()) | extent
         return result
@@ -80,25 +76,19 @@ def _extent(tensor: Tensor) -> Extent:
     return Extent(largest, masked=bool((tensor <= MASKED).any()))
 
 
-def _within(node: fx.Node, args: Sequence[Any]) -> Extent:
+def _inside(node: fx.Node, x: Any) -> Extent:
     """The squares that an op sums before it gives a result of another size."""
-    name = op_name(node)
-    if name in _UNSCALED:
-        largest = float(args[0].detach().abs().max()) if args[0].numel() else 0.0
-        return Extent(square=largest**2)
-    if name not in _NORMS or not args[0].numel():
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
         return Extent()
-    x, dims = args[0], [-1]
-    match name:
-        case "group_norm":
-            x = x.reshape(x.shape[0], int(argument(node, "num_groups")), -1)
-        case "instance_norm":
-            x = x.reshape(*x.shape[:2], -1)
-        case _:
-            dims = list(range(-len(argument(node, "normalized_shape")), 0))
-    if "rms" not in name:
-        x = x - x.mean(dims, keepdim=True)
+    found = summed(node, x.float())
+    if found is None:
+        return Extent()
+    x, dims = found
+    low, high = (float(bound) for bound in torch.aminmax(x))
+    square = max(-low, high) ** 2
+    if op_name(node) not in NORMS:  # these divide by nothing
+        return Extent(square=square)
     eps = argument(node, "eps")
-    eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
-    squares = x.double() ** 2
-    return Extent(square=float(squares.max()), power=float(squares.mean(dims).min()) + eps)
+    eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else float(eps)
+    lengths = torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
+    return Extent(square=square, power=float(lengths.min()) ** 2 / count(x, dims) + eps)

@@ -155,28 +155,28 @@ class _Recorder(logging.Handler):
 
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
+    if not attention:
+        graph = graph.copy()
+        write_attention(graph.module)
+        graph.recompile()
     program = exported_program(graph)
     try:
-        return _run_exporter(program, opset, attention)
+        return _run_exporter(program, opset)
     except Exception as error:
         if type(program) is ExportedProgram:  # it was traced: there is nothing else to try
             raise _refused(error) from error
     try:
-        return _run_exporter(exported_program(graph, retrace=True), opset, attention)
+        return _run_exporter(exported_program(graph, retrace=True), opset)
     except NormfoldError:
         raise
     except Exception as error:
         raise _refused(error) from error
 
 
-def _run_exporter(
-    program: ExportedProgram, opset: int, attention: bool
-) -> tuple[ir.Model, list[str]]:
+def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
     write_global_pools(program.graph)
     write_batch_norms(program.graph)
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
-    if not attention:
-        write_attention(program.graph)
     write_casts(program.graph)
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False

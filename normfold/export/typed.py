@@ -1,16 +1,16 @@
 """Strongly typed graphs: weights and activations in half precision, float32 where it must be.
 
 TensorRT takes the types of the graph as they are, so precision is decided here. An op stays in float32 only if
-what was measured says that half precision cannot hold it: a value that it reads or makes, or the squares that a
-norm sums. Values that come from integers alone (position tables, masks) are made in float32 and rounded where
-they meet activations.
+what was measured says that half precision cannot hold it: a value that it reads or makes, a number that it
+computes with, or the squares that a norm sums. Values that come from integers alone (position tables, masks)
+are made in float32 and rounded where they meet activations.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,18 @@ from normfold.export.attention import write_attention
 from normfold.export.calls import call
 from normfold.export.magnitudes import Extent, measure
 from normfold.graph.expressions import fetch, is_static
-from normfold.graph.graph import Graph, op_name
-from normfold.graph.ops import linear_of
+from normfold.graph.graph import Graph, argument, op_name
+from normfold.graph.ops import Kind, body, kind_of, linear_of, reads_shape_only
 from normfold.graph.provenance import module_path
 from normfold.report import Island
 
 MARGIN = 4.0  # inputs that were not tried may be larger than those that were
 _CASTS = {"to", "_to_copy", "type_as"}
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+_BOUNDS = {"clamp", "clamp_min", "clamp_max", "hardtanh", "nan_to_num"}
+_REAL = {"number", "Optional[number]", "float", "Optional[float]", "Tensor", "Optional[Tensor]"}
+# where a number next to zero keeps from zero, and may be another one; elsewhere it is a factor
+_KEEPERS = {"add", "sub", "full", "masked_fill", "where"} | _BOUNDS | _COMPARISONS
 _aten = torch.ops.aten
 
 
@@ -53,7 +58,7 @@ def lower(
 
     Args:
         graph: baked; attention is written out as plain ops first, since its products may overflow too.
-        dtype: ``torch.float16`` or ``torch.bfloat16``.
+        dtype: ``torch.float16`` or ``torch.bfloat16``; ``torch.float32`` for a network captured in one of them.
         inputs: flat input tuples to measure magnitudes on.
         keep: patterns (``*``, ``?``) of module paths, ops or nodes that stay in float32.
         islands: False leaves out what the measurement asks for, not what ``keep`` names.
@@ -62,7 +67,7 @@ def lower(
         UsageError: a pattern that matches nothing.
     """
     result = graph.copy()
-    write_attention(result.module.graph)
+    write_attention(result.module)
     result.recompile()
     extents = measure(result.module, inputs)
     typing = _Typing(result, dtype, extents, islands)
@@ -87,17 +92,23 @@ class _Typing:
     def choose(self, keep: Sequence[str]) -> None:
         tables, unmatched = _tables(self.graph), set(keep)
         for node in self.graph.nodes:
-            if node.op != "call_function" or not _touches_floats(node):
+            if not _is_typed(node):
+                continue
+            whole = body(node)
+            if whole is not node:  # a part of a tuple is what the tuple is
+                if whole in self.wide:
+                    self.wide.add(node)
                 continue
             names = (module_path(node), op_name(node), node.name)
-            wanted = {text for text in keep if any(fnmatch.fnmatch(name, text) for name in names)}
+            known = (*names, *node.meta.get("normfold_written_for", ()))
+            wanted = {text for text in keep if any(fnmatch.fnmatchcase(n, text) for n in known)}
             unmatched -= wanted
             why = f"kept by `{min(wanted)}`" if wanted else ""
-            if not why and self.measured and node not in tables and not is_static(node):
+            if not why and self.measured and node not in tables:
                 why = self._too_large(node)
             if why:
-                self.islands.append(Island(names[0], names[1], names[2], why))
-            if why or node in tables:
+                self.islands.append(Island(*names, why))
+            if why or node in tables or not _can_be_half(node):
                 self.wide.add(node)
         if unmatched:
             raise UsageError(
@@ -116,10 +127,20 @@ class _Typing:
             return f"divides by the root of {extent.power:.2g}"
         if extent.largest > most:
             return f"values up to {extent.largest:.3g}"
-        for source in node.all_input_nodes:
+        for source in _read(node):
             if self._extent(source).largest > most:
                 return f"reads values up to {self._extent(source).largest:.3g}"
+        for name, number in _numbers(node).items():
+            if not self._fits(node, name, abs(number)):
+                return f"computes with {number:.3g}"
         return ""
+
+    def _fits(self, node: fx.Node, name: str, size: float) -> bool:
+        """True if half precision holds a number, or another may stand for it."""
+        if size > self.limits.max and math.isfinite(size):
+            return op_name(node) in _BOUNDS | _COMPARISONS or self._extent(node).masked
+        keeps = op_name(node) in _KEEPERS and name != "alpha"
+        return keeps or not 0 < size < self.limits.tiny
 
     def _extent(self, node: fx.Node) -> Extent:
         return self.extents.get(node, Extent())
@@ -128,122 +149,181 @@ class _Typing:
 
     def write(self) -> None:
         nodes = list(self.graph.nodes)
-        returned = {source: _type(source) for source in nodes[-1].all_input_nodes}
-        self._store_parameters(returned)
+        returned = [_type(leaf) for leaf in pytree.tree_leaves(nodes[-1].args)]
+        self._store_parameters()
         for node in nodes:
-            if node.op == "output":
-                self._rewire(node, returned)
-            elif node.op == "call_function" and _touches_floats(node):
+            if _is_typed(node):
                 self._write(node)
+        leaves, tree = pytree.tree_flatten(nodes[-1].args)
+        for place, dtype in enumerate(returned):
+            if dtype is not None and _type(leaves[place]) != dtype:
+                leaves[place] = self._cast(leaves[place], dtype, returned=True)
+        nodes[-1].args = pytree.tree_unflatten(leaves, tree)
 
     def _run_in(self, node: fx.Node) -> torch.dtype:
         return torch.float32 if node in self.wide else self.dtype
 
-    def _store_parameters(self, returned: dict[fx.Node, torch.dtype | None]) -> None:
+    def _store_parameters(self) -> None:
         """Parameters that every reader wants in one type are stored in it."""
         readers: dict[str, list[fx.Node]] = {}
+        stored: dict[tuple[int, torch.dtype], nn.Parameter] = {}
         for node in self.graph.nodes:
             if node.op == "get_attr" and _type(node) is not None:
                 readers.setdefault(str(node.target), []).append(node)
         for target, nodes in readers.items():
-            users = {user for node in nodes for user in node.users}
-            wanted = {
-                returned[n] if u.op == "output" else self._run_in(u) for n in nodes for u in n.users
-            }
-            if len(wanted) != 1 or not users:
+            users = [(node, user) for node in nodes for user in node.users]
+            wanted = {_type(n) if u.op == "output" else self._run_in(u) for n, u in users}
+            if len(wanted) != 1:
                 continue
             (dtype,) = wanted
             assert dtype is not None
-            value = _rounded(fetch(self.graph.module, target).detach(), dtype)
+            before = fetch(self.graph.module, target)
+            if (id(before), dtype) not in stored:  # one tensor may have two names
+                stored[id(before), dtype] = nn.Parameter(_rounded(before.detach(), dtype), False)
             owner, _, name = target.rpartition(".")
             parent = self.graph.module.get_submodule(owner)
             if name in parent._parameters or name in parent._buffers:
                 delattr(parent, name)
-            setattr(parent, name, nn.Parameter(value, requires_grad=False))
+            setattr(parent, name, stored[id(before), dtype])
             for node in nodes:
                 node.meta["val"] = _as(node.meta["val"], dtype)
 
     def _write(self, node: fx.Node) -> None:
         dtype = self._run_in(node)
-        self._rewire(node, dict.fromkeys(node.all_input_nodes, dtype))
-        node.args, node.kwargs = pytree.tree_map(
-            lambda value: self._number(value, dtype), (node.args, node.kwargs)
-        )
-        node.meta["val"] = _as(node.meta["val"], dtype)
-        source = node.args[0] if node.args else None
-        if op_name(node) in _CASTS and isinstance(source, fx.Node) and _type(source) == dtype:
-            node.replace_all_uses_with(source)
-
-    def _rewire(self, node: fx.Node, wanted: Mapping[fx.Node, torch.dtype | None]) -> None:
+        _pin(node, dtype)
         for source in list(node.all_input_nodes):
-            dtype = wanted[source]
-            if dtype is not None and _type(source) not in (None, dtype):
+            if _type(source) not in (None, dtype):
                 node.replace_input_with(source, self._cast(source, dtype))
+        node.meta["val"] = _as(node.meta["val"], dtype)
+        if op_name(node) in _CASTS and _type(node) == dtype:
+            (source, *_) = node.all_input_nodes
+            if _type(source) == dtype:
+                node.replace_all_uses_with(source)
 
-    def _cast(self, source: fx.Node, dtype: torch.dtype) -> fx.Node:
+    def _cast(self, source: fx.Node, dtype: torch.dtype, returned: bool = False) -> fx.Node:
         """``source`` in another type, made once and right behind it."""
         if (source, dtype) in self._casts:
             return self._casts[source, dtype]
-        graph, result = self.graph.module.graph, source
+        graph, before, result = self.graph.module.graph, _type(source), source
+        assert before is not None
         behind = source
         while behind.next.op == "placeholder":
             behind = behind.next
+        narrower = torch.finfo(dtype).max < torch.finfo(before).max
+        if self._extent(source).masked and narrower and not returned:
+            with graph.inserting_after(behind):
+                behind = result = call(graph, source, _aten.clamp.default, source, -_fill(dtype))
         with graph.inserting_after(behind):
-            if self._extent(source).masked:
-                half = torch.finfo(dtype).max / 2
-                result = call(graph, source, _aten.clamp.default, result, -half, half)
-        with graph.inserting_after(behind if result is source else result):
             result = call(graph, source, _aten.to.dtype, result, dtype)
         self._casts[source, dtype] = result
         return result
-
-    def _number(self, value: Any, dtype: torch.dtype) -> Any:
-        """Dtypes and numbers among the arguments of an op that is run in ``dtype``."""
-        if isinstance(value, torch.dtype):
-            return dtype if value.is_floating_point else value
-        most = torch.finfo(dtype).max
-        if isinstance(value, float) and math.isfinite(value) and abs(value) > most:
-            return math.copysign(most / 2, value)
-        return value
 
 
 def _tables(graph: Graph) -> set[fx.Node]:
     """Ops on what comes from integers and constants alone: positions, masks."""
     found, data = set[fx.Node](), set[fx.Node]()
     for node in graph.nodes:
-        sources = [source for source in node.all_input_nodes if _type(source) is not None]
         if node.op == "placeholder" and _type(node) is not None:
             data.add(node)
-        elif node.op != "call_function" or is_static(node) or not _touches_floats(node):
+        if not _is_typed(node):
             continue
-        elif op_name(node) == "embedding" or linear_of(node) or data.intersection(sources):
+        sources = {source for source in node.all_input_nodes if _type(source) is not None}
+        if is_static(
+            node
+        ):  # turned and cut, a parameter is one; computed, the runtime does it once
+            if kind_of(node) is not Kind.MOVE or found & sources:
+                found.add(node)
+        elif op_name(node) == "embedding" or linear_of(node) or data & sources:
             data.add(node)
-        elif not sources or found.intersection(sources):
+            if found & sources and _type(node) is None:  # positions compared with lengths
+                found.add(node)
+        elif not sources or found & sources:
             found.add(node)
     return found
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The sources whose elements an op reads."""
+    lent = [source for place, source in enumerate(node.args) if reads_shape_only(node, place)]
+    return [source for source in node.all_input_nodes if source not in lent]
+
+
+def _numbers(node: fx.Node) -> dict[str, float]:
+    """Numbers that an op computes with, by argument: neither sizes nor axes, nor an eps, which has a type."""
+    specs = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else []
+    wanted = {spec.name for spec in specs if str(spec.type) in _REAL and spec.name != "eps"}
+    found = {name: argument(node, name) for name in wanted}
+    return {n: x for n, x in found.items() if type(x) in (int, float)}
+
+
+def _pin(node: fx.Node, dtype: torch.dtype) -> None:
+    """Fit the types and numbers among the arguments of an op to the type that it is run in."""
+    before, numbers = _type(node), _numbers(node)
+    if op_name(node) in _COMPARISONS:
+        numbers = {}
+
+    def fit(name: str, value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return dtype
+        return _held(value, dtype) if name in numbers else value
+
+    if isinstance(node.target, torch._ops.OpOverload):
+        names = [spec.name for spec in node.target._schema.arguments]
+        node.args = tuple(fit(name, x) for name, x in zip(names, node.args, strict=False))
+        node.kwargs = {name: fit(name, value) for name, value in node.kwargs.items()}
+    if op_name(node) == "rms_norm" and argument(node, "eps") is None and before is not None:
+        # what None stands for depends on the type
+        weight = argument(node, "weight")
+        node.args = (*node.args[:2], weight, torch.finfo(before).eps)
+        node.kwargs = {}
+
+
+def _held(number: float, dtype: torch.dtype) -> float:
+    """A number that a type holds: what stands for an infinity is finite, what keeps from zero is not zero."""
+    limits, size = torch.finfo(dtype), abs(number)
+    if not math.isfinite(number) or size == 0 or limits.tiny <= size <= limits.max:
+        return number
+    return math.copysign(_fill(dtype) if size > 1 else limits.tiny, number)
+
+
+def _fill(dtype: torch.dtype) -> float:
+    """What stands for an infinity: a few masks may still be added up."""
+    return torch.finfo(dtype).max / MARGIN
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A parameter in another type; what stands for an infinity stays finite."""
     most = torch.finfo(dtype).max
-    if bool(((tensor.abs() > most) & tensor.isfinite()).any()):
-        tensor = torch.where(tensor.isfinite(), tensor.clamp(-most / 2, most / 2), tensor)
+    if tensor.numel() and not all(abs(float(x)) <= most for x in torch.aminmax(tensor)):
+        beyond = (tensor.abs() > most) & tensor.isfinite()
+        tensor = torch.where(beyond, tensor.sign() * _fill(dtype), tensor)
     return tensor.to(dtype)
 
 
-def _leaves(node: fx.Node) -> list[Tensor]:
-    values = pytree.tree_leaves(node.meta.get("val"))
+def _can_be_half(node: fx.Node) -> bool:
+    """False for complex numbers, and for graphs within the graph, whose types stay."""
+    values = [pytree.tree_leaves(part.meta.get("val")) for part in (node, *node.all_input_nodes)]
+    complex_ = any(isinstance(x, Tensor) and x.is_complex() for leaves in values for x in leaves)
+    return isinstance(node.target, torch._ops.OpOverload) and not complex_
+
+
+def _leaves(node: Any) -> list[Tensor]:
+    values = pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else []
     return [leaf for leaf in values if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _type(node: fx.Node) -> torch.dtype | None:
+def _type(node: Any) -> torch.dtype | None:
     """The floating type of a value, or None."""
     found = _leaves(node)
     return found[0].dtype if found else None
 
 
-def _touches_floats(node: fx.Node) -> bool:
-    return any(_leaves(part) for part in (node, *node.all_input_nodes))
+def _is_typed(node: fx.Node) -> bool:
+    """True for an op on tensors that reads or makes floating ones."""
+    if node.op != "call_function":
+        return False
+    tensors = any(isinstance(x, Tensor) for x in pytree.tree_leaves(node.meta.get("val")))
+    return tensors and any(_leaves(part) for part in (node, *node.all_input_nodes))
 
 
 def _as(value: Any, dtype: torch.dtype) -> Any:
