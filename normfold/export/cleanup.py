@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SMALL = 8192  # elements: what constant folding may read, and what equal constants may be merged
 _PATH, _OP, _LINE = "normfold.path", "normfold.op", "normfold.line"
+_TORCH_NODE = "pkg.torch.onnx.fx_node"  # "%relu : ..."
 
 
 def clean(model: ir.Model) -> None:
@@ -148,8 +149,11 @@ def label(model: ir.Model, source_lines: bool = False) -> dict[str, Origin]:
     taken: dict[str, int] = {}
     origins: dict[str, Origin] = {}
     model.graph.metadata_props.clear()
+    known = _graph_nodes(model)
     for node in model.graph:
-        origin: Any = node.meta.get("node")
+        # what torch inlined has the text of its node only
+        text = node.metadata_props.get(_TORCH_NODE, "")
+        origin = node.meta.get("node") or known.get(text.partition(" ")[0].lstrip("%"))
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
@@ -170,6 +174,13 @@ def label(model: ir.Model, source_lines: bool = False) -> dict[str, Origin]:
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     return origins
+
+
+def _graph_nodes(model: ir.Model) -> dict[str, fx.Node]:
+    """Every node of the graph that was translated, by its name."""
+    found = (node.meta.get("node") for node in model.graph)
+    one = next((node for node in found if isinstance(node, fx.Node)), None)
+    return {} if one is None else {node.name: node for node in one.graph.nodes}
 
 
 def name_axes(model: ir.Model, names: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from normfold.export.cleanup import Origin, clean, label, name_axes
 from normfold.export.dialects import Dialect, choose_opset
 from normfold.export.dialects import dialect as find_dialect
 from normfold.export.plain import (
+    write_activations,
     write_batch_norms,
     write_casts,
     write_global_pools,
@@ -177,6 +178,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_global_pools(program.graph)
     write_batch_norms(program.graph)
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
+    write_activations(program.graph)
     write_casts(program.graph)
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False

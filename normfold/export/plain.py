@@ -1,4 +1,4 @@
-"""Ops that are better written by us than by the exporter: pooling, norms and casts.
+"""Ops that are better written by us than by the exporter: pooling, norms, casts, activations.
 
 torch's global average pooling of a channels-last tensor restores the memory format by a gather over all
 elements: a mean is enough. A frozen batch norm has a translation only under its functional name, for which the
@@ -98,5 +98,30 @@ def write_casts(graph: fx.Graph) -> int:
     casts = [node for node in graph.nodes if node.target is _aten.to.dtype]
     for node in casts:
         dtype = argument(node, "dtype")
-        node.target, node.args, node.kwargs = _aten._to_copy.default, node.args[:1], {"dtype": dtype}
+        node.target, node.args, node.kwargs = (
+            _aten._to_copy.default,
+            node.args[:1],
+            {"dtype": dtype},
+        )
     return len(casts)
+
+
+def write_activations(graph: fx.Graph) -> int:
+    """Run hardswish and mish in bfloat16 in float32, in place; returns how many.
+
+    TensorRT takes their ops in other types only.
+    """
+    found = [
+        node
+        for node in graph.nodes
+        if node.target in (_aten.hardswish.default, _aten.mish.default)
+        and node.meta["val"].dtype == torch.bfloat16
+    ]
+    for node in found:
+        with graph.inserting_before(node):
+            wide = call(graph, node, _aten.to.dtype, node.args[0], torch.float32)
+            wide = call(graph, node, node.target, wide)
+            result = call(graph, node, _aten.to.dtype, wide, torch.bfloat16)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(found)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from normfold.export import RuntimeSession, census, export_onnx
+from normfold.export.tensorrt import build, find
 from tests.export.nets import (
     ConvNet,
     Dictionary,
@@ -123,6 +128,31 @@ def test_half_precision_keeps_its_type(tmp_path: Path) -> None:
     results = RuntimeSession(exported.path, threads=1).run(given)
     assert all(result.dtype == torch.float16 for result in results)
     assert error(results, reference(net.float(), *given)) < 4e-3
+
+
+@pytest.mark.parametrize("kind", [nn.Hardswish, nn.Mish])
+def test_activations_that_tensorrt_has_not_in_bfloat16(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), kind(), nn.Linear(8, 8))
+    x = torch.randn(2, 8)
+    for dtype, casts in ((torch.float16, 0), (torch.bfloat16, 2)):
+        graph = folded(net.to(dtype), x.to(dtype))
+        path = export_onnx(graph, tmp_path / "net.onnx", dialect="trt-rtx").path
+        model = onnx.load(path)
+        assert sum(node.op_type == "Cast" for node in model.graph.node) == casts
+        # torch translates it by a function: what it inlines is the module's all the same
+        assert {"1/HardSwish", "1/Mish"} & {node.name for node in model.graph.node}
+        taken = x.to(dtype).view(torch.int16).numpy()
+        feed = {"input_1": taken.view("float16" if not casts else ml_dtypes.bfloat16)}
+        outputs: Any = ReferenceEvaluator(model).run(None, feed)
+        assert (
+            error([torch.from_numpy(outputs[0].astype("float32"))], reference(net.float(), x))
+            < 0.05
+        )
+        backend = find("tensorrt-rtx") if find_spec("tensorrt_rtx") else None
+        if backend is not None:
+            assert build(path, backend, profile={"input_1": ((1, 8), (2, 8), (4, 8))}).plan
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:

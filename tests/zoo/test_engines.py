@@ -30,7 +30,7 @@ def test_a_refusal_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ExportError("the engine could not be built", found="no\nkernel", where="node `x`")
 
-    monkeypatch.setattr(trt_trial, "write_engine", refuse)
+    monkeypatch.setattr(trt_trial, "_captured", refuse)
     row = engine_trial(CLIP)
     assert (row.ok, row.built, row.exported) == (False, False, False)
     assert row.error == "the engine could not be built | no kernel | node `x`"
