@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from normfold.export.tensorrt import Backend, Gpu, backend, find
+from normfold import deploy, diagnosis
+from normfold.export.tensorrt import Backend, Gpu, backend, engine, find
 
 NO_GPU = "no NVIDIA driver"
 Machine = Callable[[Gpu | str], None]
@@ -17,7 +18,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Sets which GPU there is, or why there is none."""
 
     def be(found: Gpu | str) -> None:
-        monkeypatch.setattr(backend, "probe", lambda: found)
+        for module in (backend, engine, deploy, diagnosis):
+            monkeypatch.setattr(module, "probe", lambda: found)
 
     be(NO_GPU)
     return be

@@ -42,7 +42,7 @@ def test_one_that_is_too_old_is_passed_over(
     install.setitem(sys.modules, "tensorrt", tensorrt("10.11.0.33"))
     with pytest.raises(EnvironmentMissing, match=r"(?s)10.11.0.33 is too old.*10.12"):
         find("tensorrt")
-    with pytest.raises(EnvironmentMissing, match="10.11.0.33 is too old; `tensorrt_rtx` is not"):
+    with pytest.raises(EnvironmentMissing, match=r"10.11.0.33 is too old; `tensorrt_rtx` is not"):
         find()
     install.setitem(sys.modules, "tensorrt_rtx", rtx.trt)
     assert find().name == "tensorrt-rtx"
@@ -70,9 +70,7 @@ def test_tensorrt_without_a_gpu(install: pytest.MonkeyPatch, machine: Machine) -
         find("tensorrt")
 
 
-def test_a_runtime_without_a_builder_is_none(
-    install: pytest.MonkeyPatch, machine: Machine
-) -> None:
+def test_a_runtime_without_a_builder_is_none(install: pytest.MonkeyPatch, machine: Machine) -> None:
     lean = tensorrt("11.1.0.1")
     del lean.Builder
     install.setitem(sys.modules, "tensorrt", lean)
