@@ -14,6 +14,7 @@ import torch
 from normfold.cli.show import progress
 from tests.cli.conftest import TINY, Cli
 from tests.cli.nets import tiny
+from tests.export.tensorrt.fakes import ADA, tensorrt
 
 
 def test_inspect(cli: Cli) -> None:
@@ -160,6 +161,47 @@ def test_doctor(cli: Cli) -> None:
     assert stuck.status == 4
     assert stuck.json["obstacles"]
     assert any("if y.sum() > 0:" in text for text in stuck.json["obstacles"])
+
+
+def engines(cli: Cli) -> dict[str, tuple[str, str]]:
+    """What doctor says of TensorRT."""
+    rows = cli("doctor", "--json").json["environment"]
+    return {row["what"]: (row["version"], row["needed for"]) for row in rows}
+
+
+def test_doctor_on_engines(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from normfold import diagnosis
+    from normfold.export.tensorrt import Gpu, backend, find
+
+    def machine(found: Gpu | str) -> None:
+        for module in (backend, diagnosis):
+            monkeypatch.setattr(module, "probe", lambda: found)
+
+    rtx = f"tensorrt-rtx {find('tensorrt-rtx').version}"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    machine("no NVIDIA driver")
+    rows = engines(cli)
+    assert rows["tensorrt"][0] == "missing"
+    assert "`pip install tensorrt`" in rows["tensorrt"][1]
+    assert "builds for sm75, sm80" in rows["tensorrt-rtx"][1]
+    assert rows["GPU"] == ("none", "running engines: no NVIDIA driver")
+    assert rows["engine builder"] == (rtx, "taken by --export trt: builds, does not run")
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt("11.1.0.1"))
+    assert "there is none; no NVIDIA driver" in engines(cli)["tensorrt"][1]
+    machine(ADA)
+    rows = engines(cli)
+    assert rows["tensorrt"] == ("11.1.0.1", "--export trt: builds for the GPU of this machine")
+    assert rows["GPU"][0] == "a GPU (sm89)"
+    assert rows["engine builder"] == ("tensorrt 11.1.0.1", "taken by --export trt")
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt("10.3.0"))
+    rows = engines(cli)
+    assert "10.3.0 is too old" in rows["tensorrt"][1]
+    assert rows["engine builder"][0] == rtx
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    rows = engines(cli)
+    assert rows["tensorrt-rtx"][0] == "missing"
+    assert rows["engine builder"][0] == "none"
+    assert "exits with 3" in rows["engine builder"][1]
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:

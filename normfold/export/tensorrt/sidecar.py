@@ -69,11 +69,15 @@ class Sidecar:
         try:
             data = json.loads(path.read_text())
             known = {item.name for item in dataclasses.fields(cls)}
+            for name in ("targets", "flags", "bindings"):  # JSON has no tuples
+                data[name] = tuple(data[name])
+            shapes = data["profile"].items()
+            data["profile"] = {name: tuple(map(tuple, sizes)) for name, sizes in shapes}
             sidecar = cls(**{name: value for name, value in data.items() if name in known})
             texts = (*sidecar.targets, *sidecar.flags, sidecar.builder, sidecar.version)
             if sidecar.schema != SCHEMA or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"not of schema {SCHEMA}")
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise UsageError(
                 "the engine has no readable sidecar",
                 where=str(path),

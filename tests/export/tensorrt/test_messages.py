@@ -19,9 +19,9 @@ from tests.export.nets import Transformer, folded, perturb
 from tests.export.tensorrt.fakes import attention, relu, value, written
 
 
-def refused(path: Path, backend: Backend, *args: EngineOptions) -> str:
+def refused(path: Path, backend: Backend, options: EngineOptions | None = None) -> str:
     with pytest.raises(ExportError) as caught:
-        build(path, backend, *args)
+        build(path, backend, options)
     text = str(caught.value)
     assert "_src/" not in text  # the builder's own files help nobody
     assert text.count("\nhint: ") == 1
@@ -73,8 +73,8 @@ def foreign(path: Path) -> Path:
 
 def asymmetric(path: Path) -> Path:
     constants = [
-        numpy_helper.from_array(np.float32(0.1), "s"),
-        numpy_helper.from_array(np.int8(3), "z"),
+        numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+        numpy_helper.from_array(np.array(3, np.int8), "z"),
     ]
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="head/Quantize"),
@@ -106,7 +106,8 @@ class Determinant(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.det(x * self.scale)
+        y: Tensor = torch.linalg.det(x * self.scale)
+        return y
 
 
 class Net(nn.Module):

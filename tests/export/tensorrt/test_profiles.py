@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from normfold.deploy import _limits
 from normfold.errors import UsageError
 from normfold.export.tensorrt.profiles import Range, Ranges, parse_dynamic, profile
+from normfold.graph import capture
 
 IMAGES: dict[str, list[int | str | None]] = {"x": ["batch", 3, 8, 8]}
 TOKENS: dict[str, list[int | str | None]] = {
@@ -83,3 +87,20 @@ def test_ranges_that_cannot_be(ranges: Ranges, parts: list[str]) -> None:
         profile({**IMAGES, **TOKENS}, EXAMPLES, ranges, {"ids": {1: 40}})
     for part in parts:
         assert part in str(caught.value)
+
+
+class Positions(nn.Module):
+    """Adds a slice of a table that has 40 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(40, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]]
+
+
+def test_what_the_network_takes_at_most() -> None:
+    auto = torch.export.Dim.AUTO
+    graph = capture(Positions(), (torch.randn(2, 6, 4),), dynamic=({0: auto, 1: auto},))
+    assert _limits(graph) == {"x": {1: 40}}

@@ -52,8 +52,8 @@ def test_it_builds_an_engine_and_its_sidecar(tmp_path: Path, rtx: Backend) -> No
     assert engine.stat().st_size > 1000
     found = Sidecar.read(engine)
     found.check(engine, rtx.version, "sm120")
-    assert (found.builder, found.targets) == ("tensorrt-rtx", ["sm89", "sm120"])
-    assert found.flags == ["--gpu-arch sm89,sm120", "--workspace 512"]
+    assert (found.builder, found.targets) == ("tensorrt-rtx", ("sm89", "sm120"))
+    assert found.flags == ("--gpu-arch sm89,sm120", "--workspace 512")
     assert found.input_normalisation == {"mean": [0.5], "std": [0.2]}
     assert (found.precision, len(found.onnx_sha256)) == ("float16", 64)
 

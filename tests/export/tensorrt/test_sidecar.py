@@ -11,6 +11,8 @@ import pytest
 from normfold.errors import UsageError
 from normfold.export.tensorrt.sidecar import Sidecar, sha256
 
+EMPTY = Sidecar().to_json()
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
@@ -36,7 +38,7 @@ def test_it_is_read_as_it_was_written(engine: Path) -> None:
     Sidecar.path_of(engine).write_text(wanted.to_json())
     read = Sidecar.read(engine)
     assert Sidecar.path_of(engine).name == "net.engine.json"
-    assert read.to_json() == wanted.to_json()
+    assert read == wanted
     read.check(engine, "10.12.0.36", "sm86")
 
 
@@ -57,6 +59,10 @@ def test_fields_of_later_versions_do_no_harm(engine: Path) -> None:
         '{"targets": [3]}',
         '{"schema": 2}',
         '{"builder": null}',
+        EMPTY.replace('"profile": {}', '"profile": {"x": 3}'),
+        EMPTY.replace('"builder": ""', '"builder": null'),
+        EMPTY.replace('"schema": 1', '"schema": 2'),
+        EMPTY.replace('"targets": []', '"targets": [3]'),
     ],
 )
 def test_damaged_ones(text: str, engine: Path) -> None:
