@@ -111,9 +111,10 @@ def _print_precision(precision: Precision, console: Console, verbose: bool) -> N
 
 def _print_engine(engine: EngineReport, console: Console) -> None:
     console.print()
+    state = "built, opened, not run" if engine.opened else "built, not run"
     _line(
         console,
-        f"engine    {engine.name}: {'built and run' if engine.ran else 'built, not run'}; "
+        f"engine    {engine.name}: {'built and run' if engine.ran else state}; "
         f"{engine.builder} {engine.version} for {', '.join(engine.targets)}; "
         f"{engine.size / 1e6:.1f} MB in {engine.seconds:.1f} s",
     )
