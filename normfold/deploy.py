@@ -232,7 +232,7 @@ def _builder(options: EngineOptions) -> tuple[Backend | None, EnvironmentMissing
 
 def _fallback(options: EngineOptions) -> str:
     """The dialect for a builder that is not here."""
-    return "trt-rtx" if options.backend == "tensorrt-rtx" else "trt"
+    return "trt-rtx" if options.backend == "tensorrt-rtx" or options.gpu_arch else "trt"
 
 
 def _require_same(asked: list[Binding], found: Sequence[Binding], engine: Path) -> None:

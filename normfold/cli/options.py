@@ -131,7 +131,7 @@ GpuArch = Annotated[
     typer.Option(
         "--gpu-arch",
         metavar="SM,...",
-        help="GPUs that a TensorRT-RTX engine is for, as sm89,sm120.",
+        help="GPUs that a TensorRT-RTX engine is for, as sm89,sm120. [default: all from Ampere on]",
         rich_help_panel=_ENGINE,
     ),
 ]

@@ -148,6 +148,9 @@ class TensorRT(Backend):
                 found=f"--gpu-arch {','.join(options.gpu_arch)}",
                 hint="`--hardware-compatible ampere+` widens it, or `--builder tensorrt-rtx`",
             )
+        cache = options.timing_cache
+        if cache is not None and cache.exists() and not cache.is_dir():
+            raise UsageError("`--timing-cache` names a folder", found=f"`{cache}` is a file")
 
     def network_flags(self) -> int:
         if self.release[0] >= 11:  # networks are always strongly typed
@@ -166,6 +169,8 @@ class TensorRT(Backend):
             path = self._cache_path(options)
             blob = path.read_bytes() if path.is_file() else b""
             timing_cache = config.create_timing_cache(blob)
+            if timing_cache is None:  # damaged: it is made anew
+                timing_cache = config.create_timing_cache(b"")
             config.set_timing_cache(timing_cache, ignore_mismatch=False)
 
     def built(self, config: Any, options: EngineOptions) -> None:

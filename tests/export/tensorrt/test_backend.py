@@ -95,6 +95,15 @@ def test_what_rtx_has_not(options: EngineOptions, parts: list[str], rtx: Backend
         assert part in str(caught.value)
 
 
+def test_timings_go_into_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    backend, options = TensorRT(tensorrt("11.1.0.1")), EngineOptions(timing_cache=path)
+    backend.check(options)
+    path.touch()
+    with pytest.raises(UsageError, match="names a folder"):
+        backend.check(options)
+
+
 def test_tensorrt_builds_for_its_own_gpu(machine: Machine) -> None:
     backend = TensorRT(tensorrt("11.1.0.1"))
     with pytest.raises(UsageError, match=r"(?s)--gpu-arch sm120.*--builder tensorrt-rtx"):
@@ -168,6 +177,8 @@ def test_timings_are_kept_by_version_and_gpu(machine: Machine, tmp_path: Path) -
     names = sorted(path.name for path in options.timing_cache.iterdir())
     assert names == ["tensorrt-11.1.0.1-sm89.cache", "tensorrt-11.2.0.1-sm89.cache"]
     assert (options.timing_cache / names[0]).read_bytes() == b"+timings+timings"
+    (options.timing_cache / names[0]).write_bytes(b"damaged")
+    assert build("11.1.0.1") == b""
     quiet = Config()
     TensorRT(tensorrt("11.1.0.1")).built(quiet, EngineOptions())
     assert len(list(options.timing_cache.iterdir())) == 2
