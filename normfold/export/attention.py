@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.export.calls import call, size_of
+from normfold.export.calls import call, loosen_views, size_of
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import argument
 
@@ -34,6 +34,8 @@ def write_attention(module: fx.GraphModule) -> int:
             result = _expanded(module, node)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
+    if found:
+        loosen_views(graph)
     return len(found)
 
 

@@ -56,6 +56,8 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.op == "output":
+            return result
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         found = [_extent(tensor) for tensor in tensors if tensor.is_floating_point()]
         if found and n.op == "call_function" and n.args and isinstance(n.args[0], fx.Node):

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
 from normfold.export.attention import write_attention
-from normfold.export.calls import call
+from normfold.export.calls import call, loosen_views
 from normfold.export.magnitudes import Extent, measure
 from normfold.graph.expressions import fetch, is_static
 from normfold.graph.graph import Graph, argument, op_name
@@ -68,6 +68,7 @@ def lower(
     """
     result = graph.copy()
     write_attention(result.module)
+    loosen_views(result.module.graph)
     result.recompile()
     extents = measure(result.module, inputs)
     typing = _Typing(result, dtype, extents, islands)
@@ -228,17 +229,11 @@ def _tables(graph: Graph) -> set[fx.Node]:
         if not _is_typed(node):
             continue
         sources = {source for source in node.all_input_nodes if _type(source) is not None}
-        if is_static(
-            node
-        ):  # turned and cut, a parameter is one; computed, the runtime does it once
-            if kind_of(node) is not Kind.MOVE or found & sources:
-                found.add(node)
-        elif op_name(node) == "embedding" or linear_of(node) or data & sources:
+        reads = "embedding" in op_name(node) or linear_of(node) or data & sources
+        if reads and not is_static(node):
             data.add(node)
-            if found & sources and _type(node) is None:  # positions compared with lengths
-                found.add(node)
-        elif not sources or found & sources:
-            found.add(node)
+        elif found & sources or not sources or kind_of(node) is not Kind.MOVE:
+            found.add(node)  # a parameter that is only turned and cut is still one
     return found
 
 

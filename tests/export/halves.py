@@ -104,7 +104,7 @@ def types(node: fx.Node) -> list[torch.dtype]:
 
 
 def lowered(
-    net: nn.Module,
+    net: nn.Module | Graph,
     *given: Any,
     dtype: torch.dtype = torch.float16,
     dynamic: Any = "batch",
@@ -113,7 +113,12 @@ def lowered(
     inputs: list[tuple[Any, ...]] | None = None,
     pipeline: str = PIPELINE,
 ) -> Lowered:
-    """``net`` in half precision, measured on ``inputs``, or on what the verifier makes up."""
-    graph, _ = run_pipeline(capture(net.eval(), given, dynamic=dynamic), parse(pipeline))
+    """``net`` in half precision, measured on ``inputs``, or on what the verifier makes up.
+
+    A graph is one that was baked before: of another result, to save the time of a capture.
+    """
+    graph = net
+    if isinstance(graph, nn.Module):
+        graph, _ = run_pipeline(capture(graph.eval(), given, dynamic=dynamic), parse(pipeline))
     tried = inputs or [case.leaves for case in cases(graph, kinds=TYPICAL)]
     return Lowered(graph, lower(graph, dtype, tried, keep, islands))
