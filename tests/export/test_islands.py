@@ -23,16 +23,12 @@ from normfold.graph import Graph, capture
 from normfold.report import Check
 from normfold.rewrite.presets import preset
 from normfold.verify import Verifier
-from tests.export.halves import Lowered, lowered
+from tests.export.halves import Lowered, lowered, x
 from tests.export.nets import Transformer
 from tests.nets import perturb
 
 BUDGET = 0.02
 HALF = torch.float16
-
-
-def x(*shape: int, seed: int = 3) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 # -- the residual stream of a vision transformer ----------------------------------------------------
@@ -114,7 +110,7 @@ def test_the_judge_computes_norms_in_half_precision(op: str) -> None:
         values = scale * np.array([[1, -1, 1, -1]], dtype=np.float16)
         with np.errstate(all="ignore"):
             found = session.run(None, {"x": values, "gain": np.ones(4, np.float16)})
-        y = np.asarray(found[0])
+        (y,) = map(np.asarray, found)
         assert y.dtype == np.float16
         results[scale] = y.tolist()
     assert results[100] == [[1, -1, 1, -1]]
