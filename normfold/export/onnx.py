@@ -30,6 +30,7 @@ from normfold.export.plain import (
     write_activations,
     write_batch_norms,
     write_casts,
+    write_clamps,
     write_global_pools,
     write_rms_norms,
 )
@@ -179,6 +180,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_batch_norms(program.graph)
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     write_activations(program.graph)
+    write_clamps(program.graph)
     write_casts(program.graph)
     for node in program.graph.nodes:  # a cast of an input is of no module, which torch warns about
         node.meta.setdefault("nn_module_stack", {})

@@ -18,6 +18,11 @@ from normfold.graph.provenance import copy_provenance
 
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
+_HALF = (torch.float16, torch.bfloat16)
+_CLAMPS = {
+    _aten.clamp_min.default: (_aten.maximum.default, "min"),
+    _aten.clamp_max.default: (_aten.minimum.default, "max"),
+}
 _POOLS = {
     _aten.adaptive_avg_pool1d.default: 1,
     _aten.adaptive_avg_pool2d.default: 2,
@@ -69,16 +74,13 @@ def write_rms_norms(graph: fx.Graph, native: bool) -> int:
         x, gain, dtype = node.args[0], argument(node, "weight"), node.meta["val"].dtype
         with graph.inserting_before(node):
             if gain is None:
-                gain = graph.call_function(_aten.full.default, (sizes, 1.0), {"dtype": dtype})
-                with node.meta["val"].fake_mode:
-                    gain.meta["val"] = torch.ones(sizes, dtype=dtype)
-                copy_provenance(node, gain)
+                gain = _full(graph, node, sizes, 1.0)
             if native:
                 node.args, node.kwargs = (x, sizes, gain, eps), {}
                 continue
             eps = torch.finfo(dtype).eps if eps is None else eps
             axes = list(range(-len(sizes), 0))
-            half = dtype in (torch.float16, torch.bfloat16)  # whose squares overflow, or are coarse
+            half = dtype in _HALF  # whose squares overflow, or are coarse
             if half:
                 x = call(graph, node, _aten.to.dtype, x, torch.float32)
             square = call(graph, node, _aten.pow.Tensor_Scalar, x, 2)
@@ -125,3 +127,32 @@ def write_activations(graph: fx.Graph) -> int:
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(found)
+
+
+def write_clamps(graph: fx.Graph) -> int:
+    """Write clamp_min and clamp_max in half precision as a maximum and a minimum, in place; returns how many.
+
+    They would be Clip ops with one bound. TensorRT fills in the other in float32, and prints to stdout that it
+    does not fit.
+    """
+    found = [
+        node for node in graph.nodes if node.target in _CLAMPS and node.meta["val"].dtype in _HALF
+    ]
+    for node in found:
+        target, bound = _CLAMPS[node.target]
+        with graph.inserting_before(node):
+            number = _full(graph, node, [], argument(node, bound))
+            result = call(graph, node, target, node.args[0], number)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(found)
+
+
+def _full(graph: fx.Graph, origin: fx.Node, sizes: list[int], number: float) -> fx.Node:
+    """A constant of the type of ``origin``."""
+    dtype = origin.meta["val"].dtype
+    node = graph.call_function(_aten.full.default, (sizes, number), {"dtype": dtype})
+    with origin.meta["val"].fake_mode:
+        node.meta["val"] = torch.full(sizes, number, dtype=dtype)
+    copy_provenance(origin, node)
+    return node

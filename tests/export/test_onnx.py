@@ -155,6 +155,34 @@ def test_activations_that_tensorrt_has_not_in_bfloat16(
             assert build(path, backend, profile={"input_1": ((1, 8), (2, 8), (4, 8))}).plan
 
 
+def test_clamps_of_one_side_do_not_make_tensorrt_print(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Clamped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            parts = (
+                x.clamp(min=0.5),
+                x.clamp(max=0.25),
+                x.clamp_min(1),
+                x.clamp_max(-1),
+                x.clamp(-2, 2),
+            )
+            return torch.cat(parts, 1)
+
+    x = torch.randn(2, 8).half()
+    exported = export_onnx(folded(Clamped(), x), tmp_path / "net.onnx", dialect="trt-rtx")
+    ops = exported.census.ops
+    assert (ops["Max"], ops["Min"], ops.get("Clip", 0)) == (3, 3, 0)
+    (result,) = RuntimeSession(exported.path, threads=1).run([x])
+    assert torch.equal(result, Clamped()(x))
+    if find_spec("tensorrt_rtx"):
+        backend = find("tensorrt-rtx")
+        assert backend is not None
+        capfd.readouterr()
+        build(exported.path, backend, profile={"x": ((1, 8), (2, 8), (4, 8))})
+        assert capfd.readouterr().out == ""
+
+
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
