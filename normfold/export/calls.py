@@ -22,7 +22,9 @@ def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
         node.meta["val"] = target(*values)
     node.meta["normfold_written_for"] = (op_name(origin), origin.name)
     copy_provenance(origin, node)
-    node.meta.setdefault("nn_module_stack", {})  # of an input: the exporter warns where it is missing
+    node.meta.setdefault(
+        "nn_module_stack", {}
+    )  # of an input: the exporter warns where it is missing
     return node
 
 

@@ -182,8 +182,6 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_activations(program.graph)
     write_clamps(program.graph)
     write_casts(program.graph)
-    for node in program.graph.nodes:  # a cast of an input is of no module, which torch warns about
-        node.meta.setdefault("nn_module_stack", {})
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(recorder)
