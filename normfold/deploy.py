@@ -28,7 +28,7 @@ from normfold.report import EngineReport, Precision, Report
 from normfold.verify import Verifier
 from normfold.verify.inputs import TYPICAL, cases
 
-# |y - r| / |r| that a network in half precision may be off by: some ten times what sound networks show
+# |y - r| / |r| that a network in half precision may be off by: five to ten times what sound networks show
 BUDGETS = {"float16": 0.02, "bfloat16": 0.1}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

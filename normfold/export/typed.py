@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from normfold.errors import UsageError
 from normfold.export.attention import write_attention
 from normfold.export.calls import call, loosen_views
-from normfold.export.magnitudes import Extent, measure
+from normfold.export.magnitudes import MASKED, Extent, measure
 from normfold.graph.expressions import fetch, is_static
 from normfold.graph.graph import Graph, argument, op_name
 from normfold.graph.ops import Kind, body, kind_of, linear_of, reads_shape_only
@@ -33,8 +33,9 @@ _CASTS = {"to", "_to_copy", "type_as"}
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 _BOUNDS = {"clamp", "clamp_min", "clamp_max", "hardtanh", "nan_to_num"}
 _REAL = {"number", "Optional[number]", "float", "Optional[float]", "Tensor", "Optional[Tensor]"}
+_FILLS = {"masked_fill", "where", "full"}
 # where a number next to zero keeps from zero, and may be another one; elsewhere it is a factor
-_KEEPERS = {"add", "sub", "full", "masked_fill", "where"} | _BOUNDS | _COMPARISONS
+_KEEPERS = {"add", "sub"} | _FILLS | _BOUNDS | _COMPARISONS
 _aten = torch.ops.aten
 
 
@@ -132,14 +133,16 @@ class _Typing:
             if self._extent(source).largest > most:
                 return f"reads values up to {self._extent(source).largest:.3g}"
         for name, number in _numbers(node).items():
-            if not self._fits(node, name, abs(number)):
+            if not self._fits(node, name, number):
                 return f"computes with {number:.3g}"
         return ""
 
-    def _fits(self, node: fx.Node, name: str, size: float) -> bool:
+    def _fits(self, node: fx.Node, name: str, number: float) -> bool:
         """True if half precision holds a number, or another may stand for it."""
+        size = abs(number)
         if size > self.limits.max and math.isfinite(size):
-            return op_name(node) in _BOUNDS | _COMPARISONS or self._extent(node).masked
+            fills = op_name(node) in _FILLS and number <= MASKED
+            return fills or op_name(node) in _BOUNDS | _COMPARISONS or self._extent(node).masked
         keeps = op_name(node) in _KEEPERS and name != "alpha"
         return keeps or not 0 < size < self.limits.tiny
 

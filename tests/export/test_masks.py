@@ -67,6 +67,15 @@ MASKS = [
 ]
 
 
+@pytest.mark.parametrize("way", ["sdpa", "fill", "where"])
+def test_a_mask_that_hides_nothing_is_no_island(way: str) -> None:
+    """What was measured never met the number that it fills with."""
+    net = perturb(Masked(way, torch.finfo(FULL).min))
+    given = (x(), torch.ones(2, 6, dtype=torch.int64))
+    found = lowered(net, *given, inputs=[given])
+    assert found.islands == []
+
+
 @pytest.mark.parametrize(
     ("way", "least"), [*MASKS, ("sdpa", "-inf"), ("sdpa-float", "-inf")], ids=str
 )

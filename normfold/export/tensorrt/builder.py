@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -76,7 +78,9 @@ def build(
     builder = trt.Builder(log)
     network = builder.create_network(backend.network_flags())
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
+    with _clean_stdout():
+        parsed = parser.parse_from_file(str(path))
+    if not parsed:
         raise parse_error(parser, path, origins)
     config = builder.create_builder_config()
     if options.workspace is not None:
@@ -87,7 +91,7 @@ def build(
         config.add_optimization_profile(_profile(builder, profile))
     monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
-    with _interruptible(monitor):
+    with _interruptible(monitor), _clean_stdout():
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise build_error(log.lines, path, origins)
@@ -187,6 +191,19 @@ def _monitor(trt: Any, progress: Callable[[str], None] | None) -> Any:
             self.phases = [item for item in self.phases if item[0] != phase]
 
     return Monitor()
+
+
+@contextmanager
+def _clean_stdout() -> Iterator[None]:
+    """The library prints some warnings to stdout past Python: they go to stderr, data stay data."""
+    sys.stdout.flush()
+    before = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
 
 
 @contextmanager

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from normfold.errors import ExportError, UsageError
@@ -136,3 +138,21 @@ def test_the_same_file_gives_the_same_bindings(tmp_path: Path, rtx: Backend) -> 
         Binding("x", "input", "float32", (-1, 4)),
         replace(Binding("x", "input", "float32", (-1, 4)), name="y", kind="output"),
     )
+
+
+def test_what_the_library_prints_is_kept_off_stdout(
+    tmp_path: Path, rtx: Backend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a Clip with one bound in half precision it says so, past Python and its own logger."""
+    least = helper.make_tensor("least", TensorProto.FLOAT16, [], [0.5])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2, 3]) for name in "xy"]
+    node = helper.make_node("Clip", ["x", "least"], ["y"])
+    graph = helper.make_graph([node], "clip", values[:1], values[1:], [least])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "clip.onnx",
+    )
+    build(tmp_path / "clip.onnx", rtx)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "WARNING" in said.err
