@@ -191,9 +191,9 @@ def test_values_beyond_a_quarter_of_the_largest() -> None:
     assert set(found.islands) == {"linear", "relu", "div"}
     assert found.islands.count("linear") == 1  # the last reads small values again
     assert found.error(given) < 5e-3
-    quiet = lowered(net, given, inputs=[(given / 20,)])
+    quiet = lowered(Around(lambda x: torch.relu(x) / 400, 400.0), given)
     assert quiet.islands == []
-    assert quiet.error(given / 20) < 5e-3
+    assert quiet.error(given) < 5e-3
 
 
 def test_only_bfloat16_holds_large_values() -> None:
@@ -292,6 +292,5 @@ def test_an_island_costs_two_casts() -> None:
 def test_neighbouring_islands_are_one() -> None:
     found = lowered(Around(lambda x: (x * 2).relu() * 0.5 / 40000, 40000.0), x(2, 6, 8))
     assert len(found.islands) == 5
-    casts = [dtype for _, dtype in found.casts()]
-    assert casts.count(torch.float32) == 2  # into the island, and the output
-    assert casts.count(HALF) == 2
+    # out of the island, and the output; it reads the network's input as it is
+    assert [dtype for _, dtype in found.casts()] == [HALF, torch.float32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.export import Dim
 from normfold.errors import UsageError
 from normfold.export import RuntimeSession, export_onnx
 from normfold.export.typed import lower
-from normfold.graph import capture
+from normfold.graph import Graph, capture
 from tests.export.halves import NEAR, lowered, values, x
 from tests.export.nets import Transformer, TwoInputs, error, reference
 from tests.nets import perturb
@@ -53,10 +54,9 @@ def test_a_sound_transformer_is_in_half_precision_altogether(norm: Any, dtype: t
     assert found.error(x(5, 3, 8, 8)) < NEAR[dtype]
 
 
-@pytest.mark.parametrize("dialect", ["trt", "trt-rtx", "ort-x86"])
+@pytest.mark.parametrize("dialect", ["trt", "ort-x86"])
 def test_the_file_casts_inputs_and_outputs_only(dialect: str, tmp_path: Path) -> None:
-    net = perturb(Transformer())
-    graph = lowered(net, x(2, 3, 8, 8)).typed.graph
+    graph = lowered(transformer()).typed.graph
     exported = export_onnx(graph, tmp_path / "net.onnx", dialect=dialect)
     assert exported.census.ops["Cast"] == 2
     assert exported.census.norms == {"LayerNormalization": 5}
@@ -65,15 +65,26 @@ def test_the_file_casts_inputs_and_outputs_only(dialect: str, tmp_path: Path) ->
     given = [x(3, 3, 8, 8)]
     result = session.run(given)
     assert [item.dtype for item in result] == [FULL]
-    assert error(result, reference(net, *given)) < 1e-2
+    assert error(result, reference(network(), *given)) < 1e-2
 
 
 def test_the_given_graph_is_untouched() -> None:
-    graph = lowered(perturb(Transformer()), x(2, 3, 8, 8)).graph
+    graph = transformer()
     assert {p.dtype for p in graph.module.parameters()} == {FULL}
     before = str(graph.module.graph)
     lower(graph, HALF, [(x(2, 3, 8, 8),)])
     assert str(graph.module.graph) == before
+
+
+@functools.cache
+def network() -> nn.Module:
+    return perturb(Transformer())
+
+
+@functools.cache
+def transformer() -> Graph:
+    """Captured once: what is made of it leaves it as it is, as the test above shows."""
+    return lowered(network(), x(2, 3, 8, 8)).graph
 
 
 # -- types ------------------------------------------------------------------------------------------
@@ -237,8 +248,9 @@ def test_outputs_keep_their_types_whatever_they_are() -> None:
     assert torch.equal(found.run(*given)[7], torch.tensor([0.0, 3.0, 6.0]))
 
 
-@pytest.mark.parametrize("captured", DTYPES)
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize(
+    ("norm", "captured"), [(nn.LayerNorm, torch.float16), (nn.RMSNorm, torch.bfloat16)]
+)
 def test_networks_captured_in_half_precision(norm: Any, captured: torch.dtype) -> None:
     net = perturb(Transformer(norm)).to(captured)
     graph = lowered(net, x(2, 3, 8, 8).to(captured), pipeline="bake").graph
@@ -331,14 +343,15 @@ def test_a_tied_parameter_stays_tied() -> None:
     ],
 )
 def test_patterns_keep_modules_ops_and_nodes(pattern: str, kept: dict[str, int]) -> None:
-    net = perturb(Transformer())
-    found = lowered(net, x(2, 3, 8, 8), keep=[pattern])
+    graph = transformer()
+    found = lowered(graph, keep=[pattern])
     assert {op: found.islands.count(op) for op in kept} == kept
     assert set(found.why.values()) == {f"kept by `{pattern}`"}
     if "*" not in pattern:
         assert len(found.islands) == sum(kept.values())
     assert found.error(x(3, 3, 8, 8)) < NEAR[HALF]
-    assert lowered(net, x(2, 3, 8, 8), keep=[pattern], islands=False).why == found.why
+    if pattern == "softmax":
+        assert lowered(graph, keep=[pattern], islands=False).why == found.why
 
 
 def test_a_pattern_that_matches_nothing_is_a_usage_error() -> None:
