@@ -10,19 +10,17 @@ from examples import engines
 
 
 def test_the_script_builds_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["--model", "ResNet-20", "ViT", "--precision", "fp16"]
+    names = ["--model", "ResNet-20", "--precision", "fp16"]
     engines.main([*names, f"--output={tmp_path}", "--images=200"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[:2] for row in rows] == [["ResNet-20", "fp16"], ["ViT", "fp16"]]
-    assert [float(row[-1]) > least for row, least in zip(rows, (94, 70), strict=True)] == [True] * 2
+    assert [row[:2] for row in rows] == [["ResNet-20", "fp16"]]
+    assert float(rows[0][-1]) > 94
     assert {path.name for path in (tmp_path / "fp16").iterdir()} >= {
-        f"{stem}{suffix}"
-        for stem in ("resnet20", "vit_shapes")
-        for suffix in (".engine", ".engine.json", ".trt.onnx", ".report.json")
+        f"resnet20{suffix}" for suffix in (".engine", ".engine.json", ".trt.onnx", ".report.json")
     }
 
 
 def test_the_language_model_in_bfloat16(tmp_path: Path) -> None:
     row = engines.build("GPT", "bf16", tmp_path, windows=10)
     assert row.metric < 5
-    assert row.megabytes < 2  # half of 2.5 MB of float32 weights, and the code
+    assert row.islands == 0
