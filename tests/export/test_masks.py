@@ -91,7 +91,7 @@ def test_masks_never_give_nan(way: str, least: str) -> None:
     allowed = {"mul", "sub"} if way == "subtract" else {"mul"}
     if least == "-1e4":  # twice, it is more than half precision should hold
         allowed |= {"add", "softmax"}
-    for dtype in DTYPES:
+    for dtype in DTYPES if way in ("fill", "add") else (HALF,):
         found = lowered(graph, dtype=dtype, inputs=[(x(), seen), (x(), blind)])
         assert set(found.islands) <= allowed
         assert found.dtype("linear") == {dtype}

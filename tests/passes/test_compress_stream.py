@@ -99,8 +99,17 @@ def test_golden_drop_last() -> None:
 # -- equal ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("basis", BASES)
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    ("name", "basis"),
+    [
+        # the bases differ in how a stream is stored, not in what it passes: every other net, and in the zoo all
+        pytest.param(
+            name, basis, marks=[pytest.mark.zoo] if place % 2 and basis == "drop-last" else []
+        )
+        for place, name in enumerate(NETS)
+        for basis in BASES
+    ],
+)
 def test_equal(name: str, basis: str) -> None:
     wiring, modules, shape, norms = NETS[name]
     outcome = compress(pre_norm(wiring, **modules), torch.randn(shape), basis=basis)
