@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,7 +22,8 @@ from examples import accuracy, gpt, shapes, text
 from normfold.verify.half import StrictInterpreter
 
 MODELS = Path(__file__).parent / "models"
-PRECISIONS = ("fp32", "fp16", "bf16")
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Strict(nn.Module):
 
 def build(
     name: str,
-    precision: str,
+    precision: Precision,
     output: Path,
     images: int = shapes.TEST_IMAGES,
     windows: int = text.WINDOWS,
@@ -85,7 +86,7 @@ def build(
         MODELS / shipped.file,
         shipped.to,
         export="trt",
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         output=output / precision,
         **shipped.options,
     )

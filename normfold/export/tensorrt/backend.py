@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from normfold.errors import EnvironmentMissing, UsageError
 from normfold.export.dialects import DIALECTS, Dialect
-from normfold.export.tensorrt.options import EngineOptions
+from normfold.export.tensorrt.options import LEVELS, EngineOptions
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _OLDEST = (10, 12)  # the first TensorRT whose strong typing covers what is emitted here
@@ -161,10 +161,9 @@ class TensorRT(Backend):
         trt = self.trt
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        levels = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
-        if options.hardware_compatible in levels:
-            level = getattr(trt.HardwareCompatibilityLevel, levels[options.hardware_compatible])
-            config.hardware_compatibility_level = level
+        if options.hardware_compatible != "none":
+            level = LEVELS[options.hardware_compatible][0]
+            config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
         if options.timing_cache is not None:
             path = self._cache_path(options)
             blob = path.read_bytes() if path.is_file() else b""

@@ -11,6 +11,11 @@ from normfold.errors import UsageError
 
 BackendName = Literal["auto", "tensorrt", "tensorrt-rtx"]
 HardwareCompatibility = Literal["none", "ampere+", "same-cc"]
+# what TensorRT and its trtexec call the levels
+LEVELS = {
+    "ampere+": ("AMPERE_PLUS", "ampere+"),
+    "same-cc": ("SAME_COMPUTE_CAPABILITY", "sameComputeCapability"),
+}
 _MOST_MIB = 1 << 24  # 16 TiB
 
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from string import Template
 
-from normfold.export.tensorrt.options import EngineOptions
+from normfold.export.tensorrt.options import LEVELS, EngineOptions
 from normfold.export.tensorrt.profiles import Shapes
 from normfold.export.tensorrt.sidecar import Sidecar
 
@@ -105,11 +105,6 @@ sidecar.write_text(json.dumps(SIDECAR, indent=2) + "\\n")
 print(folder / ENGINE)
 ''')
 
-_LEVELS = {
-    "ampere+": ("AMPERE_PLUS", "ampere+"),
-    "same-cc": ("SAME_COMPUTE_CAPABILITY", "sameComputeCapability"),
-}
-
 
 def build_script(engine: str, sidecar: Sidecar, options: EngineOptions) -> str:
     """A Python program of one file that needs nothing but TensorRT; it writes the engine and its sidecar.
@@ -122,7 +117,7 @@ def build_script(engine: str, sidecar: Sidecar, options: EngineOptions) -> str:
     if options.version_compatible:
         configure += "config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)\n"
     if options.hardware_compatible != "none":
-        level = _LEVELS[options.hardware_compatible][0]
+        level = LEVELS[options.hardware_compatible][0]
         configure += (
             f"config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.{level}\n"
         )
@@ -160,5 +155,5 @@ def trtexec(onnx: str, engine: str, profile: Mapping[str, Shapes], options: Engi
     if options.version_compatible:
         parts.append("--versionCompatible")
     if options.hardware_compatible != "none":
-        parts.append(f"--hardwareCompatibilityLevel={_LEVELS[options.hardware_compatible][1]}")
+        parts.append(f"--hardwareCompatibilityLevel={LEVELS[options.hardware_compatible][1]}")
     return shlex.join(parts)
