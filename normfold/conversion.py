@@ -161,7 +161,7 @@ def convert(
         if verifier is not None:
             report.checks.append(verifier.rounding(result))
     allowed = None
-    if dtype is not None:
+    if dtype is not None and report.ok:
         result, allowed = lower_precision(
             result, dtype, keep_fp32, inputs, seed, report, verifier, budget
         )
