@@ -3,9 +3,9 @@
 Every case must be right (float64 algebra, and rounding in its own dtype), and either have no norm and no
 per-channel op left or carry a reason. `expected` says which, so that a silent loss of coverage fails.
 
-`make test` runs every case in float32. In float16 and bfloat16 it runs the third of the families where
-(layer + padding + dtype) mod 3 names the groups, and of each those four of the eight cases where bias and
-affine agree or differ by the same number's parity: every pair of values still meets. The zoo runs all.
+`make test` runs every case in float32. In float16 it runs the third of the families where (layer + padding)
+mod 3 names the groups, and of each those four of the eight cases where bias and affine agree or differ by the
+same number's parity: every pair of values still meets. The zoo runs all, and in bfloat16.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def covering(family: tuple[str, str, str], dtype: str) -> list[Case]:
     layer, groups, padding = family
     if dtype == "f32":
         return cases(*family)
-    number = LAYERS.index(layer) + PADDINGS.index(padding) + list(DTYPES).index(dtype)
+    number = LAYERS.index(layer) + PADDINGS.index(padding)
     if not layer.startswith("linear") and GROUPS[number % 3] != groups:
         return []
     return [case for case in cases(*family) if (case.bias == case.affine) == bool(number % 2)]
@@ -94,7 +94,7 @@ def _named(dtypes: list[str], chosen: bool) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(("branches", "dtype"), _named(list(DTYPES), chosen=True))
+@pytest.mark.parametrize(("branches", "dtype"), _named(["f32", "f16"], chosen=True))
 def test_case(branches: list[Case], dtype: torch.dtype) -> None:
     found = complaints(branches, dtype)
     assert not found, "\n" + "\n".join(found)
@@ -119,8 +119,7 @@ def test_the_product_is_whole() -> None:
     }
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_the_subset_is_pairwise(dtype: str) -> None:
+def test_the_subset_is_pairwise() -> None:
     """Every pair of values of two columns that the product has is in the subset too."""
 
     def pairs(rows: list[Case]) -> set[tuple[int, int, object, object]]:
@@ -132,6 +131,6 @@ def test_the_subset_is_pairwise(dtype: str) -> None:
         return found
 
     whole = [case for family in families() for case in cases(*family)]
-    subset = [case for family in families() for case in covering(family, dtype)]
+    subset = [case for family in families() for case in covering(family, "f16")]
     assert pairs(subset) == pairs(whole)
     assert len(subset) < len(whole) / 4
