@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import EnvironmentMissing, LoadError, UsageError
+from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError
 from normfold.load.pickled import last_line
 from normfold.load.types import Found
 
@@ -101,7 +101,7 @@ def build(text: str, seed: int) -> Found:
         UsageError: the text is malformed.
     """
     call = Call.parse(text)
-    target = _lookup(call, text)
+    target = lookup(call, text)
     if isinstance(target, nn.Module) and not call.called:
         return Found(target, f"the module `{text}`")
     if not callable(target):
@@ -112,7 +112,7 @@ def build(text: str, seed: int) -> Found:
     except Exception as error:
         raise LoadError(
             "the factory raised an exception",
-            where=_origin(error) or text,
+            where=origin(error) or text,
             found=last_line(error),
             hint="it must build the network from the arguments in parentheses alone, "
             f"for example `{call.module}:{call.name}(num_classes=10)`",
@@ -126,7 +126,36 @@ def build(text: str, seed: int) -> Found:
     return Found(made, f"the factory `{text}`")
 
 
-def _lookup(call: Call, text: str) -> Any:
+def resolve(text: str) -> Any:
+    """What ``pkg.mod:name`` is, or what ``pkg.mod:name(k=5)`` returns.
+
+    Raises:
+        LoadError: it is not there, cannot be called, or raises.
+        UsageError: the text is malformed.
+    """
+    call = Call.parse(text)
+    target = lookup(call, text)
+    return invoke(target, text, *call.args, **call.kwargs) if call.called else target
+
+
+def invoke(function: Any, text: str, *args: Any, **kwargs: Any) -> Any:
+    """The user's function called; LoadError, with the line that raised, when it fails."""
+    if not callable(function):
+        raise LoadError("it is not callable", where=text, found=type(function).__name__)
+    try:
+        return function(*args, **kwargs)
+    except NormfoldError:
+        raise
+    except Exception as error:
+        raise LoadError(
+            f"`{text}` raised an exception",
+            where=origin(error) or text,
+            found=last_line(error),
+        ) from error
+
+
+def lookup(call: Call, text: str) -> Any:
+    """The object that a text names, not called; LoadError where there is none."""
     working_folder_importable()
     try:
         value: Any = importlib.import_module(call.module)
@@ -136,7 +165,7 @@ def _lookup(call: Call, text: str) -> Any:
         what = f"there is no module `{named}`" if mine else f"importing `{call.module}` failed"
         raise LoadError(
             what,
-            where=text if mine else _origin(error) or text,
+            where=text if mine else origin(error) or text,
             found=None if mine else last_line(error),
             hint=f"the module is searched in the current folder ({Path.cwd()}) and in the "
             "installed packages",
@@ -153,7 +182,8 @@ def _lookup(call: Call, text: str) -> Any:
     return value
 
 
-def _origin(error: BaseException) -> str | None:
+def origin(error: BaseException) -> str | None:
+    """File and line, outside this one, that an exception came from."""
     trace, line = error.__traceback__, None
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename

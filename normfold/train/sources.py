@@ -1,0 +1,222 @@
+"""What calibration data can be read from, brought to one form: a tensor per input of the network, and labels."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import data as torch_data
+
+from normfold.errors import LoadError, NormfoldError, UsageError
+from normfold.load import factory, pickled, state
+from normfold.load.trust import Trust
+
+INPUTS = ("x", "images", "inputs", "input")
+LABELS = ("y", "labels", "targets", "label")
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
+Columns = tuple[list[Tensor], Tensor | None]
+
+
+def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
+    """What a file holds: an array, a tensor, several in a list or by name.
+
+    Raises:
+        UsageError: an unknown suffix.
+        LoadError: damaged, refused as unsafe, or holding Python objects.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy"):
+        return _numpy(path)
+    if suffix in (".pt", ".pth"):
+        return pickled.read(path, Trust.of(trust_modules, False))
+    if suffix == ".safetensors":
+        return state.read_safetensors(path)
+    raise UsageError(
+        f"data of the kind `{suffix or path.name}` cannot be read",
+        where=str(path),
+        hint=f"{', '.join(SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
+    )
+
+
+def columns(content: Any, names: Sequence[str], where: str) -> Columns:
+    """A tensor for each name and the labels, out of one tensor, several in order, or several by name.
+
+    Raises:
+        UsageError: too many, too few, unknown names, or values that are not numbers.
+    """
+    if isinstance(content, Mapping):
+        return _by_name(content, names, where)
+    if not isinstance(content, (tuple, list)):
+        content = (content,)
+    values = [_tensor(value, where) for value in _flat(content)]
+    if len(values) not in (len(names), len(names) + 1):
+        raise UsageError(
+            "the number of tensors does not fit the network",
+            where=where,
+            found=f"{len(values)}",
+            hint=f"{_listed(names)}, in this order, then labels if there are any; or give them by name",
+        )
+    return values[: len(names)], values[len(names)] if len(values) > len(names) else None
+
+
+def from_batches(
+    source: Iterable[Any], names: Sequence[str], limit: int | None, batch: int, where: str
+) -> Columns:
+    """The batches of an iterable, or of a dataset, put together: at least ``limit`` rows where there are so many.
+
+    Raises:
+        UsageError: a batch that does not fit the network or the batches before it.
+        LoadError: the iterable raised an exception, or has no batch.
+    """
+    if isinstance(source, torch_data.Dataset):
+        source = torch_data.DataLoader(_some(source, limit), batch_size=batch)
+    parts: list[list[Tensor]] = []
+    rows = 0
+    for at, content in enumerate(_guarded(source, where)):
+        here = f"{where}, batch {at}"
+        inputs, labels = columns(content, names, here)
+        part = [*inputs, labels] if labels is not None else inputs
+        if any(tensor.dim() == 0 for tensor in part):
+            raise UsageError("a batch is a tensor with a row per sample", where=here)
+        if parts and _form(part) != _form(parts[0]):
+            raise UsageError(
+                "the batches differ",
+                where=here,
+                found=f"{_form(part)}, before {_form(parts[0])}",
+                hint="labels in all or none, one dtype, and equal sizes: pad or crop the samples",
+            )
+        parts.append(part)
+        rows += len(part[0])
+        if limit is not None and rows >= limit:
+            break
+    if not parts:
+        raise LoadError("the data have no batch", where=where, hint="is a generator used up?")
+    together = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    return together[: len(names)], together[len(names)] if len(together) > len(names) else None
+
+
+def chosen_rows(total: int, limit: int | None) -> Tensor | None:
+    """Which rows to keep when there are more than ``limit``: drawn at random, since files are often sorted."""
+    if limit is None or limit >= total:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(total, generator=generator)[:limit].sort().values
+
+
+def _numpy(path: Path) -> Any:
+    try:
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {key: found[key] for key in found.files}
+    except Exception as error:
+        objects = "bject" in str(error)
+        raise LoadError(
+            "the file holds Python objects" if objects else "the file cannot be read as arrays",
+            where=str(path),
+            found=pickled.last_line(error),
+            hint="store arrays of numbers, samples padded to one size" if objects else None,
+        ) from None
+
+
+def _by_name(content: Mapping[Any, Any], names: Sequence[str], where: str) -> Columns:
+    keys = [str(key) for key in content]
+    labelled = [key for key in LABELS if key in keys and key not in names]
+    left = [key for key in keys if key not in labelled]
+    found = f"it holds {_listed(keys)}"
+    if len(labelled) > 1:
+        raise UsageError("labels are given more than once", where=where, found=_listed(labelled))
+    renamed: dict[str, str] = {}
+    if len(names) == 1 and names[0] not in left:
+        candidates = [key for key in left if key in INPUTS] or left
+        if len(candidates) == 1:
+            renamed[names[0]] = candidates[0]
+    used = [renamed.get(name, name) for name in names]
+    extra = [key for key in left if key not in used]
+    for name in names:
+        if renamed.get(name, name) not in left:
+            close = difflib.get_close_matches(name, extra, 1)
+            raise UsageError(
+                f"the data have no `{name}`, which the network takes",
+                where=where,
+                found=found,
+                hint=f"is `{close[0]}` meant? name it `{name}`" if close else _expected(names),
+            )
+    if extra:
+        close = difflib.get_close_matches(extra[0], [*LABELS, *names], 1)
+        meant = f"did you mean `{close[0]}`? " if close else "leave it out: "
+        raise UsageError(
+            f"the data have `{extra[0]}`, which the network does not take",
+            where=where,
+            found=found,
+            hint=meant + _expected(names),
+        )
+    inputs = [_tensor(content[key], f"{where}, `{key}`") for key in used]
+    labels = _tensor(content[labelled[0]], f"{where}, `{labelled[0]}`") if labelled else None
+    return inputs, labels
+
+
+def _expected(names: Sequence[str]) -> str:
+    return f"it takes {_listed(names)}; labels are {_listed(LABELS)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "nothing"
+
+
+def _flat(content: Iterable[Any]) -> Iterator[Any]:
+    for item in content:
+        if isinstance(item, (tuple, list)):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def _tensor(value: Any, where: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.ndarray):
+        native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+        try:
+            return torch.from_numpy(native if native.flags.writeable else native.copy())
+        except TypeError:
+            pass
+    kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise UsageError(
+        "the data are neither a tensor nor an array of numbers",
+        where=where,
+        found=kind,
+        hint="a tensor, a tuple of tensors (inputs, then labels), or a dict of them",
+    )
+
+
+def _some(dataset: Any, limit: int | None) -> Any:
+    if isinstance(dataset, torch_data.IterableDataset):
+        return dataset
+    rows = chosen_rows(len(dataset), limit)
+    return dataset if rows is None else torch_data.Subset(dataset, rows.tolist())
+
+
+def _guarded(source: Iterable[Any], where: str) -> Iterator[Any]:
+    try:
+        yield from source
+    except (NormfoldError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise LoadError(
+            "the data raised an exception",
+            where=factory.origin(error) or where,
+            found=pickled.last_line(error),
+        ) from error
+
+
+def _form(part: Sequence[Tensor]) -> str:
+    return ", ".join(
+        f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}" for tensor in part
+    )
