@@ -19,8 +19,9 @@ def rows(names: Sequence[str], inputs: Sequence[Tensor], labels: Tensor | None, 
     if labels is not None:
         every["labels"] = labels
     for name, tensor in every.items():
-        if tensor.dim() == 0:
-            raise UsageError("data without an axis of samples", where=where, found=f"`{name}`")
+        if tensor.dim() == 0 or (len(tensor) and not tensor.numel()):
+            found = f"`{name}` has the shape {tuple(tensor.shape)}"
+            raise UsageError("data without samples, or empty ones", where=where, found=found)
     lengths = {name: len(tensor) for name, tensor in every.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"`{name}` {length}" for name, length in lengths.items())

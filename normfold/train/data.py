@@ -244,15 +244,17 @@ def _existing(source: Any) -> Path | None:
 
 
 def _content(source: Any, path: Path | None, trust_modules: Sequence[str]) -> Any:
+    where = str(path or source) if path or isinstance(source, str) else None
     if path is not None:
-        return sources.read_file(path, trust_modules)
-    if isinstance(source, str):
+        source = sources.read_file(path, trust_modules)
+    elif isinstance(source, str):
         made = factory.resolve(source)
         iterable = isinstance(made, Iterable | Dataset)
         source = factory.invoke(made, source) if callable(made) and not iterable else made
     if not isinstance(source, Iterable | Dataset):
         raise UsageError(
-            "the data cannot be iterated over",
+            "the data are neither tensors nor batches of them",
+            where=where,
             found=type(source).__name__,
             hint="a tensor, a tuple or dict of tensors, a dataset, or an iterable of batches",
         )

@@ -33,7 +33,7 @@ def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
     if suffix in (".npz", ".npy"):
         return _numpy(path)
     if suffix in (".pt", ".pth"):
-        return pickled.read(path, Trust.of(trust_modules, False))
+        return _torch(path, trust_modules)
     if suffix == ".safetensors":
         return state.read_safetensors(path)
     raise UsageError(
@@ -125,6 +125,16 @@ def _numpy(path: Path) -> Any:
         ) from None
 
 
+def _torch(path: Path, trust_modules: Sequence[str]) -> Any:
+    try:
+        return pickled.read(path, Trust.of(trust_modules, False))
+    except LoadError as error:
+        if "--trust" not in (error.hint or ""):
+            raise
+        hint = "data are tensors, in a tuple, a list or a dict: store arrays by `torch.from_numpy`, or as `.npz`"
+        raise LoadError(error.what, where=error.where, found=error.found, hint=hint) from None
+
+
 def _by_name(content: Mapping[Any, Any], names: Sequence[str], where: str) -> Columns:
     keys = [str(key) for key in content]
     labelled = [key for key in LABELS if key in keys and key not in names]
@@ -179,15 +189,18 @@ def _flat(content: Iterable[Any]) -> Iterator[Any]:
 
 
 def _tensor(value: Any, where: str) -> Tensor:
+    kind = type(value).__name__
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        if value.layout == torch.strided:
+            return value.detach().cpu()
+        kind = f"a tensor with the layout {value.layout}"
     if isinstance(value, np.ndarray):
+        kind = f"an array of {value.dtype}"
         native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
         try:
             return torch.from_numpy(native if native.flags.writeable else native.copy())
         except TypeError:
             pass
-    kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
     raise UsageError(
         "the data are neither a tensor nor an array of numbers",
         where=where,

@@ -97,6 +97,10 @@ class Evil:
 def test_nothing_in_a_file_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"x": Evil()}, tmp_path / "a.pt")
     assert "nothing in it was executed" in refused(tmp_path / "a.pt", ["x"], kind=LoadError)
+    torch.save({"x": X.numpy()}, tmp_path / "a.pt")
+    assert "`torch.from_numpy`" in refused(tmp_path / "a.pt", ["x"], kind=LoadError)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
+    assert "found: Linear" in refused(tmp_path / "a.pt", ["x"])
     array = np.empty(2, dtype=object)
     array[:] = [Evil(), Evil()]
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
@@ -174,7 +178,9 @@ def test_lengths() -> None:
     assert "`x` 10, `labels` 9" in refused((X, Y[:9]), ["x"])
     assert "at least two" in refused(X[:1], ["x"])
     assert "at least two" in refused(X, ["x"], limit=1)
-    assert "axis" in refused(torch.tensor(1.0), ["x"])
+    assert "shape ()" in refused(torch.tensor(1.0), ["x"])
+    assert "shape (3, 0)" in refused(torch.zeros(3, 0), ["x"])
+    assert "sparse" in refused((torch.eye(3).to_sparse(),), ["x"])
     assert "neither" in refused((X, "labels"), ["x"])
     assert "<U1" in refused({"x": np.array(["a", "b"])}, ["x"])
 
@@ -267,7 +273,7 @@ def test_loaders_that_fail() -> None:
     assert "own_data.py:20" in said
     assert "did you mean `batches`" in refused("own_data:batch", ["x"], kind=LoadError)
     assert "no module" in refused("own_dat:batches", ["x"], kind=LoadError)
-    assert "iterated" in refused("own_data:number", ["x"])
+    assert "neither tensors" in refused("own_data:number", ["x"])
 
 
 class Stream(IterableDataset[Tensor]):
