@@ -25,6 +25,7 @@ from normfold.deploy import (
     require_engine,
     write_engine,
 )
+from normfold.distillation import TRAINED, Student, Training, train_student
 from normfold.errors import EnvironmentMissing, UsageError
 from normfold.export.tensorrt import EngineOptions, parse_dynamic
 from normfold.graph import Graph
@@ -34,6 +35,7 @@ from normfold.report import Report
 from normfold.report.policy import Requirement
 from normfold.rewrite import parse
 from normfold.rewrite.presets import preset
+from normfold.sites import site_statuses
 from normfold.staging import publish, require_writable, staging
 from normfold.verify import Verifier
 
@@ -78,13 +80,16 @@ def convert(
     keep_fp32: Sequence[str] = (),
     budget: float | None = None,
     engine: EngineOptions | None = None,
+    training: Training | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Load, capture, rewrite, verify, export, and verify again what was exported.
 
     Args:
         model: any MODEL of the command line, or a module.
-        to: a preset (``folded``, ``rmsnorm``, ``crmsnorm``, ``baked``); ``passes`` gives a pipeline text instead.
+        to: a preset (``folded``, ``rmsnorm``, ``crmsnorm``, ``baked``), or what LayerNorms are replaced by and the
+            network then distilled (``prepbn``, ``repbn``, ``bn``, ``un``, ``affine``; needs ``training``);
+            ``passes`` gives a pipeline text instead.
         export: ``onnx``, ``pt2`` and/or ``trt``; None rewrites only.
         output: folder for the artefacts and ``<name>.report.json``; made if missing.
         inputs: example inputs (tensors, which the verdict counts too), or texts such as ``x:1x3x224x224``;
@@ -106,6 +111,8 @@ def convert(
         keep_fp32: patterns of module paths, ops or nodes that stay in float32 besides.
         budget: relative error ``|y - r| / |r|`` that half precision may cost; 0.02 for fp16, 0.1 for bf16.
         engine: how ``trt`` builds, see `normfold.export.tensorrt.EngineOptions`.
+        training: data and recipe, see `normfold.distillation.Training`. The verdict compares what is exported with
+            the trained student; ``report.training`` says how far that is from the original.
 
     Returns:
         The result. When a verdict fails or a requirement is not met, ``result.ok`` is False, the report is
@@ -116,7 +123,9 @@ def convert(
         EnvironmentMissing when the files are written and the runtime that would judge them is not here.
     """
     start = time.perf_counter()
-    pipeline = parse(passes if passes is not None else preset(to))
+    trained = passes is None and to in TRAINED
+    pipeline = parse(passes if passes is not None else preset("rmsnorm" if trained else to))
+    _require_training(to if trained else None, training)
     if untie:
         pipeline = [_untied(item) for item in pipeline]
     requirements = [Requirement.parse(text, [item.name for item in pipeline]) for text in require]
@@ -142,6 +151,10 @@ def convert(
     graph = capture_loaded(loaded, batch, axes)
     source, inputs_from = loaded.source, loaded.inputs_from
     normalisation = input_normalisation(loaded.module)
+    captured, student = graph, None
+    if trained and training is not None:
+        student = train_student(graph, to, training, normalisation=normalisation, progress=say)
+        graph = student.graph
     verifier = None
     if verify != "off":
         verifier = Verifier(graph, seed, own_samples(graph, inputs))
@@ -152,6 +165,8 @@ def convert(
             gc.collect()  # torch.export leaves cycles that hold them
     copy = keep_if_faster or verifier is not None
     result, report = run(graph, pipeline, verify, verifier=verifier, progress=progress, copy=copy)
+    if student is not None:
+        _add_training(report, student, result)
     report.model, report.inputs, report.versions = source, inputs_from, versions()
     report.unmet = [text for item in requirements if (text := item.check(report.passes))]
     if formats and not result.baked:
@@ -195,7 +210,7 @@ def convert(
                 lacking = _write(kind, result, target, report, verifier, opset, dialect, allowed)
                 missing = missing or lacking
                 if kind == "onnx" and keep_if_faster and report.ok and missing is None:
-                    judged = gate(graph, target, report, verifier, opset, dialect, progress)
+                    judged = gate(captured, target, report, verifier, opset, dialect, progress)
                     result = judged or result
             if report.ok:
                 artifacts = publish(temporary, folder)
@@ -208,6 +223,27 @@ def convert(
     if missing is not None:
         raise missing
     return Result(result, report, artifacts)
+
+
+def _require_training(to: str | None, training: Training | None) -> None:
+    if to is not None and training is None:
+        raise UsageError(
+            f"`{to}` changes the function: the network must learn from its original, and there are no samples",
+            hint="give `--data` (`training=` in Python): inputs as the network meets them, labels optional",
+        )
+    if to is None and training is not None:
+        raise UsageError(
+            "there is nothing to train: this conversion is exact",
+            hint=f"`--data` goes with `--to` {', '.join(TRAINED)}",
+        )
+
+
+def _add_training(report: Report, student: Student, result: Graph) -> None:
+    """What made the student goes in front of what the pipeline made of it."""
+    report.training = student.report
+    report.passes = [*student.passes, *report.passes]
+    report.pipeline = ",".join([*(item.spec for item in student.passes), report.pipeline])
+    report.sites = site_statuses(result, report.passes)
 
 
 def _untied(item: Any) -> Any:

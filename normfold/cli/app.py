@@ -11,6 +11,7 @@ import typer
 from normfold.cli import commands
 from normfold.cli.bench import bench
 from normfold.cli.settings import Option, settings
+from normfold.cli.training import distill
 from normfold.errors import NormfoldError
 
 # typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
@@ -59,6 +60,7 @@ def _root(
 
 for command in (
     commands.convert,
+    distill,
     commands.inspect,
     commands.plan,
     commands.verify,

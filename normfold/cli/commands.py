@@ -25,9 +25,7 @@ def convert(
             help="Format to write; repeatable. [default: onnx]",
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the artefacts and the report.")
-    ] = Path("out"),
+    output: opt.Output = Path("out"),
     factory: opt.Factory = None,
     inputs: opt.Inputs = None,
     trust_module: opt.TrustModule = None,
@@ -72,6 +70,12 @@ def convert(
     timing_cache: opt.TimingCache = None,
     version_compatible: opt.VersionCompatible = False,
     hardware_compatible: opt.HardwareOption = opt.HardwareCompatibility.none,
+    data: opt.Data = None,
+    norms: opt.Norms = None,
+    max_drop: opt.MaxDrop = None,
+    metric: opt.Metric = None,
+    steps: opt.Steps = None,
+    rate: opt.Rate = 1e-3,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every site.")] = False,
     as_json: opt.Json = False,
 ) -> int:
@@ -106,6 +110,7 @@ def convert(
                 version_compatible,
                 hardware_compatible,
             ),
+            training=opt.training(data, norms, max_drop, metric, trust_module, steps, rate, seed),
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )

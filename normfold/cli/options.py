@@ -40,6 +40,16 @@ class HardwareCompatibility(StrEnum):
     same_cc = "same-cc"
 
 
+class Offline(StrEnum):
+    """Norms whose statistics are constants at inference."""
+
+    prepbn = "prepbn"
+    repbn = "repbn"
+    bn = "bn"
+    un = "un"
+    affine = "affine"
+
+
 class VerifyMode(StrEnum):
     """When to judge."""
 
@@ -181,7 +191,66 @@ Passes = Annotated[
 ]
 To = Annotated[
     str,
-    typer.Option("--to", metavar="PRESET", help="What to make: folded, rmsnorm, crmsnorm, baked."),
+    typer.Option(
+        "--to",
+        metavar="PRESET",
+        help="What to make: folded, rmsnorm, crmsnorm, baked; or, trained on --data: prepbn, repbn, bn, un, "
+        "affine.",
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the artefacts and the report.")
+]
+_TRAINING = "Training (--to prepbn, repbn, bn, un, affine)"
+_DATA = typer.Option(
+    "--data",
+    metavar="FILE|FOLDER|PKG.MOD:LOADER",
+    help="Samples: .npz, .npy, .pt, .safetensors, a folder of images, or a loader; labels optional.",
+    rich_help_panel=_TRAINING,
+)
+RequiredData = Annotated[str, _DATA]
+Data = Annotated[str | None, _DATA]
+Norms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--norms",
+        metavar="PATTERN|auto",
+        help="LayerNorms to replace, by module path; `auto`: the cheapest, as far as --max-drop allows; "
+        "repeatable. [default: all]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        min=0.0,
+        metavar="POINTS",
+        help="Top-1 points that may be lost on held-out samples (agreement, where there are no labels); exit 1 "
+        "beyond.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="PKG.MOD:FN",
+        help="fn(outputs, labels) on the held-out samples, for the report.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Optimizer steps. [default: four epochs, at least 300]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Rate = Annotated[
+    float, typer.Option("--rate", help="Peak learning rate.", rich_help_panel=_TRAINING)
 ]
 
 
@@ -220,4 +289,29 @@ def engine(
         timing_cache=timing_cache,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible.value,
+    )
+
+
+def training(
+    data: str | None,
+    norms: list[str] | None,
+    max_drop: float | None,
+    metric: str | None,
+    trust_module: list[str] | None,
+    steps: int | None,
+    rate: float,
+    seed: int,
+) -> Any:
+    """The facade's options of training; None without data."""
+    if data is None:
+        return None
+    from normfold.distillation import Recipe, Training
+
+    return Training(
+        data,
+        norms or (),
+        Recipe(steps=steps, rate=rate, seed=seed),
+        max_drop,
+        metric,
+        trust_modules=trust_module or (),
     )

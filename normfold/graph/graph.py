@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,6 +45,9 @@ class Graph:
         original: the module that was captured, in eval mode, sharing its parameters.
         sites: every norm and per-channel constant that was found, by path.
         notes: what capture did that the user should know.
+        samples: inputs, each ``(args, kwargs)``, that passes may measure on; None where there are none.
+        trainable: norms that a pass put in, by the path that their tensors have in the graph: the graph holds
+            what they are in eval mode, `normfold.train` what they are in training.
     """
 
     module: fx.GraphModule
@@ -57,6 +60,8 @@ class Graph:
     sites: dict[str, Site] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     baked: bool = False
+    samples: Sequence[Any] | None = None
+    trainable: dict[str, nn.Module] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -69,7 +74,13 @@ class Graph:
             )  # torch's own, on copying its pytree codegen
             module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
         module.meta.update(self.module.meta)
-        return replace(self, module=module, sites=dict(self.sites), notes=list(self.notes))
+        return replace(
+            self,
+            module=module,
+            sites=dict(self.sites),
+            notes=list(self.notes),
+            trainable=dict(self.trainable),
+        )
 
     @property
     def nodes(self) -> Iterator[fx.Node]:

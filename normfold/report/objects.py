@@ -9,6 +9,7 @@ from typing import Any
 
 from normfold.report.engine import EngineReport
 from normfold.report.timing import Timing
+from normfold.report.training import TrainingReport
 
 SCHEMA = 1
 
@@ -193,12 +194,14 @@ class Report:
     timing: Timing | None = None
     precision: Precision | None = None
     engine: EngineReport | None = None
+    training: TrainingReport | None = None
     unmet: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if every verdict passed and every requirement is met."""
-        return not self.unmet and all(check.ok for check in self.all_checks())
+        """True if every verdict passed, every requirement is met, and what was trained may be used."""
+        trained = self.training is None or self.training.ok
+        return trained and not self.unmet and all(check.ok for check in self.all_checks())
 
     def all_checks(self) -> list[Check]:
         """Verdicts after passes, then the final ones."""
@@ -246,6 +249,8 @@ class Report:
         for item, raw in zip(self.passes, data["passes"], strict=True):
             if item.check is not None:
                 raw["check"].update(ok=item.check.ok, needed_tolerance=item.check.needed_tolerance)
+        if self.training is not None:
+            data["training"]["ok"] = self.training.ok
         if self.timing is not None:
             data["timing"] = self.timing.to_dict()
         return data

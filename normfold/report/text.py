@@ -68,6 +68,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_left(report, console, verbose)
     for warned in report.warnings():
         _line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
+    if report.training is not None:
+        from normfold.report.training_text import print_training
+
+        print_training(report.training, console, lambda text: _line(console, text), verbose)
     if report.precision is not None:
         _print_precision(report.precision, console, verbose)
     if report.engine is not None:
@@ -92,6 +96,9 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         verdict = "equivalent" if equivalent else "NOT equivalent"
         if report.precision is not None:
             verdict += f" (budget of {report.precision.dtype})"
+        if report.training is not None:
+            verdict += " to the trained student" if equivalent else ""
+            verdict += "" if report.training.ok else "; the student is NOT accepted"
     else:
         verdict = "not verified (verify=off)"
     _line(console, f"verdict: {verdict}")

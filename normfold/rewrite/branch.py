@@ -1,6 +1,7 @@
-"""An affine branch beside a convolution or linear of the same input, summed (RepVGG, MobileOne, FastViT).
+"""An affine branch beside something else that is linear in the same input, summed.
 
-conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes + b
+conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes + b (RepVGG, MobileOne)
+(a x + b) + (a' x + b') = (a + a') x + (b + b'), a' x with one number a', or x itself (RepBN: BN(x) + eta x)
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import torch
 from torch import fx
 
 from normfold.graph import layout
+from normfold.graph.custom_ops import channel_affine
+from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.ops import Linear, linear_of
+from normfold.graph.provenance import copy_provenance
 from normfold.rewrite.absorb import Edit, into_output, linear_weight
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector
 from normfold.rewrite.reasons import Reason
@@ -32,12 +36,17 @@ def merge_branch(affine: fx.Node) -> list[Edit]:
         sign *= _sign(parent, node)
         node = root = parent
     x, dim = affine.args[0], int(affine.args[3])  # type: ignore[arg-type]
-    for leaf, leaf_sign in _leaves(root):
+    for leaf, leaf_sign, parent in _leaves(root):
+        if leaf is not affine and (multiple := _multiple(leaf, affine)) is not None:
+            beside = next(iter(affine.users))
+            return [_add(affine, leaf, parent, multiple, sign / leaf_sign), _detach(affine, beside)]
+    for leaf, leaf_sign, _ in _leaves(root):
         linear = linear_of(leaf)
         if linear is None or linear.data is not x or not _has_centre(linear, dim):
             continue
         if len(leaf.users) == 1 or leaf is root:
-            return [_merge(affine, linear, sign / leaf_sign, dim), _detach(affine)]
+            parent = next(iter(affine.users))
+            return [_merge(affine, linear, sign / leaf_sign, dim), _detach(affine, parent)]
     raise Blocked(Reason.OUTPUT_REUSED, affine, "no parallel branch can take it")
 
 
@@ -57,19 +66,73 @@ def _sign(parent: fx.Node, child: fx.Node) -> float:
     return -1.0 if op_name(parent) == "sub" and parent.args[1] is child else 1.0
 
 
-def _leaves(root: fx.Node) -> list[tuple[fx.Node, float]]:
-    """Summands of a tree of sums whose inner nodes have no other reader, with their signs."""
-    found: list[tuple[fx.Node, float]] = []
-    stack = [(root, 1.0)]
+def _leaves(root: fx.Node) -> list[tuple[fx.Node, float, fx.Node]]:
+    """Summands of a tree of sums whose inner nodes have no other reader, their signs and sums."""
+    found: list[tuple[fx.Node, float, fx.Node]] = []
+    stack = [(root, 1.0, root)]
     while stack:
-        node, sign = stack.pop()
+        node, sign, parent = stack.pop()
         inner = op_name(node) in ("add", "sub") and (node is root or _sum_above(node) is not None)
         if inner and all(isinstance(side, fx.Node) for side in node.args[:2]):
             for side in node.args[:2]:
-                stack.append((side, sign * _sign(node, side)))  # type: ignore[arg-type]
+                stack.append((side, sign * _sign(node, side), node))  # type: ignore[arg-type]
         else:
-            found.append((node, sign))
+            found.append((node, sign, parent))
     return found
+
+
+def _multiple(leaf: fx.Node, affine: fx.Node) -> tuple[Any, Any] | None:
+    """Scale and shift of ``leaf`` as an affine of what ``affine`` reads, along the same axis, or None."""
+    x, dim = affine.args[0], affine.args[3]
+    if leaf is x:
+        return None, None
+    name = op_name(leaf)
+    if name == "normfold::channel_affine":
+        own = leaf.args[0] is x and leaf.args[3] == dim
+        return (leaf.args[1], leaf.args[2]) if own else None
+    if name not in ("mul", "div") or leaf.kwargs or leaf.meta["val"].dtype != x.meta["val"].dtype:  # type: ignore[union-attr]
+        return None
+    factor = leaf.args[0] if leaf.args[1] is x and name == "mul" else leaf.args[1]
+    if x not in leaf.args[:2] or factor is x or shape_of(leaf) != shape_of(affine):
+        return None
+    if isinstance(factor, (int, float)):
+        return (factor if name == "mul" else 1 / factor, None)
+    single = is_static(factor) and factor.meta["val"].numel() == 1  # type: ignore[union-attr]
+    return (factor, None) if single and name == "mul" else None
+
+
+def _add(
+    affine: fx.Node, leaf: fx.Node, parent: fx.Node, multiple: tuple[Any, Any], sign: float
+) -> Edit:
+    """In ``parent``, a' x + b' + sign (a x + b) takes the place of ``leaf``, which is a' x + b'."""
+
+    def edit(rewriter: Rewriter) -> None:
+        x, scale, shift, dim = affine.args
+        more, offset = multiple
+        if isinstance(more, fx.Node):
+            more = rewriter.expression(aten.reshape.default, more, [-1])
+        if scale is None:
+            size, dtype = shape_of(affine)[int(dim)], affine.meta["val"].dtype  # type: ignore[arg-type]
+            scale = rewriter.expression(aten.full.default, [size], 1.0, dtype=dtype)
+        if sign != 1:
+            scale = rewriter.expression(aten.mul.Tensor, scale, sign)
+            shift = shift and rewriter.expression(aten.mul.Tensor, shift, sign)
+        scale = rewriter.expression(aten.add.Tensor, scale, 1.0 if more is None else more)
+        if shift is None or offset is None:
+            shift = offset if shift is None else shift
+        else:
+            shift = rewriter.expression(aten.add.Tensor, offset, shift)
+        both = rewriter.insert_before(parent, channel_affine, x, scale, shift, dim)
+        copy_provenance(affine, both)
+        own = affine.meta.get("normfold_sites", ())
+        others = leaf.meta.get("normfold_sites", ())
+        both.meta["normfold_sites"] = (*own, *(site for site in others if site not in own))
+        rewriter.replace_input(parent, leaf, both)
+        if not leaf.users:
+            rewriter.erase(leaf)
+        rewriter.record(f"{both.name}: two parallel affines")
+
+    return edit
 
 
 def _has_centre(linear: Linear, dim: int) -> bool:
@@ -140,15 +203,14 @@ def _centre_tap(linear: Linear) -> torch.Tensor:
     return tap
 
 
-def _detach(affine: fx.Node) -> Edit:
-    """Take the affine out of the sum: its parent becomes the other summand (negated if need be)."""
+def _detach(summand: fx.Node, parent: fx.Node) -> Edit:
+    """Take one of two summands out: their sum becomes the other one (negated if need be)."""
 
     def edit(rewriter: Rewriter) -> None:
-        parent = next(iter(affine.users))
         left, right = parent.args[:2]
-        other = right if left is affine else left
+        other = right if left is summand else left
         assert isinstance(other, fx.Node)
-        if op_name(parent) == "sub" and left is affine:
+        if op_name(parent) == "sub" and left is summand:
             other = rewriter.insert_before(parent, aten.neg.default, other)
         rewriter.replace(parent, other)
 

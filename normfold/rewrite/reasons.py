@@ -166,6 +166,18 @@ class Reason(Enum):
         "that no one number of a row can be left out; it stays an RMSNorm",
         "nothing to do",
     )
+    NOT_ASKED_FOR = (
+        "NF126",
+        "not-asked-for",
+        "the option `norms` leaves this norm as it is",
+        "widen the pattern, or leave it out to replace every LayerNorm",
+    )
+    NO_SAMPLES = (
+        "NF127",
+        "no-samples",
+        "what takes the place of the norm is measured on samples, and there are none",
+        "set `graph.samples`, or give `--data`",
+    )
 
     @property
     def code(self) -> str:

@@ -18,6 +18,7 @@ BUILT_IN = {
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
     "center-stream": "normfold.passes.center_stream:CenterStream",
     "compress-stream": "normfold.passes.compress_stream:CompressStream",
+    "replace-layernorm": "normfold.passes.replace_layernorm:ReplaceLayernorm",
     "restore": "normfold.passes.restore:Restore",
     "bake": "normfold.passes.bake:Bake",
 }

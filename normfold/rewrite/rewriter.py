@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph
@@ -37,7 +37,20 @@ class Rewriter:
         while hasattr(self.graph.module, path):
             self._constants += 1
             path = f"normfold_{name}_{self._constants}"
-        self.graph.module.register_buffer(path, value)
+        return self.attribute(path, value)
+
+    def attribute(self, path: str, value: Tensor) -> fx.Node:
+        """Register a parameter or buffer under a dotted path and return the node that reads it."""
+        *folders, leaf = path.split(".")
+        owner: nn.Module = self.graph.module
+        for name in folders:
+            if not hasattr(owner, name):
+                owner.add_module(name, nn.Module())
+            owner = getattr(owner, name)
+        if isinstance(value, nn.Parameter):
+            owner.register_parameter(leaf, value)
+        else:
+            owner.register_buffer(leaf, value)
         with self.graph.module.graph.inserting_before(self._first_dynamic()):
             node = self.graph.module.graph.get_attr(path)
         node.meta["val"] = self._fake(value)

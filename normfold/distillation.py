@@ -1,0 +1,198 @@
+"""From a trained network to one whose LayerNorms fold away: replace, distil, judge what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.graph.graph import is_symbolic
+from normfold.passes.canonicalize import Canonicalize
+from normfold.passes.replace_layernorm import ReplaceLayernorm
+from normfold.report import PassReport
+from normfold.report.training import Ranking, TrainingReport
+from normfold.rewrite import run_pipeline
+from normfold.rewrite.offline import KINDS, fits, slots
+from normfold.train.data import Data, load_data
+from normfold.train.distill import distill
+from normfold.train.harm import Candidate, rank
+from normfold.train.metrics import Comparison
+from normfold.train.recipe import Recipe
+from normfold.train.student import as_module, is_float, own_tensors
+
+Progress = Callable[[str], None]
+
+TRAINED = tuple(KINDS)
+AUTO = "auto"
+
+_FITTED = 1024  # samples that affines are fitted to
+_RANKED = 512  # samples that harm is measured on
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `normfold.convert` needs to train a student.
+
+    Attributes:
+        data: anything that `normfold.train.data.load_data` takes.
+        norms: patterns of the LayerNorms to replace; all when empty; ``auto`` replaces the cheapest, as many
+            as cost at most ``max_drop`` points before any training, and leaves the rest.
+        recipe: of the distillation; None takes the affines as they are fitted.
+        max_drop: points of top-1 that the student may lose on held-out samples (of agreement with the teacher
+            where there are no labels); None does not judge.
+        metric: ``pkg.mod:fn``, called with outputs and labels, for the report.
+        limit: at most so many samples.
+        trust_modules: packages whose classes a ``.pt`` file of samples may use.
+        checkpoint: file to resume from, and to write at every evaluation.
+    """
+
+    data: Any
+    norms: Sequence[str] = ()
+    recipe: Recipe | None = field(default_factory=Recipe)
+    max_drop: float | None = None
+    metric: str | None = None
+    limit: int | None = None
+    trust_modules: Sequence[str] = ()
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """The trained graph, un-baked, the passes that made it, and the report."""
+
+    graph: Graph
+    passes: list[PassReport]
+    report: TrainingReport
+
+
+def train_student(
+    graph: Graph,
+    to: str,
+    options: Training,
+    *,
+    normalisation: Any = None,
+    progress: Progress | None = None,
+) -> Student:
+    """Replace the LayerNorms of a captured graph and distil from the original.
+
+    The student that comes back computes in eval mode what was trained, as channel affines that fold away.
+
+    Raises:
+        UsageError: no LayerNorm can be replaced, or the data do not fit the network.
+    """
+    say = progress or (lambda line: None)
+    recipe = options.recipe or Recipe()
+    data = _load(graph, options, normalisation)
+    training, held_out = data.split(recipe.hold_out, recipe.seed)
+    teacher, passes = run_pipeline(graph, [Canonicalize()])
+    say("fitting the nearest affine of each LayerNorm")
+    teacher.samples = _samples(graph, training, recipe.batch)
+    ranking, norms = _choose(teacher, options, recipe, held_out, say)
+    student = own_tensors(teacher)
+    report = ReplaceLayernorm(to, norms).run(student)  # type: ignore[arg-type]
+    if not report.applied:
+        raise UsageError(
+            "there is no LayerNorm to replace",
+            found=", ".join(f"{item.site}: {item.code}" for item in report.declined[:5]) or "none",
+            hint="`normfold inspect MODEL` lists the norms",
+        )
+    if options.recipe is None:
+        result = TrainingReport(
+            to, data.source, len(training), len(held_out), stopped="not trained"
+        )
+    else:
+        result = distill(
+            teacher, student, data, recipe, to=to, checkpoint=options.checkpoint, progress=say
+        )
+    result.ranking, result.max_drop = ranking, options.max_drop
+    student.original = _Eval(student)
+    say("comparing the student with the original on held-out samples")
+    compared = Comparison(logits=recipe.logits, metric=options.metric)
+    with torch.no_grad():
+        for inputs, labels in held_out.batches(recipe.batch):
+            compared.add(_outputs(student, inputs), _outputs(teacher, inputs), labels)
+    result.drift = compared.drift().to_dict()
+    student.notes = [*graph.notes, *data.notes]
+    student.samples = None
+    return Student(student, [*passes, report], result)
+
+
+def _load(graph: Graph, options: Training, normalisation: Any) -> Data:
+    leaves = pytree.tree_leaves((graph.args, graph.kwargs))
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise UsageError("a network that takes more than tensors cannot be trained on samples")
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    shapes = [
+        tuple(None if is_symbolic(size) else int(size) for size in node.meta["val"].shape)
+        for node in placeholders
+    ]
+    return load_data(
+        options.data,
+        graph.input_names,
+        shapes=shapes,
+        dtypes=[leaf.dtype for leaf in leaves],
+        limit=options.limit,
+        normalisation=normalisation,
+        trust_modules=options.trust_modules,
+    )
+
+
+def _samples(graph: Graph, data: Data, batch: int) -> list[Any]:
+    rows = torch.arange(min(_FITTED, len(data)))
+    _, tree = pytree.tree_flatten((graph.args, graph.kwargs))
+    return [pytree.tree_unflatten(list(data.inputs(part)), tree) for part in rows.split(batch)]
+
+
+def _choose(
+    teacher: Graph, options: Training, recipe: Recipe, held_out: Data, say: Progress
+) -> tuple[Ranking | None, tuple[str, ...]]:
+    """The harm of each norm, and which to replace."""
+    patterns = tuple(options.norms)
+    found = [slot for slot in slots(teacher) if slot.per_channel]
+    if not found:
+        return None, patterns
+    candidates: list[Candidate] = [
+        (slot.path, slot.source, slot.result, fit.scale, fit.shift)
+        for slot, fit in zip(found, fits(teacher, found, 1e-6), strict=True)
+    ]
+    auto = patterns == (AUTO,)
+    some = held_out if auto else replace(held_out, index=held_out.rows[:_RANKED])
+    ranking = rank(
+        teacher, candidates, some, logits=recipe.logits, batch=recipe.batch, progress=say
+    )
+    if not auto:
+        return ranking, patterns
+    if options.max_drop is None:
+        raise UsageError(
+            "`auto` chooses norms by what they cost, and there is no limit",
+            hint="give `--max-drop POINTS`",
+        )
+    count = ranking.within(options.max_drop)
+    return ranking, tuple(site for site, _ in ranking.harms[:count]) or ("",)
+
+
+class _Eval(nn.Module):
+    """The trained student in eval mode, its norms as modules: what the verdict compares with."""
+
+    def __init__(self, student: Graph) -> None:
+        super().__init__()
+        self.module = as_module(student).eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        outputs: list[Tensor] = self.module(*pytree.tree_leaves((args, kwargs)))
+        return outputs
+
+
+def _outputs(graph: Graph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Floating-point outputs of a graph for flat inputs."""
+    _, tree = pytree.tree_flatten((graph.args, graph.kwargs))
+    args, kwargs = pytree.tree_unflatten(list(inputs), tree)
+    leaves = pytree.tree_leaves(graph.module(*args, **kwargs))
+    return tuple(leaf for leaf in leaves if is_float(leaf))

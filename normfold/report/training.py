@@ -1,0 +1,130 @@
+"""What training did to a student, and how far it is from its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One look at the held-out samples: ``loss`` is the mean training loss since the last one (None at the
+    start), ``distance`` the held-out divergence (KL, or relative squared error) from the teacher."""
+
+    step: int
+    loss: float | None
+    distance: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A step at which the student diverged, why, and the learning rate from there on."""
+
+    step: int
+    why: str
+    back_to: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class DialPoint:
+    """Outputs with ``count`` norms replaced, ``last`` the one that came last, without training: divergence from
+    the teacher, top-1 agreement and accuracy in percent (None without labels)."""
+
+    count: int
+    last: str
+    divergence: float
+    agreement: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """``harms``: (site, divergence when it alone is replaced), cheapest first. ``dial``: cheapest-first, from none
+    to all."""
+
+    harms: tuple[tuple[str, float], ...]
+    dial: tuple[DialPoint, ...]
+
+    def within(self, max_drop: float) -> int:
+        """How many norms, cheapest first, may go at most ``max_drop`` points below the teacher, untrained: in
+        accuracy where there are labels, else in agreement."""
+        count = 0
+        for point in self.dial:
+            if self.drop(point) <= max_drop:
+                count = point.count
+            else:
+                break
+        return count
+
+    def drop(self, point: DialPoint) -> float:
+        """Points lost at a point of the dial."""
+        start = self.dial[0]
+        if point.accuracy is not None and start.accuracy is not None:
+            return start.accuracy - point.accuracy
+        return start.agreement - point.agreement
+
+    def worst(self, share: float = 0.5) -> list[str]:
+        """The fewest norms that hold more than ``share`` of the summed harm, worst first."""
+        total, held, found = sum(harm for _, harm in self.harms), 0.0, []
+        for site, harm in reversed(self.harms):
+            found.append(site)
+            held += harm
+            if held > share * total:
+                break
+        return found
+
+
+@dataclass
+class TrainingReport:
+    """A distillation.
+
+    Attributes:
+        to: kind of norm.
+        data: where the samples came from.
+        samples, held_out: how many were trained on, how many only judged on.
+        steps: taken in all. ``best``: after which of them the student that was kept was found.
+        start, distance: held-out divergence of the student before and after training.
+        evaluations, rollbacks: in order.
+        diverged: the retries ran out, or the student is worse than it started; nothing may be exported.
+        refreshed: were the statistics taken anew, because that was better?
+        stopped: why training ended.
+        seconds: of training, all sessions together.
+        ranking: harm of each norm, and the dial; None where it was not measured.
+        drift: teacher and student on the held-out samples.
+        max_drop: what ``drift`` was judged by, in points; None where it was not.
+    """
+
+    to: str
+    data: str = ""
+    samples: int = 0
+    held_out: int = 0
+    steps: int = 0
+    best: int = 0
+    start: float = float("nan")
+    distance: float = float("nan")
+    evaluations: list[Evaluation] = field(default_factory=list)
+    rollbacks: list[Rollback] = field(default_factory=list)
+    diverged: bool = False
+    refreshed: bool = False
+    stopped: str = ""
+    seconds: float = 0.0
+    ranking: Ranking | None = None
+    drift: dict[str, Any] = field(default_factory=dict)
+    max_drop: float | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """Points lost on the held-out samples: of accuracy where there are labels, else of agreement."""
+        if self.drift.get("drop") is not None:
+            return float(self.drift["drop"])
+        agreement = self.drift.get("agreement")
+        return None if agreement is None else 100 * (1 - agreement)
+
+    @property
+    def ok(self) -> bool:
+        """True if the student may be used: it did not diverge, and it lost no more than was allowed."""
+        if self.diverged:
+            return False
+        return self.max_drop is None or (self.drop is not None and self.drop <= self.max_drop)

@@ -1,0 +1,107 @@
+"""A graph as a module to train: what `replace-layernorm` put in becomes the trainable norm that it stands for.
+
+The module and the graph share their tensors, so the graph computes in eval mode what the module has learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from normfold.graph import Graph
+from normfold.graph.graph import shape_of
+
+
+def own_tensors(graph: Graph) -> Graph:
+    """A copy of ``graph`` with parameters of its own, which require gradients; ties stay ties."""
+    graph = graph.copy()
+    graph.original = None
+    copies: dict[int, Tensor] = {}
+    for owner in graph.module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, value in table.items():
+                if value is not None:
+                    table[name] = copies.setdefault(id(value), _clone(value))  # type: ignore[assignment]
+    return graph
+
+
+def _clone(value: Tensor) -> Tensor:
+    copy = value.detach().clone()
+    trained = isinstance(value, nn.Parameter) and value.is_floating_point()
+    return nn.Parameter(copy) if trained else copy
+
+
+def streams(graph: Graph) -> list[str]:
+    """Names of the nodes whose values a student should reproduce: what the replaced norms read, once each.
+
+    In a pre-norm network these are the states of the residual stream. Only tensors with one row per sample.
+    """
+    (rows,) = {shape_of(node)[:1] for node in _placeholders(graph)[:1]}
+    found = [
+        node.args[0]
+        for node in graph.nodes
+        if node.meta.get("normfold_offline") in graph.trainable and node.op == "call_function"
+    ]
+    names = [
+        node.name
+        for node in found
+        if isinstance(node, fx.Node) and node.op != "placeholder" and shape_of(node)[:1] == rows
+    ]
+    return list(dict.fromkeys(names))
+
+
+def as_module(graph: Graph, taps: Sequence[str] = ()) -> fx.GraphModule:
+    """The graph as a module from flat inputs to a list: its flat outputs, then the values of ``taps``."""
+    twin = graph.copy().module
+    nodes = {node.name: node for node in twin.graph.nodes}
+    for node in list(twin.graph.nodes):
+        path = node.meta.get("normfold_offline")
+        norm = graph.trainable.get(path) if path is not None else None
+        if norm is None:
+            continue
+        twin.add_submodule(path, norm)
+        with twin.graph.inserting_before(node):
+            call = twin.graph.call_module(path, (node.args[0],))
+        call.meta.update(node.meta)
+        node.replace_all_uses_with(call)
+        twin.graph.erase_node(node)
+    output = next(node for node in reversed(twin.graph.nodes) if node.op == "output")
+    outputs: list[fx.Node] = []
+    fx.map_arg(output.args[0], lambda node: outputs.append(node))
+    output.args = ([*outputs, *(nodes[name] for name in taps)],)
+    twin.graph.set_codegen(fx.graph.CodeGen())
+    twin.graph.eliminate_dead_code()
+    twin.recompile()
+    return twin
+
+
+def outputs_of(graph: Graph) -> int:
+    """How many tensors the graph returns."""
+    output = next(node for node in graph.module.graph.nodes if node.op == "output")
+    found: list[fx.Node] = []
+    fx.map_arg(output.args[0], lambda node: found.append(node))
+    return len(found)
+
+
+def take_back(graph: Graph, module: nn.Module) -> None:
+    """Make ``graph`` refer to the tensors of a module that `as_module` made of it (after a move, say)."""
+    tensors = {**dict(module.named_parameters(remove_duplicate=False))}
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    for node in graph.nodes:
+        if node.op == "get_attr" and str(node.target) in tensors:
+            *folders, leaf = str(node.target).split(".")
+            owner = graph.module.get_submodule(".".join(folders))
+            value = tensors[str(node.target)]
+            table = owner._parameters if leaf in owner._parameters else owner._buffers
+            table[leaf] = value  # type: ignore[assignment]
+
+
+def _placeholders(graph: Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def is_float(value: object) -> bool:
+    """True for a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and torch.is_floating_point(value)

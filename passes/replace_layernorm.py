@@ -1,0 +1,83 @@
+"""replace-layernorm: LayerNorm becomes a norm whose statistics are constants at inference.
+
+layer_norm(x) * g + b  ->  x * a + c      per channel, in eval mode, whatever the kind
+
+a = cov(x, y) / var(x), c = E[y] - a E[x], with y what the LayerNorm gives on the samples: the affine that is
+nearest to it. Every kind starts as this affine; they differ in what they are in training mode:
+
+affine   x * a + c, both trained
+bn       gamma (x - mu_B) / sqrt(var_B + eps) + beta, statistics of the batch
+prepbn   lambda LN(x) + (1 - lambda) (BN(x) + eta x), lambda from 1 to 0 (Guo et al. 2024, arXiv 2405.11582)
+un       w x / sigma + b, sigma a mean over past batches (Yang et al. 2022, arXiv 2208.01313)
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from normfold.graph import Graph
+from normfold.graph.custom_ops import channel_affine
+from normfold.graph.graph import shape_of
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.offline import Slot, fits, offline_norm, slots, write_affine
+
+Kind = Literal["affine", "bn", "repbn", "prepbn", "un"]
+
+
+@dataclass(frozen=True)
+class ReplaceLayernorm(Pass):
+    """Replace LayerNorms by norms that fold away, each as the nearest channel affine of its own output.
+
+    The affines are measured on ``graph.samples``. Train the result (`normfold distill`) before it is used.
+
+    Options:
+        to: ``affine``, ``bn``, ``repbn``, ``prepbn`` or ``un``: what the norm is in training.
+        norms: patterns of the sites to replace (``blocks.*.norm1|norm``); all when empty.
+        ridge: added to var(x), relative to it, so that a dead channel gets no gain.
+
+    Exact:    no: the function changes.
+    Declines: not-per-channel, not-asked-for, no-samples.
+    """
+
+    name: ClassVar[str] = "replace-layernorm"
+    exactness: ClassVar[Exactness] = Exactness.CHANGES_FUNCTION
+
+    to: Kind = "affine"
+    norms: tuple[str, ...] = ()
+    ridge: float = 1e-6
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        found = slots(graph)
+        chosen = [slot for slot in found if slot.per_channel and self._asked_for(slot)]
+        plans = dict(zip(chosen, fits(graph, chosen, self.ridge), strict=False))
+        for slot in found:
+            yield Match(slot.node, slot.sites, (slot, plans.get(slot)))
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        slot, fit = match.plan
+        if not slot.per_channel:
+            return Decline(Reason.NOT_PER_CHANNEL, match.node)
+        if not self._asked_for(slot):
+            return Decline(Reason.NOT_ASKED_FOR, match.node)
+        return Decline(Reason.NO_SAMPLES, match.node) if fit is None else None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        slot, fit = match.plan
+        norm = offline_norm(rewriter.graph, self.to, slot, fit)
+        path = f"{match.path.replace('#', '_')}.{self.to}"
+        scale, shift = write_affine(rewriter, norm, path)
+        new = rewriter.insert_before(
+            slot.result, channel_affine, slot.source, scale, shift, len(shape_of(slot.result)) - 1
+        )
+        new.meta["normfold_sites"], new.meta["normfold_offline"] = match.sites, path
+        match.detail = f"{self.to}, explains {fit.explained:.1%} of its output"
+        rewriter.record(f"{match.path}: {match.detail}")
+        rewriter.replace(slot.result, new)
+
+    def _asked_for(self, slot: Slot) -> bool:
+        return not self.norms or any(
+            fnmatch.fnmatchcase(site.path, pattern) for site in slot.sites for pattern in self.norms
+        )
