@@ -255,6 +255,9 @@ def test_loaders() -> None:
         assert data.source == f"`{text}`"
     assert same(load_data("own_data:batches", ["x"], limit=6), X[:6], labels=Y[:6])
     assert len(load_data("own_data:endless", ["x"], limit=25)) == 25
+    batches = iter(X.split(2))
+    assert len(load_data(batches, ["x"], limit=3)) == 3
+    assert len(list(batches)) == 3  # no more than needed was drawn
     one, two = (load_data("own_data:shuffled", ["x"]) for _ in range(2))
     assert one.fingerprint() == two.fingerprint()
     assert not same(one, X, labels=Y)
@@ -310,6 +313,7 @@ def test_a_limit_draws_from_all_rows(source: Any) -> None:
     first = one.inputs(slice(None))[0][:, 0, 0]
     assert len(one) == 4
     assert first.tolist() != X[:4, 0, 0].tolist()
+    assert first.tolist() == sorted(first.tolist())
     labels = one.labels(slice(None))
     assert labels is not None
     assert torch.equal(first // 6 % 4, labels.float())

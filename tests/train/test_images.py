@@ -24,7 +24,7 @@ def image_folder(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-CLASSES = ["b/1.png", "a/2.jpg", "b/0.png", "c/x.bmp"]
+CLASSES = ["b/1.png", "a/2.jpg", "b/0.png", "c/x.bmp", "c/y.png"]
 
 
 def test_image_folder_of_classes(tmp_path: Path) -> None:
@@ -33,16 +33,16 @@ def test_image_folder_of_classes(tmp_path: Path) -> None:
     (tmp_path / "a" / "notes.txt").write_text("not an image")
     said = {"mean": [0.5, 0.25, 0.0], "std": [0.5, 1.0, 2.0]}
     data = load_data(folder, ["x"], shapes=[(None, 3, 4, 6)], normalisation=said)
-    (pixels,) = data.inputs(torch.arange(4))
-    assert pixels.shape == (4, 3, 4, 6)
+    (pixels,) = data.inputs(slice(None))
+    assert pixels.shape == (5, 3, 4, 6)
     assert data.columns[0].dtype == torch.uint8
     labels = data.labels(slice(None))
     assert labels is not None
-    assert labels.tolist() == [0, 1, 1, 2]
-    reds = torch.tensor([2, 0, 3]) / 255  # b/0.png, b/1.png, c/x.bmp: without the lossy one
+    assert labels.tolist() == [0, 1, 1, 2, 2]
+    reds = torch.tensor([2, 0, 3, 4]) / 255  # of b and c: without the lossy one
     torch.testing.assert_close(pixels[1:, 0, 0, 0], (reds - 0.5) / 0.5)
     torch.testing.assert_close(pixels[1:, 1, 3, 5], (2 * reds - 0.25) / 1.0)
-    torch.testing.assert_close(pixels[1:, 2, 1, 1], torch.full((3,), 0.5))
+    torch.testing.assert_close(pixels[1:, 2, 1, 1], torch.full((4,), 0.5))
     assert "`a` 0, `b` 1, `c` 2" in data.notes[0]
     assert "mean (0.5, 0.25, 0.0)" in data.notes[1]
     half = load_data(folder, ["x"], image_size=4, dtypes=[torch.float16])
