@@ -6,6 +6,7 @@ conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,10 +37,15 @@ def merge_branch(affine: fx.Node) -> list[Edit]:
         sign *= _sign(parent, node)
         node = root = parent
     x, dim = affine.args[0], int(affine.args[3])  # type: ignore[arg-type]
+    beside = next(iter(affine.users))
+    own = _Term(affine, beside, sign, affine.args[1], affine.args[2])
     for leaf, leaf_sign, parent in _leaves(root):
-        if leaf is not affine and (multiple := _multiple(leaf, affine)) is not None:
-            beside = next(iter(affine.users))
-            return [_add(affine, leaf, parent, multiple, sign / leaf_sign), _detach(affine, beside)]
+        multiple = None if leaf is affine else _multiple(leaf, affine)
+        if multiple is not None:
+            other = _Term(leaf, parent, leaf_sign, *multiple)
+            first = op_name(beside) == "sub" and beside.args[0] is affine
+            kept, gone = (own, other) if first else (other, own)  # 0 - y would cost an op
+            return [_add(affine, kept, gone), _detach(gone.node, gone.parent)]
     for leaf, leaf_sign, _ in _leaves(root):
         linear = linear_of(leaf)
         if linear is None or linear.data is not x or not _has_centre(linear, dim):
@@ -101,35 +107,50 @@ def _multiple(leaf: fx.Node, affine: fx.Node) -> tuple[Any, Any] | None:
     return (factor, None) if single and name == "mul" else None
 
 
-def _add(
-    affine: fx.Node, leaf: fx.Node, parent: fx.Node, multiple: tuple[Any, Any], sign: float
-) -> Edit:
-    """In ``parent``, a' x + b' + sign (a x + b) takes the place of ``leaf``, which is a' x + b'."""
+@dataclass(frozen=True)
+class _Term:
+    """``sign * (scale x + shift)`` in a tree of sums; ``scale`` is a vector, a number or None (1)."""
+
+    node: fx.Node
+    parent: fx.Node
+    sign: float
+    scale: Any
+    shift: Any
+
+
+def _add(affine: fx.Node, kept: _Term, gone: _Term) -> Edit:
+    """One affine takes the place of ``kept`` that is worth ``gone`` too."""
+    x, dim = affine.args[0], int(affine.args[3])  # type: ignore[arg-type]
+
+    def vector(rewriter: Rewriter, scale: Any, factor: float = 1.0) -> fx.Node:
+        if not isinstance(scale, fx.Node):
+            number = factor if scale is None else scale * factor
+            dtype = affine.meta["val"].dtype
+            return rewriter.expression(
+                aten.full.default, [shape_of(affine)[dim]], number, dtype=dtype
+            )
+        scale = rewriter.expression(aten.reshape.default, scale, [-1])
+        return scale if factor == 1 else rewriter.expression(aten.mul.Tensor, scale, factor)
 
     def edit(rewriter: Rewriter) -> None:
-        x, scale, shift, dim = affine.args
-        more, offset = multiple
-        if isinstance(more, fx.Node):
-            more = rewriter.expression(aten.reshape.default, more, [-1])
-        if scale is None:
-            size, dtype = shape_of(affine)[int(dim)], affine.meta["val"].dtype  # type: ignore[arg-type]
-            scale = rewriter.expression(aten.full.default, [size], 1.0, dtype=dtype)
-        if sign != 1:
-            scale = rewriter.expression(aten.mul.Tensor, scale, sign)
-            shift = shift and rewriter.expression(aten.mul.Tensor, shift, sign)
-        scale = rewriter.expression(aten.add.Tensor, scale, 1.0 if more is None else more)
-        if shift is None or offset is None:
-            shift = offset if shift is None else shift
-        else:
-            shift = rewriter.expression(aten.add.Tensor, offset, shift)
-        both = rewriter.insert_before(parent, channel_affine, x, scale, shift, dim)
+        ratio = gone.sign / kept.sign
+        scale = rewriter.expression(
+            aten.add.Tensor, vector(rewriter, kept.scale), vector(rewriter, gone.scale, ratio)
+        )
+        shifts = [kept.shift] if kept.shift is not None else []
+        if gone.shift is not None:
+            shifts.append(vector(rewriter, gone.shift, ratio))
+        shift = rewriter.expression(aten.add.Tensor, *shifts) if len(shifts) == 2 else None
+        shift = shift if shift is not None or not shifts else shifts[0]
+        both = rewriter.insert_before(kept.parent, channel_affine, x, scale, shift, dim)
         copy_provenance(affine, both)
-        own = affine.meta.get("normfold_sites", ())
-        others = leaf.meta.get("normfold_sites", ())
-        both.meta["normfold_sites"] = (*own, *(site for site in others if site not in own))
-        rewriter.replace_input(parent, leaf, both)
-        if not leaf.users:
-            rewriter.erase(leaf)
+        sites = [*affine.meta.get("normfold_sites", ())]
+        for node in (kept.node, gone.node):
+            sites += [s for s in node.meta.get("normfold_sites", ()) if s not in sites]
+        both.meta["normfold_sites"] = tuple(sites)
+        rewriter.replace_input(kept.parent, kept.node, both)
+        if not kept.node.users:
+            rewriter.erase(kept.node)
         rewriter.record(f"{both.name}: two parallel affines")
 
     return edit
