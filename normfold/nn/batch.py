@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from normfold.nn.base import OfflineNorm, statistics_dtype
 from normfold.nn.moments import Moments
+from normfold.nn.standardise import standardise
 from normfold.nn.statistics import token_mean, wide
 
 # An opaque op, so that a compiled block still tells a recomputation from a first run.
@@ -76,15 +77,14 @@ class BatchNorm(OfflineNorm):
         """What RepBN adds to the scale, (1,)."""
         return None
 
-    def compose(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift that normalise by these statistics."""
-        gain = wide(self.weight) * torch.rsqrt(wide(variance) + self.eps)
-        shift = wide(self.bias) - wide(mean) * gain
+    def compose(self, gain: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, from the weight over the standard deviation and the mean, (C,) each."""
         extra = self.extra_scale()
-        return (gain if extra is None else gain + extra), shift
+        return (gain if extra is None else gain + extra), wide(self.bias) - mean * gain
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        return self.compose(self.running_mean, self.running_var)
+        inv = torch.rsqrt(wide(self.running_var) + self.eps)
+        return self.compose(wide(self.weight) * inv, wide(self.running_mean))
 
     @torch.no_grad()
     def start(self, scale: Tensor, shift: Tensor, mean: Tensor, mean_square: Tensor) -> None:
@@ -103,9 +103,9 @@ class BatchNorm(OfflineNorm):
         self.running_var.copy_(moments.variance * moments.count / (moments.count - 1))
 
     def normalise(self, x: Tensor, mask: Tensor | None, seen: Any) -> tuple[Tensor, Any]:
-        x = wide(x)
-        mean, count = token_mean(x, mask)
-        variance, _ = token_mean((x - mean).square(), mask)
+        with torch.no_grad():
+            mean, count = token_mean(wide(x), mask)
+            variance, _ = token_mean((wide(x) - mean).square_(), mask)
         if self.recorder is not None:
             self.recorder.update(x, mask=mask)
         else:
@@ -117,8 +117,9 @@ class BatchNorm(OfflineNorm):
                     variance * (count / (count - 1)),
                     self.momentum,
                 )
-        scale, shift = self.compose(mean, variance)
-        return x * scale + shift, None
+        inv = torch.rsqrt(variance + self.eps)
+        gain = wide(self.weight) * inv
+        return standardise(x, *self.compose(gain, mean), gain, mean, inv, count, mask), None
 
 
 class RepBN(BatchNorm):
@@ -182,15 +183,15 @@ class PRepBN(RepBN):
         self._warned = False
 
     def normalise(self, x: Tensor, mask: Tensor | None, seen: Any) -> tuple[Tensor, Any]:
-        x = wide(x)
         new, seen = super().normalise(x, mask, seen)
         if self.recorder is not None:  # statistics are for eval mode, which has no LayerNorm
             return new, seen
+        x = x.to(new.dtype)
         gain, bias = self.ln_weight.to(x.dtype), self.ln_bias.to(x.dtype)
         old = F.layer_norm(x, (self.features,), gain, bias, self.ln_eps)
         # a copy: the next forward may be given another mix, or DDP's, before the backward of this one
         mix = self.mix.to(new.dtype, copy=True)
-        return torch.lerp(new, old.to(new.dtype), mix), seen
+        return torch.lerp(new, old, mix), seen
 
     def train(self, mode: bool = True) -> PRepBN:
         if self.training and not mode and not self._warned and not self.mix.is_meta:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from normfold.errors import UsageError
 from normfold.nn.statistics import wide
@@ -42,11 +43,9 @@ class GroupScaling(nn.Module):
         self.features, self.groups, self.eps, self.axis = features, groups, eps, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        axis = self.axis % x.dim()
-        parts: Tensor = wide(x).unflatten(axis, (self.groups, self.features // self.groups))
-        square = parts.square().mean(axis + 1, keepdim=True)
-        y = (parts * torch.rsqrt(square + self.eps)).flatten(axis, axis + 1)
-        return y if y.dtype == x.dtype else y.to(x.dtype)
+        width = self.features // self.groups
+        parts = x.movedim(self.axis, -1).unflatten(-1, (self.groups, width))
+        return F.rms_norm(parts, (width,), eps=self.eps).flatten(-2).movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
         return f"{self.features}, groups={self.groups}, eps={self.eps}, axis={self.axis}"
@@ -99,9 +98,10 @@ class PowerNorm(UncentredNorm):
         self.iters.add_(1)
         warms = self.iters <= self.warmup
         phi = wide(self.running_var)
-        weight = torch.where(warms, 1 / self.iters, self.momentum)
+        weight = torch.where(warms, 1 / self.iters.to(phi.dtype), self.momentum)
+        variance = torch.where(warms, square, phi)
         self.running_var.copy_(phi + (square - phi) * weight)
-        return Call(torch.where(warms, square, phi), square, torch.ones_like(square))
+        return Call(variance, square, torch.ones_like(square))
 
     @torch.no_grad()
     def absorb(self, gz: Tensor, call: Call) -> Tensor:

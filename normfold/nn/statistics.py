@@ -7,8 +7,6 @@ taken in two passes, because E[x^2] - E[x]^2 loses everything in float32 where t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,29 +22,29 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, on every rank; each rank's gradient is the sum of all ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        values = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _SumOverRanks.apply(gradient)  # type: ignore[no-untyped-call]
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Differentiable all-reduce; what SyncBatchNorm does to its sums."""
-    result: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
-    return result
+def _all_reduce(values: Tensor) -> Tensor:
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
 
 
+def over_ranks(values: Tensor) -> Tensor:
+    """The sum over ranks, on every rank; not differentiable."""
+    if world_size() == 1:
+        return values
+    total: Tensor = _all_reduce(values)
+    return total
+
+
+def token_sum(values: Tensor) -> Tensor:
+    """(..., C) to (C,), on this rank."""
+    return values.sum(tuple(range(values.dim() - 1)))
+
+
+@torch.no_grad()
 def token_mean(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | int]:
-    """The mean over tokens, differentiable, and the number of tokens.
+    """The mean over tokens and their number, without gradients.
 
     Args:
         values: (..., C), float32 or wider.
@@ -58,9 +56,10 @@ def token_mean(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tens
     count: Tensor | int = values.numel() // values.shape[-1]
     if mask is not None:
         values, count = torch.where(mask.unsqueeze(-1), values, 0.0), mask.sum()
-    total = values.sum(tuple(range(values.dim() - 1)))
+    total = token_sum(values)
+    if isinstance(count, Tensor):
+        count = count.to(total.dtype)  # a quotient of integers would be float32
     if world_size() > 1:
-        number = total.new_zeros(1) + count
-        both = sum_over_ranks(torch.cat([total, number]))
+        both = over_ranks(torch.cat([total, total.new_zeros(1) + count]))
         total, count = both[:-1], both[-1]
     return total / count, count

@@ -24,7 +24,7 @@ from normfold.errors import UsageError
 from normfold.nn.base import OfflineNorm, statistics_dtype
 from normfold.nn.moments import Moments
 from normfold.nn.recompute import recomputing
-from normfold.nn.statistics import token_mean, wide
+from normfold.nn.statistics import token_mean, token_sum, wide
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,22 @@ class _Normalise(torch.autograd.Function):
         ctx.norm, ctx.call, ctx.mask = norm, call, mask
         ctx.save_for_backward(x, weight)
         scale = wide(weight) * torch.rsqrt(call.variance + norm.eps)
-        return wide(x) * scale + wide(bias)
+        return torch.addcmul(wide(bias), wide(x), scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         norm, call, mask = ctx.norm, ctx.call, ctx.mask
-        tokens = tuple(range(dy.dim() - 1))
         z = wide(x) * torch.rsqrt(call.variance + norm.eps)
         g = dy * (wide(weight) * call.gate)
-        correction = norm.absorb(token_mean(g * z, mask)[0], call) * z
+        psi = norm.absorb(token_mean(g * z, mask)[0], call)
+        dw = token_sum(z * dy) * call.gate
+        correction = z.mul_(psi)
         if mask is not None:
             correction = torch.where(mask.unsqueeze(-1), correction, 0.0)
-        dx = (g - correction) * torch.rsqrt(call.divisor + norm.eps)
-        dw = (dy * z).sum(tokens) * call.gate
-        return dx.to(x.dtype), dw.to(weight.dtype), dy.sum(tokens).to(weight.dtype), *(None,) * 3
+        dx = g.sub_(correction).mul_(torch.rsqrt(call.divisor + norm.eps))
+        return dx.to(x.dtype), dw.to(weight.dtype), token_sum(dy).to(weight.dtype), *(None,) * 3
 
 
 class UncentredNorm(OfflineNorm):
