@@ -101,7 +101,8 @@ class OfflineNorm(nn.Module):
         """Eval mode: one multiplication and one addition after `prepare`."""
         x = self.prepare(x)
         scale, shift = self.affine()
-        if next(self.parameters()).dtype == x.dtype:  # not under autocast: constants of the network's own precision
+        own = next(self.parameters()).dtype
+        if own == x.dtype:  # else autocast narrowed x alone, and the constants stay as wide as they are
             scale, shift = scale.to(x.dtype), shift.to(x.dtype)
         y = x * along(scale, self.axis, x.dim()) + along(shift, self.axis, x.dim())
         return y if y.dtype == x.dtype else y.to(x.dtype)

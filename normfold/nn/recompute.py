@@ -26,6 +26,8 @@ def recomputing() -> bool:
 
 def fingerprint(x: Tensor) -> Tensor:
     """Elements of ``x``, evenly spread, (32,) float32; what is not finite counts as a number."""
+    if x.numel() == 0:  # a rank without tokens
+        return torch.zeros(_ELEMENTS, device=x.device)
     flat = torch.arange(_ELEMENTS, device=x.device) * x.numel() // _ELEMENTS
     index = []
     for size in reversed(x.shape):  # x.flatten() would copy what is not contiguous

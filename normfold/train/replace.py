@@ -79,7 +79,8 @@ def replace_norms(
         if isinstance(found, str):
             result.kept[path] = found
         else:
-            new[path] = _build(kind, norm, *found, options)
+            like = _tensor_like(model, path, norm)
+            new[path] = _build(kind, norm, like, *found, options)
     if start is not None and new:
         fits = _fit(model, {path: (chosen[path], new[path]) for path in new}, start, forward)
         for path, (moments, scale, shift) in fits.items():
@@ -129,12 +130,26 @@ def _select(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
     }
 
 
+def _tensor_like(model: nn.Module, path: str, norm: nn.Module) -> Tensor:
+    """A tensor of the device and dtype that a norm works in: its own, its parent's or the model's."""
+    parent = model.get_submodule(path.rpartition(".")[0])
+    for module in (norm, parent, model):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return parameter
+    return torch.empty(0)
+
+
 @torch.no_grad()
 def _build(
-    kind: type[OfflineNorm], norm: nn.Module, features: int, axis: int, options: dict[str, Any]
+    kind: type[OfflineNorm],
+    norm: nn.Module,
+    like: Tensor,
+    features: int,
+    axis: int,
+    options: dict[str, Any],
 ) -> OfflineNorm:
     weight, bias = gain_and_bias(norm)
-    like = weight if weight is not None else torch.empty(0)
     build: Any = kind
     if kind is PRepBN:
         options = {"ln_eps": getattr(norm, "eps", 1e-5), **options}

@@ -45,7 +45,9 @@ def test_compiled_blocks_are_recomputed_alike(kind: str, reentrant: bool) -> Non
         call: Any = torch.compile(net, backend="aot_eager") if compiled else net
         for step in range(3):
             x = tokens(3, 5, 4, seed=step).requires_grad_()
-            weighted_sum(checkpoint(call, x, use_reentrant=reentrant) if compiled else call(x)).backward()
+            weighted_sum(
+                checkpoint(call, x, use_reentrant=reentrant) if compiled else call(x)
+            ).backward()
         return state(net)
 
     assert_same(run(True), run(False), 1e-12)

@@ -89,7 +89,17 @@ def test_a_captured_norm_folds(kind: str, dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 5, 6, dtype=dtype)
     graph, _ = normfold.run(normfold.capture(net, (x,)), "canonicalize,fold-affine,bake")
     ops = [op_name(node) for node in graph.nodes if node.op == "call_function"]
-    left = {"mul", "rsqrt", "sub", "div", "batch_norm", "normfold::channel_affine", "add", "to", "_to_copy"}
+    left = {
+        "mul",
+        "rsqrt",
+        "sub",
+        "div",
+        "batch_norm",
+        "normfold::channel_affine",
+        "add",
+        "to",
+        "_to_copy",
+    }
     # the scaling of groups is in the way of the first norm
     expected = {"normfold::channel_affine"} if kind == "powernorm groups" else set()
     assert left & set(ops) == expected, " ".join(ops)

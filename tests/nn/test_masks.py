@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import UsageError
-from normfold.nn import valid_tokens
+from normfold.nn import offline_norms, valid_tokens
 from tests.nn.norms import STATISTICAL, assert_same, norm_of, state, tokens, weighted_sum
 
 
@@ -73,15 +73,16 @@ def test_masks_are_reset_whatever_happens() -> None:
     outer, inner = torch.ones(3, 5, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)
 
     def masks() -> list[Tensor | None]:
-        return [model[0].mask, model[1].mask]
+        return [norm.mask for norm in offline_norms(model).values()]
 
-    def fail() -> None:
-        raise RuntimeError("inside")
+    def fail_within(mask: Tensor) -> None:
+        with valid_tokens(model, mask):
+            assert masks() == [mask, mask]
+            raise RuntimeError("inside")
 
     with valid_tokens(model, outer):
-        with pytest.raises(RuntimeError, match="inside"), valid_tokens(model, inner):
-            assert masks() == [inner, inner]
-            fail()
+        with pytest.raises(RuntimeError, match="inside"):
+            fail_within(inner)
         assert masks() == [outer, outer]
     assert masks() == [None, None]
 

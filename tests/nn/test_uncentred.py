@@ -31,7 +31,9 @@ def walk(
             norm.weight.grad,
             norm.bias.grad,
         )
-        for name, a, b in zip("y dx dw db".split(), found, twin.step(rows.flatten(0, -2), dy), strict=True):
+        for name, a, b in zip(
+            ["y", "dx", "dw", "db"], found, twin.step(rows.flatten(0, -2), dy), strict=True
+        ):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11, msg=f"{name} of step {step}")
         torch.testing.assert_close(norm.ema_gz, twin.ema, rtol=1e-10, atol=1e-12)
         assert int(norm.iters) == twin.t
@@ -49,12 +51,20 @@ def series(count: int, scales: dict[int, float]) -> list[Tensor]:
 
 def un_pair(axis: int = -1, warmup: int = 5, filters: bool = True) -> tuple[UN, reference.Unified]:
     norm = UN(
-        C, window=3, warmup=warmup, momentum=0.8, outlier_filtration=filters, axis=axis, dtype=torch.float64
+        C,
+        window=3,
+        warmup=warmup,
+        momentum=0.8,
+        outlier_filtration=filters,
+        axis=axis,
+        dtype=torch.float64,
     )
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([0.5, -1.0, 2.0, 1.5]))
         norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3, 0.0]))
-    return norm, reference.Unified(norm.weight.detach(), norm.bias.detach(), 3, warmup, 0.8, filters)
+    return norm, reference.Unified(
+        norm.weight.detach(), norm.bias.detach(), 3, warmup, 0.8, filters
+    )
 
 
 @pytest.mark.parametrize("axis", [-1, 1], ids=["last", "first"])
