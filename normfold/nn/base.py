@@ -102,7 +102,9 @@ class OfflineNorm(nn.Module):
         x = self.prepare(x)
         scale, shift = self.affine()
         own = next(self.parameters()).dtype
-        if own == x.dtype:  # else autocast narrowed x alone, and the constants stay as wide as they are
+        if (
+            own == x.dtype
+        ):  # else autocast narrowed x alone, and the constants stay as wide as they are
             scale, shift = scale.to(x.dtype), shift.to(x.dtype)
         y = x * along(scale, self.axis, x.dim()) + along(shift, self.axis, x.dim())
         return y if y.dtype == x.dtype else y.to(x.dtype)

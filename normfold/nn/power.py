@@ -107,7 +107,8 @@ class PowerNorm(UncentredNorm):
     def absorb(self, gz: Tensor, call: Call) -> Tensor:
         psi = (1 - self.alpha_b) * wide(self.ema_gz)
         # the mean of z^2 is q / (v + eps)
-        self.ema_gz.add_(gz - psi * call.divisor / (call.variance + self.eps))
+        change = gz - psi * call.divisor / (call.variance + self.eps)
+        self.ema_gz.add_(torch.where(change.isfinite().all(), change, 0.0))
         return psi
 
     def extra_repr(self) -> str:

@@ -9,6 +9,10 @@ mode v is the running one. Where a mask is given, the means leave padded tokens 
 (The published code of UN counts them in the mean of g z.) Statistics are over all ranks. Autograd of the true
 derivative is not meant: v is a smoothed statistic, and so is psi, the term through which the statistic depends
 on x.
+
+Under a loss scale the history of g z is in its units, off by a factor for a few steps after each change of it.
+A mean of g z that is not finite, such as the first ones of every GradScaler, does not enter the history, which
+would never recover.
 """
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ class UN(UncentredNorm):
     def absorb(self, gz: Tensor, call: Call) -> Tensor:
         assert isinstance(call, _Step)
         ema = wide(self.ema_gz)
+        gz = torch.where(gz.isfinite().all(), gz, ema)
         entry = torch.where(call.skip, ema, gz)
         window = torch.where(self._slot(call.step), entry, wide(self.buffer_gz))
         smoothed = torch.where(self._smooths(call.step) & ~call.skip, window.mean(0), gz)

@@ -81,6 +81,13 @@ def test_a_resumed_training_is_the_same() -> None:
     assert second.schedule.value == whole.schedule.value == 0
 
 
+def test_a_loaded_schedule_writes_its_value() -> None:
+    schedule, model = Progressive(PRepBN(4), 4), PRepBN(4)
+    schedule.step()
+    Progressive(model, 9).load_state_dict(schedule.state_dict())
+    assert mixes(model) == [0.75]
+
+
 def test_a_schedule_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="no PRepBN"):
         Progressive(nn.Linear(4, 4), 10)

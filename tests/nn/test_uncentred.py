@@ -90,6 +90,33 @@ def test_un_gates_the_gradient_after_a_thousand_steps() -> None:
     assert bool(((gates > 0.2) & (gates < 5) & (gates != 1)).any())
 
 
+def test_un_leaves_the_gradient_of_an_outlier_ungated() -> None:
+    norm, twin = un_pair(warmup=996)
+    norm.iters.fill_(990)
+    twin.t = 990
+    walk(norm, twin, series(18, {14: 40.0}))
+    assert twin.skips > 0
+    assert any(bool((gate != 1).any()) for gate in twin.gates)
+
+
+@pytest.mark.parametrize("kind", ["un", "powernorm"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_an_overflown_gradient_is_forgotten(kind: str, bad: float) -> None:
+    """As under a GradScaler, which skips that optimizer step and goes on."""
+    norm = norm_of(kind)
+    for step in range(5):
+        norm.zero_grad()
+        x = tokens(3, 5, C, seed=step).requires_grad_()
+        y = norm(x)
+        dy = torch.ones_like(y)
+        if step in (0, 3):
+            dy[1, 2, 0] = bad
+        y.backward(dy)
+        assert x.grad is not None
+        assert bool(x.grad.isfinite().all()) == (step not in (0, 3))
+    assert all(bool(b.isfinite().all()) for b in norm.buffers())
+
+
 def test_un_compares_with_a_full_window_only() -> None:
     norm, twin = un_pair(warmup=0)
     walk(norm, twin, series(3, {}))
