@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normfold.errors import UsageError
 from normfold.nn import BatchNorm, PRepBN, RepBN, valid_tokens
 from tests.nn import reference
-from tests.nn.norms import assert_same, norm_of, state, tokens, weighted_sum
+from tests.nn.norms import STATISTICAL, assert_same, norm_of, state, tokens, weighted_sum
 
 
 def expected(norm: BatchNorm, x: Tensor, valid: Tensor) -> Tensor:
@@ -157,6 +157,16 @@ def test_what_cannot_be_measured_is_refused(kind: str) -> None:
         norm(tokens(2, 3, 5))
     norm.eval()
     assert norm(tokens(1, 1, 4)).shape == (1, 1, 4)
+
+
+@pytest.mark.parametrize("kind", STATISTICAL)
+def test_nothing_in_training_waits_for_the_device(kind: str) -> None:
+    """Tensors without data: reading a value of one raises, as `.item()` and `if tensor` would."""
+    norm = norm_of(kind).to("meta")
+    x = torch.empty(3, 5, 4, dtype=torch.float64, device="meta", requires_grad=True)
+    norm.mask = torch.empty(3, 5, dtype=torch.bool, device="meta")
+    norm(norm(x)).sum().backward()
+    assert x.grad is not None
 
 
 def test_copies_know_neither_mask_nor_past() -> None:
