@@ -6,11 +6,14 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 
-.PHONY: demo test lint zoo clean
+.PHONY: demo demo-prepbn test lint zoo clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)  ## convert a trained network; accuracy before and after
 	@$(PY) -m examples.demo
+
+demo-prepbn: $(STAMP)  ## the shipped ViT without LayerNorms, distilled from it: some minutes each
+	@$(PY) -m examples.prepbn
 
 test: lint  ## all that CI runs
 	$(PY) -m pytest --numprocesses 2 --dist worksteal

@@ -37,6 +37,7 @@ from normfold.rewrite import parse
 from normfold.rewrite.presets import preset
 from normfold.sites import site_statuses
 from normfold.staging import publish, require_writable, staging
+from normfold.train.ranks import process_group
 from normfold.verify import Verifier
 
 FORMATS = ("onnx", "pt2", "trt")
@@ -153,8 +154,11 @@ def convert(
     normalisation = input_normalisation(loaded.module)
     captured, student = graph, None
     if trained and training is not None:
-        student = train_student(graph, to, training, normalisation=normalisation, progress=say)
+        with process_group() as rank:
+            student = train_student(graph, to, training, normalisation=normalisation, progress=say)
         graph = student.graph
+        if rank:  # of torchrun: the first one goes on and writes
+            return Result(graph, Report(training=student.report), [])
     verifier = None
     if verify != "off":
         verifier = Verifier(graph, seed, own_samples(graph, inputs))

@@ -24,10 +24,13 @@ from normfold.train.data import Data, load_data
 from normfold.train.distill import distill
 from normfold.train.harm import Candidate, rank
 from normfold.train.metrics import Comparison
+from normfold.train.ranks import rank as rank_of_process
 from normfold.train.recipe import Recipe
 from normfold.train.student import as_module, is_float, own_tensors
 
 Progress = Callable[[str], None]
+
+__all__ = ["TRAINED", "Recipe", "Student", "Training", "rank_of_process", "train_student"]
 
 TRAINED = tuple(KINDS)
 AUTO = "auto"

@@ -73,7 +73,7 @@ def distill(
 ) -> int:
     """Replace LayerNorms, learn from the original, fold, judge and write."""
     import normfold
-    from normfold.distillation import Recipe, Training
+    from normfold.distillation import Recipe, Training, rank_of_process
 
     warn_pickle(trust_pickle)
     recipe = Recipe(
@@ -114,5 +114,6 @@ def distill(
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )
-    emit(result.report, as_json, verbose)
+    if rank_of_process() == 0:
+        emit(result.report, as_json, verbose)
     return 0 if result.ok else 1

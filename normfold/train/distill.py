@@ -201,9 +201,8 @@ class _Run:
             return (
                 f"the distance from the teacher is {distance:.3g}, at the start {report.start:.3g}"
             )
-        changing = (
-            self.schedule.value > 0
-        )  # it is judged as what it will be, not as what is trained
+        # it is judged as what it is going to be, not as what is trained
+        changing = self.schedule is not None and self.schedule.value > 0
         better = self.best is None or distance < self.best["distance"]
         if better and not changing and distance < report.start:
             state = _copy(self.module.state_dict())

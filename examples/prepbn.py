@@ -1,0 +1,90 @@
+"""The shipped ViT without LayerNorms: PRepBN and UN, distilled from it, folded away, evaluated on the test images.
+
+python -m examples.prepbn [--to prepbn --to un] [--output out]        (from the root of the clone)
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import normfold
+from examples import accuracy, shapes
+from normfold.distillation import Recipe, Training
+
+VIT = Path(__file__).parent / "models" / "vit_shapes.safetensors"
+NORMS = ("LayerNormalization", "RMSNormalization", "BatchNormalization")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One student: kind of norm, norm ops in its ONNX file, top-1 in percent of the original in PyTorch and of the
+    file in onnxruntime, on the test images; samples, optimizer steps and seconds of the training."""
+
+    to: str
+    norms: int
+    before: float
+    after: float
+    samples: int
+    steps: int
+    seconds: float
+
+
+def training_images(count: int = shapes.TRAIN_IMAGES) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels that the ViT was trained on; the labels are used for the report alone."""
+    images, labels = shapes.train_set(count)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def student(
+    to: str,
+    output: Path,
+    samples: int = shapes.TRAIN_IMAGES,
+    recipe: Recipe | None = None,
+    images: int = shapes.TEST_IMAGES,
+) -> Row:
+    """Convert the ViT into `output` and evaluate the file on the first `images` test images."""
+    result = normfold.convert(
+        VIT,
+        to,
+        factory="examples.nets:vit_tiny_shapes",
+        output=output,
+        training=Training(training_images(samples), recipe=recipe or Recipe()),
+        progress=lambda line: print(f"\r{to}: {line:100}", end="", flush=True),
+    )
+    print("\r", end="")
+    training = result.report.training
+    if not result.ok or training is None:
+        raise SystemExit(f"{to}: the verdict failed")
+    return Row(
+        to,
+        sum(result.report.census.get(name, 0) for name in NORMS),
+        100 * accuracy.top1(accuracy.torch_predictor(accuracy.load(VIT)), images),
+        100 * accuracy.top1(accuracy.onnx_predictor(output / "vit_shapes.onnx"), images),
+        training.samples,
+        training.steps,
+        training.seconds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The shipped ViT without LayerNorms.")
+    parser.add_argument("--to", action="append", help="kinds of norms; default: prepbn and un")
+    parser.add_argument("--output", type=Path, default=Path("out/prepbn"))
+    parser.add_argument("--samples", type=int, default=shapes.TRAIN_IMAGES)
+    parser.add_argument("--steps", type=int, help="default: four epochs")
+    arguments = parser.parse_args()
+    for to in arguments.to or ["prepbn", "un"]:
+        recipe = Recipe(steps=arguments.steps)
+        row = student(to, arguments.output / to, arguments.samples, recipe)
+        print(
+            f"{row.to:8} norm ops {row.norms}; test accuracy {row.before:.2f} % -> {row.after:.2f} %; "
+            f"{row.steps} steps on {row.samples} images in {row.seconds:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`normfold distill` and `convert --to prepbn`: what is written, what is refused, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.train.nets import samples
+
+MODEL = ["tests.train.nets:classifier", "--input", "2x5x6"]
+QUICK = ["--steps", "40", "--rate", "3e-3"]
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> str:
+    x, labels = samples()
+    path = tmp_path / "samples.npz"
+    np.savez(path, inputs=x.numpy(), labels=labels.numpy())
+    return str(path)
+
+
+def report_of(folder: Path) -> Any:
+    return json.loads((folder / "classifier.report.json").read_text())
+
+
+@pytest.mark.parametrize("command", ["convert", "distill"])
+def test_layer_norms_are_gone(command: str, npz: str, cli: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = cli(command, *MODEL, "--to", "prepbn", "--data", npz, *QUICK, "-o", str(out))
+    assert ran.status == 0, ran.err
+    report = report_of(out)
+    training = report["training"]
+    assert training["ok"]
+    assert training["distance"] < training["start"]
+    assert training["samples"] == 180
+    assert training["drift"]["accuracy_teacher"] == pytest.approx(0.9, abs=0.1)
+    assert report["pipeline"].startswith("canonicalize,replace-layernorm{to=prepbn},")
+    assert {site["state"] for site in report["sites"] if site["kind"] == "layer-norm"} == {"gone"}
+    ops = report["census"]
+    assert not {"LayerNormalization", "RMSNormalization", "BatchNormalization", "Mul"} & ops.keys()
+    assert "top-1 agreement" in ran.out
+    assert "equivalent to the trained student" in ran.out
+
+
+def test_a_limit_that_is_not_met(npz: str, cli: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--to", "affine", "--data", npz, "--steps", "1", "--rate", "3", "--max-drop", "0"]
+    ran = cli("distill", *MODEL, *options, "-o", str(out))
+    assert ran.status == 1
+    assert [path.name for path in out.iterdir()] == ["classifier.report.json"]
+    assert not report_of(out)["ok"]
+
+
+def test_auto_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--norms", "auto", "--max-drop", "3", "--data", npz, *QUICK]
+    ran = cli("distill", *MODEL, *options, "-o", str(out), "-v")
+    training = report_of(out)["training"]
+    replaced = sum(site["state"] == "gone" for site in report_of(out)["sites"])
+    dial = training["ranking"]["dial"]
+    allowed = [p["count"] for p in dial if dial[0]["accuracy"] - p["accuracy"] <= 3]
+    assert replaced in allowed
+    assert "dial, untrained" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to", "prepbn"], "there are no samples"),
+        (["--to", "rmsnorm", "--data", "x.npz"], "there is nothing to train"),
+        (["--to", "prepbn", "--data", "no.npz"], "no.npz"),
+    ],
+)
+def test_refusals(options: list[str], words: str, cli: Any, tmp_path: Path) -> None:
+    ran = cli("convert", *MODEL, *options, "-o", str(tmp_path / "out"))
+    assert ran.status in (2, 4)
+    assert words in ran.err
+    assert not (tmp_path / "out").exists()

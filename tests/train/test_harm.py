@@ -1,0 +1,74 @@
+"""The harm of each norm, and the dial: measured with exactly those norms replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from normfold.graph import Graph
+from normfold.report.training import DialPoint, Ranking
+from normfold.rewrite import parse
+from normfold.rewrite.offline import fits, slots
+from normfold.train.harm import Candidate, rank
+from tests.train.nets import data, pair
+
+
+def candidates(graph: Graph) -> list[Candidate]:
+    found = slots(graph)
+    return [
+        (slot.path, slot.source, slot.result, fit.scale, fit.shift)
+        for slot, fit in zip(found, fits(graph, found, 1e-6), strict=True)
+    ]
+
+
+def by_hand(teacher: Graph, norms: list[str]) -> tuple[float, float]:
+    """KL and agreement with these norms replaced by the pass."""
+    student = teacher.copy()
+    (item,) = parse(f"replace-layernorm{{norms={'|'.join(norms)}}}")
+    item.run(student)
+    (x,) = data().inputs(slice(None))
+    with torch.no_grad():
+        s, t = (torch.log_softmax(graph.module(x), -1) for graph in (student, teacher))
+    agree = (s.argmax(-1) == t.argmax(-1)).double().mean()
+    return float((t.exp() * (t - s)).sum(-1).mean()), 100 * float(agree)
+
+
+def test_harm_and_dial_are_those_of_the_pass() -> None:
+    teacher, _ = pair("affine")
+    ranking = rank(teacher, candidates(teacher), data(), batch=70)
+    assert {site for site, _ in ranking.harms} == {"a.norm", "b.norm", "norm"}
+    harms = [harm for _, harm in ranking.harms]
+    assert harms == sorted(harms)
+    for site, harm in ranking.harms:
+        assert harm == pytest.approx(by_hand(teacher, [site])[0], rel=1e-3)
+    assert [point.count for point in ranking.dial] == [0, 1, 2, 3]
+    assert ranking.dial[0].divergence == pytest.approx(0, abs=1e-9)
+    assert ranking.dial[0].agreement == 100
+    for point in ranking.dial[1:]:
+        chosen = [site for site, _ in ranking.harms[: point.count]]
+        assert point.last == chosen[-1]
+        kl, agreement = by_hand(teacher, chosen)
+        assert point.divergence == pytest.approx(kl, rel=1e-3)
+        assert point.agreement == pytest.approx(agreement)
+
+
+def test_accuracy_needs_labels() -> None:
+    teacher, _ = pair("affine")
+    labelled = rank(teacher, candidates(teacher), data())
+    assert labelled.dial[0].accuracy == pytest.approx(90)  # one label in ten is wrong
+
+
+def points(*accuracies: float | None) -> Ranking:
+    dial = tuple(DialPoint(i, str(i), 0.1 * i, 100 - 2 * i, a) for i, a in enumerate(accuracies))
+    return Ranking((("cheap", 0.1), ("dear", 0.2), ("dearest", 0.7)), dial)
+
+
+def test_the_dial_stops_at_the_first_point_beyond_the_limit() -> None:
+    ranking = points(80.0, 79.8, 79.0, 79.9)
+    assert [ranking.within(limit) for limit in (0.0, 0.3, 1.0)] == [0, 1, 3]
+    assert points(None, None, None, None).within(4) == 2  # by agreement
+
+
+def test_the_few_that_hold_half_of_the_harm() -> None:
+    assert points(1.0, 1.0, 1.0, 1.0).worst() == ["dearest"]
+    assert points(1.0).worst(0.8) == ["dearest", "dear"]
