@@ -178,7 +178,15 @@ def _choose(
             hint="give `--max-drop POINTS`",
         )
     count = ranking.within(options.max_drop)
-    return ranking, tuple(site for site, _ in ranking.harms[:count]) or ("",)
+    if not count:
+        (site, _), point = ranking.harms[0], ranking.dial[1]
+        raise UsageError(
+            f"no LayerNorm can be replaced within {options.max_drop:g} points before training",
+            where=site,
+            found=f"the cheapest one costs {ranking.drop(point):.2f} points of {len(some)} samples",
+            hint="raise `--max-drop`, hold out more samples, or name the norms: training recovers most of it",
+        )
+    return ranking, tuple(site for site, _ in ranking.harms[:count])
 
 
 class _Eval(nn.Module):

@@ -25,9 +25,9 @@ MAY_IMPORT = {
     "report": {"errors", "graph"},
     "load": {"errors"},
     "nn": {"errors"},
-    "train": {"errors", "graph", "load", "nn"},
-    "rewrite": {"errors", "graph", "report"},
-    "passes": {"errors", "graph", "report", "rewrite"},
+    "train": {"errors", "graph", "load", "nn", "report"},
+    "rewrite": {"errors", "graph", "nn", "report"},
+    "passes": {"errors", "graph", "nn", "report", "rewrite"},
     "verify": {"errors", "graph", "report"},
     "export": {"errors", "graph", "report"},
     "facade": {

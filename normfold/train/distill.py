@@ -271,8 +271,8 @@ class _Run:
     def _refresh(self) -> None:
         """Statistics of the finished weights, kept if they are better than the running ones."""
         before = _copy(self.module.state_dict())
-        rows = torch.arange(min(_REFRESH, len(self.training)))[self.rank :: self.world]
-        batches = [self.training.inputs(part) for part in rows.split(self.recipe.batch)]
+        rows = torch.arange(min(_REFRESH, len(self.training))).split(self.recipe.batch)
+        batches = [self.training.inputs(part[self.rank :: self.world]) for part in rows]
         if not refresh_statistics(self.module, batches):
             return
         distance = self._distance()

@@ -6,6 +6,7 @@ The module and the graph share their tensors, so the graph computes in eval mode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -87,15 +88,17 @@ def outputs_of(graph: Graph) -> int:
 
 def take_back(graph: Graph, module: nn.Module) -> None:
     """Make ``graph`` refer to the tensors of a module that `as_module` made of it (after a move, say)."""
-    tensors = {**dict(module.named_parameters(remove_duplicate=False))}
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target) in tensors:
             *folders, leaf = str(node.target).split(".")
             owner = graph.module.get_submodule(".".join(folders))
             value = tensors[str(node.target)]
-            table = owner._parameters if leaf in owner._parameters else owner._buffers
-            table[leaf] = value  # type: ignore[assignment]
+            table: dict[str, Any] = (
+                owner._parameters if leaf in owner._parameters else owner._buffers
+            )
+            table[leaf] = value
 
 
 def _placeholders(graph: Graph) -> list[fx.Node]:

@@ -57,12 +57,13 @@ def test_a_limit_that_is_not_met(npz: str, cli: Any, tmp_path: Path) -> None:
 
 def test_auto_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--norms", "auto", "--max-drop", "3", "--data", npz, *QUICK]
+    options = ["--norms", "auto", "--max-drop", "12", "--data", npz, *QUICK]
     ran = cli("distill", *MODEL, *options, "-o", str(out), "-v")
+    assert ran.status == 0, ran.err
     training = report_of(out)["training"]
     replaced = sum(site["state"] == "gone" for site in report_of(out)["sites"])
     dial = training["ranking"]["dial"]
-    allowed = [p["count"] for p in dial if dial[0]["accuracy"] - p["accuracy"] <= 3]
+    allowed = [p["count"] for p in dial if dial[0]["accuracy"] - p["accuracy"] <= 12]
     assert replaced in allowed
     assert "dial, untrained" in ran.out
 

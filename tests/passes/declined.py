@@ -147,4 +147,8 @@ REFUSALS: dict[str, Refusal] = {
         norm=nn.LayerNorm(3, elementwise_affine=False),
         step="compress-stream",
     ),
+    "NF126": _refusal(
+        lambda m, x: m.out(m.norm(m.fc(x))), step="replace-layernorm", options="norms=other"
+    ),
+    "NF127": _refusal(lambda m, x: m.out(m.norm(m.fc(x))), step="replace-layernorm"),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
@@ -81,7 +81,9 @@ def test_every_kind_is_the_least_squares_affine(kind: str) -> None:
     x = torch.cat([sample[0][0] for sample in graph.samples or ()]).double()
     core = next(node for node in canonical.nodes if op_name(node) == "layer_norm")
     (affine,) = core.users
-    inputs = values(canonical, core.args[0].name, x).reshape(-1, D)  # type: ignore[union-attr]
+    source = core.args[0]
+    assert isinstance(source, fx.Node)
+    inputs = values(canonical, source.name, x).reshape(-1, D)
     outputs = values(canonical, affine.name, x).reshape(-1, D)
     new = next(node for node in result.nodes if node.meta.get("normfold_offline"))
     scale, shift = (result.value(node) for node in new.args[1:3])  # type: ignore[arg-type]
