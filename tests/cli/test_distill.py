@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
+from tests.cli.conftest import ROOT
 from tests.train.nets import samples
 
+SCHEMA = json.loads((ROOT / "normfold" / "report" / "schema.json").read_text())
 MODEL = ["tests.train.nets:classifier", "--input", "2x5x6"]
 QUICK = ["--steps", "40", "--rate", "3e-3"]
 
@@ -33,6 +36,7 @@ def test_layer_norms_are_gone(command: str, npz: str, cli: Any, tmp_path: Path) 
     ran = cli(command, *MODEL, "--to", "prepbn", "--data", npz, *QUICK, "-o", str(out))
     assert ran.status == 0, ran.err
     report = report_of(out)
+    jsonschema.validate(report, SCHEMA, jsonschema.Draft202012Validator)
     training = report["training"]
     assert training["ok"]
     assert training["distance"] < training["start"]

@@ -29,6 +29,7 @@ from normfold.report import (
     json_text,
 )
 from normfold.report.text import print_report
+from normfold.report.training import TrainingReport
 from tests.report.runs import mixed
 
 SCHEMA: dict[str, Any] = json.loads(
@@ -80,6 +81,7 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("site", SiteStatus),
         ("timing", Timing),
         ("precision", Precision),
+        ("training", TrainingReport),
         ("island", Island),
         ("engine", EngineReport),
     ],
@@ -90,6 +92,7 @@ def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any
         "": {"schema", "ok", "counts"},
         "check": {"ok", "needed_tolerance"},
         "timing": {"faster", "verdict"},
+        "training": {"ok"},
     }.get(part, set())
     fields = {field.name for field in dataclasses.fields(kind)}
     assert set(schema["properties"]) == fields | derived
