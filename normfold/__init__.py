@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from normfold.inspection import inspect, plan
     from normfold.report import Report
     from normfold.rewrite import Pass, Reason
+    from normfold.train import finalize, refresh_statistics, replace_norms
 
 __version__ = "0.1.0"
 
@@ -32,8 +33,11 @@ _HOMES = {
     "bisect": "normfold.api",
     "capture": "normfold.api",
     "convert": "normfold.conversion",
+    "finalize": "normfold.train",
     "inspect": "normfold.inspection",
     "plan": "normfold.inspection",
+    "refresh_statistics": "normfold.train",
+    "replace_norms": "normfold.train",
     "run": "normfold.api",
     "verify": "normfold.api",
 }
@@ -47,8 +51,11 @@ __all__ = [
     "bisect",
     "capture",
     "convert",
+    "finalize",
     "inspect",
     "plan",
+    "refresh_statistics",
+    "replace_norms",
     "run",
     "verify",
 ]
