@@ -38,11 +38,18 @@ def distill(
         typer.Option("--values", help="Outputs are no class scores: compare their values."),
     ] = False,
     transition: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Share of the steps over which prepbn goes from the LayerNorm to what replaces it."
+            help="Share of the steps over which the norms go from LayerNorm to what replaces it. "
+            "[default: 0.5 for prepbn, else 0]"
         ),
-    ] = 0.5,
+    ] = None,
+    stages: Annotated[
+        int,
+        typer.Option(
+            min=0, help="In how many groups the norms take turns, front to back; 0: one at a time."
+        ),
+    ] = 1,
     hold_out: Annotated[
         float, typer.Option(help="Share of the samples that is only judged on.")
     ] = 0.1,
@@ -85,6 +92,7 @@ def distill(
         features=features,
         logits=not values,
         transition=transition,
+        stages=stages,
         hold_out=hold_out,
         evaluations=evaluations,
         patience=patience,

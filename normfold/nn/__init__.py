@@ -3,6 +3,7 @@
 from normfold.nn.affine import Affine
 from normfold.nn.base import OfflineNorm, offline_norms, recording, valid_tokens
 from normfold.nn.batch import BatchNorm, PRepBN, RepBN
+from normfold.nn.blend import Blended
 from normfold.nn.moments import Moments
 from normfold.nn.power import GroupScaling, PowerNorm
 from normfold.nn.schedule import Progressive
@@ -12,6 +13,7 @@ __all__ = [
     "UN",
     "Affine",
     "BatchNorm",
+    "Blended",
     "GroupScaling",
     "Moments",
     "OfflineNorm",

@@ -38,11 +38,12 @@ class OfflineNorm(nn.Module):
 
     ``mask`` (bool, the shape of x without its features, True at valid tokens) is set by `valid_tokens`.
     Statistics leave padded tokens out; all positions are normalised alike, with non-finite values at padded
-    ones taken for 0.
+    ones taken for 0. ``replaced``: gain, bias and eps of the LayerNorm that this norm stands for, if known.
     """
 
     mask: Tensor | None
     recorder: Moments | None
+    replaced: tuple[Tensor, Tensor, float] | None
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class OfflineNorm(nn.Module):
         self.features, self.eps, self.axis, self.momentum = features, eps, axis, momentum
         self.mask = None
         self.recorder = None
+        self.replaced = None
         self._memory: Memory[tuple[Tensor | None, Any]] = Memory()
 
     def affine(self) -> tuple[Tensor, Tensor]:

@@ -82,16 +82,21 @@ def offline_norm(graph: Graph, kind: str, slot: Slot, fit: Fit) -> OfflineNorm:
     norm, result = slot.node, slot.result
     value = result.meta["val"]
     module = KINDS[kind](int(value.shape[-1]), device=value.device, dtype=value.dtype)
+    split = result is not norm
+    gain = result.args[1] if split else argument(norm, "weight")
+    bias = result.args[2] if split else argument(norm, "bias")
+    ones = torch.ones(module.features)
+    gain, bias = (
+        _value(graph, part, default).to(value.device, value.dtype)
+        for part, default in ((gain, ones), (bias, 0 * ones))
+    )
+    module.replaced = (gain, bias, float(argument(norm, "eps")))
     if isinstance(module, PRepBN):  # at lambda = 1 it is the norm that it replaces
-        split = result is not norm
-        gain = result.args[1] if split else argument(norm, "weight")
-        bias = result.args[2] if split else argument(norm, "bias")
-        ones = torch.ones(module.features)
-        module.ln_eps = float(argument(norm, "eps"))
         with torch.no_grad():
-            module.ln_weight.copy_(_value(graph, gain, ones))
-            module.ln_bias.copy_(_value(graph, bias, 0 * ones))
+            module.ln_weight.copy_(gain)
+            module.ln_bias.copy_(bias)
             module.mix.zero_()  # what it is in training is a schedule's business
+        module.ln_eps = module.replaced[2]
     module.start(fit.scale, fit.shift, fit.mean, fit.mean_square)
     return module.eval()
 

@@ -24,7 +24,7 @@ from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normfold.graph import Graph
-from normfold.nn import UN, PRepBN, Progressive
+from normfold.nn import UN, Progressive
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 from normfold.train.checkpoint import load_checkpoint, save_checkpoint
 from normfold.train.data import Data
@@ -97,16 +97,18 @@ class _Run:
             to, training.source, samples=len(training), held_out=len(held_out)
         )
         self.outputs, taps = outputs_of(student), streams(student)
-        self.module = as_module(student, taps)
+        transition = recipe.transition_for(to, self.steps)
+        self.module = as_module(student, taps, blended=transition > 0)
         reference = as_module(teacher, taps)
         self.answers = Teacher(reference, training, self.outputs, recipe.batch)
         self.expected = Teacher(reference, held_out, self.outputs, recipe.batch)
         for part in self.module.modules():
             if isinstance(part, UN):  # its own warm-up is for training from scratch
                 part.warmup = min(part.warmup, self.steps // 10)
-        transition = round(recipe.transition * self.steps)
-        progressive = any(isinstance(part, PRepBN) for part in self.module.modules())
-        self.schedule = Progressive(self.module, transition) if progressive and transition else None
+        self.schedule = None
+        if transition:
+            stages = recipe.stages or len(student.trainable)
+            self.schedule = Progressive(self.module, transition, stages=min(stages, transition))
         self.optimizer = torch.optim.AdamW(
             [p for p in self.module.parameters() if p.requires_grad],
             lr=recipe.rate,

@@ -22,7 +22,9 @@ class Recipe:
         features: weight of the streams' squared error over their variance, beside the outputs' divergence.
         logits: outputs are compared by KL(teacher || student) over their last axis, else by their squared error
             over their variance.
-        transition: share of the steps over which ``prepbn`` goes from the LayerNorm to what replaces it.
+        transition: share of the steps over which each norm goes from the LayerNorm to what replaces it; None
+            is one half for ``prepbn``, and none for the others.
+        stages: in how many groups the norms take turns in that time, front to back; 0 is one at a time.
         hold_out: share of the data that is not trained on, for stopping and choosing.
         evaluations: how often the student is judged on it.
         patience: stop after so many evaluations without a better one; never when None.
@@ -38,7 +40,8 @@ class Recipe:
     temperature: float = 1.0
     features: float = 1.0
     logits: bool = True
-    transition: float = 0.5
+    transition: float | None = None
+    stages: int = 1
     hold_out: float = 0.1
     evaluations: int = 20
     patience: int | None = None
@@ -48,8 +51,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("batch", "rate", "clip", "temperature", "evaluations"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("warmup", "transition"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self._require("warmup", 0 <= self.warmup <= 1, "between 0 and 1")
+        share = self.transition is None or 0 <= self.transition <= 1
+        self._require("transition", share, "between 0 and 1")
+        self._require("stages", self.stages >= 0, "at least 0")
         self._require("hold_out", 0 < self.hold_out < 1, "above 0 and below 1")
         self._require("steps", self.steps is None or self.steps > 0, "above 0")
         self._require("features", self.features >= 0, "at least 0")
@@ -63,6 +68,11 @@ class Recipe:
     def steps_for(self, samples: int) -> int:
         """How many steps to take on so many training samples."""
         return self.steps or max(300, 4 * math.ceil(samples / self.batch))
+
+    def transition_for(self, to: str, steps: int) -> int:
+        """How many of the steps a kind of norm takes to get away from the LayerNorm."""
+        usual = 0.5 if to == "prepbn" else 0.0
+        return round((usual if self.transition is None else self.transition) * steps)
 
     def share_of_rate(self, step: int, steps: int) -> float:
         """Share of the peak learning rate at a step (from 0)."""

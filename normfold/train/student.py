@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from normfold.graph import Graph
 from normfold.graph.graph import shape_of
+from normfold.nn import Blended, OfflineNorm, PRepBN
 
 
 def own_tensors(graph: Graph) -> Graph:
@@ -53,8 +54,11 @@ def streams(graph: Graph) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def as_module(graph: Graph, taps: Sequence[str] = ()) -> fx.GraphModule:
-    """The graph as a module from flat inputs to a list: its flat outputs, then the values of ``taps``."""
+def as_module(graph: Graph, taps: Sequence[str] = (), *, blended: bool = False) -> fx.GraphModule:
+    """The graph as a module from flat inputs to a list: its flat outputs, then the values of ``taps``.
+
+    ``blended`` puts the LayerNorm beside each norm that has none of its own, for a schedule to lead away from.
+    """
     twin = graph.copy().module
     nodes = {node.name: node for node in twin.graph.nodes}
     for node in list(twin.graph.nodes):
@@ -62,6 +66,9 @@ def as_module(graph: Graph, taps: Sequence[str] = ()) -> fx.GraphModule:
         norm = graph.trainable.get(path) if path is not None else None
         if norm is None:
             continue
+        if blended and isinstance(norm, OfflineNorm) and not isinstance(norm, PRepBN):
+            assert norm.replaced is not None
+            norm, path = Blended(norm, *norm.replaced), f"{path}_blended"
         twin.add_submodule(path, norm)
         with twin.graph.inserting_before(node):
             call = twin.graph.call_module(path, (node.args[0],))
@@ -90,6 +97,9 @@ def take_back(graph: Graph, module: nn.Module) -> None:
     """Make ``graph`` refer to the tensors of a module that `as_module` made of it (after a move, say)."""
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
+    for path, norm in graph.trainable.items():  # one that is blended has another path in there
+        parts = (*norm.named_parameters(), *norm.named_buffers())
+        tensors.update({f"{path}.{name}": value for name, value in parts})
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target) in tensors:
             *folders, leaf = str(node.target).split(".")

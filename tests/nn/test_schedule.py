@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normfold.errors import UsageError
-from normfold.nn import UN, PRepBN, Progressive
+from normfold.nn import UN, Blended, PRepBN, Progressive
 from tests.nn.norms import tokens
 
 
@@ -93,3 +93,49 @@ def test_a_schedule_of_nothing_is_refused() -> None:
         Progressive(nn.Linear(4, 4), 10)
     with pytest.raises(UsageError, match="no steps"):
         Progressive(PRepBN(4), 0)
+
+
+def test_stages_take_turns() -> None:
+    model = nn.Sequential(*(PRepBN(4) for _ in range(4)))
+    schedule = Progressive(model, 4, warmup=1, stages=2)
+    found = []
+    for _ in range(6):
+        found.append(mixes(model))
+        assert schedule.value == found[-1][-1]
+        schedule.step()
+    first, second = [1, 1, 0.5, 0, 0, 0], [1, 1, 1, 1, 0.5, 0]
+    assert found == [[a, a, b, b] for a, b in zip(first, second, strict=True)]
+
+
+def test_there_are_no_more_stages_than_norms() -> None:
+    model = nn.Sequential(PRepBN(4), PRepBN(4))
+    assert Progressive(model, 8, stages=5).stages == 2
+    with pytest.raises(UsageError, match="a step at least"):
+        Progressive(model, 2, stages=3)
+
+
+def blended() -> tuple[nn.LayerNorm, Blended]:
+    torch.manual_seed(2)
+    norm = nn.LayerNorm(4, eps=1e-3)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm, Blended(UN(4, warmup=3), norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+
+def test_a_blend_is_what_its_mix_says() -> None:
+    norm, blend = blended()
+    schedule = Progressive(blend, 4)
+    x = tokens(3, 5, 4, seed=0).float()
+    twin = UN(4, warmup=3)
+    for mix in (1.0, 0.75, 0.5, 0.25, 0.0, 0.0):
+        expected = mix * norm(x) + (1 - mix) * twin(x)
+        torch.testing.assert_close(blend(x), expected)
+        schedule.step()
+    torch.testing.assert_close(blend.eval()(x), twin.eval()(x))
+
+
+def test_both_sides_of_a_blend_learn() -> None:
+    _, blend = blended()
+    Progressive(blend, 4).step()
+    blend(tokens(3, 5, 4, seed=0).float()).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in blend.parameters())

@@ -56,6 +56,17 @@ def test_a_transition_is_judged_only_when_it_is_over() -> None:
     assert report.best >= 0.7 * 60
 
 
+@pytest.mark.parametrize("kind", ["affine", "un", "prepbn"])
+def test_every_kind_can_take_a_transition_in_stages(kind: str) -> None:
+    recipe = dataclasses.replace(RECIPE, transition=0.5, stages=0)
+    student, report = train(kind, recipe)
+    assert report.best >= 0.5 * 60
+    assert report.distance < report.start
+    module = as_module(student).eval()
+    (x,) = data().inputs(slice(None))
+    torch.testing.assert_close(module(x)[0], student.module(x), rtol=1e-5, atol=1e-6)
+
+
 def test_other_outputs_than_logits() -> None:
     _, report = train("affine", dataclasses.replace(RECIPE, logits=False, features=0.0))
     assert report.distance < 0.75 * report.start
@@ -174,7 +185,16 @@ def test_answers_are_the_same_whether_they_are_kept_or_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch": 0}, {"rate": 0.0}, {"warmup": 1.5}, {"hold_out": 0.0}, {"steps": 0}]
+    "options",
+    [
+        {"batch": 0},
+        {"stages": -1},
+        {"transition": 2.0},
+        {"rate": 0.0},
+        {"warmup": 1.5},
+        {"hold_out": 0.0},
+        {"steps": 0},
+    ],
 )
 def test_bad_recipes(options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):

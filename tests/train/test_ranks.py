@@ -44,9 +44,8 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
     one, two = torch.load(tmp_path / "one.one"), torch.load(tmp_path / "two.0")
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(
-            two[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        error = float((two[name] - value).abs().max() / value.abs().max())
+        assert error < 1e-5, f"{name}: {error:.1e}"
     reports = [
         json.loads(next((tmp_path / name).glob("*.report.json")).read_text())["training"]
         for name in ("one", "two")

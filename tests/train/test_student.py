@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.graph import capture
+from normfold.nn import Blended
 from normfold.rewrite.offline import KINDS
 from normfold.train.student import as_module, outputs_of, own_tensors, streams, take_back
 from tests.passes.centred import TOKENS
@@ -72,6 +73,24 @@ def test_moved_tensors_come_back() -> None:
     take_back(student, module)
     x, _ = samples()
     assert student.module(x.double()).dtype == torch.float64
+    torch.testing.assert_close(student.module(x.double()), module.eval()(x.double())[0])
+
+
+def test_a_blend_begins_as_the_teacher() -> None:
+    teacher, student = pair("un")
+    module = as_module(student, blended=True).train()
+    for part in module.modules():
+        if isinstance(part, Blended):
+            part.mix.fill_(1.0)
+    x, _ = samples()
+    torch.testing.assert_close(module(x)[0], teacher.module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_moved_blends_come_back() -> None:
+    _, student = pair("un")
+    module = as_module(student, blended=True).double()
+    take_back(student, module)
+    x, _ = samples()
     torch.testing.assert_close(student.module(x.double()), module.eval()(x.double())[0])
 
 
