@@ -19,7 +19,8 @@ from normfold.passes.replace_layernorm import ReplaceLayernorm
 from normfold.report import PassReport
 from normfold.report.training import Ranking, TrainingReport
 from normfold.rewrite import run_pipeline
-from normfold.rewrite.offline import KINDS, fits, slots
+from normfold.rewrite.offline import fits, slots
+from normfold.rewrite.presets import TRAINED
 from normfold.train.data import Data, load_data
 from normfold.train.distill import distill
 from normfold.train.harm import Candidate, rank
@@ -32,7 +33,6 @@ Progress = Callable[[str], None]
 
 __all__ = ["TRAINED", "Recipe", "Student", "Training", "rank_of_process", "train_student"]
 
-TRAINED = tuple(KINDS)
 AUTO = "auto"
 
 _FITTED = 1024  # samples that affines are fitted to

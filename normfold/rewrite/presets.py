@@ -13,6 +13,9 @@ PRESETS = {
     "baked": "canonicalize,restore,bake",
 }
 
+# what LayerNorms are replaced by; the network is trained in between, so that no pipeline says it
+TRAINED = ("prepbn", "repbn", "bn", "un", "affine")
+
 
 def preset(name: str) -> str:
     """Pipeline text of a preset.
@@ -22,10 +25,15 @@ def preset(name: str) -> str:
     """
     if name in PRESETS:
         return PRESETS[name]
-    close = difflib.get_close_matches(name, PRESETS, 1)
+    if name in TRAINED:
+        raise UsageError(
+            f"`{name}` changes the function, and is trained",
+            hint="`normfold convert` and `normfold distill` do that, with `--data`",
+        )
+    close = difflib.get_close_matches(name, (*PRESETS, *TRAINED), 1)
     raise UsageError(
         f"unknown target `{name}`",
         hint=f"did you mean `{close[0]}`?"
         if close
-        else f"`--to` takes one of: {', '.join(PRESETS)}",
+        else f"`--to` takes one of: {', '.join((*PRESETS, *TRAINED))}",
     )

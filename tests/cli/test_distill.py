@@ -72,6 +72,12 @@ def test_auto_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> 
     assert "dial, untrained" in ran.out
 
 
+def test_what_is_trained_has_no_plan(cli: Any) -> None:
+    ran = cli("plan", *MODEL, "--to", "prepbn")
+    assert ran.status == 2
+    ran.one_error("is trained", "--data")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

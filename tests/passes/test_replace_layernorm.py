@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,10 @@ from normfold.graph import Graph, capture
 from normfold.graph.graph import op_name
 from normfold.graph.precision import Float64Interpreter
 from normfold.nn import PRepBN
-from normfold.passes.replace_layernorm import ReplaceLayernorm
+from normfold.passes.replace_layernorm import Kind, ReplaceLayernorm
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.offline import KINDS
+from normfold.rewrite.presets import TRAINED
 from tests.passes.centred import TOKENS, D, pre_norm
 from tests.passes.judge import golden_pass
 
@@ -194,6 +195,10 @@ def test_the_original_stays_as_it_is() -> None:
     replaced(graph, "to=prepbn", ",fold-affine,restore,bake")
     assert torch.equal(module(x), before)
     assert torch.equal(graph.module(x), before)
+
+
+def test_every_kind_can_be_asked_for() -> None:
+    assert set(KINDS) == set(TRAINED) == set(get_args(Kind))
 
 
 def test_it_says_that_the_function_changes() -> None:
