@@ -39,6 +39,8 @@ from tests.passes.compressed import (
 from tests.passes.judge import golden, golden_pass, judge, right, untouched
 
 BASES = ["orthonormal", "drop-last"]
+# where only the basis differs in what is written, not in what is done, the second one runs in the zoo
+ONE_BASIS = ["orthonormal", pytest.param("drop-last", marks=pytest.mark.zoo)]
 AXES = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 
 
@@ -116,7 +118,7 @@ def test_equal(name: str, basis: str) -> None:
     compresses(outcome, norms)
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_vit(basis: str) -> None:
     torchvision_shim.install()
     import timm
@@ -128,7 +130,7 @@ def test_vit(basis: str) -> None:
     compresses(outcome, 7)
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_gpt2_with_the_tied_head(basis: str) -> None:
     torchvision_shim.install()
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -145,7 +147,7 @@ def test_gpt2_with_the_tied_head(basis: str) -> None:
     assert sorted(norm_widths(after)) == [23] * 6 + [24]
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_character_gpt_at_any_size(basis: str) -> None:
     net = perturb(character_gpt())
     ids = torch.randint(0, 96, (2, 9))
@@ -160,7 +162,7 @@ def test_character_gpt_at_any_size(basis: str) -> None:
         )
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_corrected_head(basis: str) -> None:
     """The table is centred, the head reads it as it is: the embedding may not narrow it."""
     graph = capture(perturb(character_gpt()), (torch.randint(0, 96, (2, 9)),))
@@ -171,14 +173,14 @@ def test_corrected_head(basis: str) -> None:
     assert len(tables) == 1
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(basis: str, dtype: torch.dtype) -> None:
     net = pre_norm(lambda m, x: m.head(m.norm((y := m.stem(x)) + m.a(y)))).to(dtype)
     right(compress(net, torch.randn(TOKENS, dtype=dtype), basis=basis))
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_gradients_are_those_of_the_original(basis: str) -> None:
     net = perturb(character_gpt()).double()
     ids = torch.randint(0, 96, (2, 9))
@@ -344,7 +346,7 @@ def test_an_aligned_width_is_not_warned_about() -> None:
     assert norm_widths(outcome.baked) == [8]
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_idempotent(basis: str) -> None:
     step = f"compress-stream{{basis={basis}}}"
     untouched(small(), f"{SETUP},{step},{step}")
@@ -366,7 +368,7 @@ def test_no_op() -> None:
 # -- the preset --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ONE_BASIS)
 def test_convert_runs_in_onnxruntime_at_any_batch(basis: str, tmp_path: Path) -> None:
     import onnxruntime
 

@@ -3,9 +3,9 @@
 Every case must be right (float64 algebra, and rounding in its own dtype), and either have no norm and no
 per-channel op left or carry a reason. `expected` says which, so that a silent loss of coverage fails.
 
-`make test` runs every case in float32. In float16 it runs the third of the families where (layer + padding)
-mod 3 names the groups, and of each those four of the eight cases where bias and affine agree or differ by the
-same number's parity: every pair of values still meets. The zoo runs all, and in bfloat16.
+`make test` runs a third of the families, the one where (layer + padding) mod 3 names the groups: in float32 all
+eight cases of each, in float16 those four where bias and affine agree or differ by the same number's parity.
+Every pair of values still meets. The zoo runs all, and in bfloat16.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def expected(case: Case, option: str) -> str:
 def covering(family: tuple[str, str, str], dtype: str) -> list[Case]:
     """The cases of a family that `make test` runs in ``dtype``."""
     layer, groups, padding = family
-    if dtype == "f32":
-        return cases(*family)
     number = LAYERS.index(layer) + PADDINGS.index(padding)
     if not layer.startswith("linear") and GROUPS[number % 3] != groups:
         return []
+    if dtype == "f32":
+        return cases(*family)
     return [case for case in cases(*family) if (case.bias == case.affine) == bool(number % 2)]
 
 
@@ -101,7 +101,7 @@ def test_case(branches: list[Case], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize(("branches", "dtype"), _named(["f16", "bf16"], chosen=False))
+@pytest.mark.parametrize(("branches", "dtype"), _named(list(DTYPES), chosen=False))
 def test_full_product(branches: list[Case], dtype: torch.dtype) -> None:
     found = complaints(branches, dtype)
     assert not found, "\n" + "\n".join(found)
@@ -119,7 +119,8 @@ def test_the_product_is_whole() -> None:
     }
 
 
-def test_the_subset_is_pairwise() -> None:
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_the_subset_is_pairwise(dtype: str) -> None:
     """Every pair of values of two columns that the product has is in the subset too."""
 
     def pairs(rows: list[Case]) -> set[tuple[int, int, object, object]]:
@@ -131,6 +132,6 @@ def test_the_subset_is_pairwise() -> None:
         return found
 
     whole = [case for family in families() for case in cases(*family)]
-    subset = [case for family in families() for case in covering(family, "f16")]
+    subset = [case for family in families() for case in covering(family, dtype)]
     assert pairs(subset) == pairs(whole)
-    assert len(subset) < len(whole) / 4
+    assert len(subset) < len(whole) / 2
