@@ -56,6 +56,9 @@ def options(draw: st.DrawFn) -> Pass:
             values[field.name] = draw(st.floats(0, 1e30))
         elif hint is int:
             values[field.name] = draw(st.integers(0, 10**6))
+        elif hint == tuple[str, ...]:
+            patterns = st.lists(st.sampled_from(["blocks.*.norm1", "norm"]), max_size=2)
+            values[field.name] = tuple(draw(patterns))
         else:
             values[field.name] = draw(st.sampled_from(hint.__args__))
     return kind(**values)
