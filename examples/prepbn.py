@@ -6,6 +6,7 @@ python -m examples.prepbn [--to prepbn --to un] [--output out]        (from the 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def student(
         factory="examples.nets:vit_tiny_shapes",
         output=output,
         training=Training(training_images(samples), recipe=recipe or Recipe()),
-        progress=lambda line: print(f"\r{to}: {line:100}", end="", flush=True),
+        progress=_say,
     )
-    print("\r", end="")
+    _say("")
     training = result.report.training
     if not result.ok or training is None:
         raise SystemExit(f"{to}: the verdict failed")
@@ -68,6 +69,12 @@ def student(
         training.steps,
         training.seconds,
     )
+
+
+def _say(line: str) -> None:
+    """One moving line on a terminal, nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r{line:100}", end="\r" if not line else "", file=sys.stderr, flush=True)
 
 
 def main() -> None:

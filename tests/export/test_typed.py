@@ -249,7 +249,11 @@ def test_outputs_keep_their_types_whatever_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "captured"), [(nn.LayerNorm, torch.float16), (nn.RMSNorm, torch.bfloat16)]
+    ("norm", "captured"),
+    [
+        (nn.LayerNorm, torch.float16),
+        pytest.param(nn.RMSNorm, torch.bfloat16, marks=pytest.mark.zoo),
+    ],
 )
 def test_networks_captured_in_half_precision(norm: Any, captured: torch.dtype) -> None:
     net = perturb(Transformer(norm)).to(captured)
