@@ -17,17 +17,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from normfold.graph import Graph, Site
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.nn import UN, Affine, BatchNorm, OfflineNorm, PRepBN, RepBN
+from normfold.nn import KINDS as KINDS_BY_NAME
+from normfold.nn import OfflineNorm, PRepBN
 from normfold.rewrite.calibration import Fit, measure
+from normfold.rewrite.presets import TRAINED
 from normfold.rewrite.rewriter import Rewriter
 
-KINDS: dict[str, type[OfflineNorm]] = {
-    "affine": Affine,
-    "bn": BatchNorm,
-    "repbn": RepBN,
-    "prepbn": PRepBN,
-    "un": UN,
-}
+# PowerNorm computes its group scaling at run time: it would not fold away
+KINDS = {name: KINDS_BY_NAME[name] for name in TRAINED}
 
 
 @dataclass(frozen=True)

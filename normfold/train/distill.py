@@ -28,6 +28,7 @@ from normfold.nn import UN, Progressive
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 from normfold.train.checkpoint import load_checkpoint, save_checkpoint
 from normfold.train.data import Data
+from normfold.train.divergence import divergence
 from normfold.train.recipe import Recipe
 from normfold.train.refresh import refresh_statistics
 from normfold.train.student import as_module, outputs_of, streams, take_back
@@ -121,7 +122,7 @@ class _Run:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if self.world > 1:
             self.wrapped = nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)
-        self.step, self.factor, self.spent = 0, 1.0, 0.0
+        self.step, self.first, self.factor, self.spent = 0, 0, 1.0, 0.0
         self.losses: list[float] = []
         self.best: dict[str, Any] | None = None
         self.good: dict[str, Any] = {}
@@ -243,17 +244,12 @@ class _Run:
         return loss
 
     def _divergence(self, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-        parts = []
-        for s, t in zip(mine, theirs, strict=True):
-            if not t.is_floating_point():
-                continue
-            s, t = s.float(), t.float()
-            if not self.recipe.logits:
-                parts.append(F.mse_loss(s, t) / t.var(correction=0).clamp_min(1e-12))
-                continue
-            warm = self.recipe.temperature
-            s, t = F.log_softmax(s / warm, -1), F.log_softmax(t / warm, -1)
-            parts.append(warm**2 * (t.exp() * (t - s)).sum(-1).mean())
+        options = {"logits": self.recipe.logits, "temperature": self.recipe.temperature}
+        parts = [
+            divergence(s, t, **options)
+            for s, t in zip(mine, theirs, strict=True)
+            if t.is_floating_point()
+        ]
         return torch.stack(parts).sum()
 
     def _distance(self) -> float:
@@ -327,6 +323,7 @@ class _Run:
         self.good, self.best, self.spent = saved["good"], saved["best"], saved["spent"]
         self.report = saved["report"]
         self._go_to(self.good)
+        self.first = self.step
         self.say(f"resumed at step {self.step} of {self.steps}")
 
     def _key(self) -> dict[str, Any]:
@@ -342,7 +339,8 @@ class _Run:
 
     def _line(self, loss: float, rate: float) -> str:
         spent = time.perf_counter() - self.started
-        left = spent / self.step * (self.steps - self.step) if self.step else 0.0
+        made = max(1, self.step - self.first)  # in this session
+        left = spent / made * (self.steps - self.step)
         share = 100 * self.step // self.steps
         return f"distilling, {left:.0f} s left: loss {loss:.4f}, rate {rate:.1e} {share}%"
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from normfold.graph import Graph
 from normfold.graph.custom_ops import along
 from normfold.report.training import DialPoint, Ranking
+from normfold.train.checks import IGNORED
 from normfold.train.data import Data
+from normfold.train.divergence import divergence
 
 # per norm: site path, what it reads, what it gives, scale and shift of the nearest affine
 Candidate = tuple[str, fx.Node, fx.Node, Tensor, Tensor]
@@ -66,21 +67,21 @@ class _Judge:
         self.expected = [self._outputs([], rows) for rows in self._batches()]
 
     def __call__(self, chosen: Sequence[int]) -> DialPoint:
-        divergence, agree, right, labelled, positions = 0.0, 0.0, 0.0, 0, 0
+        distance, agree, right, labelled, positions = 0.0, 0.0, 0.0, 0, 0
         for rows, theirs in zip(self._batches(), self.expected, strict=True):
             mine, labels = self._outputs(chosen, rows), self.data.labels(rows)
-            divergence += float(self._divergence(mine, theirs)) * len(rows)
+            distance += float(divergence(mine, theirs, logits=self.logits)) * len(rows)
             guess = mine.argmax(-1)
             agree += float((guess == theirs.argmax(-1)).sum())
             positions += guess.numel()
             if labels is not None and labels.shape == guess.shape:
                 right += float((guess == labels).sum())
-                labelled += guess.numel()
+                labelled += int((labels != IGNORED).sum())
         last = self.candidates[chosen[-1]][0] if chosen else ""
         return DialPoint(
             len(chosen),
             last,
-            divergence / len(self.data),
+            distance / len(self.data),
             100 * agree / positions,
             100 * right / labelled if labelled else None,
         )
@@ -96,12 +97,6 @@ class _Judge:
         leaves = torch.utils._pytree.tree_leaves(outputs)
         found: Tensor = next(leaf for leaf in leaves if leaf.is_floating_point())
         return found.float()
-
-    def _divergence(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        if not self.logits:
-            return F.mse_loss(mine, theirs) / theirs.var(correction=0).clamp_min(1e-12)
-        s, t = F.log_softmax(mine, -1), F.log_softmax(theirs, -1)
-        return (t.exp() * (t - s)).sum(-1).mean()
 
 
 class _Replaced(fx.Interpreter):

@@ -19,18 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import UsageError
-from normfold.nn import UN, Affine, BatchNorm, Moments, OfflineNorm, PowerNorm, PRepBN, RepBN
+from normfold.nn import KINDS, Affine, Moments, OfflineNorm, PRepBN
 from normfold.train.batches import Forward, modes, run
 from normfold.train.surgery import gain_and_bias, is_layer_norm, put, size_and_axis
 
-KINDS: dict[str, type[OfflineNorm]] = {
-    "affine": Affine,
-    "bn": BatchNorm,
-    "powernorm": PowerNorm,
-    "prepbn": PRepBN,
-    "repbn": RepBN,
-    "un": UN,
-}
 _FROM_THE_NORM = ("features", "axis", "device", "dtype")
 
 

@@ -9,8 +9,9 @@ from normfold.graph import Graph
 from normfold.report.training import DialPoint, Ranking
 from normfold.rewrite import parse
 from normfold.rewrite.offline import fits, slots
+from normfold.train.data import load_data
 from normfold.train.harm import Candidate, rank
-from tests.train.nets import data, pair
+from tests.train.nets import data, pair, samples
 
 
 def candidates(graph: Graph) -> list[Candidate]:
@@ -56,6 +57,14 @@ def test_accuracy_needs_labels() -> None:
     teacher, _ = pair("affine")
     labelled = rank(teacher, candidates(teacher), data())
     assert labelled.dial[0].accuracy == pytest.approx(90)  # one label in ten is wrong
+
+
+def test_positions_that_do_not_count_are_left_out() -> None:
+    teacher, _ = pair("affine")
+    x, labels = samples()
+    labels[::10] = -100  # the wrong ones
+    ignoring = rank(teacher, candidates(teacher), load_data((x, labels), ["x"]))
+    assert ignoring.dial[0].accuracy == pytest.approx(100)
 
 
 def points(*accuracies: float | None) -> Ranking:
