@@ -244,9 +244,9 @@ class _Run:
         return loss
 
     def _divergence(self, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-        options = {"logits": self.recipe.logits, "temperature": self.recipe.temperature}
+        logits, temperature = self.recipe.logits, self.recipe.temperature
         parts = [
-            divergence(s, t, **options)
+            divergence(s, t, logits=logits, temperature=temperature)
             for s, t in zip(mine, theirs, strict=True)
             if t.is_floating_point()
         ]
