@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,19 +45,31 @@ def main() -> None:
     print(f"{parameters} parameters, {size} bytes, perplexity {perplexity:.3f}, {seconds:.0f} s")
 
 
-def train(gpt: nn.Module, ids: Tensor, steps: int, seed: int) -> None:
-    """Train `gpt` in place on `ids` (n,), `steps` batches of random windows; leave it in eval mode."""
+def train(
+    gpt: nn.Module,
+    ids: Tensor,
+    steps: int,
+    seed: int,
+    rate: float = RATE,
+    after_step: Callable[[], None] = lambda: None,
+) -> list[tuple[float, float]]:
+    """Train `gpt` in place on `ids` (n,), `steps` batches of random windows; leave it in eval mode.
+
+    Returns the mean loss and the largest norm of the gradient of every `REPORT` steps; shorter if the loss stops
+    being finite, where training stops.
+    """
     matrices = [p for p in gpt.parameters() if p.ndim == 2]
     others = [p for p in gpt.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
+        optimizer, rate, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
     )
     random = torch.Generator().manual_seed(seed)
     offsets = torch.arange(text.CONTEXT + 1)
     gpt.train()
-    start, total = time.perf_counter(), 0.0
+    start, total, largest = time.perf_counter(), 0.0, 0.0
+    history: list[tuple[float, float]] = []
     for step in range(1, steps + 1):
         starts = torch.randint(len(ids) - text.CONTEXT, (BATCH, 1), generator=random)
         rows = ids[starts + offsets]
@@ -63,15 +77,21 @@ def train(gpt: nn.Module, ids: Tensor, steps: int, seed: int) -> None:
         loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        total += loss.item()
+        after_step()
+        total, largest = total + loss.item(), max(largest, norm.item())
+        if not math.isfinite(total):
+            print(f"step {step:5d}  the loss is not finite", flush=True)
+            break
         if step % REPORT == 0:
             seconds = time.perf_counter() - start
             print(f"step {step:5d}  loss {total / REPORT:.3f}  {seconds:.0f} s", flush=True)
-            total = 0.0
+            history.append((total / REPORT, largest))
+            total, largest = 0.0, 0.0
     gpt.eval()
+    return history
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import dial, prepbn, scratch
+from examples import comparison, dial, gpt_norms, prepbn, scratch, train_gpt
 from normfold.distillation import Recipe
 
 QUICK = Recipe(steps=20, batch=32, evaluations=2, hold_out=0.2)
@@ -31,8 +31,38 @@ def test_untrained_and_a_few(tmp_path: Path) -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ["LN", "PRepBN 0.5", "UN"])
 def test_from_scratch(name: str) -> None:
-    row = scratch.run(name, 0, 1, 200)
+    row = scratch.run({"norm": name, "seed": 0, "epochs": 1, "images": 200})
     assert row["finite"]
     assert row["accuracy"] > 5
     assert len(row["history"]) == 1
-    assert f"| {name} | 1 |" in scratch.table([row])
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("start", ["scratch", "pretrained"])
+def test_gpt(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_gpt, "REPORT", 10)
+    row = gpt_norms.run({"norm": "PRepBN 0.5", "seed": 0, "start": start, "steps": 20})
+    assert len(row["history"]) == 2
+    assert row["refreshed"] < (10 if start == "pretrained" else 60)
+
+
+def test_a_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "new" / "runs.jsonl"
+    made = []
+
+    def run(key: comparison.Row) -> comparison.Row:
+        made.append(key)
+        return {
+            "accuracy": 70.0 + key["seed"] - 2 * (key["norm"] == "BN"),
+            "history": [[1.0], [0.5]],
+        }
+
+    keys = [{"norm": name, "seed": seed} for seed in (0, 1) for name in ("LN", "BN")]
+    comparison.logged(log, keys[:3], run)
+    comparison.logged(log, keys, run)
+    assert made == keys
+    rows = comparison.read(log)
+    shown = comparison.table(rows, {"accuracy": "top-1"}, "accuracy").splitlines()
+    assert shown[2] == "| LN | 2 | 70.50 ± 0.50 | +0.00 |"
+    assert shown[3] == "| BN | 2 | 68.50 ± 0.50 | -2.00 |"
+    comparison.plot(rows, {"loss": "log"}, "epoch", 1, tmp_path / "curves.png")
