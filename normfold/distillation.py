@@ -46,11 +46,11 @@ class Training:
     Attributes:
         data: anything that `normfold.train.data.load_data` takes.
         norms: patterns of the LayerNorms to replace; all when empty; ``auto`` replaces the cheapest, as many
-            as cost at most ``max_drop`` points before any training, and leaves the rest.
+            as lose at most ``max_drop`` before any training, and leaves the rest.
         recipe: of the distillation; None takes the affines as they are fitted.
-        max_drop: points of top-1 that the student may lose on held-out samples (of agreement with the teacher
-            where there are no labels); None does not judge.
-        metric: ``pkg.mod:fn``, called with outputs and labels, for the report.
+        max_drop: what the student may lose on held-out samples: points of top-1, of agreement with the teacher
+            where there are no labels, or of ``metric`` if there is one; None does not judge.
+        metric: ``pkg.mod:fn``, called with outputs and labels; more is better. Reported, and judged.
         limit: at most so many samples.
         trust_modules: packages whose classes a ``.pt`` file of samples may use.
         checkpoint: file to resume from, and to write at every evaluation.
@@ -92,6 +92,7 @@ def train_student(
     """
     say = progress or (lambda line: None)
     recipe = options.recipe or Recipe()
+    _require_judge(options, recipe)
     data = _load(graph, options, normalisation)
     training, held_out = data.split(recipe.hold_out, recipe.seed)
     teacher, passes = run_pipeline(graph, [Canonicalize()])
@@ -125,6 +126,20 @@ def train_student(
     student.notes = [*graph.notes, *data.notes]
     student.samples = None
     return Student(student, [*passes, report], result)
+
+
+def _require_judge(options: Training, recipe: Recipe) -> None:
+    """A limit needs something to be judged by, and `auto` a limit: better said before the training than after."""
+    if tuple(options.norms) == (AUTO,) and options.max_drop is None:
+        raise UsageError(
+            "`auto` chooses norms by what they cost, and there is no limit",
+            hint="give `--max-drop`",
+        )
+    if options.max_drop is not None and not recipe.logits and options.metric is None:
+        raise UsageError(
+            "there is nothing to judge `--max-drop` by: outputs that are no class scores have no top-1",
+            hint="give `--metric pkg.mod:fn`, a function of outputs and labels; more is better",
+        )
 
 
 def _load(graph: Graph, options: Training, normalisation: Any) -> Data:
@@ -168,22 +183,23 @@ def _choose(
     auto = patterns == (AUTO,)
     some = held_out if auto else replace(held_out, index=held_out.rows[:_RANKED])
     ranking = rank(
-        teacher, candidates, some, logits=recipe.logits, batch=recipe.batch, progress=say
+        teacher,
+        candidates,
+        some,
+        logits=recipe.logits,
+        metric=options.metric,
+        batch=recipe.batch,
+        progress=say,
     )
     if not auto:
         return ranking, patterns
-    if options.max_drop is None:
-        raise UsageError(
-            "`auto` chooses norms by what they cost, and there is no limit",
-            hint="give `--max-drop POINTS`",
-        )
-    count = ranking.within(options.max_drop)
+    count = ranking.within(options.max_drop or 0.0)
     if not count:
         (site, _), point = ranking.harms[0], ranking.dial[1]
         raise UsageError(
-            f"no LayerNorm can be replaced within {options.max_drop:g} points before training",
+            f"no LayerNorm can be replaced within {options.max_drop:g} before training",
             where=site,
-            found=f"the cheapest one costs {ranking.drop(point):.2f} points of {len(some)} samples",
+            found=f"the cheapest one costs {ranking.drop(point):.4g} on {len(some)} samples",
             hint="raise `--max-drop`, hold out more samples, or name the norms: training recovers most of it",
         )
     return ranking, tuple(site for site, _ in ranking.harms[:count])

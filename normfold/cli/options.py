@@ -226,8 +226,8 @@ MaxDrop = Annotated[
         "--max-drop",
         min=0.0,
         metavar="POINTS",
-        help="Top-1 points that may be lost on held-out samples (agreement, where there are no labels); exit 1 "
-        "beyond.",
+        help="What may be lost on held-out samples: points of top-1, of agreement where there are no labels, or "
+        "of --metric; exit 1 beyond.",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -236,7 +236,7 @@ Metric = Annotated[
     typer.Option(
         "--metric",
         metavar="PKG.MOD:FN",
-        help="fn(outputs, labels) on the held-out samples, for the report.",
+        help="fn(outputs, labels) on the held-out samples: reported, and what --max-drop judges; more is better.",
         rich_help_panel=_TRAINING,
     ),
 ]

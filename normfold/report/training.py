@@ -30,13 +30,15 @@ class Rollback:
 @dataclass(frozen=True)
 class DialPoint:
     """Outputs with ``count`` norms replaced, ``last`` the one that came last, without training: divergence from
-    the teacher, top-1 agreement and accuracy in percent (None without labels)."""
+    the teacher, top-1 agreement in percent (None where outputs are no scores), accuracy in percent (None without
+    labels) and the user's metric (None without one)."""
 
     count: int
     last: str
     divergence: float
-    agreement: float
+    agreement: float | None
     accuracy: float | None = None
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,25 @@ class Ranking:
     dial: tuple[DialPoint, ...]
 
     def within(self, max_drop: float) -> int:
-        """How many norms, cheapest first, may go at most ``max_drop`` points below the teacher, untrained: in
-        accuracy where there are labels, else in agreement."""
+        """How many norms, cheapest first, may go while each step loses at most ``max_drop``, untrained; 0 where
+        nothing says what is lost."""
         count = 0
         for point in self.dial:
-            if self.drop(point) <= max_drop:
-                count = point.count
-            else:
+            lost = self.drop(point)
+            if lost is None or not lost <= max_drop:
                 break
+            count = point.count
         return count
 
-    def drop(self, point: DialPoint) -> float:
-        """Points lost at a point of the dial."""
+    def drop(self, point: DialPoint) -> float | None:
+        """What is lost at a point of the dial: of the metric, else of the accuracy, else of the agreement."""
         start = self.dial[0]
-        if point.accuracy is not None and start.accuracy is not None:
-            return start.accuracy - point.accuracy
-        return start.agreement - point.agreement
+        pairs = (
+            (start.metric, point.metric),
+            (start.accuracy, point.accuracy),
+            (start.agreement, point.agreement),
+        )
+        return next((a - b for a, b in pairs if a is not None and b is not None), None)
 
     def worst(self, share: float = 0.5) -> list[str]:
         """The fewest norms that hold more than ``share`` of the summed harm, worst first."""
@@ -93,7 +98,7 @@ class TrainingReport:
         seconds: of training, all sessions together.
         ranking: harm of each norm, and the dial; None where it was not measured.
         drift: teacher and student on the held-out samples.
-        max_drop: what ``drift`` was judged by, in points; None where it was not.
+        max_drop: what ``drift`` was judged by, in the unit of ``drop``; None where it was not.
     """
 
     to: str
@@ -116,11 +121,20 @@ class TrainingReport:
 
     @property
     def drop(self) -> float | None:
-        """Points lost on the held-out samples: of accuracy where there are labels, else of agreement."""
-        if self.drift.get("drop") is not None:
-            return float(self.drift["drop"])
-        agreement = self.drift.get("agreement")
+        """What is lost on the held-out samples: of the user's metric if there is one, else points of accuracy if
+        there are labels, else of agreement; None where outputs are no scores and there is no metric."""
+        drift = self.drift
+        if drift.get("metric_teacher") is not None:
+            return float(drift["metric_teacher"] - drift["metric_student"])
+        if drift.get("drop") is not None:
+            return float(drift["drop"])
+        agreement = drift.get("agreement")
         return None if agreement is None else 100 * (1 - agreement)
+
+    @property
+    def unit(self) -> str:
+        """Of ``drop``."""
+        return "of the metric" if self.drift.get("metric_teacher") is not None else "points"
 
     @property
     def ok(self) -> bool:

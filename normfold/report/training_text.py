@@ -51,7 +51,7 @@ def print_training(
             before, after = drift[f"{name}_teacher"], drift[f"{name}_student"]
             line(f"drift     {name} {before:.4g} -> {after:.4g}")
     if training.max_drop is not None:
-        lost = "unknown" if training.drop is None else f"{training.drop:.2f} points"
+        lost = "unknown" if training.drop is None else f"{training.drop:.4g} {training.unit}"
         verdict = "within" if training.ok else "NOT within"
         line(f"drift     lost {lost} on the held-out samples: {verdict} {training.max_drop:g}")
     if training.diverged:
@@ -71,15 +71,25 @@ def _print_ranking(
     if 2 * len(few) < len(worst):
         line(f"note      {len(few)} of {len(worst)} norms hold half of the harm: {', '.join(few)}")
     if verbose:
-        columns = ("cheapest norms replaced", "the last", "divergence", "agreement %", "accuracy %")
+        columns = (
+            "cheapest replaced",
+            "the last",
+            "divergence",
+            "agreement %",
+            "accuracy %",
+            "metric",
+        )
         points = [
             (
                 point.count,
                 point.last,
                 f"{point.divergence:.4f}",
-                f"{point.agreement:.2f}",
-                None if point.accuracy is None else f"{point.accuracy:.2f}",
+                *map(_rounded, (point.agreement, point.accuracy, point.metric)),
             )
             for point in ranking.dial
         ]
         console.print(table("dial, untrained", columns, points))
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"

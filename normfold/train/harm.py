@@ -15,9 +15,10 @@ from torch import Tensor, fx
 from normfold.graph import Graph
 from normfold.graph.custom_ops import along
 from normfold.report.training import DialPoint, Ranking
-from normfold.train.checks import IGNORED
 from normfold.train.data import Data
 from normfold.train.divergence import divergence
+from normfold.train.metrics import Comparison, Metric
+from normfold.train.student import is_float
 
 # per norm: site path, what it reads, what it gives, scale and shift of the nearest affine
 Candidate = tuple[str, fx.Node, fx.Node, Tensor, Tensor]
@@ -29,6 +30,7 @@ def rank(
     data: Data,
     *,
     logits: bool = True,
+    metric: str | Metric | None = None,
     batch: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> Ranking:
@@ -40,19 +42,19 @@ def rank(
         data: what the divergence is measured on: samples that the affines were not fitted to, with labels if
             the dial is to show accuracies.
         logits: outputs are compared by KL over their last axis, else by their relative squared error.
+        metric: of the dial, see `normfold.train.metrics.Comparison`.
     """
     say = progress or (lambda line: None)
     judge = _Judge(graph, candidates, data, logits, batch)
     harms = []
     for index, (path, *_) in enumerate(candidates):
         say(f"harm of each norm: {index + 1} of {len(candidates)}")
-        harms.append((path, judge([index]).divergence))
+        harms.append((path, judge.divergence([index])))
     order = sorted(range(len(candidates)), key=lambda index: harms[index][1])
     dial = []
     for count in range(len(order) + 1):
         say(f"the cheapest {count} of {len(order)} norms replaced")
-        point = judge(order[:count])
-        dial.append(point)
+        dial.append(judge.point(order[:count], metric))
     return Ranking(tuple(harms[index] for index in order), tuple(dial))
 
 
@@ -66,37 +68,44 @@ class _Judge:
         self.logits, self.batch = logits, batch
         self.expected = [self._outputs([], rows) for rows in self._batches()]
 
-    def __call__(self, chosen: Sequence[int]) -> DialPoint:
-        distance, agree, right, labelled, positions = 0.0, 0.0, 0.0, 0, 0
+    def divergence(self, chosen: Sequence[int]) -> float:
+        """Mean over the samples."""
+        total = 0.0
         for rows, theirs in zip(self._batches(), self.expected, strict=True):
-            mine, labels = self._outputs(chosen, rows), self.data.labels(rows)
-            distance += float(divergence(mine, theirs, logits=self.logits)) * len(rows)
-            guess = mine.argmax(-1)
-            agree += float((guess == theirs.argmax(-1)).sum())
-            positions += guess.numel()
-            if labels is not None and labels.shape == guess.shape:
-                right += float((guess == labels).sum())
-                labelled += int((labels != IGNORED).sum())
-        last = self.candidates[chosen[-1]][0] if chosen else ""
+            mine = self._outputs(chosen, rows)
+            total += float(divergence(mine[0], theirs[0], logits=self.logits)) * len(rows)
+        return total / len(self.data)
+
+    def point(self, chosen: Sequence[int], metric: str | Metric | None) -> DialPoint:
+        """What the user would see with these norms replaced."""
+        total, compared = 0.0, Comparison(logits=self.logits, metric=metric)
+        for rows, theirs in zip(self._batches(), self.expected, strict=True):
+            mine = self._outputs(chosen, rows)
+            total += float(divergence(mine[0], theirs[0], logits=self.logits)) * len(rows)
+            compared.add(mine, theirs, self.data.labels(rows))
+        drift = compared.drift()
         return DialPoint(
             len(chosen),
-            last,
-            distance / len(self.data),
-            100 * agree / positions,
-            100 * right / labelled if labelled else None,
+            self.candidates[chosen[-1]][0] if chosen else "",
+            total / len(self.data),
+            _percent(drift.agreement),
+            _percent(drift.accuracy_student),
+            drift.metric_student,
         )
 
     def _batches(self) -> list[Tensor]:
         return list(torch.arange(len(self.data)).split(self.batch))
 
-    def _outputs(self, chosen: Sequence[int], rows: Tensor) -> Tensor:
-        """The first output, with the chosen norms replaced."""
+    def _outputs(self, chosen: Sequence[int], rows: Tensor) -> list[Tensor]:
+        """The floating-point outputs, with the chosen norms replaced."""
         runner = _Replaced(self.graph.module, [self.candidates[index] for index in chosen])
         with torch.no_grad():
             outputs = runner.run(*self.data.inputs(rows), enable_io_processing=False)
-        leaves = torch.utils._pytree.tree_leaves(outputs)
-        found: Tensor = next(leaf for leaf in leaves if leaf.is_floating_point())
-        return found.float()
+        return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if is_float(leaf)]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 class _Replaced(fx.Interpreter):

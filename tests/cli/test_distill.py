@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import ROOT
 from tests.train.nets import samples
@@ -59,6 +60,13 @@ def test_a_limit_that_is_not_met(npz: str, cli: Any, tmp_path: Path) -> None:
     assert not report_of(out)["ok"]
 
 
+def test_values_are_judged_by_a_metric_or_not_at_all(npz: str, cli: Any, tmp_path: Path) -> None:
+    options = ["--data", npz, "--values", "--max-drop", "1", "-o", str(tmp_path / "out")]
+    ran = cli("distill", *MODEL, *options)
+    assert ran.status == 2
+    ran.one_error("nothing to judge", "--metric")
+
+
 def test_auto_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--norms", "auto", "--max-drop", "12", "--data", npz, *QUICK]
@@ -70,6 +78,39 @@ def test_auto_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> 
     allowed = [p["count"] for p in dial if dial[0]["accuracy"] - p["accuracy"] <= 12]
     assert replaced in allowed
     assert "dial, untrained" in ran.out
+
+
+def test_the_users_metric_is_reported_and_judged(npz: str, cli: Any, tmp_path: Path) -> None:
+    options = ["--data", npz, *QUICK, "--metric", "tests.train.nets:balance", "--max-drop", "100"]
+    ran = cli("convert", *MODEL, "--to", "affine", *options, "-v", "-o", str(tmp_path / "out"))
+    assert ran.status == 0, ran.err
+    training = report_of(tmp_path / "out")["training"]
+    drift, dial = training["drift"], training["ranking"]["dial"]
+    assert 0 < drift["metric_student"] <= 100
+    assert drift["metric_teacher"] == pytest.approx(dial[0]["metric"])  # the same held-out samples
+    assert drift["metric_teacher"] != pytest.approx(100 * drift["accuracy_teacher"])
+    assert "of the metric on the held-out samples: within 100" in ran.out
+
+
+def test_a_folder_of_images(cli: Any, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 128)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(40):
+            pixels = random.integers(low, low + 128, (10, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{index:02}.png")
+    out = tmp_path / "out"
+    model = ["tests.train.nets:patches", "--input", "images:2x3x8x8"]
+    data = ["--data", str(tmp_path / "images"), "--steps", "20"]
+    ran = cli("convert", *model, "--to", "un", *data, "-o", str(out))
+    assert ran.status == 0, ran.err
+    report = json.loads((out / "patches.report.json").read_text())
+    assert report["training"]["samples"] == 72
+    assert {site["state"] for site in report["sites"] if site["kind"] == "layer-norm"} == {"gone"}
+    notes = " ".join(report["notes"])
+    assert "2 class folders in sorted order: `dark` 0, `light` 1" in notes
+    assert "cropped at the centre to 8x8" in notes
+    assert "mean (0.5, 0.4, 0.3)" in notes
 
 
 def test_what_is_trained_has_no_plan(cli: Any) -> None:
@@ -84,6 +125,7 @@ def test_what_is_trained_has_no_plan(cli: Any) -> None:
         (["--to", "prepbn"], "there are no samples"),
         (["--to", "rmsnorm", "--data", "x.npz"], "there is nothing to train"),
         (["--to", "prepbn", "--data", "no.npz"], "no.npz"),
+        (["--to", "prepbn", "--data", "no.npz", "--norms", "auto"], "there is no limit"),
     ],
 )
 def test_refusals(options: list[str], words: str, cli: Any, tmp_path: Path) -> None:
