@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.nets import stem
+
 
 def swin_shapes(num_classes: int = 10) -> Swin:
-    """16x16 tokens of width 32, 8x8 of 64, 4x4 of 128, two blocks each, windows of 4x4; 0.49 M parameters."""
-    return Swin(
-        image=32, widths=(32, 64, 128), depths=(2, 2, 2), heads=(2, 4, 8), num_classes=num_classes
-    )
+    """8x8 tokens of width 64 in four blocks, 4x4 of width 128 in two, windows of 4x4; 0.59 M parameters."""
+    return Swin(tokens=8, widths=(64, 128), depths=(4, 2), heads=(4, 8), num_classes=num_classes)
 
 
 class WindowAttention(nn.Module):
@@ -85,7 +85,7 @@ class Swin(nn.Module):
 
     def __init__(
         self,
-        image: int,
+        tokens: int,
         widths: tuple[int, ...],
         depths: tuple[int, ...],
         heads: tuple[int, ...],
@@ -93,14 +93,9 @@ class Swin(nn.Module):
         window: int = 4,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(),
-            nn.Conv2d(widths[0], widths[0], 3, padding=1),
-        )
+        self.stem = stem(widths[0])
         layers: list[nn.Module] = []
-        side = image // 2
+        side = tokens
         for stage, (width, depth, many) in enumerate(zip(widths, depths, heads, strict=True)):
             if stage:
                 layers.append(PatchMerging(widths[stage - 1]))
@@ -113,7 +108,7 @@ class Swin(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N,3,image,image) to logits (N,num_classes)."""
+        """Images (N,3,4*tokens,4*tokens) to logits (N,num_classes)."""
         x = self.blocks(self.stem(images).permute(0, 2, 3, 1))
         return self.head(self.norm(x).mean((1, 2)))  # type: ignore[no-any-return]
 
