@@ -1,6 +1,6 @@
 """Top-1 accuracy on the rendered test set: `python -m examples.accuracy MODEL ...`.
 
-A `.safetensors` file is read as a state dict of `examples.nets.vit_tiny_shapes`, a `.pt` file as
+A `.safetensors` file is read as a state dict of the ViT or the Swin of the examples, a `.pt` file as
 a pickled module. A pickle runs the code it names, so pass only `.pt` files that you trust.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from examples import nets, shapes
+from examples import nets, shapes, swin
 
 Predictor = Callable[[shapes.Floats], shapes.Floats]
 
@@ -62,9 +62,12 @@ def load(path: Path | str) -> nn.Module:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        vit = nets.vit_tiny_shapes()
-        vit.load_state_dict(load_file(path))
-        return vit.eval()
+        state = load_file(path)
+        for network in (nets.vit_tiny_shapes(), swin.swin_shapes()):
+            if network.state_dict().keys() == state.keys():
+                network.load_state_dict(state)
+                return network.eval()
+        raise ValueError(f"{path} holds the weights of none of the example networks")
     module = torch.load(path, map_location="cpu", weights_only=False)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{path} holds a {type(module).__name__}, not a module")

@@ -1,6 +1,6 @@
-"""The shipped ViT without LayerNorms: PRepBN and UN, distilled from it, folded away, evaluated on the test images.
+"""A shipped transformer without LayerNorms: PRepBN and UN, distilled from it, folded away, evaluated.
 
-python -m examples.prepbn [--to prepbn --to un] [--output out]        (from the root of the clone)
+python -m examples.prepbn [--network vit|swin] [--to prepbn --to un] [--output out]  (from the root of the clone)
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ import normfold
 from examples import accuracy, shapes
 from normfold.distillation import Recipe, Training
 
-VIT = Path(__file__).parent / "models" / "vit_shapes.safetensors"
+MODELS = Path(__file__).parent / "models"
+VIT = MODELS / "vit_shapes.safetensors"
+# name -> weights, factory
+NETWORKS = {
+    "vit": (VIT, "examples.nets:vit_tiny_shapes"),
+    "swin": (MODELS / "swin_shapes.safetensors", "examples.swin:swin_shapes"),
+}
 NORMS = ("LayerNormalization", "RMSNormalization", "BatchNormalization")
 
 
@@ -35,7 +41,7 @@ class Row:
 
 
 def training_images(count: int = shapes.TRAIN_IMAGES) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels that the ViT was trained on; the labels are used for the report alone."""
+    """Inputs and labels that the networks were trained on; the labels are used for the report alone."""
     images, labels = shapes.train_set(count)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
@@ -46,12 +52,14 @@ def student(
     samples: int = shapes.TRAIN_IMAGES,
     recipe: Recipe | None = None,
     images: int = shapes.TEST_IMAGES,
+    network: str = "vit",
 ) -> Row:
-    """Convert the ViT into `output` and evaluate the file on the first `images` test images."""
+    """Convert a network into `output` and evaluate the file on the first `images` test images."""
+    path, factory = NETWORKS[network]
     result = normfold.convert(
-        VIT,
+        path,
         to,
-        factory="examples.nets:vit_tiny_shapes",
+        factory=factory,
         output=output,
         training=Training(training_images(samples), recipe=recipe or Recipe()),
         progress=_say,
@@ -63,8 +71,8 @@ def student(
     return Row(
         to,
         sum(result.report.census.get(name, 0) for name in NORMS),
-        100 * accuracy.top1(accuracy.torch_predictor(accuracy.load(VIT)), images),
-        100 * accuracy.top1(accuracy.onnx_predictor(output / "vit_shapes.onnx"), images),
+        100 * accuracy.top1(accuracy.torch_predictor(accuracy.load(path)), images),
+        100 * accuracy.top1(accuracy.onnx_predictor(output / f"{path.stem}.onnx"), images),
         training.samples,
         training.steps,
         training.seconds,
@@ -78,7 +86,8 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The shipped ViT without LayerNorms.")
+    parser = argparse.ArgumentParser(description="A shipped transformer without LayerNorms.")
+    parser.add_argument("--network", choices=NETWORKS, default="vit")
     parser.add_argument("--to", action="append", help="kinds of norms; default: prepbn and un")
     parser.add_argument("--output", type=Path, default=Path("out/prepbn"))
     parser.add_argument("--samples", type=int, default=shapes.TRAIN_IMAGES)
@@ -86,7 +95,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for to in arguments.to or ["prepbn", "un"]:
         recipe = Recipe(steps=arguments.steps)
-        row = student(to, arguments.output / to, arguments.samples, recipe)
+        row = student(
+            to, arguments.output / to, arguments.samples, recipe, network=arguments.network
+        )
         print(
             f"{row.to:8} norm ops {row.norms}; test accuracy {row.before:.2f} % -> {row.after:.2f} %; "
             f"{row.steps} steps on {row.samples} images in {row.seconds:.0f} s"

@@ -40,13 +40,13 @@ def test_every_checkpoint_has_a_row() -> None:
     elsewhere = {"README.md", "gpt_stdlib.safetensors"}  # tests/examples/test_gpt.py
     shipped = {path.name for path in MODELS.iterdir()} - elsewhere
     assert shipped == {row.file for row in rows()}
-    assert len(shipped) == 3
+    assert len(shipped) == 4
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.file)
 def test_checkpoint_is_as_recorded(row: Row) -> None:
     path = MODELS / row.file
-    assert path.stat().st_size == row.size < 2_000_000
+    assert path.stat().st_size == row.size < 2_500_000
     module = accuracy.load(path)
     assert not module.training
     assert sum(p.numel() for p in module.parameters()) == row.parameters
