@@ -79,7 +79,7 @@ def convert(
     untie: bool = False,
     precision: Literal["fp32", "fp16", "bf16"] | None = None,
     keep_fp32: Sequence[str] = (),
-    budget: float | None = None,
+    half_budget: float | None = None,
     engine: EngineOptions | None = None,
     training: Training | None = None,
     progress: Progress | None = None,
@@ -110,7 +110,7 @@ def convert(
             and outputs keep their types. Ops that half precision cannot hold by what was measured on the
             verdict's typical inputs stay in float32 (``report.precision``).
         keep_fp32: patterns of module paths, ops or nodes that stay in float32 besides.
-        budget: relative error ``|y - r| / |r|`` that half precision may cost; 0.02 for fp16, 0.1 for bf16.
+        half_budget: relative error ``|y - r| / |r|`` that half precision may cost; 0.02 for fp16, 0.1 for bf16.
         engine: how ``trt`` builds, see `normfold.export.tensorrt.EngineOptions`.
         training: data and recipe, see `normfold.distillation.Training`. The verdict compares what is exported with
             the trained student; ``report.training`` says how far that is from the original.
@@ -182,7 +182,7 @@ def convert(
     allowed = None
     if dtype is not None and report.ok:
         result, allowed = lower_precision(
-            result, dtype, keep_fp32, inputs, seed, report, verifier, budget
+            result, dtype, keep_fp32, inputs, seed, report, verifier, half_budget
         )
     artifacts: list[Path] = []
     missing: EnvironmentMissing | None = None

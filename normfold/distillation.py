@@ -19,7 +19,7 @@ from normfold.passes.replace_layernorm import ReplaceLayernorm
 from normfold.report import PassReport
 from normfold.report.training import Ranking, TrainingReport
 from normfold.rewrite import run_pipeline
-from normfold.rewrite.offline import fits, slots
+from normfold.rewrite.offline import fits, selected, slots
 from normfold.rewrite.presets import TRAINED
 from normfold.train.data import Data, load_data
 from normfold.train.distill import distill
@@ -33,8 +33,6 @@ Progress = Callable[[str], None]
 
 __all__ = ["TRAINED", "Recipe", "Student", "Training", "rank_of_process", "train_student"]
 
-AUTO = "auto"
-
 _FITTED = 1024  # samples that affines are fitted to
 _RANKED = 512  # samples that harm is measured on
 
@@ -45,8 +43,9 @@ class Training:
 
     Attributes:
         data: anything that `normfold.train.data.load_data` takes.
-        norms: patterns of the LayerNorms to replace; all when empty; ``auto`` replaces the cheapest, as many
-            as lose at most ``max_drop`` before any training, and leaves the rest.
+        norms: patterns of the LayerNorms to replace; all when empty.
+        budget: of those, replace the cheapest only, as many as lose at most so much before any training, in the
+            unit of ``max_drop``; None replaces all of them.
         recipe: of the distillation; None takes the affines as they are fitted.
         max_drop: what the student may lose on held-out samples: points of top-1, of agreement with the teacher
             where there are no labels, or of ``metric`` if there is one; None does not judge.
@@ -58,6 +57,7 @@ class Training:
 
     data: Any
     norms: Sequence[str] = ()
+    budget: float | None = None
     recipe: Recipe | None = field(default_factory=Recipe)
     max_drop: float | None = None
     metric: str | None = None
@@ -129,15 +129,12 @@ def train_student(
 
 
 def _require_judge(options: Training, recipe: Recipe) -> None:
-    """A limit needs something to be judged by, and `auto` a limit: better said before the training than after."""
-    if tuple(options.norms) == (AUTO,) and options.max_drop is None:
+    """A limit needs something to be judged by: better said before the training than after."""
+    limits = {"--max-drop": options.max_drop, "--budget": options.budget}
+    given = [name for name, limit in limits.items() if limit is not None]
+    if given and not recipe.logits and options.metric is None:
         raise UsageError(
-            "`auto` chooses norms by what they cost, and there is no limit",
-            hint="give `--max-drop`",
-        )
-    if options.max_drop is not None and not recipe.logits and options.metric is None:
-        raise UsageError(
-            "there is nothing to judge `--max-drop` by: outputs that are no class scores have no top-1",
+            f"there is nothing to judge `{given[0]}` by: outputs that are no class scores have no top-1",
             hint="give `--metric pkg.mod:fn`, a function of outputs and labels; more is better",
         )
 
@@ -173,15 +170,16 @@ def _choose(
 ) -> tuple[Ranking | None, tuple[str, ...]]:
     """The harm of each norm, and which to replace."""
     patterns = tuple(options.norms)
-    found = [slot for slot in slots(teacher) if slot.per_channel]
+    found = [slot for slot in slots(teacher) if slot.per_channel and selected(slot, patterns)]
     if not found:
         return None, patterns
     candidates: list[Candidate] = [
         (slot.path, slot.source, slot.result, fit.scale, fit.shift)
         for slot, fit in zip(found, fits(teacher, found, 1e-6), strict=True)
     ]
-    auto = patterns == (AUTO,)
-    some = held_out if auto else replace(held_out, index=held_out.rows[:_RANKED])
+    some = held_out
+    if options.budget is None:  # for the report alone
+        some = replace(held_out, index=held_out.rows[:_RANKED])
     ranking = rank(
         teacher,
         candidates,
@@ -191,16 +189,16 @@ def _choose(
         batch=recipe.batch,
         progress=say,
     )
-    if not auto:
+    if options.budget is None:
         return ranking, patterns
-    count = ranking.within(options.max_drop or 0.0)
+    count = ranking.within(options.budget)
     if not count:
         (site, _), point = ranking.harms[0], ranking.dial[1]
         raise UsageError(
-            f"no LayerNorm can be replaced within {options.max_drop:g} before training",
+            f"no LayerNorm can be replaced within a budget of {options.budget:g}",
             where=site,
             found=f"the cheapest one costs {ranking.drop(point):.4g} on {len(some)} samples",
-            hint="raise `--max-drop`, hold out more samples, or name the norms: training recovers most of it",
+            hint="raise `--budget`: training recovers most of it, and `--max-drop` judges what is left",
         )
     return ranking, tuple(site for site, _ in ranking.harms[:count])
 

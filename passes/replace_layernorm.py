@@ -13,7 +13,6 @@ un       w x / sigma + b, sigma a mean over past batches (Yang et al. 2022, arXi
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,7 +21,7 @@ from normfold.graph import Graph
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.graph import shape_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.offline import Slot, fits, offline_norm, slots, write_affine
+from normfold.rewrite.offline import fits, offline_norm, selected, slots, write_affine
 
 Kind = Literal["affine", "bn", "repbn", "prepbn", "un"]
 
@@ -51,7 +50,7 @@ class ReplaceLayernorm(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         found = slots(graph)
-        chosen = [slot for slot in found if slot.per_channel and self._asked_for(slot)]
+        chosen = [slot for slot in found if slot.per_channel and selected(slot, self.norms)]
         plans = dict(zip(chosen, fits(graph, chosen, self.ridge), strict=False))
         for slot in found:
             yield Match(slot.node, slot.sites, (slot, plans.get(slot)))
@@ -60,7 +59,7 @@ class ReplaceLayernorm(Pass):
         slot, fit = match.plan
         if not slot.per_channel:
             return Decline(Reason.NOT_PER_CHANNEL, match.node)
-        if not self._asked_for(slot):
+        if not selected(slot, self.norms):
             return Decline(Reason.NOT_ASKED_FOR, match.node)
         return Decline(Reason.NO_SAMPLES, match.node) if fit is None else None
 
@@ -76,8 +75,3 @@ class ReplaceLayernorm(Pass):
         match.detail = f"{self.to}, explains {fit.explained:.1%} of its output"
         rewriter.record(f"{match.path}: {match.detail}")
         rewriter.replace(slot.result, new)
-
-    def _asked_for(self, slot: Slot) -> bool:
-        return not self.norms or any(
-            fnmatch.fnmatchcase(site.path, pattern) for site in slot.sites for pattern in self.norms
-        )

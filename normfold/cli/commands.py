@@ -63,7 +63,7 @@ def convert(
     ] = False,
     precision: opt.PrecisionOption = None,
     keep_fp32: opt.KeepFp32 = None,
-    budget: opt.Budget = None,
+    half_budget: opt.HalfBudget = None,
     builder: opt.BuilderOption = opt.Builder.auto,
     gpu_arch: opt.GpuArch = None,
     workspace: opt.Workspace = None,
@@ -72,6 +72,7 @@ def convert(
     hardware_compatible: opt.HardwareOption = opt.HardwareCompatibility.none,
     data: opt.Data = None,
     norms: opt.Norms = None,
+    budget: opt.Budget = None,
     max_drop: opt.MaxDrop = None,
     metric: opt.Metric = None,
     steps: opt.Steps = None,
@@ -101,7 +102,7 @@ def convert(
             untie=untie,
             precision=precision.value if precision is not None else None,
             keep_fp32=keep_fp32 or (),
-            budget=budget,
+            half_budget=half_budget,
             engine=opt.engine(
                 builder,
                 gpu_arch,
@@ -110,7 +111,9 @@ def convert(
                 version_compatible,
                 hardware_compatible,
             ),
-            training=opt.training(data, norms, max_drop, metric, trust_module, steps, rate, seed),
+            training=opt.training(
+                data, norms, budget, max_drop, metric, trust_module, steps, rate, seed
+            ),
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )

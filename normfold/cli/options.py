@@ -122,7 +122,7 @@ KeepFp32 = Annotated[
         help="Module paths, ops or nodes that stay in float32 (`blocks.3.*`, `softmax`); repeatable.",
     ),
 ]
-Budget = Annotated[
+HalfBudget = Annotated[
     float | None,
     typer.Option(
         min=0.0, help="Relative error that half precision may cost. [fp16: 0.02, bf16: 0.1]"
@@ -214,9 +214,18 @@ Norms = Annotated[
     list[str] | None,
     typer.Option(
         "--norms",
-        metavar="PATTERN|auto",
-        help="LayerNorms to replace, by module path; `auto`: the cheapest, as far as --max-drop allows; "
-        "repeatable. [default: all]",
+        metavar="PATTERN",
+        help="LayerNorms to replace, by module path; repeatable. [default: all]",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        min=0.0,
+        metavar="POINTS",
+        help="Replace only the cheapest of them, as many as lose at most so much before any training.",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -295,6 +304,7 @@ def engine(
 def training(
     data: str | None,
     norms: list[str] | None,
+    budget: float | None,
     max_drop: float | None,
     metric: str | None,
     trust_module: list[str] | None,
@@ -310,6 +320,7 @@ def training(
     return Training(
         data,
         norms or (),
+        budget,
         Recipe(steps=steps, rate=rate, seed=seed),
         max_drop,
         metric,

@@ -18,6 +18,7 @@ def distill(
         opt.Offline, typer.Option("--to", help="What takes the place of the LayerNorms.")
     ] = opt.Offline.prepbn,
     norms: opt.Norms = None,
+    budget: opt.Budget = None,
     export: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,6 +102,7 @@ def distill(
     training = Training(
         data,
         norms or (),
+        budget,
         recipe,
         max_drop,
         metric,

@@ -6,6 +6,7 @@ what training changes in the module changes the graph, and folding needs no furt
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,13 @@ def slots(graph: Graph) -> list[Slot]:
     return [
         _slot(node) for node in graph.nodes if op_name(node) == "layer_norm" and not is_static(node)
     ]
+
+
+def selected(slot: Slot, patterns: Sequence[str]) -> bool:
+    """True if a site of the slot has a path that some pattern matches, or there are no patterns."""
+    return not patterns or any(
+        fnmatch.fnmatchcase(site.path, pattern) for site in slot.sites for pattern in patterns
+    )
 
 
 def _slot(node: fx.Node) -> Slot:

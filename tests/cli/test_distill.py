@@ -67,9 +67,9 @@ def test_values_are_judged_by_a_metric_or_not_at_all(npz: str, cli: Any, tmp_pat
     ran.one_error("nothing to judge", "--metric")
 
 
-def test_auto_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> None:
+def test_a_budget_leaves_what_costs_too_much(npz: str, cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--norms", "auto", "--max-drop", "12", "--data", npz, *QUICK]
+    options = ["--budget", "12", "--max-drop", "12", "--data", npz, *QUICK]
     ran = cli("distill", *MODEL, *options, "-o", str(out), "-v")
     assert ran.status == 0, ran.err
     training = report_of(out)["training"]
@@ -125,7 +125,6 @@ def test_what_is_trained_has_no_plan(cli: Any) -> None:
         (["--to", "prepbn"], "there are no samples"),
         (["--to", "rmsnorm", "--data", "x.npz"], "there is nothing to train"),
         (["--to", "prepbn", "--data", "no.npz"], "no.npz"),
-        (["--to", "prepbn", "--data", "no.npz", "--norms", "auto"], "there is no limit"),
     ],
 )
 def test_refusals(options: list[str], words: str, cli: Any, tmp_path: Path) -> None:
