@@ -89,10 +89,11 @@ class TrainingReport:
         to: kind of norm.
         data: where the samples came from.
         samples, held_out: how many were trained on, how many only judged on.
-        steps: taken in all. ``best``: after which of them the student that was kept was found.
+        steps: taken in all. ``best``: after which of them the student that was kept was found; 0 if training made
+            it no better.
         start, distance: held-out divergence of the student before and after training.
         evaluations, rollbacks: in order.
-        diverged: the retries ran out, or the student is worse than it started; nothing may be exported.
+        diverged: the retries ran out; nothing may be exported.
         refreshed: were the statistics taken anew, because that was better?
         stopped: why training ended.
         seconds: of training, all sessions together.

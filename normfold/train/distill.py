@@ -124,7 +124,8 @@ class _Run:
             self.wrapped = nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)
         self.step, self.first, self.factor, self.spent = 0, 0, 1.0, 0.0
         self.losses: list[float] = []
-        self.best: dict[str, Any] | None = None
+        self.transition = transition
+        self.best: dict[str, Any] = {}
         self.good: dict[str, Any] = {}
 
     def prepare(self) -> None:
@@ -139,6 +140,7 @@ class _Run:
         self.report.start = self._distance()
         self.report.evaluations.append(Evaluation(0, None, self.report.start, 0.0))
         self.good = self._snapshot()
+        self.best = {"step": 0, "distance": self.report.start, "state": self.good["state"]}
 
     def train(self) -> None:
         """All steps, with an evaluation after every share of them."""
@@ -154,17 +156,13 @@ class _Run:
         """The best student, with its statistics taken anew where that brings it nearer to the teacher."""
         report = self.report
         report.steps = self.step
-        report.stopped = report.stopped or "all steps done"
-        if self.best is not None:
-            self._restore_weights(self.best["state"])
-            report.best, report.distance = self.best["step"], self.best["distance"]
-        elif not report.diverged:
-            report.diverged, report.stopped = True, "no evaluation was better than the start"
-        if self.best is None:
-            self._restore_weights(self.good["state"])
-            report.distance = self._distance()
-        else:
+        self._restore_weights(self.best["state"])
+        report.best, report.distance = self.best["step"], self.best["distance"]
+        if not report.diverged:
             self._refresh()
+            if not report.best:
+                report.stopped = "no evaluation was better than the start, which is kept"
+            report.stopped = report.stopped or "all steps done"
         self.module.eval()
         report.seconds = self.spent + time.perf_counter() - self.started
 
@@ -206,12 +204,11 @@ class _Run:
             )
         # it is judged as what it is going to be, not as what is trained
         changing = self.schedule is not None and self.schedule.value > 0
-        better = self.best is None or distance < self.best["distance"]
-        if better and not changing and distance < report.start:
+        if distance < self.best["distance"] and not changing:
             state = _copy(self.module.state_dict())
             self.best = {"step": self.step, "distance": distance, "state": state}
         self.good = self._snapshot()
-        since = [e for e in report.evaluations if self.best and e.step > self.best["step"]]
+        since = [e for e in report.evaluations if e.step > max(self.best["step"], self.transition)]
         if self.recipe.patience is not None and len(since) >= self.recipe.patience:
             report.stopped = f"no better student in {len(since)} evaluations"
         if self.checkpoint is not None and self.rank == 0:

@@ -167,9 +167,17 @@ def test_without_retries_nothing_is_good() -> None:
     assert report.distance == pytest.approx(report.start, rel=1e-5)
 
 
-def test_a_student_that_never_gets_better_is_not_good() -> None:
-    _, report = train("affine", dataclasses.replace(RECIPE, rate=1e-12))
-    assert report.diverged or report.distance <= report.start
+def test_training_that_makes_it_no_better_keeps_the_start() -> None:
+    _, student = pair("affine")
+    before = state(student)
+    recipe = dataclasses.replace(RECIPE, steps=2, rate=0.03, evaluations=1)
+    student, report = train("affine", recipe)
+    assert report.ok
+    assert report.start < report.evaluations[1].distance < 2 * report.start + 0.05
+    assert (report.best, report.distance) == (0, report.start)
+    assert "the start, which is kept" in report.stopped
+    after = state(student)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_answers_are_the_same_whether_they_are_kept_or_not() -> None:
