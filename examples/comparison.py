@@ -84,7 +84,7 @@ def table(rows: Sequence[Row], columns: dict[str, str], against: str) -> str:
             for other in rows
             if other["norm"] == "LN" and other["seed"] == row["seed"]
         ]
-        gap = f"{mean(pairs):+.2f}" if pairs else ""
+        gap = f"{mean(pairs):+.3g}" if pairs else ""
         lines.append(" | ".join([name, str(len(mine)), *cells, gap]))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -127,5 +127,5 @@ def _nothing() -> None:
 
 
 def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {pstdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{deviation}"
+    deviation = f" ± {pstdev(values):.2g}" if len(values) > 1 else ""
+    return f"{mean(values):.4g}{deviation}"

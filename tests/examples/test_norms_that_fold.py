@@ -63,6 +63,6 @@ def test_a_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
     assert made == keys
     rows = comparison.read(log)
     shown = comparison.table(rows, {"accuracy": "top-1"}, "accuracy").splitlines()
-    assert shown[2] == "| LN | 2 | 70.50 ± 0.50 | +0.00 |"
-    assert shown[3] == "| BN | 2 | 68.50 ± 0.50 | -2.00 |"
+    assert shown[2] == "| LN | 2 | 70.5 ± 0.5 | +0 |"
+    assert shown[3] == "| BN | 2 | 68.5 ± 0.5 | -2 |"
     comparison.plot(rows, {"loss": "log"}, "epoch", 1, tmp_path / "curves.png")
