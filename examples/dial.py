@@ -1,106 +1,114 @@
 """How much accuracy each LayerNorm of the shipped ViT is worth: replaced cheapest first, untrained and distilled.
 
-python -m examples.dial [--steps 300] [--counts 0 2 4 6 8 9 10 11] [--out out/dial]   (from the root of the clone)
+python -m examples.dial [--steps 600] [--counts 2 4 6 8 9 10 11] [--out out/dial]   (from the root of the clone)
+
+Every point is one line of ``runs.jsonl`` and not made again if it is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from functools import cache
 from pathlib import Path
-from typing import Any
+
+import torch
 
 import normfold
 from examples import accuracy, shapes
+from examples.comparison import Row, logged, read
 from examples.prepbn import VIT, training_images
 from normfold.distillation import Recipe, Training
 from normfold.report.training import Ranking
 
 FACTORY = "examples.nets:vit_tiny_shapes"
+COUNTS = [2, 4, 6, 8, 9, 10, 11]
 
 
 def student(
-    norms: list[str],
-    output: Path,
-    samples: int,
-    recipe: Recipe | None,
-    limit: float | None = None,
-) -> tuple[float, Ranking | None, int]:
-    """Test top-1 in percent with these norms replaced by affines, the ranking, and how many norms are gone.
+    output: Path, samples: int, recipe: Recipe | None, norms: list[str], limit: float | None = None
+) -> tuple[Row, Ranking]:
+    """Test top-1 in percent and other figures with these norms replaced by affines; the ranking.
 
-    With a limit, those of them are replaced that lose at most so many points of the held-out images, untrained.
+    With a limit, those of them are replaced that lose at most so many points of the held-out images, untrained,
+    and the student may lose no more.
     """
-    result = normfold.convert(
-        VIT,
-        "affine",
-        factory=FACTORY,
-        output=output,
-        training=Training(training_images(samples), norms, limit, recipe, limit),
-    )
-    training = result.report.training
-    if not result.ok:  # an older file may be there
-        drop = None if training is None else training.drop
-        raise SystemExit(f"{len(norms)} norms: nothing was written; lost {drop} points")
-    gone = sum(site.state == "gone" for site in result.report.sites if site.kind == "layer-norm")
-    right = accuracy.top1(accuracy.onnx_predictor(output / "vit_shapes.onnx"))
-    return 100 * right, None if training is None else training.ranking, gone
+    training = Training(training_images(samples), norms, limit, recipe, limit)
+    result = normfold.convert(VIT, "affine", factory=FACTORY, output=output, training=training)
+    report = result.report.training
+    assert report is not None
+    assert report.ranking is not None
+    row = {
+        "gone": sum(s.state == "gone" for s in result.report.sites if s.kind == "layer-norm"),
+        "divergence": report.drift["kl"],
+        "held_out_drop": report.drop,
+        "ok": result.ok,
+    }
+    if result.ok:  # else nothing was written
+        predict = accuracy.onnx_predictor(output / "vit_shapes.onnx")
+        row["accuracy"] = 100 * accuracy.top1(predict)
+    return row, report.ranking
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[Row], before: float, path: Path) -> None:
     """Accuracy against the number of norms replaced, untrained and distilled."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
-    counts = [row["count"] for row in rows]
-    for name in ("untrained", "distilled"):
-        axis.plot(counts, [row[name] for row in rows], marker="o", label=name)
+    for trained, label in ((False, "untrained"), (True, "distilled")):
+        points = [(r["count"], r["accuracy"]) for r in rows if bool(r["steps"]) == trained]
+        axis.plot(*zip((0, before), *sorted(points), strict=True), marker="o", label=label)
     axis.set(xlabel="LayerNorms replaced, cheapest first", ylabel="top-1 on 2,000 test images, %")
     axis.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy against the number of norms replaced.")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--samples", type=int, default=shapes.TRAIN_IMAGES)
-    parser.add_argument("--counts", type=int, nargs="+", default=[2, 4, 6, 8, 9, 10, 11])
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--max-drop", type=float, default=0.5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("out/dial"))
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    out, log = arguments.out, arguments.out / "runs.jsonl"
+
+    def recipe(key: Row) -> Recipe | None:
+        return Recipe(steps=key["steps"]) if key["steps"] else None
+
+    @cache
+    def harms() -> tuple[tuple[str, float], ...]:
+        return student(out, arguments.samples, None, [])[1].harms
+
+    def point(key: Row) -> Row:
+        norms = [site for site, _ in harms()[: key["count"]]]
+        return student(out, arguments.samples, recipe(key), norms)[0]
+
+    def chosen(key: Row) -> Row:
+        return student(out, arguments.samples, recipe(key), [], key["limit"])[0]
+
+    keys = [
+        {"count": count, "steps": s} for count in arguments.counts for s in (0, arguments.steps)
+    ]
+    logged(log, keys, point)
+    logged(log, [{"limit": arguments.max_drop, "steps": arguments.steps}], chosen)
     before = 100 * accuracy.top1(accuracy.torch_predictor(accuracy.load(VIT)))
-    rows: list[dict[str, Any]] = [{"count": 0, "untrained": before, "distilled": before}]
-    _, ranking, _ = student([], arguments.out, arguments.samples, None)
-    assert ranking is not None
-    print("| norm | divergence when it alone is replaced |\n|---|---|")
-    for site, harm in ranking.harms:
-        print(f"| {site} | {harm:.4f} |")
-    for count in arguments.counts:
-        norms = [site for site, _ in ranking.harms[:count]]
-        plain, _, _ = student(norms, arguments.out, arguments.samples, None)
-        recipe = Recipe(steps=arguments.steps)
-        trained, _, _ = student(norms, arguments.out, arguments.samples, recipe)
-        rows.append({"count": count, "untrained": plain, "distilled": trained})
-        print(f"| {count} | {plain:.2f} | {trained:.2f} |", flush=True)
-    chosen, _, gone = student(
-        [],
-        arguments.out,
-        arguments.samples,
-        Recipe(steps=arguments.steps),
-        arguments.max_drop,
-    )
     print(
-        f"--budget {arguments.max_drop:g} --max-drop {arguments.max_drop:g}: {gone} replaced, "
-        f"{before:.2f} -> {chosen:.2f} %"
+        f"| replaced | steps | divergence | top-1 |\n|---|---|---|---|\n| 0 | | 0 | {before:.2f} |"
     )
-    (arguments.out / "dial.json").write_text(json.dumps(rows))
-    try:
-        plot(rows, arguments.out / "dial.png")
-    except ImportError:
-        print("no plot: matplotlib is not installed")
+    for row in read(log):
+        label = row["count"] if "count" in row else f"{row['gone']} (limit {row['limit']:g})"
+        right = f"{row['accuracy']:.2f}" if row["ok"] else f"lost {row['held_out_drop']:.2f}"
+        print(f"| {label} | {row['steps']} | {row['divergence']:.4f} | {right} |")
+    plot([row for row in read(log) if "count" in row and row["ok"]], before, out / "dial.png")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import torch
 from torch import export
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+sys.path.append(
+    str(Path(__file__).parents[1])
+)  # `examples` belongs to the clone and is not installed
 
 for _name in [name for name in os.environ if name.startswith("NORMFOLD_")]:
     del os.environ[_name]

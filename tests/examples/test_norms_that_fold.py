@@ -21,11 +21,10 @@ def test_the_vit_without_layer_norms(tmp_path: Path) -> None:
 
 @pytest.mark.zoo
 def test_untrained_and_a_few(tmp_path: Path) -> None:
-    right, ranking, gone = dial.student(["blocks.4.norm2", "blocks.3.norm2"], tmp_path, 160, None)
-    assert gone == 2
-    assert right > 70
-    assert ranking is not None
-    assert len(ranking.harms) == 11
+    row, ranking = dial.student(tmp_path, 160, None, ["blocks.4.norm2", "blocks.3.norm2"])
+    assert row["gone"] == 2
+    assert row["accuracy"] > 70
+    assert len(ranking.harms) == 2
 
 
 @pytest.mark.zoo
