@@ -37,6 +37,7 @@ class Unified:
     warmup: int
     alpha: float
     filters: bool
+    exact: bool = True
     eps: float = 1e-5
     t: int = 0
     skips: int = 0
@@ -78,6 +79,8 @@ class Unified:
         smoothed = self.corrections.mean(0) if full and not skip else h
         self.ema = self.alpha * self.ema + (1 - self.alpha) * smoothed
         psi = smoothed if skip else self.ema
+        if self.exact and not full:
+            psi = h
         dx = (g - psi * z) / (variance + self.eps) ** 0.5
         return self.weight * z + self.bias, dx, (dy * gate * z).sum(0), dy.sum(0)
 

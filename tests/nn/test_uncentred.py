@@ -49,13 +49,16 @@ def series(count: int, scales: dict[int, float]) -> list[Tensor]:
     return found
 
 
-def un_pair(axis: int = -1, warmup: int = 5, filters: bool = True) -> tuple[UN, reference.Unified]:
+def un_pair(
+    axis: int = -1, warmup: int = 5, filters: bool = True, exact: bool = True
+) -> tuple[UN, reference.Unified]:
     norm = UN(
         C,
         window=3,
         warmup=warmup,
         momentum=0.8,
         outlier_filtration=filters,
+        exact_warmup=exact,
         axis=axis,
         dtype=torch.float64,
     )
@@ -63,20 +66,34 @@ def un_pair(axis: int = -1, warmup: int = 5, filters: bool = True) -> tuple[UN, 
         norm.weight.copy_(torch.tensor([0.5, -1.0, 2.0, 1.5]))
         norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3, 0.0]))
     return norm, reference.Unified(
-        norm.weight.detach(), norm.bias.detach(), 3, warmup, 0.8, filters
+        norm.weight.detach(), norm.bias.detach(), 3, warmup, 0.8, filters, exact
     )
 
 
 @pytest.mark.parametrize("axis", [-1, 1], ids=["last", "first"])
 @pytest.mark.parametrize("filters", [True, False], ids=["filters", "smooths"])
-def test_un_through_window_warmup_and_outliers(axis: int, filters: bool) -> None:
-    norm, twin = un_pair(axis, filters=filters)
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "released"])
+def test_un_through_window_warmup_and_outliers(axis: int, filters: bool, exact: bool) -> None:
+    norm, twin = un_pair(axis, filters=filters, exact=exact)
     walk(norm, twin, series(14, {8: 40.0, 9: 30.0}))
     torch.testing.assert_close(norm.running_var, twin.running, rtol=1e-12, atol=0)
     torch.testing.assert_close(norm.buffer_x2, twin.squares, rtol=1e-12, atol=0)
     torch.testing.assert_close(norm.buffer_gz, twin.corrections, rtol=1e-10, atol=1e-12)
     assert int(norm.skip_counter) == twin.skips
     assert 0 < twin.skips < 9 if filters else twin.skips == 0
+
+
+def test_during_the_warmup_of_un_the_gradient_is_autograds() -> None:
+    norm, _ = un_pair(warmup=5)
+    for x in series(4, {}):
+        x.requires_grad_()
+        dy = torch.cos(torch.arange(x.numel(), dtype=torch.float64)).view_as(x)
+        (mine,) = torch.autograd.grad(norm(x), x, dy)
+        square = x.square().mean((0, 1))
+        y = x * norm.weight / torch.sqrt(square + norm.eps) + norm.bias
+        (exact,) = torch.autograd.grad(y, x, dy)
+        # the published backward leaves out eps / (v + eps)
+        torch.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-6)
 
 
 def test_un_gates_the_gradient_after_a_thousand_steps() -> None:
