@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -89,8 +90,31 @@ def table(rows: Sequence[Row], columns: dict[str, str], against: str) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def parser(description: str, out: str) -> argparse.ArgumentParser:
+    """The options that every comparison has."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--seeds", type=int, nargs="+", default=[0])
+    found.add_argument("--norms", nargs="+", choices=KINDS, default=list(KINDS))
+    found.add_argument("--threads", type=int, default=1)
+    found.add_argument("--out", type=Path, default=Path(out))
+    return found
+
+
+def pyplot() -> Any:
+    """matplotlib's, drawing into files; None, and a line that says so, where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as found
+
+    return found
+
+
 def plot(rows: Sequence[Row], panels: dict[str, str], x: str, spacing: float, path: Path) -> None:
-    """Draw histories, one line per run; says so and draws nothing where matplotlib is not installed.
+    """Draw histories, one line per run, where matplotlib is installed.
 
     Args:
         rows: with "norm" and "history", a list of numbers for each panel.
@@ -99,15 +123,10 @@ def plot(rows: Sequence[Row], panels: dict[str, str], x: str, spacing: float, pa
         spacing: between two points of a history.
         path: of the image.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        print("no curves: matplotlib is not installed")
+    draw = pyplot()
+    if draw is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False)
+    figure, axes = draw.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), squeeze=False)
     names = [name for name in KINDS if any(row["norm"] == name for row in rows)]
     for place, (axis, (label, scale)) in enumerate(zip(axes[0], panels.items(), strict=True)):
         for row in rows:

@@ -15,7 +15,7 @@ import torch
 
 import normfold
 from examples import accuracy, shapes
-from examples.comparison import Row, logged, read
+from examples.comparison import Row, logged, pyplot, read
 from examples.prepbn import VIT, training_images
 from normfold.distillation import Recipe, Training
 from normfold.report.training import Ranking
@@ -51,15 +51,10 @@ def student(
 
 def plot(rows: list[Row], before: float, path: Path) -> None:
     """Accuracy against the number of norms replaced, untrained and distilled."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: matplotlib is not installed")
+    draw = pyplot()
+    if draw is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4))
+    figure, axis = draw.subplots(figsize=(6, 4))
     for trained, label in ((False, "untrained"), (True, "distilled")):
         points = [(r["count"], r["accuracy"]) for r in rows if bool(r["steps"]) == trained]
         axis.plot(*zip((0, before), *sorted(points), strict=True), marker="o", label=label)

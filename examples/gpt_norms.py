@@ -8,15 +8,13 @@ What a user with a training loop does: `replace_norms`, a schedule that is calle
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 
 import normfold
 from examples import text
-from examples.comparison import KINDS, Row, give, logged, plot, read, table
+from examples.comparison import KINDS, Row, give, logged, parser, plot, read, table
 from examples.gpt import gpt_stdlib, load, torch_predictor
 from examples.train_gpt import RATE, REPORT, train
 
@@ -38,7 +36,7 @@ def run(key: Row) -> Row:
     pretrained = key["start"] == "pretrained"
     gpt = load() if pretrained else gpt_stdlib()
     after = give(gpt, key["norm"], key["steps"], windows if pretrained else None)
-    before = text.perplexity(torch_predictor(gpt)) if pretrained else float("nan")
+    before = text.perplexity(torch_predictor(gpt)) if pretrained else None
     start = time.process_time()
     history = train(
         gpt, ids, key["steps"], key["seed"], RATE * (_TUNING if pretrained else 1), after
@@ -59,14 +57,10 @@ def run(key: Row) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Norms compared in a GPT.")
-    parser.add_argument("--start", nargs="+", default=["scratch", "pretrained"])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--norms", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("out/gpt"))
-    arguments = parser.parse_args()
+    options = parser("Norms compared in a GPT.", "out/gpt")
+    options.add_argument("--start", nargs="+", default=["scratch", "pretrained"])
+    options.add_argument("--steps", type=int, default=1500)
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     log = arguments.out / "runs.jsonl"
     for start in arguments.start:

@@ -8,16 +8,14 @@ goes on. A table is printed, and curves are drawn where matplotlib is installed.
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from examples import shapes
 from examples.accuracy import top1, torch_predictor
-from examples.comparison import KINDS, Row, give, logged, plot, read, table
+from examples.comparison import KINDS, Row, give, logged, parser, plot, read, table
 from examples.nets import vit_tiny_shapes
 from examples.train_vit import RECIPE
 from examples.training import train
@@ -50,14 +48,11 @@ def run(key: Row) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Norms compared from scratch.")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=shapes.TRAIN_IMAGES)
-    parser.add_argument("--norms", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("out/scratch"))
-    arguments = parser.parse_args()
+    options = parser("Norms compared from scratch.", "out/scratch")
+    options.set_defaults(seeds=[0, 1, 2])
+    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--images", type=int, default=shapes.TRAIN_IMAGES)
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     log = arguments.out / "runs.jsonl"
     same = {"epochs": arguments.epochs, "images": arguments.images}
