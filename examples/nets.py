@@ -27,7 +27,12 @@ def mobilenet_v2_small(num_classes: int = 10) -> MobileNetV2:
 
 def vit_tiny_shapes(num_classes: int = 10) -> ViT:
     """Pre-LN ViT on 8x8 tokens, 5 blocks of width 96, convolutional stem; 0.45 M parameters."""
-    return ViT(image=32, width=96, depth=5, heads=4, mlp=192, num_classes=num_classes)
+    return ViT(image=32, patch=4, width=96, depth=5, heads=4, mlp=192, num_classes=num_classes)
+
+
+def vit_coarse_shapes(num_classes: int = 10) -> ViT:
+    """The same on 4x4 tokens: a third of the time."""
+    return ViT(image=32, patch=8, width=96, depth=5, heads=4, mlp=192, num_classes=num_classes)
 
 
 class BasicBlock(nn.Module):
@@ -191,15 +196,15 @@ class Block(nn.Module):
         return x + self.scale2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-def stem(width: int) -> nn.Sequential:
-    """Convolutional stem, (N,3,H,W) to (N,width,H/4,W/4), one token per 4x4 pixels.
+def stem(width: int, patch: int = 4) -> nn.Sequential:
+    """Convolutional stem, (N,3,H,W) to (N,width,H/patch,W/patch), one token per patch of 4x4 or 8x8 pixels.
 
     Learns far faster from few images than a linear projection of 4x4 patches (Xiao et al. 2021,
     "Early convolutions help transformers see better").
     """
     layers: list[nn.Module] = []
     inputs = 3
-    for outputs, stride in ((32, 2), (64, 2), (64, 1)):
+    for outputs, stride in ((32, 2), (64, 2), (64, patch // 4)):
         layers += [
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
@@ -215,12 +220,19 @@ class ViT(nn.Module):
     image_size = 32  # tells tools the input that the network was made for
 
     def __init__(
-        self, image: int, width: int, depth: int, heads: int, mlp: int, num_classes: int
+        self,
+        image: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
-        self.stem = stem(width)
+        self.stem = stem(width, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(torch.randn(1, 1 + (image // 4) ** 2, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, 1 + (image // patch) ** 2, width) * 0.02)
         self.blocks = nn.Sequential(*(Block(width, heads, mlp) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
