@@ -87,12 +87,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A shipped transformer without LayerNorms.")
-    parser.add_argument(
-        "--network",
-        choices=NETWORKS,
-        default="vit",
-        help="swin is not shipped: `python -m examples.train_swin` makes it",
-    )
+    parser.add_argument("--network", choices=NETWORKS, default="vit")
     parser.add_argument("--to", action="append", help="kinds of norms; default: prepbn and un")
     parser.add_argument("--output", type=Path, default=Path("out/prepbn"))
     parser.add_argument("--samples", type=int, default=shapes.TRAIN_IMAGES)

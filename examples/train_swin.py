@@ -7,7 +7,7 @@ from pathlib import Path
 from examples.swin import swin_shapes
 from examples.training import Recipe, main
 
-RECIPE = Recipe(epochs=12, rate=5e-4, decay=0.05, batch=50, half=False)
+RECIPE = Recipe(epochs=24, rate=5e-4, decay=0.05, batch=50, half=False)
 
 if __name__ == "__main__":
     main("Swin", swin_shapes, RECIPE, Path("examples/models/swin_shapes.safetensors"))
