@@ -46,7 +46,7 @@ def test_every_checkpoint_has_a_row() -> None:
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.file)
 def test_checkpoint_is_as_recorded(row: Row) -> None:
     path = MODELS / row.file
-    assert path.stat().st_size == row.size < 2_000_000
+    assert path.stat().st_size == row.size < 2_500_000
     module = accuracy.load(path)
     assert not module.training
     assert sum(p.numel() for p in module.parameters()) == row.parameters
