@@ -44,8 +44,8 @@ class Training:
     Attributes:
         data: anything that `normfold.train.data.load_data` takes.
         norms: patterns of the LayerNorms to replace; all when empty.
-        budget: of those, replace the cheapest only, as many as lose at most so much before any training, in the
-            unit of ``max_drop``; None replaces all of them.
+        budget: of those, replace the cheapest only, as many as lose at most so much before any training (with 95 %
+            confidence), in the unit of ``max_drop``; None replaces all of them.
         recipe: of the distillation; None takes the affines as they are fitted.
         max_drop: what the student may lose on held-out samples: points of top-1, of agreement with the teacher
             where there are no labels, or of ``metric`` if there is one; None does not judge.
@@ -197,8 +197,10 @@ def _choose(
         raise UsageError(
             f"no LayerNorm can be replaced within a budget of {options.budget:g}",
             where=site,
-            found=f"the cheapest one costs {ranking.drop(point):.4g} on {len(some)} samples",
-            hint="raise `--budget`: training recovers most of it, and `--max-drop` judges what is left",
+            found=f"the cheapest one costs {ranking.drop(point):.4g} on {len(some)} samples"
+            + (f", standard error {point.error:.2g}" if point.error else ""),
+            hint="raise `--budget`: training recovers most of it, and `--max-drop` judges what is left; more "
+            "samples make the measurement sharper",
         )
     return ranking, tuple(site for site, _ in ranking.harms[:count])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+CONFIDENT = 1.645  # standard errors that one measurement in twenty is off by, to one side
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -31,7 +33,8 @@ class Rollback:
 class DialPoint:
     """Outputs with ``count`` norms replaced, ``last`` the one that came last, without training: divergence from
     the teacher, top-1 agreement in percent (None where outputs are no scores), accuracy in percent (None without
-    labels) and the user's metric (None without one)."""
+    labels) and the user's metric (None without one). ``error``: standard error, in points, of what accuracy or
+    agreement lost (None where outputs are no scores)."""
 
     count: int
     last: str
@@ -39,6 +42,7 @@ class DialPoint:
     agreement: float | None
     accuracy: float | None = None
     metric: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class Ranking:
 
     def within(self, max_drop: float) -> int:
         """How many norms, cheapest first, may go while each step loses at most ``max_drop``, untrained; 0 where
-        nothing says what is lost."""
+        nothing says what is lost. It must do so with 95 % confidence: as many as possible are taken, and the
+        luckiest of several points is not as good as it looks. A user's metric has no known error."""
         count = 0
         for point in self.dial:
             lost = self.drop(point)
-            if lost is None or not lost <= max_drop:
+            sure = 0.0 if point.metric is not None else CONFIDENT * (point.error or 0.0)
+            if lost is None or not lost + sure <= max_drop:
                 break
             count = point.count
         return count

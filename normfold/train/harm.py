@@ -6,6 +6,7 @@ does not predict it (a norm that is explained to 95 % may be the worst of all), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from normfold.graph.custom_ops import along
 from normfold.report.training import DialPoint, Ranking
 from normfold.train.data import Data
 from normfold.train.divergence import divergence
-from normfold.train.metrics import Comparison, Metric
+from normfold.train.metrics import Comparison, Drift, Metric
 from normfold.train.student import is_float
 
 # per norm: site path, what it reads, what it gives, scale and shift of the nearest affine
@@ -91,6 +92,7 @@ class _Judge:
             _percent(drift.agreement),
             _percent(drift.accuracy_student),
             drift.metric_student,
+            drift.paired_se if drift.paired_se is not None else _error(drift),
         )
 
     def _batches(self) -> list[Tensor]:
@@ -102,6 +104,13 @@ class _Judge:
         with torch.no_grad():
             outputs = runner.run(*self.data.inputs(rows), enable_io_processing=False)
         return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if is_float(leaf)]
+
+
+def _error(drift: Drift) -> float | None:
+    """Standard error of the agreement, in points."""
+    if drift.agreement is None:
+        return None
+    return 100 * math.sqrt(drift.agreement * (1 - drift.agreement) / drift.samples)
 
 
 def _percent(share: float | None) -> float | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -76,6 +79,29 @@ def test_the_dial_stops_at_the_first_point_beyond_the_limit() -> None:
     ranking = points(80.0, 79.8, 79.0, 79.9)
     assert [ranking.within(limit) for limit in (0.0, 0.3, 1.0)] == [0, 1, 3]
     assert points(None, None, None, None).within(4) == 2  # by agreement
+
+
+def test_a_loss_that_may_be_larger_than_the_limit_is_beyond_it() -> None:
+    sure, unsure = (
+        DialPoint(1, "a", 0.1, 99.0, 79.8, error=0.1),
+        DialPoint(1, "a", 0.1, 99.0, 79.8, error=0.3),
+    )
+    start = DialPoint(0, "", 0.0, 100.0, 80.0, error=0.0)
+    assert Ranking((("a", 0.1),), (start, sure)).within(0.5) == 1
+    assert Ranking((("a", 0.1),), (start, unsure)).within(0.5) == 0
+    own = DialPoint(1, "a", 0.1, 99.0, 79.8, metric=7.8, error=0.3)  # of another unit
+    assert Ranking((("a", 0.1),), (replace(start, metric=8.0), own)).within(0.5) == 1
+
+
+def test_the_error_is_that_of_what_is_lost() -> None:
+    teacher, _ = pair("affine")
+    x, labels = samples()
+    for given in ((x, labels), x):
+        point = rank(teacher, candidates(teacher), load_data(given, ["x"])).dial[-1]
+        assert point.error is not None
+        assert point.agreement is not None
+        share = point.agreement / 100
+        assert 0 < point.error <= 100 * math.sqrt(share * (1 - share) / len(x)) * 1.5
 
 
 def test_the_few_that_hold_half_of_the_harm() -> None:
