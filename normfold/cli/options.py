@@ -225,7 +225,7 @@ Budget = Annotated[
         "--budget",
         min=0.0,
         metavar="POINTS",
-        help="Replace only the cheapest of them, as many as surely (95 %) lose at most so much before any training.",
+        help="Replace only the cheapest of them, as many as (95 % sure) lose at most so much before any training.",
         rich_help_panel=_TRAINING,
     ),
 ]
