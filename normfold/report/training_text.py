@@ -78,13 +78,14 @@ def _print_ranking(
             "agreement %",
             "accuracy %",
             "metric",
+            "standard error",
         )
         points = [
             (
                 point.count,
                 point.last,
                 f"{point.divergence:.4f}",
-                *map(_rounded, (point.agreement, point.accuracy, point.metric)),
+                *map(_rounded, (point.agreement, point.accuracy, point.metric, point.error)),
             )
             for point in ranking.dial
         ]
