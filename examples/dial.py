@@ -1,6 +1,6 @@
 """How much accuracy each LayerNorm of the shipped ViT is worth: replaced cheapest first, untrained and distilled.
 
-python -m examples.dial [--steps 600] [--counts 2 4 6 8 9 10 11] [--out out/dial]   (from the root of the clone)
+python -m examples.dial [--steps 300] [--counts 3 6 9 10 11] [--out out/dial]   (from the root of the clone)
 
 Every point is one line of ``runs.jsonl`` and not made again if it is there.
 """
@@ -21,7 +21,7 @@ from normfold.distillation import Recipe, Training
 from normfold.report.training import Ranking
 
 FACTORY = "examples.nets:vit_tiny_shapes"
-COUNTS = [2, 4, 6, 8, 9, 10, 11]
+COUNTS = [3, 6, 9, 10, 11]
 
 
 def student(
@@ -66,7 +66,7 @@ def plot(rows: list[Row], before: float, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy against the number of norms replaced.")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--samples", type=int, default=shapes.TRAIN_IMAGES)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--max-drop", type=float, default=0.5)

@@ -1,4 +1,4 @@
-"""What the three training scripts share: the loop, the augmentation and the command line."""
+"""What the training scripts share: the loop, the augmentation and the command line."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class _Judge:
 
 
 def _error(drift: Drift) -> float | None:
-    """Standard error of the agreement, in points."""
+    """Standard error of the agreement, in points; positions of one sample are not taken for independent."""
     if drift.agreement is None:
         return None
     return 100 * math.sqrt(drift.agreement * (1 - drift.agreement) / drift.samples)

@@ -93,15 +93,28 @@ def test_a_loss_that_may_be_larger_than_the_limit_is_beyond_it() -> None:
     assert Ranking((("a", 0.1),), (replace(start, metric=8.0), own)).within(0.5) == 1
 
 
-def test_the_error_is_that_of_what_is_lost() -> None:
+def test_the_error_of_the_agreement() -> None:
+    teacher, _ = pair("affine")
+    x, _ = samples()
+    point = rank(teacher, candidates(teacher), load_data(x, ["x"])).dial[-1]
+    _, percent = by_hand(teacher, [path for path, *_ in candidates(teacher)])
+    assert 0 < percent < 100
+    assert point.error == pytest.approx(math.sqrt(percent * (100 - percent) / len(x)))
+
+
+def test_the_error_of_the_accuracy() -> None:
+    """Of paired answers: it counts what one alone has right."""
     teacher, _ = pair("affine")
     x, labels = samples()
-    for given in ((x, labels), x):
-        point = rank(teacher, candidates(teacher), load_data(given, ["x"])).dial[-1]
-        assert point.error is not None
-        assert point.agreement is not None
-        share = point.agreement / 100
-        assert 0 < point.error <= 100 * math.sqrt(share * (1 - share) / len(x)) * 1.5
+    student = teacher.copy()
+    (item,) = parse("replace-layernorm")
+    item.run(student)
+    with torch.no_grad():
+        rights = [(graph(x).argmax(-1) == labels).double() for graph in (teacher, student)]
+    gains = 100 * (rights[0] - rights[1])
+    assert bool(gains.any())
+    point = rank(teacher, candidates(teacher), load_data((x, labels), ["x"])).dial[-1]
+    assert point.error == pytest.approx(float(gains.std()) / math.sqrt(len(x)), rel=0.02)
 
 
 def test_the_few_that_hold_half_of_the_harm() -> None:
