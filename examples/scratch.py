@@ -3,8 +3,8 @@
 python -m examples.scratch [--epochs 20] [--seeds 0 1 2] [--out out/scratch]     (from the root of the clone)
 
 The shipped ViT's task and recipe on a quarter of its tokens, so that a run to the end of its schedule takes a
-quarter of an hour. Every run is one line of ``runs.jsonl``; runs that are there are not made again, so that an interrupted
-comparison goes on. A table is printed, and curves are drawn where matplotlib is installed.
+quarter of an hour. Every run is one line of ``runs.jsonl``; runs that are there are not made again, so that an
+interrupted comparison goes on. A table is printed, and curves are drawn where matplotlib is installed.
 """
 
 from __future__ import annotations
