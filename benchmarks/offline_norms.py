@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--runtime", nargs="+", choices=["ort", "torch"], default=["ort", "torch"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison")
+    parser.add_argument("--rounds", type=int, default=20, help="for each comparison, at least")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(
@@ -80,6 +81,7 @@ def main() -> None:
                         runtime,
                         batch=batch,
                         threads=options.threads,
+                        rounds=options.rounds,
                         seconds=options.seconds,
                     )
                     low, high = timing.interval
