@@ -30,12 +30,18 @@ KINDS = {name: KINDS_BY_NAME[name] for name in TRAINED}
 
 @dataclass(frozen=True)
 class Slot:
-    """A LayerNorm in a graph: its node, what it reads, what it gives with its gain and bias, and its sites."""
+    """A LayerNorm in a graph: its node, what it gives with its gain and bias, and its sites."""
 
     node: fx.Node
-    source: fx.Node
     result: fx.Node
     sites: tuple[Site, ...]
+
+    @property
+    def source(self) -> fx.Node:
+        """What it reads now: a norm in front of it may have been replaced since."""
+        source = self.node.args[0]
+        assert isinstance(source, fx.Node)
+        return source
 
     @property
     def path(self) -> str:
@@ -65,16 +71,14 @@ def selected(slot: Slot, patterns: Sequence[str]) -> bool:
 
 def _slot(node: fx.Node) -> Slot:
     """The norm with the gain and bias that canonicalize has split off, where nothing else reads it."""
-    source, users = node.args[0], list(node.users)
-    assert isinstance(source, fx.Node)
-    last = len(shape_of(node)) - 1
+    users, last = list(node.users), len(shape_of(node)) - 1
     own = (
         len(users) == 1
         and op_name(users[0]) == "normfold::channel_affine"
         and users[0].args[3] == last
     )
     sites = tuple(node.meta.get("normfold_norm", ()))
-    return Slot(node, source, users[0] if own else node, sites)
+    return Slot(node, users[0] if own else node, sites)
 
 
 def fits(graph: Graph, found: Sequence[Slot], ridge: float) -> list[Fit]:

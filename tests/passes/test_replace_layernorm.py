@@ -203,3 +203,16 @@ def test_every_kind_can_be_asked_for() -> None:
 
 def test_it_says_that_the_function_changes() -> None:
     assert ReplaceLayernorm.exactness.value == "changes-function"
+
+
+def test_a_norm_that_reads_a_norm() -> None:
+    """As Swin's first block behind its patch embedding: replaced in turn, and folded."""
+
+    def wiring(m: Any, x: Tensor) -> Any:
+        x = m.norm(m.stem(x))
+        return m.head(x + m.a(x))
+
+    graph = graph_with_samples(pre_norm(wiring))
+    result, report = replaced(graph, after=",fold-affine,restore,bake")
+    assert len(report.applied) == 2
+    assert not {"layer_norm", "normfold::channel_affine"} & {op_name(node) for node in result.nodes}
