@@ -27,6 +27,7 @@ from normfold.bench_inputs import (
 )
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
 from normfold.graph import Graph
+from normfold.graph.graph import is_symbolic
 from normfold.load import load, probe
 from normfold.report import Report
 from normfold.rewrite.presets import preset
@@ -273,9 +274,21 @@ def _module(
     model: Any, inputs: Inputs, loading: Mapping[str, Any]
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     if isinstance(model, Graph):
-        return model.module, model.args, model.kwargs
+        return model.module, *_of_size(model, inputs.batch)
     loaded = load(model, inputs=inputs.texts, batch=inputs.batch, seed=inputs.seed, **loading)
     return loaded.module, loaded.args, loaded.kwargs
+
+
+def _of_size(graph: Graph, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs of a graph, with as many rows where their number is free."""
+    leaves, structure = pytree.tree_flatten((graph.args, graph.kwargs))
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    sized = []
+    for node, leaf in zip(nodes, leaves, strict=True):
+        free = isinstance(leaf, Tensor) and leaf.dim() and is_symbolic(node.meta["val"].shape[0])
+        sized.append(leaf[torch.arange(batch) % len(leaf)] if free else leaf)
+    args, kwargs = pytree.tree_unflatten(sized, structure)
+    return args, kwargs
 
 
 def _call(module: Any, args: Any, kwargs: Any) -> Callable[[], object]:

@@ -227,6 +227,13 @@ def test_torch_times_modules_and_graphs(pairs: list[Pair]) -> None:
         torch.testing.assert_close(pair.a(), pair.b())
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+def test_torch_times_graphs_at_the_batch_that_was_asked_for(batch: int, pairs: list[Pair]) -> None:
+    graph = normfold.capture(tiny(), (torch.randn(2, 3, 8, 8),))
+    bench(graph, graph, "torch", batch=batch, device="cpu")
+    assert pairs[0].inputs.startswith(f"x:{batch}x3x8x8")
+
+
 def test_torch_compile(monkeypatch: pytest.MonkeyPatch, pairs: list[Pair]) -> None:
     monkeypatch.setattr(torch, "compile", lambda module: lambda x: module(x) + 1)
     bench(tiny(), tiny(), "torch", device="cpu", compiled=True)
