@@ -26,7 +26,7 @@ from normfold.bench import bench
 from normfold.graph import Graph
 from normfold.rewrite.presets import preset
 
-_FOLDED = "canonicalize,replace-layernorm,fold-affine,restore,bake"
+_FOLDED = "canonicalize,replace-layernorm,fold-affine{untie=true},restore,bake"
 _TIMM = {"vit_small": "vit_small_patch16_224", "swin_tiny": "swin_tiny_patch4_window7_224"}
 _TOKENS = 128
 
