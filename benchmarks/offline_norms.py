@@ -35,6 +35,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     """The network with random weights, and an input of two samples."""
     torch.manual_seed(0)
     if name == "gpt2":
+        models.import_timm()  # transformers imports torchvision too
         from transformers import GPT2Config, GPT2LMHeadModel
 
         return Logits(GPT2LMHeadModel(GPT2Config())).eval(), torch.randint(0, 50257, (2, _TOKENS))
