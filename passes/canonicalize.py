@@ -23,6 +23,7 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
+from normfold.graph.statistics import Statistics, known, remember
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.handwritten import (
     ARITHMETIC,
@@ -161,7 +162,20 @@ def _split_batch_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]
     if beta is not None:
         b = rewriter.expression(aten.add.Tensor, beta, b)
     result = _first_result(node)
-    affine = rewriter.insert_after(node, channel_affine, x, a, b, 1 if len(shape_of(x)) > 1 else 0)  # type: ignore[arg-type]
+    assert isinstance(x, fx.Node)
+    assert isinstance(mean, fx.Node)
+    assert isinstance(variance, fx.Node)
+    dim = 1 if len(shape_of(x)) > 1 else 0
+    affine = rewriter.insert_after(node, channel_affine, x, a, b, dim)
+    statistics = Statistics(
+        sites[0].path,
+        dim,
+        rewriter.graph.value(mean),
+        (rewriter.graph.value(variance) + eps).sqrt(),
+    )
+    if known(x) is None:
+        remember(x, statistics)
+    remember(affine, statistics.moved(rewriter.graph.value(a), rewriter.graph.value(b)))
     _adopt(affine, result, sites, rewriter)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from normfold.graph import custom_ops
 from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
 from normfold.graph.ops import Linear, linear_of, pads_with_zeros
+from normfold.graph.statistics import known, remember
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible
 from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
@@ -102,6 +103,29 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
         )
 
     return edit
+
+
+def restated(node: fx.Node, flow: Flow, back: bool = False) -> list[Edit]:
+    """Edit that keeps the statistics of a tensor true which now holds ``flow(x)`` (``back``: is read so)."""
+    found = known(node)
+    if found is None:
+        return []
+
+    def numbers(part: Coefficient | None, neutral: float) -> Tensor | None:
+        if part is None:
+            return None
+        ids = along(part, found.dim, shape_of(node)[found.dim], node)
+        return part.vector.value[ids.clamp_min(0)].masked_fill(ids < 0, neutral)
+
+    def edit(rewriter: Rewriter) -> None:
+        try:
+            scale, shift = numbers(flow.scale, 1.0), numbers(flow.shift, 0.0)
+        except Blocked:  # it varies along another axis too
+            remember(node, None)
+        else:
+            remember(node, found.before(scale, shift) if back else found.moved(scale, shift))
+
+    return [edit]
 
 
 def _as_it_is(node: fx.Node) -> Linear:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import fx
@@ -21,6 +22,7 @@ from normfold.graph.mixing import keeps_constants, mixed, through_mix
 from normfold.graph.ops import (
     NORM_OPS,
     Kind,
+    Linear,
     body,
     kind_of,
     linear_of,
@@ -29,7 +31,7 @@ from normfold.graph.ops import (
     uses,
     zero_pad_of,
 )
-from normfold.rewrite.absorb import Edit, into_input, into_output
+from normfold.rewrite.absorb import Edit, into_input, into_output, restated
 from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.compose import into_affine, into_constant, pad_with_shift
 from normfold.rewrite.crossing import (
@@ -64,6 +66,7 @@ class Transport:
     copy_shared: bool = True
     untie: bool = False
     bias_only: bool = False
+    absorbed: list[tuple[Linear, Flow]] = field(default_factory=list)  # by `push`
     _pulled: set[fx.Node] = field(default_factory=set)
     _inverses: list[Edit] = field(default_factory=list)
     _pushed: dict[fx.Node, Flow] = field(default_factory=dict)
@@ -87,7 +90,8 @@ class Transport:
         self._require_unseen(value, flow, user)
         self._pulled.add(value)
         try:
-            return self._pull_through(value, for_operand(flow, value))
+            flow = for_operand(flow, value)
+            return [*self._pull_through(value, flow), *restated(value, flow)]
         except LayoutError as error:
             raise Blocked(Reason.AXIS_MISMATCH, value, str(error)) from error
 
@@ -242,8 +246,9 @@ class Transport:
                 enqueue(node)
         if crossed := self._pulled & self._pushed.keys():
             raise Blocked(Reason.OUTPUT_REUSED, min(crossed, key=lambda node: order[node]))
+        changed = (restated(node, flow, back=True) for node, flow in self._pushed.items())
         # an op may take an inverse on its output and a bias map on its input: the map comes behind both
-        return self._inverses + edits
+        return [*self._inverses, *edits, *chain.from_iterable(changed)]
 
     def _cross(self, node: fx.Node, edits: list[Edit]) -> Flow | None:
         """What ``node``'s result carries when its operands carry `_pushed`; None where it absorbs all."""
@@ -258,6 +263,7 @@ class Transport:
             narrow = linear.out_features <= shape_of(linear.data)[linear.in_dim or 0]
             if self.bias_only and linear.bias is None and not narrow:
                 raise Blocked(Reason.NO_BIAS, node, "an addition in front is the smaller one")
+            self.absorbed.append((linear, self._pushed[linear.data]))
             edits.append(into_input(linear, self._pushed[linear.data], self.padding))
             return None
         if kind is Kind.STOP:

@@ -1,0 +1,102 @@
+"""The values that a tensor takes, as far as they are known: what its grid is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from normfold.graph.graph import argument, op_name
+
+_KEY, _MEAN = "normfold_interval", "normfold_mean"
+_READ, _SHIFT = "normfold_read_mean", "normfold_mean_shift"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Smallest and largest value of one tensor, over all samples, positions and channels."""
+
+    low: float
+    high: float
+
+    def union(self, other: Interval) -> Interval:
+        return Interval(min(self.low, other.low), max(self.high, other.high))
+
+    def within(self, bounds: Interval) -> Interval:
+        """The part inside ``bounds``."""
+        low = min(max(self.low, bounds.low), bounds.high)
+        return Interval(low, min(max(self.high, bounds.low), bounds.high))
+
+
+EVERYTHING = Interval(float("-inf"), float("inf"))
+
+
+def expect(node: fx.Node, found: Interval) -> None:
+    """Set the values that the tensor of ``node`` takes."""
+    node.meta[_KEY] = found
+
+
+def expected(node: fx.Node) -> Interval | None:
+    """The values that the tensor of ``node`` takes, if they were measured or derived."""
+    found = node.meta.get(_KEY)
+    return found if isinstance(found, Interval) else None
+
+
+def bounds(node: fx.Node) -> Interval:
+    """What an op can give whatever it reads: sigmoid stays between 0 and 1."""
+    infinity = float("inf")
+    match op_name(node):
+        case "relu":
+            return Interval(0.0, infinity)
+        case "relu6":
+            return Interval(0.0, 6.0)
+        case "sigmoid" | "softmax" | "_softmax" | "hardsigmoid":
+            return Interval(0.0, 1.0)
+        case "tanh":
+            return Interval(-1.0, 1.0)
+        case "hardtanh":
+            return Interval(float(argument(node, "min_val")), float(argument(node, "max_val")))
+        case "clamp":
+            low, high = argument(node, "min"), argument(node, "max")
+            if not all(isinstance(end, (int, float, type(None))) for end in (low, high)):
+                return EVERYTHING
+            return Interval(
+                -infinity if low is None else float(low), infinity if high is None else float(high)
+            )
+        case "clamp_min" if isinstance(argument(node, "min"), (int, float)):
+            return Interval(float(argument(node, "min")), infinity)
+        case _:
+            return EVERYTHING
+
+
+def usual(node: fx.Node) -> Tensor | None:
+    """The mean of the tensor of ``node`` per channel on the samples, where it was measured."""
+    found = node.meta.get(_MEAN)
+    return found if isinstance(found, Tensor) else None
+
+
+def note_mean(node: fx.Node, mean: Tensor) -> None:
+    """Set the mean per output channel, (C,) in float64, of a linear op of the float network."""
+    node.meta[_MEAN] = mean
+
+
+def read_mean(node: fx.Node) -> Tensor | None:
+    """The mean per input channel of what a linear op reads, where the norms' statistics tell it."""
+    found = node.meta.get(_READ)
+    return found if isinstance(found, Tensor) else None
+
+
+def note_read_mean(node: fx.Node, mean: Tensor) -> None:
+    """Set the mean per input channel, (C,) in float64, of what a linear op reads."""
+    node.meta[_READ] = mean
+
+
+def mean_shift(node: fx.Node) -> Tensor | None:
+    """By how much rounding its weight moves the mean of a linear op's result, where that is known."""
+    found = node.meta.get(_SHIFT)
+    return found if isinstance(found, Tensor) else None
+
+
+def note_mean_shift(node: fx.Node, shift: Tensor) -> None:
+    """Set by how much a rounded weight moves the mean per output channel, (C,) in float64."""
+    node.meta[_SHIFT] = shift

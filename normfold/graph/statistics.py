@@ -1,0 +1,63 @@
+"""What a network remembers of its training data: mean and deviation of what its BatchNorms read and make.
+
+A BatchNorm's running statistics say what its input was like, and its gain and bias what its output is like. Both
+are kept with the tensor, not with the norm, so that they outlive it: whoever makes a tensor hold ``a x + b``
+instead of ``x`` says so (`Statistics.moved`), and folding and quantising commute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx
+
+from normfold.graph.graph import shape_of
+
+_KEY = "normfold_statistics"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of one tensor over samples and positions, per channel, in float64.
+
+    Attributes:
+        site: path of the norm that they come from.
+        dim: the channel axis of the tensor.
+        mean, std: (C,); NaN where nothing is known of a channel.
+    """
+
+    site: str
+    dim: int
+    mean: Tensor
+    std: Tensor
+
+    def moved(self, scale: Tensor | None, shift: Tensor | None) -> Statistics:
+        """Those of ``x * scale + shift``, (C,) each."""
+        mean, std = self.mean, self.std
+        if scale is not None:
+            mean, std = mean * scale, std * scale.abs()
+        return replace(self, mean=mean if shift is None else mean + shift, std=std)
+
+    def before(self, scale: Tensor | None, shift: Tensor | None) -> Statistics:
+        """Those of ``x``, where these are of ``x * scale + shift``; unknown where the scale is zero."""
+        mean = self.mean if shift is None else self.mean - shift
+        if scale is None:
+            return replace(self, mean=mean)
+        factor = scale.masked_fill(scale == 0, float("nan")).reciprocal()
+        return replace(self, mean=mean * factor, std=self.std * factor.abs())
+
+
+def remember(node: fx.Node, found: Statistics | None) -> None:
+    """Set what is known of the tensor that ``node`` makes; None: nothing."""
+    if found is None:
+        node.meta.pop(_KEY, None)
+    else:
+        node.meta[_KEY] = found
+
+
+def known(node: fx.Node) -> Statistics | None:
+    """The statistics of the tensor that ``node`` makes, if a norm has told them."""
+    found = node.meta.get(_KEY)
+    if not isinstance(found, Statistics) or found.mean.numel() != shape_of(node)[found.dim]:
+        return None
+    return found
