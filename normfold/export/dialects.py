@@ -12,6 +12,7 @@ from normfold.graph.graph import Graph, op_name
 
 # torch implements its translations at 18; below, a version converter would rewrite our file
 OLDEST_OPSET = 18
+_BLOCKS_OPSET = 21
 _BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
 _NEVER = 1 << 10
 _RMS_NORM = {"rms_norm", "_fused_rms_norm"}
@@ -37,7 +38,14 @@ class Dialect:
         """The opset for ``graph``: the oldest that holds each of its norms as one op for this runtime."""
         has_rms = any(op_name(node) in _RMS_NORM for node in graph.nodes)
         oldest = self.rms_opset if has_rms else self.opset
+        oldest = max(oldest, _BLOCKS_OPSET) if has_blocks(graph) else oldest
         return max(oldest, _BF16_OPSET) if _has_bf16(graph) else oldest
+
+
+def has_blocks(graph: Graph) -> bool:
+    """True if blocks of a weight have a scale each, which DequantizeLinear takes since opset 21."""
+    grids = (node for node in graph.nodes if op_name(node) == "normfold::dequantize")
+    return any(node.args[4] for node in grids)
 
 
 def _has_bf16(graph: Graph) -> bool:
@@ -112,7 +120,7 @@ def choose_opset(graph: Graph, target: Dialect, opset: int | None) -> int:
     """The asked opset if it can be written, else the dialect's default.
 
     Raises:
-        UsageError: below 18, or above what the installed torch writes.
+        UsageError: below 18, above what the installed torch writes, or too old for scales by block.
     """
     if opset is None:
         return min(target.default_opset(graph), newest_opset())
@@ -123,6 +131,11 @@ def choose_opset(graph: Graph, target: Dialect, opset: int | None) -> int:
             "that rewrites the graph after the verdict",
             hint=f"leave the opset out ({target.name} takes {target.default_opset(graph)}), or ask for "
             f"{OLDEST_OPSET} to {newest_opset()}",
+        )
+    if opset < _BLOCKS_OPSET and has_blocks(graph):
+        raise UsageError(
+            f"opset {opset} has no scales by block",
+            hint=f"leave the opset out, or ask for {_BLOCKS_OPSET} or newer",
         )
     if opset > newest_opset():
         raise UsageError(

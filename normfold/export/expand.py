@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from normfold.export.integer import TRANSLATED
 from normfold.graph.provenance import copy_provenance
 
 Table = dict[Any, Callable[..., Any]]
@@ -25,6 +26,8 @@ def needs_expansion(node: fx.Node, table: Table) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return isinstance(target, torch._ops.HigherOrderOperator)
+    if target in TRANSLATED:
+        return False
     return target in table or target.namespace != "aten" or target._schema.is_mutable
 
 

@@ -26,6 +26,7 @@ from normfold.export.census import Census, census
 from normfold.export.cleanup import Origin, clean, label, name_axes
 from normfold.export.dialects import Dialect, choose_opset
 from normfold.export.dialects import dialect as find_dialect
+from normfold.export.integer import pack, translations
 from normfold.export.plain import (
     write_activations,
     write_batch_norms,
@@ -105,6 +106,7 @@ def export_onnx(
     if not path.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
     model, notes = _translate(graph, chosen, chosen >= target.attention_opset)
+    pack(model)
     clean(model)
     _set_names(model, graph)
     name_axes(model, _axis_names(model))
@@ -182,6 +184,10 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_activations(program.graph)
     write_clamps(program.graph)
     write_casts(program.graph)
+    for (
+        node
+    ) in program.graph.nodes:  # of nodes that passes made: the exporter warns where it is missing
+        node.meta.setdefault("nn_module_stack", {})
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(recorder)
@@ -194,7 +200,12 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
         ):
             warnings.simplefilter("always")
             exported = torch.onnx.export(
-                program, dynamo=True, optimize=False, opset_version=opset, verbose=False
+                program,
+                dynamo=True,
+                optimize=False,
+                opset_version=opset,
+                verbose=False,
+                custom_translation_table=translations(),
             )
     finally:
         logger.removeHandler(recorder)

@@ -1,0 +1,185 @@
+"""Which tensors of a graph go on a grid, so that a runtime's integer kernels take the ops between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import Graph, op_name, shape_of
+from normfold.graph.intervals import bounds
+from normfold.graph.ops import Kind, Linear, kind_of, linear_of, operands
+from normfold.graph.scheme import Scheme
+
+_CLIPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min"}
+# the grid of the input serves the output: nothing new is computed
+_SAME_GRID = {"max_pool2d", "max_pool1d"}
+
+
+_FLOATS = "normfold_floats"
+
+
+@dataclass
+class Plan:
+    """What to put on grids.
+
+    Attributes:
+        linears: the ops whose weights become integers.
+        tensors: activations on a grid, to the tensor whose grid it is (itself, or where its values come from).
+        readers: who reads an activation from its grid; all of its readers where it is not here.
+        floats: linears whose result stays in floats.
+    """
+
+    linears: list[Linear] = field(default_factory=list)
+    tensors: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    readers: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)
+    floats: set[fx.Node] = field(default_factory=set)
+
+
+def plan(graph: Graph, scheme: Scheme) -> Plan:
+    """Choose the tensors around the linear ops whose weights are integers."""
+    linears = [
+        linear
+        for node in graph.nodes
+        if (linear := weighted(node)) is not None and integer_arithmetic(linear)
+    ]
+    return _chained(graph, scheme, linears) if scheme.outputs else _inputs_only(linears)
+
+
+def keep_floats(node: fx.Node) -> None:
+    """Mark a product that stays in floats: what it reads has outliers that it is there to spread."""
+    node.meta[_FLOATS] = True
+
+
+def weighted(node: fx.Node) -> Linear | None:
+    """A convolution or matrix product with a stored weight; tables are no arithmetic."""
+    if node.op != "call_function" or is_static(node) or op_name(node) == "embedding":
+        return None
+    if _FLOATS in node.meta:
+        return None
+    return linear_of(node) if kind_of(node) is Kind.LINEAR else None
+
+
+def mean_of_product(linear: Linear, mean: Tensor, weight: Tensor) -> Tensor:
+    """The mean per output channel, over positions, of a linear op with this weight and no bias.
+
+    Args:
+        mean: (C,) of what it reads, the same at every position.
+    """
+    assert linear.in_dim is not None
+    shape = list(shape_of(linear.data))
+    if linear.in_dim:
+        shape[0] = 1
+    view = [-1 if dim == linear.in_dim else 1 for dim in range(len(shape))]
+    x = mean.reshape(view).expand(shape).contiguous()
+    values: dict[fx.Node, Tensor] = {linear.data: x, linear.weight: weight}
+    if linear.bias is not None:
+        values[linear.bias] = weight.new_zeros(shape_of(linear.bias))
+    args, kwargs = fx.map_arg((linear.node.args, linear.node.kwargs), values.__getitem__)
+    y: Tensor = linear.node.target(*args, **kwargs)  # type: ignore[operator]
+    return y.mean([dim for dim in range(y.dim()) if dim != linear.out_dim])
+
+
+def quantized_weight(linear: Linear) -> bool:
+    """True if the weight is integers and scales."""
+    return op_name(linear.weight) == "normfold::dequantize"
+
+
+def integer_arithmetic(linear: Linear) -> bool:
+    """True if integer kernels take the weight: blocks are unpacked to floats."""
+    return quantized_weight(linear) and bool(linear.weight.args[4] == 0)
+
+
+def end(node: fx.Node) -> fx.Node:
+    """The tensor that leaves an op's kernel: that of the ReLU behind it, if nobody else reads the op."""
+    users = list(node.users)
+    if len(users) == 1 and op_name(users[0]) in _CLIPS and bounds(users[0]).low >= 0:
+        return users[0]
+    return node
+
+
+def _chained(graph: Graph, scheme: Scheme, linears: list[Linear]) -> Plan:
+    """Integer kernels read and give integers: every tensor between them is on a grid."""
+    integer = {linear.node for linear in linears}
+    integer |= {node for node in graph.nodes if _glue(node, scheme)}
+    while True:  # the largest set of ops that can run in integers together
+        ends = {end(node) for node in integer}
+        out = {
+            node for node in integer if weighted(node) is None and not _joined(node, integer, ends)
+        }
+        if not out:
+            break
+        integer -= out
+    found = Plan(linears)
+    for (
+        node
+    ) in graph.nodes:  # in graph order, so that shared grids are there before they are shared
+        if node in integer:
+            for source in _activations(node):
+                found.tensors.setdefault(source, source)
+        made = node in ends and all(user in integer for user in node.users)
+        start = next(
+            (n for n in (node, *node.all_input_nodes) if n in integer and end(n) is node), None
+        )
+        if start is None:
+            continue
+        conv = weighted(start) is not None and linear_of(start).kernel > 0  # type: ignore[union-attr]
+        if made or (conv and not _is_output(node)):
+            origin = _origin(start) if start is node else node
+            found.tensors[node] = found.tensors.get(origin, origin)
+        elif weighted(start) is not None:
+            found.floats.add(start)
+    return found
+
+
+def _glue(node: fx.Node, scheme: Scheme) -> bool:
+    if node.op != "call_function" or is_static(node):
+        return False
+    return op_name(node) in scheme.glue or kind_of(node) is Kind.MOVE
+
+
+def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
+    """True if everything that a glue op reads and everybody who reads it is in integers."""
+    sources = _activations(node)
+    if (
+        not sources
+        or len(sources) < len(operands(node))
+        or any(source not in ends and source.op != "placeholder" for source in sources)
+    ):
+        return False
+    readers = list(end(node).users)
+    return bool(readers) and all(reader in integer for reader in readers)
+
+
+def _activations(node: fx.Node) -> list[fx.Node]:
+    linear = weighted(node)
+    sources = operands(node) if linear is None else [linear.data]
+    return [source for source in sources if not is_static(source)]
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """Where the values of a move come from; the node itself if it computes new ones."""
+    same = kind_of(node) is Kind.MOVE or op_name(node) in _SAME_GRID
+    sources = _activations(node)
+    return sources[0] if same and len(sources) == 1 else node
+
+
+def _is_output(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _inputs_only(linears: list[Linear]) -> Plan:
+    """Inputs of linear ops are on grids, and the other side of a sum with a linear op's output."""
+    found = Plan(linears)
+    ops = {linear.node for linear in linears}
+    for linear in linears:
+        found.tensors[linear.data] = linear.data
+        found.readers.setdefault(linear.data, set()).add(linear.node)
+    for tensor in list(found.tensors):
+        for user in tensor.users:
+            if op_name(user) == "add" and user not in ops:
+                others = [side for side in operands(user) if side is not tensor]
+                if len(others) == 1 and others[0] in ops and len(others[0].users) == 1:
+                    found.readers[tensor].add(user)
+    return found

@@ -1,0 +1,120 @@
+"""correct-bias: the mean error that integers make behind a linear op is taken out of its bias.
+
+y' = W' x' + c  ->  c - (E[y'] - E[y])          per output channel, over samples and positions
+
+analytic  E[y'] - E[y] = (W' - W) E[x], with E[x] from the norms' statistics (Nagel et al. 2019, section 4.2). What
+          rounded activations add is not in it.
+samples   measured: front to back, each op with the inputs that the corrected ones in front of it give; E[y] is
+          what the float network gave on the same samples (Finkelstein et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.graph import Graph
+from normfold.graph.expressions import evaluate
+from normfold.graph.integers import quantized_weight, weighted
+from normfold.graph.intervals import mean_shift, usual
+from normfold.graph.ops import linear_of
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Correct the biases of ops with integer weights, by ``graph.samples``.
+
+    Options:
+        heads: correct ops whose result the network returns too: a few samples do not tell the mean of class
+            scores, and correcting them has cost accuracy.
+        limit: largest correction, in deviations of the channel.
+        source: ``samples``, ``analytic``, or the former where there are any.
+
+    Exact:    no: the function changes.
+    Declines: no-samples, output-exposed.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+
+    heads: bool = False
+    limit: float = 1.0
+    source: Literal["auto", "samples", "analytic"] = "auto"
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        found = [
+            node
+            for node in graph.nodes
+            if (linear := weighted(node)) is not None
+            and quantized_weight(linear)
+            and linear.bias_position is not None
+        ]
+        wanted = {node for node in found if self.heads or not _returned(node)}
+        if self.source == "analytic" or (self.source == "auto" and not graph.samples):
+            known = ((node, mean_shift(node)) for node in wanted)
+            shifts = {node: shift for node, shift in known if shift is not None}
+        else:
+            shifts = _measured(graph, wanted, self.limit)
+        for node in found:
+            yield Match(node, (), (node in wanted, shifts.get(node)))
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        wanted, shift = match.plan
+        if not wanted:
+            return Decline(Reason.OUTPUT_EXPOSED, match.node)
+        return Decline(Reason.NO_SAMPLES, match.node) if shift is None else None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        linear, shift = linear_of(match.node), match.plan[1]
+        assert linear is not None and linear.bias_position is not None
+        bias, dtype = linear.bias, match.node.meta["val"].dtype
+        if bias is not None:
+            shift = shift - evaluate(rewriter.graph.module, bias)
+        corrected = rewriter.constant((-shift).to(dtype), "bias")
+        rewriter.set_argument(match.node, linear.bias_position, corrected)
+        rewriter.record(f"{match.node.name}: bias corrected")
+
+
+def _returned(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _measured(graph: Graph, wanted: set[fx.Node], limit: float) -> dict[fx.Node, Tensor]:
+    if not graph.samples:
+        return {}
+    samples = [pytree.tree_leaves(sample) for sample in graph.samples]
+    inputs = [torch.cat(parts) for parts in zip(*samples, strict=True)]
+    runner = _Corrector(graph.module, wanted, limit)
+    with torch.no_grad():
+        runner.run(*inputs, enable_io_processing=False)
+    return runner.shifts
+
+
+class _Corrector(fx.Interpreter):
+    """Runs the integer network, and takes each op's mean error out of what the next ones read."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[fx.Node], limit: float) -> None:
+        super().__init__(module)
+        self.wanted, self.limit = wanted, limit
+        self.shifts: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        target = usual(n) if n in self.wanted else None
+        if target is None:
+            return value
+        linear = linear_of(n)
+        assert linear is not None
+        rest = [dim for dim in range(value.dim()) if dim != linear.out_dim]
+        variance, mean = torch.var_mean(value.double(), rest)
+        most = self.limit * variance.sqrt()
+        shift = torch.minimum(torch.maximum(mean - target, -most), most)
+        self.shifts[n] = shift
+        shape = [-1 if dim == linear.out_dim else 1 for dim in range(value.dim())]
+        return value - shift.to(value).reshape(shape)

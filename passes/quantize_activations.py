@@ -1,0 +1,133 @@
+"""quantize-activations: tensors go on grids of 8 bits, so that a runtime's integer kernels take the ops between.
+
+x  ->  s (Q - z)        Q = clip(round(x / s) + z), half to even
+
+One scale and zero point per tensor, from the interval that was measured or derived for it. Which tensors, and
+which grids, is what the runtime wants (`normfold.graph.scheme`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from normfold.graph import Graph
+from normfold.graph.expressions import evaluate
+from normfold.graph.graph import op_name
+from normfold.graph.integer_ops import dequantize, quantize, simulate
+from normfold.graph.integers import Plan, plan
+from normfold.graph.intervals import bounds, expected
+from normfold.graph.ops import Linear, linear_of
+from normfold.graph.scheme import SCHEMES
+from normfold.report import PassReport
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.integers import prepare
+
+
+@dataclass(frozen=True)
+class QuantizeActivations(Pass):
+    """Put the tensors between linear ops with integer weights (`quantize-weights`) on grids.
+
+    Options:
+        dialect: the runtime that will read the file.
+        bits: fewer than 8 are simulated, and no runtime executes them; what the network reads and what its last
+            layers read keeps 8.
+
+    Exact:    no: values are rounded.
+    Declines: no-interval.
+    """
+
+    name: ClassVar[str] = "quantize-activations"
+    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+
+    dialect: Literal["ort-x86", "ort-arm", "trt", "trt-rtx"] = "ort-x86"
+    bits: int = 8
+
+    def run(self, graph: Graph, limit: int | None = None) -> PassReport:
+        if SCHEMES[self.dialect].outputs:
+            prepare(Rewriter(graph))
+        return super().run(graph, limit)
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        found = plan(graph, SCHEMES[self.dialect])
+        for tensor, origin in found.tensors.items():
+            yield Match(tensor, (), (origin, found))
+        for linear in found.linears:
+            if linear.node in found.floats and linear.bias is not None and linear.kernel == 0:
+                yield Match(linear.node, (), linear)
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        if isinstance(match.plan, Linear):
+            return None
+        origin, _ = match.plan
+        return Decline(Reason.NO_INTERVAL, match.node) if expected(origin) is None else None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        if isinstance(match.plan, Linear):
+            self._bias(match.node, rewriter)
+        else:
+            origin, found = match.plan
+            self._activation(match.node, origin, found, rewriter)
+
+    def _activation(
+        self, tensor: fx.Node, origin: fx.Node, found: Plan, rewriter: Rewriter
+    ) -> None:
+        scheme, interval = SCHEMES[self.dialect], expected(origin)
+        assert interval is not None
+        interval = interval.within(bounds(origin))
+        readers = found.readers.get(tensor)
+        if self.bits < 8 and not _at_an_end(tensor):
+            number, zero = scheme.grid(interval.low, interval.high, self.bits)
+            limits = scheme.limits(self.bits)
+            steps = values = rewriter.insert_after(tensor, simulate, tensor, number, zero, *limits)
+            _hand_over(tensor, steps, values, readers, rewriter)
+            return
+        number, zero = scheme.grid(interval.low, interval.high)
+        scale = rewriter.constant(torch.tensor(number), "scale")
+        zeros = rewriter.constant(torch.tensor(zero, dtype=scheme.dtype), "zero_point")
+        steps = rewriter.insert_after(tensor, quantize, tensor, scale, zeros, None)
+        values = rewriter.insert_after(steps, dequantize, steps, scale, zeros, None, 0, 8)
+        _hand_over(tensor, steps, values, readers, rewriter)
+        rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}")
+
+    def _bias(self, node: fx.Node, rewriter: Rewriter) -> None:
+        """An integer bias, of the product's scale: what a kernel needs that gives floats."""
+        linear = linear_of(node)
+        assert linear is not None
+        source: Any = linear.data
+        if op_name(source) != "normfold::dequantize":
+            return
+        module = rewriter.graph.module
+        bias = evaluate(module, linear.bias)  # type: ignore[arg-type]
+        scale = evaluate(module, source.args[1]) * evaluate(module, linear.weight.args[1])  # type: ignore[arg-type]
+        steps = (bias / scale).round().clamp(-(2.0**31) + 1, 2.0**31 - 1).to(torch.int32)
+        stored = rewriter.constant(steps, "bias_int32")
+        scales = rewriter.constant(scale.float(), "bias_scale")
+        zeros = rewriter.constant(torch.zeros_like(steps), "bias_zero_point")
+        value = rewriter.expression(dequantize, stored, scales, zeros, 0, 0, 32)
+        assert linear.bias_position is not None
+        rewriter.set_argument(linear.node, linear.bias_position, value)
+        rewriter.record(f"{linear.node.name}: bias in 32 bits")
+
+
+def _hand_over(
+    tensor: fx.Node,
+    steps: fx.Node,
+    values: fx.Node,
+    readers: set[fx.Node] | None,
+    rewriter: Rewriter,
+) -> None:
+    for user in list(tensor.users):
+        if user is not steps and (readers is None or user in readers):
+            rewriter.replace_input(user, tensor, values)
+
+
+def _at_an_end(tensor: fx.Node) -> bool:
+    """True for what the network reads, and for what ops read whose result it returns."""
+    if tensor.op == "placeholder":
+        return True
+    return any(reader.op == "output" for user in tensor.users for reader in user.users)

@@ -1,0 +1,104 @@
+"""quantize-weights: weights of linear ops become integers and scales.
+
+W  ->  s Q        Q = round(W / s), s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
+
+What rounds to which neighbour is `normfold.graph.grids`' business.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from normfold.graph import Graph
+from normfold.graph.expressions import evaluate
+from normfold.graph.grids import Grid, to_grid
+from normfold.graph.integer_ops import dequantize
+from normfold.graph.integers import mean_of_product, quantized_weight, weighted
+from normfold.graph.intervals import note_mean_shift, read_mean
+from normfold.graph.ops import Linear
+from normfold.graph.provenance import module_path
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Put the weights of a baked graph on grids, one scale per output channel or per block of inputs.
+
+    Options:
+        bits: 2 to 8. Below 8 they are stored in 8 all the same, but for 4 in blocks.
+        block: inputs that share a scale (a power of two from 16); 0: all of an output channel.
+        rounding: ``nearest``, or ``squant``: errors that cancel over kernels and channels.
+        clip: choose each scale by the squared error (below 8 bits).
+        layers: patterns of module paths; all linear ops when empty.
+
+    Exact:    no: values are rounded.
+    Declines: not-asked-for, axis-mismatch (blocks of what is no matrix).
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+
+    bits: int = 8
+    block: int = 0
+    rounding: Literal["nearest", "squant"] = "nearest"
+    clip: bool = False
+    layers: tuple[str, ...] = ()
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        for node in graph.nodes:
+            linear = weighted(node)
+            if linear is not None and not quantized_weight(linear):
+                yield Match(node, (), linear)
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        path = module_path(match.node) or match.node.name
+        if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
+            return Decline(Reason.NOT_ASKED_FOR, match.node)
+        if self.block and match.plan.kernel:
+            return Decline(Reason.AXIS_MISMATCH, match.node, "blocks are for matrices")
+        return None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        linear: Linear = match.plan
+        weight = evaluate(rewriter.graph.module, linear.weight)
+        axis = linear.in_axis if self.block else linear.out_axis
+        assert axis is not None
+        grid = to_grid(weight, axis, self.bits, self.block, self.rounding, self.clip)
+        name = str(linear.weight.target) if linear.weight.op == "get_attr" else match.node.name
+        if self.block:
+            self._blocks(linear, grid, name, rewriter)
+        else:
+            mean = read_mean(match.node)
+            if mean is not None:
+                error = grid.values - weight.double()
+                note_mean_shift(match.node, mean_of_product(linear, mean.double(), error))
+            steps = rewriter.attribute(f"{name}_int{self.bits}", grid.steps)
+            scale = rewriter.attribute(f"{name}_scale", grid.scale)
+            # written out: some of onnxruntime's kernels are not chosen where it is missing
+            none = torch.zeros_like(grid.scale).to(torch.int8)
+            zeros = rewriter.attribute(f"{name}_zero_point", none)
+            values = rewriter.expression(dequantize, steps, scale, zeros, axis, 0, 8)
+            rewriter.set_argument(match.node, linear.weight_position, values)
+        match.detail = f"{self.bits} bits"
+        rewriter.record(f"{match.node.name}: weight in {self.bits} bits")
+
+    def _blocks(self, linear: Linear, grid: Grid, name: str, rewriter: Rewriter) -> None:
+        """x @ W + b with W as (inputs, outputs) and blocks along the inputs: what runtimes have a kernel for."""
+        steps, scale = grid.steps, grid.scale
+        if linear.in_axis == 1:
+            steps, scale = steps.t().contiguous(), scale.t().contiguous()
+        stored = rewriter.attribute(f"{name}_int{self.bits}", steps)
+        scales = rewriter.attribute(f"{name}_scale", scale)
+        bits = 4 if self.bits == 4 else 8
+        values = rewriter.expression(dequantize, stored, scales, None, 0, self.block, bits)
+        result = rewriter.insert_before(linear.node, aten.matmul.default, linear.data, values)
+        if linear.bias is not None:
+            result = rewriter.insert_before(linear.node, aten.add.Tensor, result, linear.bias)
+        rewriter.replace(linear.node, result)

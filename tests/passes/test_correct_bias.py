@@ -1,0 +1,95 @@
+"""correct-bias: mean errors vanish, but for the heads'."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normfold.graph import Graph, capture
+from normfold.graph.integers import weighted
+from normfold.graph.intervals import note_read_mean
+from normfold.graph.provenance import module_path
+from normfold.quantize.ranges import measure, settle
+from normfold.rewrite import parse, run_pipeline
+from tests.nets import Compose, perturb
+
+X = torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(0)) + 0.5
+COARSE = "quantize-weights{bits=3}"
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return perturb(
+        Compose(
+            lambda m, x: m.head(F.relu(m.second(F.relu(m.first(x)))).mean((2, 3))),
+            first=nn.Conv2d(3, 8, 3),
+            second=nn.Conv2d(8, 8, 3, bias=False),
+            head=nn.Linear(8, 5),
+        )
+    )
+
+
+def means(graph: Graph) -> dict[str, Tensor]:
+    """Mean of what each linear op gives, per channel."""
+    found = {}
+
+    class Seen(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            value = super().run_node(n)
+            linear = weighted(n)
+            if linear is not None:
+                rest = [dim for dim in range(value.dim()) if dim != linear.out_dim]
+                found[module_path(n)] = value.mean(rest)
+            return value
+
+    with torch.no_grad():
+        Seen(graph.module).run(X)
+    return found
+
+
+def with_samples() -> Graph:
+    graph = capture(net(), (X,))
+    graph.samples = [((X,), {})]
+    settle(measure(graph, [(X,)]), {})
+    return graph
+
+
+def test_means_are_those_of_the_float_network() -> None:
+    graph = with_samples()
+    rounded, _ = run_pipeline(graph, parse(COARSE))
+    corrected, _ = run_pipeline(graph, parse(f"{COARSE},correct-bias"))
+    wanted, plain, found = means(graph), means(rounded), means(corrected)
+    for path in ("first", "second"):
+        assert float((plain[path] - wanted[path]).abs().max()) > 1e-2
+        torch.testing.assert_close(found[path], wanted[path], rtol=1e-3, atol=1e-4)
+
+
+def test_the_head_is_not_corrected() -> None:
+    _, reports = run_pipeline(with_samples(), parse(f"{COARSE},correct-bias"))
+    assert [item.site for item in reports[-1].declined] == ["head"]
+    _, reports = run_pipeline(with_samples(), parse(f"{COARSE},correct-bias{{heads=true}}"))
+    assert not reports[-1].declined
+
+
+def test_from_the_statistics_alone() -> None:
+    """(W' - W) E[x], for a mean that is told."""
+    graph = capture(net(), (X,))
+    first = next(node for node in graph.nodes if weighted(node))
+    told = X.mean((0, 2, 3)).double()
+    note_read_mean(first, told)
+    corrected, reports = run_pipeline(graph, parse(f"{COARSE},correct-bias"))
+    assert [item.site for item in reports[-1].applied] == ["first"]
+    wanted, found = means(graph)["first"], means(corrected)["first"]
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+    plain = means(run_pipeline(graph, parse(COARSE))[0])["first"]
+    assert float((found - wanted).norm()) < 0.2 * float((plain - wanted).norm())
+
+
+@pytest.mark.parametrize("source", ["samples", "analytic"])
+def test_nothing_known(source: str) -> None:
+    graph = capture(net(), (X,))
+    _, reports = run_pipeline(graph, parse(f"{COARSE},correct-bias{{source={source}}}"))
+    assert {item.code for item in reports[-1].declined} >= {"NF127"}
+    assert not reports[-1].applied

@@ -1,0 +1,95 @@
+"""quantize-activations: which tensors go on which grids, for which runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from normfold.graph import Graph, capture
+from normfold.graph.graph import op_name
+from normfold.graph.scheme import SCHEMES
+from normfold.quantize.ranges import measure, settle
+from normfold.rewrite import parse, run_pipeline
+from tests.nets import Compose, perturb
+from tests.quantize.nets import gated, inverted, residual
+
+X = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+def ready(build: Callable[[], nn.Module]) -> Graph:
+    torch.manual_seed(0)
+    graph = capture(perturb(build()), (X,))
+    folded, _ = run_pipeline(graph, parse("canonicalize,fold-affine,restore,bake"))
+    settle(measure(folded, [(X,)]), {})
+    return folded
+
+
+def grids(graph: Graph) -> list[torch.fx.Node]:
+    return [node for node in graph.nodes if op_name(node) == "normfold::quantize"]
+
+
+@pytest.mark.parametrize("dialect", SCHEMES)
+@pytest.mark.parametrize("build", [residual, inverted, gated])
+def test_near_the_float_network(build: Callable[[], nn.Module], dialect: str) -> None:
+    graph = ready(build)
+    text = f"quantize-weights,quantize-activations{{dialect={dialect}}}"
+    after, _ = run_pipeline(graph, parse(text))
+    with torch.no_grad():
+        wanted, got = graph(X), after(X)
+    assert float((got - wanted).norm() / wanted.norm()) < 0.1
+
+
+@pytest.mark.parametrize("dialect", SCHEMES)
+def test_the_grids_of_a_runtime(dialect: str) -> None:
+    text = f"quantize-weights,quantize-activations{{dialect={dialect}}}"
+    after, _ = run_pipeline(ready(residual), parse(text))
+    for node in grids(after):
+        zero = after.value(node.args[2])  # type: ignore[arg-type]
+        assert zero.dtype == SCHEMES[dialect].dtype
+        assert not SCHEMES[dialect].symmetric or int(zero) == 0
+
+
+def test_tensorrt_reads_grids_and_writes_floats() -> None:
+    """Of the residual sum only the side that skips is on one."""
+    after, _ = run_pipeline(
+        ready(residual), parse("quantize-weights,quantize-activations{dialect=trt}")
+    )
+    (total,) = (node for node in after.nodes if op_name(node) == "add")
+    sides = sorted(op_name(side) for side in total.all_input_nodes)
+    assert sides == ["conv2d", "normfold::dequantize"]
+
+
+def test_ranges_that_nobody_knows() -> None:
+    graph = capture(perturb(residual()), (X,))
+    folded, _ = run_pipeline(graph, parse("canonicalize,fold-affine,restore,bake"))
+    after, reports = run_pipeline(folded, parse("quantize-weights,quantize-activations"))
+    assert {item.code for item in reports[-1].declined} == {"NF128"}
+    assert not grids(after)
+
+
+def test_fewer_bits_are_simulated() -> None:
+    """By torch's own op; what the network reads keeps 8."""
+    graph = ready(residual)
+    after, _ = run_pipeline(graph, parse("quantize-weights,quantize-activations{bits=4}"))
+    fake = [node for node in after.nodes if op_name(node) == "normfold::simulate"]
+    assert fake
+    assert all(node.args[3:] == (0, 15) for node in fake)
+    assert any(node.all_input_nodes[0].op == "placeholder" for node in grids(after))
+
+
+def test_a_clipped_activation_needs_no_op() -> None:
+    """ReLU6 within [0, 6] is the grid itself."""
+    module = Compose(
+        lambda m, x: m.last(F.relu6(m.first(x))), first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1)
+    )
+    after, _ = run_pipeline(ready(lambda: module), parse("quantize-weights,quantize-activations"))
+    for node in grids(after):
+        source = node.args[0]
+        if op_name(source) in ("relu6", "hardtanh"):  # type: ignore[arg-type]
+            scale, zero = (after.value(node.args[n]) for n in (1, 2))  # type: ignore[arg-type]
+            assert int(zero) == 0
+            assert float(scale) * 255 <= 6.0 + 1e-6
