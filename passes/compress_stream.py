@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from normfold.graph import Graph
 from normfold.report import Warned
 from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
+from normfold.rewrite.basis import Basis
 from normfold.rewrite.compression import Compression, Region, narrow
 
 
@@ -39,7 +41,7 @@ class CompressStream(Pass):
     basis: Literal["orthonormal", "drop-last"] = "orthonormal"
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        compression = Compression(graph, self.basis)
+        compression = Compression(graph, partial(Basis, self.basis))
         region_of = {region.norms[0]: region for region in compression.regions}
         for node in list(graph.nodes):
             if node in compression.declined:

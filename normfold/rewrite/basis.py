@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx
@@ -36,6 +36,12 @@ class Basis:
 
     name: Name
     width: int
+    mark: ClassVar[str] = "normfold_centred"  # of the tensors that may be stored in it
+
+    @property
+    def kept(self) -> int:
+        """Numbers that are stored."""
+        return self.width - 1
 
     @property
     def gamma(self) -> float:

@@ -14,7 +14,7 @@ brings back d features. What hangs together is converted if it has more norms th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import mixed
 from normfold.graph.ops import Kind, body, is_tuple, kind_of, operands, uses
 from normfold.rewrite.base import Decline
-from normfold.rewrite.basis import Basis, Name
+from normfold.rewrite.basis import Basis
 from normfold.rewrite.narrowing import (
     narrow_sizes,
     one_axis,
@@ -88,12 +88,13 @@ class Compression:
     """The values of a graph, and the regions that pay.
 
     Args:
-        graph: behind center-stream, which marks what it stores centred.
-        basis: "orthonormal" or "drop-last".
+        graph: whose tensors are marked that may be stored in the basis (by center-stream, which centres them).
+        basis: the basis for a width.
+        mark: of such tensors.
     """
 
-    def __init__(self, graph: Graph, basis: Name) -> None:
-        self.graph, self.basis = graph, basis
+    def __init__(self, graph: Graph, basis: Callable[[int], Basis], mark: str = Basis.mark) -> None:
+        self.graph, self.basis, self.mark = graph, basis, mark
         self.values: dict[fx.Node, Value] = {}
         self.declined: dict[fx.Node, Decline] = {}
         self._refused: set[fx.Node] = set()  # linear ops whose weight has other readers
@@ -114,7 +115,7 @@ class Compression:
         source = self.values.get(node.args[0])  # type: ignore[arg-type]
         if source is None:
             stored = node.args[0]
-            if isinstance(stored, fx.Node) and "normfold_centred" in stored.meta:
+            if isinstance(stored, fx.Node) and self.mark in stored.meta:
                 self.declined[node] = Decline(Reason.GROUPED_FEATURES, stored)
             return None  # else an RMSNorm from the start, which sees the mean
         sizes = [int(size) for size in argument(node, "normalized_shape")]
@@ -126,11 +127,11 @@ class Compression:
         return Value(node, source.axis, basis, source.basis.factor, "norm", parts=[source])
 
     def _centred(self, node: fx.Node) -> Value | None:
-        groups = node.meta.get("normfold_centred")
+        groups = node.meta.get(self.mark)
         if groups is None or not one_axis(groups):
             return None
         (axis,) = grouping.axes(groups)
-        value = Value(node, axis, Basis(self.basis, groups.shape[axis]))
+        value = Value(node, axis, self.basis(groups.shape[axis]))
         writer = writer_of(node)
         if writer is not None and writer.blocks == 1 and writer.out_dim == axis:
             value.how, value.writer = "writer", writer
@@ -222,7 +223,7 @@ class Compression:
     def _withdraw(self, value: Value) -> None:
         """A centred tensor may still be made narrow by an explicit op."""
         value.parts, value.constants, value.writer = [], [], None
-        if "normfold_centred" in value.node.meta and value.how != "norm":
+        if self.mark in value.node.meta and value.how != "norm":
             value.how = "border"
         else:
             if value.how == "norm":
@@ -314,7 +315,7 @@ class Compression:
 def _grouped_source(value: Value) -> fx.Node | None:
     """A tensor with several groups of features that a border is made of."""
     for source in body(value.node).all_input_nodes if value.how == "border" else ():
-        groups = source.meta.get("normfold_centred")
+        groups = source.meta.get(value.basis.mark)
         if groups is not None and not one_axis(groups):
             return source
     return None
@@ -344,7 +345,7 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
         eps, dtype = float(argument(node, "eps")), source.meta["val"].dtype
         result = basis.norm(partial(rewriter.insert_before, node), source, eps, dtype)
         result.meta["normfold_norm"] = node.meta.get("normfold_norm", ())
-        rewriter.record(f"{node.name}: norm of {basis.width - 1} features")
+        rewriter.record(f"{node.name}: norm of {basis.kept} features")
     elif value.writer is not None:
         places = [(value.writer.weight_position, value.writer.axis)]
         if value.writer.bias_position is not None and value.writer.bias is not None:
@@ -359,12 +360,12 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
         for constant, along in value.constants:
             parameter = basis.narrow(rewriter.expression, constant, along)
             rewriter.replace_input(body(node), constant, parameter)
-        if (sizes := narrow_sizes(node, axis, basis.width)) is not None:
+        if (sizes := narrow_sizes(node, axis, basis.width, basis.kept)) is not None:
             rewriter.set_argument(node, 1, sizes)
     if value.how in ("writer", "made"):
         for step in dict.fromkeys((body(node), node)):
             rewriter.infer(step)
-        node.meta.pop("normfold_centred", None)
+        node.meta.pop(basis.mark, None)
     if value.outside and value.how != "border":
         wide = basis.widen(_After(rewriter, result), result, axis, value.factor)
         rewriter.record(f"{node.name}: all features brought back by an op")

@@ -94,7 +94,9 @@ def parts_of(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
         case Kind.PRODUCT:
             # the other factors are the same for every feature: else it would not be centred
             wide = [part for part in operands(node) if _width(part, axis, groups.dim()) > 1]
-            return [(part, grouping.for_operand(groups, part)) for part in wide]
+            return [
+                (part, grouping.for_operand(groups, part)) for part in wide[:1] if len(wide) == 1
+            ]
         case Kind.MIX:
             return [(operands(node)[0], through_mix(node, groups))]
         case Kind.AFFINE if node.args[1] is None and node.args[3] == axis:
@@ -132,11 +134,11 @@ def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
     return name == "index" and source >= len(argument(op, "indices"))
 
 
-def narrow_sizes(node: fx.Node, axis: int, width: int) -> list[Any] | None:
-    """The sizes that a reshape or expand is given, with d - 1 features."""
+def narrow_sizes(node: fx.Node, axis: int, width: int, kept: int) -> list[Any] | None:
+    """The sizes that a reshape or expand is given, with ``kept`` features instead of ``width``."""
     if op_name(node) not in _SIZED:
         return None
     sizes: list[Any] = list(node.args[1])  # type: ignore[arg-type]
     if sizes[axis] == width:
-        sizes[axis] = width - 1
+        sizes[axis] = kept
     return sizes

@@ -178,6 +178,13 @@ class Reason(Enum):
         "what takes the place of the norm is measured on samples, and there are none",
         "set `graph.samples`, or give `--data`",
     )
+    NO_INTERVAL = (
+        "NF128",
+        "no-interval",
+        "nothing is known of the values that this tensor takes: no norm's statistics reach it, and nothing was "
+        "measured",
+        "give `--data`, or quantise weights only",
+    )
 
     @property
     def code(self) -> str:

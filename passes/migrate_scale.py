@@ -1,0 +1,101 @@
+"""migrate-scale: part of what makes a channel of activations large goes into the weights that read it.
+
+W norm(x)  =  (W S) (S^-1 norm(x))        s_j = max|x_j|^a / max|W_j|^(1 - a)
+
+S^-1 becomes the gain of the norm, so that nothing is computed that was not before (Xiao et al. 2023,
+"SmoothQuant", arXiv 2211.10438). max|x_j| is measured on ``graph.samples``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.graph import Graph
+from normfold.graph.custom_ops import channel_affine
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import argument, op_name, shape_of
+from normfold.graph.layout import LayoutError
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.balance import into_readers, largest_read
+from normfold.rewrite.flow import Blocked
+
+
+@dataclass(frozen=True)
+class MigrateScale(Pass):
+    """Scale what LayerNorms and RMSNorms give to linear layers so that both are easier to quantise.
+
+    Options:
+        alpha: how much of the difficulty the weights take: 0 none, 1 all.
+
+    Exact:    up to rounding.
+    Declines: no-samples, and what keeps a positive scale from the weights.
+    """
+
+    name: ClassVar[str] = "migrate-scale"
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    alpha: float = 0.5
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        norms = [node for node in graph.nodes if _core(node)]
+        peaks = _peaks(graph, norms)
+        for node in norms:
+            yield Match(node, node.meta.get("normfold_norm", ()), peaks.get(node))
+
+    def check(self, graph: Graph, match: Match) -> Decline | None:
+        if match.plan is None:
+            return Decline(Reason.NO_SAMPLES, match.node)
+        node, dim, large = match.node, len(shape_of(match.node)) - 1, match.plan
+        try:
+            read = largest_read(graph, node, dim)
+            factors = large**self.alpha / read ** (1 - self.alpha)
+            factors[(large == 0) | (read == 0)] = 1.0
+            match.plan = (factors, into_readers(graph, node, dim, factors))
+        except Blocked as error:
+            return Decline(error.reason, error.node, error.detail)
+        except LayoutError as error:
+            return Decline(Reason.AXIS_MISMATCH, node, str(error))
+        return None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        node, (factors, edits) = match.node, match.plan
+        for edit in edits:
+            edit(rewriter)
+        gain = rewriter.cast(rewriter.constant(1 / factors, "scale"), node.meta["val"].dtype)
+        dim = len(shape_of(node)) - 1
+        scaled = rewriter.insert_after(node, channel_affine, node, gain, None, dim)
+        rewriter.replace(node, scaled, keep=(scaled,))
+        rewriter.record(
+            f"{match.path}: scales of {float(factors.min()):.3g} to {float(factors.max()):.3g}"
+        )
+
+
+def _core(node: fx.Node) -> bool:
+    if op_name(node) not in ("layer_norm", "rms_norm") or is_static(node):
+        return False
+    return argument(node, "weight") is None and len(argument(node, "normalized_shape")) == 1
+
+
+def _peaks(graph: Graph, norms: list[fx.Node]) -> dict[fx.Node, Tensor]:
+    """Largest |value| of each channel on the samples."""
+    found: dict[fx.Node, Tensor] = {}
+
+    class Meter(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in wanted:
+                peak = value.abs().flatten(0, -2).amax(0).double()
+                found[n] = torch.maximum(found[n], peak) if n in found else peak
+            return value
+
+    wanted, meter = set(norms), Meter(graph.module)
+    with torch.no_grad():
+        for sample in graph.samples or ():
+            meter.run(*pytree.tree_leaves(sample), enable_io_processing=False)
+    return found

@@ -1,0 +1,71 @@
+"""equalize: equal weights on both sides, exactly the same network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normfold.graph import capture
+from normfold.graph.integers import weighted
+from normfold.graph.ops import linear_of
+from normfold.rewrite import parse, run_pipeline
+from normfold.rewrite.balance import largest
+from tests.nets import Compose, perturb
+from tests.passes.judge import judge, right, untouched
+
+IMAGE = (2, 3, 9, 8)
+
+
+class Depthwise(nn.Module):
+    """Expand, depthwise, project; a residual around it; grouped and transposed ones behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.expand, self.depthwise = (
+            nn.Conv2d(6, 12, 1),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+        )
+        self.project = nn.Conv2d(12, 6, 1)
+        self.grouped = nn.Conv2d(6, 8, 3, groups=2)
+        self.up = nn.ConvTranspose2d(8, 6, 2, groups=2)
+        self.head = nn.Linear(6, 4)
+        with torch.no_grad():  # channels of very different sizes
+            for layer in (self.expand, self.depthwise, self.grouped, self.up):
+                layer.weight.mul_(torch.logspace(-2, 2, layer.weight.shape[0]).reshape(-1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.project(F.relu(self.depthwise(F.leaky_relu(self.expand(x)))))
+        x = F.relu(self.up(F.relu(self.grouped(x))))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_equal() -> None:
+    graph = capture(perturb(Depthwise()), (torch.randn(IMAGE),))
+    right(judge(graph, "equalize"))
+
+
+def test_both_sides_are_equally_large() -> None:
+    graph = capture(perturb(Depthwise()).double(), (torch.randn(IMAGE, dtype=torch.float64),))
+    after, _ = run_pipeline(graph, parse("equalize{sweeps=30},bake"))
+    found = {str(node.args[1]): linear_of(node) for node in after.nodes if weighted(node)}
+    expand, depthwise, project = (
+        next(linear for name, linear in found.items() if part in name)
+        for part in ("expand", "depthwise", "project")
+    )
+    assert expand is not None
+    assert depthwise is not None
+    assert project is not None
+    for one, other in ((expand, depthwise), (depthwise, project)):
+        written, read = largest(after, one, written=True), largest(after, other, written=False)
+        torch.testing.assert_close(written, read, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("between", [F.gelu, F.relu6, F.silu])
+def test_what_is_not_homogeneous_stops_it(between: object) -> None:
+    first, second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+    module = Compose(lambda m, x: m.second(between(m.first(x))), first=first, second=second)  # type: ignore[operator]
+    untouched(capture(perturb(module), (torch.randn(IMAGE),)), "equalize")
