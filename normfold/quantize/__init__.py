@@ -1,0 +1,1 @@
+"""Quantisation without data: norm statistics, analytic ranges, distilled inputs, sensitivity, allocation."""

@@ -1,0 +1,315 @@
+"""Inputs made from the network itself: images on which its norms see what they saw in training.
+
+Three objectives, each a sum over tensors of the graph:
+
+* `Matching`, the default: batch statistics against the norms', scale-free, mean over channels and tensors
+      mean_l mean_c ((m - mean) / g)^2 + ((s - std) / g)^2          g = max(std, 1e-3)
+* `PerImage`: ZeroQ as published (Cai et al. 2020, arXiv 2001.00281): statistics of every image by itself, summed
+  over channels, and of the pixels against 0 and 1. Homogenises images; here for comparison.
+* `Patches`, for attention without BatchNorm: the entropy of the similarities of the patches is made large
+  (Li et al. 2022, "Patch similarity aware data-free quantization for vision transformers").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import op_name, shape_of
+from normfold.graph.statistics import Statistics, known
+
+_TINY = 1e-3  # of a deviation: below, a channel is dead
+_PATIENCE = 25  # steps without a loss 1 % lower
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The values that valid pixels take: numbers, or one per channel as (C,1,1)."""
+
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How inputs are distilled.
+
+    Attributes:
+        images: how many; 0: 64 up to 128 x 128 pixels, 16 above.
+        steps: of the optimizer, at most.
+        rate: of Adam, with a cosine to zero.
+        seed: of the noise that they start from.
+        flip, crop, blur: what an image goes through in every step, so that it holds nothing that only one
+            position explains: a mirror image every other time, a shift by up to so many pixels, a Gaussian of
+            3 x 3 with this deviation (0: none).
+    """
+
+    images: int = 0
+    steps: int = 100
+    rate: float = 0.1
+    seed: int = 0
+    flip: bool = True
+    crop: int = 0
+    blur: float = 0.0
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Inputs, the loss that they started from and the one that they reached, steps and seconds."""
+
+    inputs: tuple[Tensor, ...]
+    noise: float
+    loss: float
+    steps: int
+    seconds: float
+
+
+class Objective(Protocol):
+    """What is asked of the tensors of a graph: the nodes to look at, and the loss of their values."""
+
+    @property
+    def nodes(self) -> Sequence[fx.Node]: ...
+
+    def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor: ...
+
+
+class Matching:
+    """Statistics of the whole batch against those of the norms."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.targets = _targets(graph)
+        self.nodes = list(self.targets)
+
+    def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor:
+        terms = []
+        for node, target in self.targets.items():
+            x = values[node]
+            dims = [dim for dim in range(x.dim()) if dim != target.dim % x.dim()]
+            variance, mean = torch.var_mean(x, dims, correction=0)
+            gap = (mean - target.mean.to(x)).square()
+            gap = gap + ((variance + 1e-12).sqrt() - target.std.to(x)).square()
+            terms.append((gap / target.std.to(x).clamp_min(_TINY).square()).mean())
+        return torch.stack(terms).mean()
+
+
+class PerImage:
+    """ZeroQ's: every image against the norms' statistics, and its pixels against mean 0 and deviation 1."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.targets = _targets(graph)
+        self.nodes = list(self.targets)
+
+    def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor:
+        pairs = [(x, torch.zeros(()), torch.ones(())) for x in inputs]
+        pairs += [(values[node], at.mean, at.std) for node, at in self.targets.items()]
+        total = inputs[0].new_zeros(())
+        for x, mean, std in pairs:
+            rows = x.flatten(2)
+            gap = (rows.mean(2) - mean.to(x)).square()
+            gap = gap + ((rows.var(2) + 1e-6).sqrt() - std.to(x)).square()
+            total = total + gap.sum() / len(x)
+        return total
+
+
+class Patches:
+    """The differential entropy of the cosine similarities of patches, by a kernel estimate; larger is better."""
+
+    bandwidth, points = 0.01, 10
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = [
+            node
+            for node in graph.nodes
+            if op_name(node) == "scaled_dot_product_attention" and not is_static(node)
+        ]
+
+    def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor:
+        smooth = sum(_variation(x) for x in inputs)
+        return -torch.stack([self._entropy(values[node]) for node in self.nodes]).sum() + smooth
+
+    def _entropy(self, x: Tensor) -> Tensor:
+        patches = F.normalize(
+            x.mean(-3), dim=-1
+        )  # (..., heads, tokens, features): mean over the heads
+        similar = (patches @ patches.transpose(-1, -2)).flatten(1)  # (N, tokens^2)
+        low, high = similar.amin(1, keepdim=True), similar.amax(1, keepdim=True)
+        grid = low + (high - low) * torch.linspace(0, 1, self.points, device=x.device)
+        apart = (grid[:, :, None] - similar[:, None, :]) / self.bandwidth
+        density = (-0.5 * apart.square()).exp().mean(2) / (self.bandwidth * math.sqrt(2 * math.pi))
+        integrand = -density * (density + 1e-9).log()
+        return torch.trapezoid(integrand, grid, dim=1).mean()
+
+
+def distil(
+    graph: Graph,
+    objective: Objective,
+    recipe: Recipe,
+    bounds: Bounds | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Distilled:
+    """Inputs that make the objective small, by Adam on the pixels.
+
+    Args:
+        graph: baked; it is run in the types and on the device of its inputs, and not changed.
+        bounds: of valid pixels; images never leave them.
+
+    Raises:
+        UsageError: the network has an input that is no image, or the objective looks at nothing.
+    """
+    start = time.perf_counter()
+    if not objective.nodes:
+        raise UsageError("the network has no tensor of which anything is known to distil from")
+    pixels = [Pixels(shape, recipe, bounds) for shape in image_shapes(graph, recipe)]
+    optimizer = torch.optim.Adam([p.values for p in pixels], lr=recipe.rate)
+    watch = Watch(graph, objective.nodes)
+    noise = loss = best = math.inf
+    made = since = 0
+    random = torch.Generator().manual_seed(recipe.seed)
+    for made in range(1, recipe.steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * 0.5 * (1 + math.cos(math.pi * (made - 1) / recipe.steps))
+        inputs = [p.seen(made, random) for p in pixels]
+        result = objective.loss(inputs, watch(inputs))
+        loss = float(result.detach())
+        noise = loss if made == 1 else noise
+        optimizer.zero_grad()
+        result.backward()
+        optimizer.step()
+        for p in pixels:
+            p.clip()
+        since = 0 if loss < best - 0.01 * abs(best) or made == 1 else since + 1
+        best = min(best, loss)
+        if progress is not None:
+            progress(f"distilling inputs: loss {loss:.4f} {100 * made // recipe.steps}%")
+        if since >= _PATIENCE:
+            break
+    with torch.no_grad():
+        inputs = [p.plain() for p in pixels]
+        loss = float(objective.loss(inputs, watch(inputs)))
+    return Distilled(tuple(inputs), noise, loss, made, time.perf_counter() - start)
+
+
+def image_shapes(graph: Graph, recipe: Recipe) -> list[tuple[int, ...]]:
+    """Shapes of the inputs to make.
+
+    Raises:
+        UsageError: an input is not (N,C,H,W) in floats.
+    """
+    shapes = []
+    for name, node in zip(graph.input_names, placeholders(graph), strict=True):
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 4:
+            raise UsageError(
+                f"`{name}` is no batch of images: nothing can be distilled for it",
+                hint="give `--data`, or quantise weights only",
+            )
+        _, *rest = shape_of(node)
+        count = recipe.images or (64 if rest[-1] * rest[-2] <= 128 * 128 else 16)
+        shapes.append((count, *rest))
+    return shapes
+
+
+def placeholders(graph: Graph) -> list[fx.Node]:
+    """The inputs of a graph, in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+class Pixels:
+    """One input that is optimised: kept within bounds, and larger than what the network sees by the crop."""
+
+    def __init__(self, shape: tuple[int, ...], recipe: Recipe, bounds: Bounds | None) -> None:
+        self.recipe, self.bounds = recipe, bounds
+        count, channels, height, width = shape
+        self.size = (height, width)
+        random = torch.Generator().manual_seed(recipe.seed)
+        grown = (count, channels, height + recipe.crop, width + recipe.crop)
+        start = 0.9 * torch.randn(grown, generator=random)
+        if bounds is not None:  # noise of the same place and width as the pixels may have
+            middle, half = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
+            start = torch.clamp(start / 2, -1, 1) * half + middle
+        self.values = start.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def seen(self, step: int, random: torch.Generator) -> Tensor:
+        """What the network sees in a step."""
+        x = self.values
+        if self.recipe.crop:
+            down, right = torch.randint(self.recipe.crop + 1, (2,), generator=random).tolist()
+            x = x[:, :, down : down + self.size[0], right : right + self.size[1]]
+        if self.recipe.flip and step % 2 == 0:
+            x = x.flip(3)
+        return _blurred(x, self.recipe.blur) if self.recipe.blur else x
+
+    def plain(self) -> Tensor:
+        """The images themselves."""
+        edge = self.recipe.crop // 2
+        x = self.values.detach()[:, :, edge : edge + self.size[0], edge : edge + self.size[1]]
+        x = _blurred(x, self.recipe.blur) if self.recipe.blur else x
+        return x.contiguous()
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        if self.bounds is not None:
+            limited = torch.minimum(torch.maximum(self.values, self.bounds.low), self.bounds.high)
+            self.values.copy_(limited)
+
+
+class Watch(fx.Interpreter):
+    """Runs a graph as far as the nodes that are asked for, with gradients to the inputs alone."""
+
+    def __init__(self, graph: Graph, nodes: Sequence[fx.Node]) -> None:
+        super().__init__(graph.module)
+        self.wanted, self.values = set(nodes), dict[fx.Node, Tensor]()
+
+    def __call__(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+        self.values = {}
+        with contextlib.suppress(_Enough):
+            self.run(*inputs, enable_io_processing=False)
+        return self.values
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr" and isinstance(value, Tensor):
+            return value.detach()
+        if n in self.wanted:
+            self.values[n] = value
+            if len(self.values) == len(self.wanted):
+                raise _Enough
+        return value
+
+
+class _Enough(Exception):
+    """Everything that was asked for is there."""
+
+
+def _targets(graph: Graph) -> dict[fx.Node, Statistics]:
+    found = ((node, known(node)) for node in graph.nodes if not is_static(node))
+    return {
+        node: target
+        for node, target in found
+        if target is not None and not bool(target.mean.isnan().any()) and node.op != "placeholder"
+    }
+
+
+def _blurred(x: Tensor, deviation: float) -> Tensor:
+    side = torch.exp(-0.5 * (torch.arange(-1, 2) / deviation) ** 2)
+    kernel = (side[:, None] * side[None, :] / side.sum() ** 2).to(x)
+    channels = x.shape[1]
+    return F.conv2d(
+        F.pad(x, (1, 1, 1, 1), "reflect"), kernel.expand(channels, 1, 3, 3), groups=channels
+    )
+
+
+def _variation(x: Tensor) -> Tensor:
+    """Total variation per pixel: keeps images smooth."""
+    return 0.05 * ((x.diff(dim=2)).abs().mean() + (x.diff(dim=3)).abs().mean())

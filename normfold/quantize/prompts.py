@@ -1,0 +1,78 @@
+"""Inputs for networks that read tokens: random ones, which reach every row of the table alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import op_name, shape_of
+from normfold.graph.ops import operands
+
+_COUNT = 64
+
+
+def reads_tokens(graph: Graph) -> bool:
+    """True if every input that is a tensor is an integer one, and one of them indexes a table."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in nodes]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    whole = bool(tensors) and not any(value.is_floating_point() for value in tensors)
+    return whole and any(_rows(node) for node in nodes)
+
+
+def prompts(graph: Graph, seed: int, count: int = 0) -> list[tuple[Tensor, ...]]:
+    """Batches of random tokens, of the length that the network was captured with; other inputs as they were.
+
+    Raises:
+        UsageError: a network of several inputs with a fixed batch, for which only the example is known.
+    """
+    random = torch.Generator().manual_seed(seed)
+    leaves = pytree.tree_leaves((graph.args, graph.kwargs))
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    size = int(leaves[0].shape[0])
+    batches = []
+    for _ in range(-(-(count or _COUNT) // size)):
+        batch = []
+        for node, leaf in zip(nodes, leaves, strict=True):
+            rows = _rows(node)
+            if not isinstance(leaf, Tensor):
+                raise UsageError("a network that takes more than tensors needs `--data`")
+            batch.append(
+                torch.randint(rows, shape_of(node), generator=random, dtype=leaf.dtype)
+                if rows
+                else leaf
+            )
+        batches.append(tuple(batch))
+    return batches
+
+
+def _rows(node: fx.Node) -> int:
+    """Rows of the table that an input indexes, as it is or moved; 0 if it indexes none."""
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop()
+        for user in current.users:
+            if op_name(user) == "embedding" and user.args[1] is current and is_static(user.args[0]):
+                return shape_of(user.args[0])[0]  # type: ignore[arg-type]
+            moved = user.op == "call_function" and op_name(user) in _MOVES
+            if moved and current in operands(user) and user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return 0
+
+
+_MOVES = {
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "_to_copy",
+    "to",
+    "slice",
+    "alias",
+    "clone",
+    "contiguous",
+}
