@@ -31,9 +31,11 @@ from normfold.export.tensorrt import EngineOptions, parse_dynamic
 from normfold.graph import Graph
 from normfold.graph.bake import bake
 from normfold.load import load
+from normfold.quantization import Integers, Quantization, write_integers
+from normfold.quantize import sidecar
 from normfold.report import Report
 from normfold.report.policy import Requirement
-from normfold.rewrite import parse
+from normfold.rewrite import Pass, parse
 from normfold.rewrite.presets import preset
 from normfold.sites import site_statuses
 from normfold.staging import publish, require_writable, staging
@@ -82,6 +84,7 @@ def convert(
     half_budget: float | None = None,
     engine: EngineOptions | None = None,
     training: Training | None = None,
+    quantization: Quantization | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Load, capture, rewrite, verify, export, and verify again what was exported.
@@ -114,6 +117,8 @@ def convert(
         engine: how ``trt`` builds, see `normfold.export.tensorrt.EngineOptions`.
         training: data and recipe, see `normfold.distillation.Training`. The verdict compares what is exported with
             the trained student; ``report.training`` says how far that is from the original.
+        quantization: how the result becomes integers, see `normfold.quantization.Quantization`. The verdict is
+            of the float network; ``report.quantization`` says how far the integers are from it.
 
     Returns:
         The result. When a verdict fails or a requirement is not met, ``result.ok`` is False, the report is
@@ -126,6 +131,8 @@ def convert(
     start = time.perf_counter()
     trained = passes is None and to in TRAINED
     pipeline = parse(passes if passes is not None else preset("rmsnorm" if trained else to))
+    if quantization is not None:
+        pipeline = _prepared(pipeline, quantization)
     _require_training(to if trained else None, training)
     if untie:
         pipeline = [_untied(item) for item in pipeline]
@@ -152,6 +159,8 @@ def convert(
     graph = capture_loaded(loaded, batch, axes)
     source, inputs_from = loaded.source, loaded.inputs_from
     normalisation = input_normalisation(loaded.module)
+    if not isinstance(model, nn.Module):
+        _remembered(graph, model)
     captured, student = graph, None
     if trained and training is not None:
         with process_group() as rank:
@@ -184,6 +193,11 @@ def convert(
         result, allowed = lower_precision(
             result, dtype, keep_fp32, inputs, seed, report, verifier, half_budget
         )
+    integers = None
+    if quantization is not None and report.ok:
+        integers = Integers(result, quantization, report, normalisation, say)
+        if not formats:
+            result = integers.graph(dialect)
     artifacts: list[Path] = []
     missing: EnvironmentMissing | None = None
     if formats and report.ok:
@@ -205,18 +219,24 @@ def convert(
                             opset=opset,
                             budget=allowed,
                             normalisation=normalisation,
+                            integers=integers,
                             progress=say,
                         )
                         or missing
                     )
                     continue
                 target = temporary / f"{name}.{kind}"
+                if integers is not None:
+                    write_integers(kind, target, integers, report, opset, dialect)
+                    continue
                 lacking = _write(kind, result, target, report, verifier, opset, dialect, allowed)
                 missing = missing or lacking
                 if kind == "onnx" and keep_if_faster and report.ok and missing is None:
                     judged = gate(captured, target, report, verifier, opset, dialect, progress)
                     result = judged or result
             if report.ok:
+                if "pt2" in formats or integers is not None:  # what can be quantised later
+                    sidecar.save(result, sidecar.sidecar_of(temporary / f"{name}.onnx"))
                 artifacts = publish(temporary, folder)
     report.artifacts = [str(path) for path in artifacts]
     report.seconds, report.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
@@ -248,6 +268,21 @@ def _add_training(report: Report, student: Student, result: Graph) -> None:
     report.passes = [*student.passes, *report.passes]
     report.pipeline = ",".join([*(item.spec for item in student.passes), report.pipeline])
     report.sites = site_statuses(result, report.passes)
+
+
+def _remembered(graph: Graph, model: str | os.PathLike[str]) -> None:
+    """Take what an earlier run wrote beside a program: its norms are folded, their statistics are not lost."""
+    path = sidecar.sidecar_of(model)
+    if str(model).endswith(".pt2") and path.is_file():
+        count = sidecar.restore(graph, path)
+        graph.notes.append(f"statistics of {count} tensors from `{path.name}`")
+
+
+def _prepared(pipeline: list[Pass], quantization: Quantization) -> list[Pass]:
+    """The pipeline with the exact passes that quantising asks for, in front of what puts norms back together."""
+    extra = parse(",".join(quantization.exact_passes)) if quantization.exact_passes else []
+    at = next((n for n, item in enumerate(pipeline) if item.name in ("restore", "bake")), None)
+    return [*pipeline[:at], *extra, *(pipeline[at:] if at is not None else [])]
 
 
 def _untied(item: Any) -> Any:

@@ -24,6 +24,7 @@ from normfold.export.tensorrt.script import build_script, trtexec
 from normfold.export.tensorrt.sidecar import Sidecar, sha256
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
+from normfold.quantization import Integers
 from normfold.report import EngineReport, Precision, Report
 from normfold.verify import Verifier
 from normfold.verify.inputs import TYPICAL, cases
@@ -117,6 +118,7 @@ def write_engine(
     opset: int | None,
     budget: float | None,
     normalisation: dict[str, Any] | None,
+    integers: Integers | None = None,
     progress: Progress,
 ) -> EnvironmentMissing | None:
     """Write the strongly typed ONNX file, the engine and its sidecar into ``folder``.
@@ -131,11 +133,14 @@ def write_engine(
 
     backend, missing = _builder(options)
     onnx, engine = folder / f"{name}.trt.onnx", folder / f"{name}.engine"
+    dialect = backend.dialect if backend is not None else DIALECTS[_fallback(options)]
+    if integers is not None:
+        graph = integers.graph(dialect.name)
     exported = export_onnx(
         graph,
         onnx,
         opset=opset,
-        dialect=backend.dialect if backend is not None else DIALECTS[_fallback(options)],
+        dialect=dialect,
         metadata={"pipeline": report.pipeline, "source": report.model},
     )
     report.notes += [note for note in exported.notes if note not in report.notes]
@@ -149,7 +154,7 @@ def write_engine(
     }
     shapes, notes = profile(symbols, _examples(graph), ranges, _limits(graph))
     report.notes += notes
-    if verifier is not None:
+    if verifier is not None and integers is None:
         judge_file(onnx, report, verifier, budget)
         if not report.ok:
             return None

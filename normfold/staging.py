@@ -84,9 +84,12 @@ def publish(temporary: Path, folder: Path) -> list[Path]:
 
 def _stale(target: Path) -> list[Path]:
     """What lies beside a new file and does not belong to it, unless it is new as well."""
+    found = [target.with_name(f"{target.stem}.statistics.safetensors")]
+    if target.suffix == ".pt2":
+        return found
     if target.suffix != ".onnx":
         return []
-    found = [target.with_name(f"{target.name}.data")]
+    found.append(target.with_name(f"{target.name}.data"))
     if target.name.endswith(".trt.onnx"):
         engine = target.with_name(target.name.removesuffix(".trt.onnx") + ".engine")
         script = engine.with_suffix(".build.py")

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "passes": {"errors", "graph", "nn", "report", "rewrite"},
     "verify": {"errors", "graph", "report"},
     "export": {"errors", "graph", "report"},
+    "quantize": {"errors", "graph", "report"},
     "facade": {
         "errors",
         "graph",
@@ -41,6 +42,7 @@ MAY_IMPORT = {
         "export",
         "nn",
         "train",
+        "quantize",
     },
     "cli": {"errors", "report", "facade"},
     "__main__": {"cli"},

@@ -108,6 +108,7 @@ def test_a_result_that_is_not_faster_gives_way(
     judged = ["capture", "rounding", "onnxruntime-all", "onnxruntime-none"]
     assert kinds == (judged if verify == "final" else [])
     names = ["tiny.onnx", *["tiny.onnx.data"] * beside, "tiny.pt2", "tiny.report.json"]
+    names.append("tiny.statistics.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for module in (result.graph, torch.export.load(tmp_path / "tiny.pt2").module()):
         assert module(images()).shape == (2, 5)

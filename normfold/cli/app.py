@@ -10,6 +10,7 @@ import typer
 
 from normfold.cli import commands
 from normfold.cli.bench import bench
+from normfold.cli.quantize import quantize
 from normfold.cli.settings import Option, settings
 from normfold.cli.training import distill
 from normfold.errors import NormfoldError
@@ -61,6 +62,7 @@ def _root(
 for command in (
     commands.convert,
     distill,
+    quantize,
     commands.inspect,
     commands.plan,
     commands.verify,

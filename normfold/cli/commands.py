@@ -70,6 +70,7 @@ def convert(
     timing_cache: opt.TimingCache = None,
     version_compatible: opt.VersionCompatible = False,
     hardware_compatible: opt.HardwareOption = opt.HardwareCompatibility.none,
+    quantize: opt.Quantize = None,
     data: opt.Data = None,
     norms: opt.Norms = None,
     budget: opt.Budget = None,
@@ -112,8 +113,17 @@ def convert(
                 hardware_compatible,
             ),
             training=opt.training(
-                data, norms, budget, max_drop, metric, trust_module, steps, rate, seed
+                data if quantize is None or to in list(opt.Offline) else None,
+                norms,
+                budget,
+                max_drop,
+                metric,
+                trust_module,
+                steps,
+                rate,
+                seed,
             ),
+            quantization=opt.quantization(quantize, data, trust_module, seed),
             progress=say,
             **opt.loading(factory, inputs, trust_module, trust_pickle),
         )

@@ -50,6 +50,24 @@ class Offline(StrEnum):
     affine = "affine"
 
 
+class Exact(StrEnum):
+    """Presets that keep the function."""
+
+    folded = "folded"
+    rmsnorm = "rmsnorm"
+    crmsnorm = "crmsnorm"
+    baked = "baked"
+
+
+class Scheme(StrEnum):
+    """What becomes integers."""
+
+    int8 = "int8"
+    int8_dynamic = "int8-dynamic"
+    int8_weights = "int8-weights"
+    int4_weights = "int4-weights"
+
+
 class VerifyMode(StrEnum):
     """When to judge."""
 
@@ -210,6 +228,13 @@ _DATA = typer.Option(
 )
 RequiredData = Annotated[str, _DATA]
 Data = Annotated[str | None, _DATA]
+Quantize = Annotated[
+    Scheme | None,
+    typer.Option(
+        "--quantize",
+        help="Write integers; `normfold quantize` has more options. With --data ranges are measured on it.",
+    ),
+]
 Norms = Annotated[
     list[str] | None,
     typer.Option(
@@ -299,6 +324,18 @@ def engine(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible.value,
     )
+
+
+def quantization(
+    scheme: Scheme | None, data: str | None, trust_module: list[str] | None, seed: int
+) -> Any:
+    """The facade's options of quantising; None where it was not asked for."""
+    if scheme is None:
+        return None
+    from normfold.quantization import Quantization, Recipe
+
+    recipe = Recipe(steps=25, seed=seed)
+    return Quantization(scheme.value, data=data, recipe=recipe, trust_modules=trust_module or ())
 
 
 def training(

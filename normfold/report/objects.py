@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normfold.report.engine import EngineReport
+from normfold.report.quantization import QuantizationReport
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
 
@@ -195,13 +196,15 @@ class Report:
     precision: Precision | None = None
     engine: EngineReport | None = None
     training: TrainingReport | None = None
+    quantization: list[QuantizationReport] = field(default_factory=list)
     unmet: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if every verdict passed, every requirement is met, and what was trained may be used."""
+        """True if every verdict passed, every requirement is met, and what was trained or quantised is usable."""
         trained = self.training is None or self.training.ok
-        return trained and not self.unmet and all(check.ok for check in self.all_checks())
+        usable = trained and all(made.ok for made in self.quantization)
+        return usable and not self.unmet and all(check.ok for check in self.all_checks())
 
     def all_checks(self) -> list[Check]:
         """Verdicts after passes, then the final ones."""
@@ -251,6 +254,8 @@ class Report:
                 raw["check"].update(ok=item.check.ok, needed_tolerance=item.check.needed_tolerance)
         if self.training is not None:
             data["training"]["ok"] = self.training.ok
+        for made, raw in zip(self.quantization, data["quantization"], strict=True):
+            raw["ok"] = made.ok
         if self.timing is not None:
             data["timing"] = self.timing.to_dict()
         return data

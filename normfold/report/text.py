@@ -72,6 +72,12 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         from normfold.report.training_text import print_training
 
         print_training(report.training, console, lambda text: _line(console, text), verbose)
+    if report.quantization:
+        from normfold.report.quantization_text import print_quantization
+
+        console.print()
+        for made in report.quantization:
+            print_quantization(made, lambda text: _line(console, text), verbose)
     if report.precision is not None:
         _print_precision(report.precision, console, verbose)
     if report.engine is not None:

@@ -118,19 +118,29 @@ def test_bisect(cli: Cli, broken: str) -> None:
     )
 
 
+INEXACT = {
+    "replace-layernorm",
+    "quantize-weights",
+    "quantize-activations",
+    "quantize-dynamic",
+    "correct-bias",
+}
+
+
 def test_passes(cli: Cli, broken: str) -> None:
     ran = cli("passes", "--json")
     assert ran.status == 0
     names = [row["name"] for row in ran.json["passes"]]
     built_in = (
-        "canonicalize fold-affine center-stream compress-stream replace-layernorm restore bake"
+        "canonicalize fold-affine center-stream compress-stream rotate-stream replace-layernorm equalize "
+        "correct-bias migrate-scale quantize-weights quantize-activations quantize-dynamic restore bake"
     )
-    assert names[:7] == built_in.split()
+    assert names[:14] == built_in.split()
     assert names[-1] == "scale-linears"
     assert set(ran.json["presets"]) == {"folded", "rmsnorm", "crmsnorm", "baked"}
     assert all(row["summary"] for row in ran.json["passes"])
     inexact = [row["name"] for row in ran.json["passes"] if row["exactness"] != "exact"]
-    assert inexact == ["replace-layernorm"]
+    assert inexact == [name for name in names if name in INEXACT]
     fold = ran.json["passes"][1]
     assert "zero-padding=cheapest" in fold["options"]
     text = cli("passes")

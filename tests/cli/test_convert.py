@@ -84,7 +84,12 @@ def test_a_program_in_and_a_program_out(cli: Cli) -> None:
     before = Path("net.pt2").read_bytes()
     ran = cli("convert", "net.pt2", "--export", "pt2", "--export", "onnx", "-o", "out")
     assert ran.status == 0, ran.err
-    assert sorted(contents(Path("out"))) == ["net.onnx", "net.pt2", "net.report.json"]
+    assert sorted(contents(Path("out"))) == [
+        "net.onnx",
+        "net.pt2",
+        "net.report.json",
+        "net.statistics.safetensors",
+    ]
     assert Path("net.pt2").read_bytes() == before
     x = torch.randn(2, 3, 8, 8)
     module = torch.export.load("out/net.pt2").module()

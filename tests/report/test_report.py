@@ -28,6 +28,12 @@ from normfold.report import (
     Warned,
     json_text,
 )
+from normfold.report.quantization import (
+    Confidence,
+    Evidence,
+    MixedReport,
+    QuantizationReport,
+)
 from normfold.report.text import print_report
 from normfold.report.training import TrainingReport
 from tests.report.runs import mixed
@@ -84,6 +90,10 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("training", TrainingReport),
         ("island", Island),
         ("engine", EngineReport),
+        ("quantization", QuantizationReport),
+        ("evidence", Evidence),
+        ("confidence", Confidence),
+        ("mixed", MixedReport),
     ],
 )
 def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any) -> None:
@@ -93,6 +103,7 @@ def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any
         "check": {"ok", "needed_tolerance"},
         "timing": {"faster", "verdict"},
         "training": {"ok"},
+        "quantization": {"ok"},
     }.get(part, set())
     fields = {field.name for field in dataclasses.fields(kind)}
     assert set(schema["properties"]) == fields | derived

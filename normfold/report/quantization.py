@@ -1,0 +1,133 @@
+"""What quantising did: where ranges came from, how far they can be trusted, what runs in integers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the ranges of activations rest on.
+
+    Attributes:
+        source: in words: "distilled: 64 images, 25 steps".
+        loss, noise: distance of the inputs' statistics from those of the norms, scale-free, and that of the noise
+            that they started from; None where nothing was distilled.
+        covered: share of the tensors on grids that the norms' statistics reach.
+        apart: tensors on which inputs and statistics disagree, and by what factor.
+        distance: mean |log2| of the ratio of measured and derived widths; None where only one of them is known.
+    """
+
+    source: str
+    loss: float | None = None
+    noise: float | None = None
+    covered: float | None = None
+    apart: dict[str, float] = field(default_factory=dict)
+    distance: float | None = None
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How far an integer network may be trusted that was judged without data, from 0 to 1.
+
+    Attributes:
+        score: the least of the parts. Below `TRUSTED` the network should be judged on data.
+        parts: each from 0 to 1: ``statistics`` (what distilled inputs keep of the loss), ``ranges`` (measured
+            against derived), ``divergence`` (of the outputs on those inputs), ``coverage`` (tensors that the
+            statistics reach).
+    """
+
+    score: float
+    parts: dict[str, float]
+
+    TRUSTED: ClassVar[float] = 0.5
+
+
+@dataclass(frozen=True)
+class MixedReport:
+    """Formats by layer: what was asked for, what was chosen, and what there was to choose from.
+
+    Attributes:
+        unit: of costs: ``bytes`` of the weights, or ``ms`` of a run of the example inputs.
+        budget, cost: what was allowed and what is taken.
+        harm: summed divergence of the layers in their formats, each measured alone; it ranks choices.
+        divergence: the same measure of all of them together.
+        bits: of every layer.
+        frontier: (cost, harm) of every choice that no other beats.
+        layers: path, number of weights, and harm by number of bits.
+    """
+
+    unit: str
+    budget: float | None
+    cost: float
+    harm: float
+    divergence: float
+    bits: dict[str, int]
+    frontier: tuple[tuple[float, float], ...]
+    layers: tuple[tuple[str, int, dict[int, float]], ...]
+
+
+@dataclass
+class QuantizationReport:
+    """One quantised network.
+
+    Attributes:
+        scheme: ``int8``, ...; ``dialect``: for which runtime.
+        weights, activations: how many tensors of each are on grids.
+        drift: of the integer network from the float one on the inputs: agreement, KL, signal-to-noise in dB.
+        integer, floats: ops of the runtime's own optimised model by kind (``{"Conv": 20}``), in integers and not.
+        census: every op type of that model (of the typed network for TensorRT: layers by type), counted.
+        blocked: linear ops and sums that stay in floats: name, and which rule keeps them there.
+        optimised: onnxruntime with all graph optimisations against none: samples, agreement, and signal-to-noise
+            in dB.
+        mixed: the formats of the layers, where they differ.
+        max_drop: points that may be lost; None for no limit.
+        warnings: what should be looked at before deployment.
+    """
+
+    scheme: str
+    dialect: str
+    evidence: Evidence | None = None
+    weights: int = 0
+    activations: int = 0
+    drift: dict[str, Any] = field(default_factory=dict)
+    confidence: Confidence | None = None
+    integer: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, int] = field(default_factory=dict)
+    census: dict[str, int] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    optimised: dict[str, float] = field(default_factory=dict)
+    mixed: MixedReport | None = None
+    max_drop: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    AGREEMENT: ClassVar[float] = 0.99
+
+    @property
+    def lost(self) -> float | None:
+        """Points of accuracy, or of agreement where there were no labels."""
+        if self.drift.get("drop") is not None:
+            return float(self.drift["drop"])
+        agreement = self.drift.get("agreement")
+        return None if agreement is None else 100 * (1 - float(agreement))
+
+    @property
+    def ok(self) -> bool:
+        """True if the limit holds, and the runtime's optimisations do not change the answers."""
+        kept = self.max_drop is None or (self.lost is not None and self.lost <= self.max_drop)
+        return kept and self.same
+
+    @property
+    def same(self) -> bool:
+        """True unless the optimised model surely (95 %) answers otherwise more than once in a hundred."""
+        if not self.optimised:
+            return True
+        samples, rate = int(self.optimised["samples"]), 1 - self.AGREEMENT
+        others = round(samples * (1 - self.optimised["agreement"]))
+        fewer = (
+            math.comb(samples, k) * rate**k * (1 - rate) ** (samples - k) for k in range(others)
+        )
+        return 1 - sum(fewer) > 0.05

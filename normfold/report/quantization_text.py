@@ -1,0 +1,100 @@
+"""Terminal rendering of a quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from normfold.report.quantization import Confidence, MixedReport, QuantizationReport
+
+_FEW, _BARS, _WIDTH = 5, 12, 40
+
+
+def print_quantization(
+    made: QuantizationReport, line: Callable[[str], None], verbose: bool = False
+) -> None:
+    """Where ranges come from, what it costs on the inputs, and what the runtime runs in integers."""
+    line(
+        f"integers  {made.scheme} for {made.dialect}: {made.weights} weights and {made.activations} activations "
+        f"on grids, {made.seconds:.0f} s"
+    )
+    _print_evidence(made, line)
+    if made.mixed is not None:
+        _print_mixed(made.mixed, line, verbose)
+    _print_drift(made, line)
+    _print_census(made, line, verbose)
+    if made.confidence is not None:
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in made.confidence.parts.items())
+        line(
+            f"trust     {made.confidence.score:.2f} of 1 ({parts}); below {Confidence.TRUSTED:g}: judge on data"
+        )
+    for text in made.warnings:
+        line(f"warning   {text}")
+
+
+def _print_evidence(made: QuantizationReport, line: Callable[[str], None]) -> None:
+    evidence = made.evidence
+    if evidence is None:
+        return
+    text = f"ranges    {evidence.source}"
+    if evidence.loss is not None:
+        text += f"; distance from the norms' statistics {evidence.noise:.3g} -> {evidence.loss:.3g}"
+    line(text)
+    if evidence.covered is not None:
+        line(f"ranges    the statistics reach {evidence.covered:.0%} of the activations")
+
+
+def _print_drift(made: QuantizationReport, line: Callable[[str], None]) -> None:
+    drift = made.drift
+    if drift.get("agreement") is not None:
+        line(
+            f"drift     on {drift['samples']} inputs: top-1 agreement {drift['agreement']:.2%}, "
+            f"KL {drift['kl']:.3g}, signal to noise {drift['snr_db']:.1f} dB"
+        )
+    if drift.get("accuracy_teacher") is not None:
+        before, after = drift["accuracy_teacher"], drift["accuracy_student"]
+        line(f"drift     accuracy {before:.2%} -> {after:.2%}")
+    if made.max_drop is not None:
+        lost = "unknown" if made.lost is None else f"{made.lost:.3g} points"
+        kept = made.lost is not None and made.lost <= made.max_drop
+        line(f"drift     lost {lost}: {'within' if kept else 'NOT within'} {made.max_drop:g}")
+
+
+def _print_census(made: QuantizationReport, line: Callable[[str], None], verbose: bool) -> None:
+    if made.integer or made.floats:
+        kinds = [*made.integer, *(kind for kind in made.floats if kind not in made.integer)]
+        counts = [(kind, made.integer.get(kind, 0), made.floats.get(kind, 0)) for kind in kinds]
+        text = ", ".join(f"{kind} {whole} of {whole + floats}" for kind, whole, floats in counts)
+        line(f"census    onnxruntime runs in integers: {text}")
+    blocked = list(made.blocked.items())
+    for name, rule in blocked if verbose else blocked[:_FEW]:
+        line(f"          {name}: {rule}")
+    if len(blocked) > _FEW and not verbose:
+        line(f"          ... and {len(blocked) - _FEW} more (--verbose)")
+    if made.optimised:
+        agreement, ratio = made.optimised["agreement"], made.optimised["snr_db"]
+        verdict = "" if made.same else ": NOT the same network"
+        line(
+            f"census    all of onnxruntime's optimisations against none: top-1 agreement {agreement:.2%}, "
+            f"signal to noise {ratio:.1f} dB{verdict}"
+        )
+
+
+def _print_mixed(mixed: MixedReport, line: Callable[[str], None], verbose: bool) -> None:
+    """The frontier as bars of the harm over the cost, and the layers that are not in the usual format."""
+    counts: dict[int, int] = {}
+    for bits in mixed.bits.values():
+        counts[bits] = counts.get(bits, 0) + 1
+    text = ", ".join(f"{count} of {bits} bits" for bits, count in sorted(counts.items()))
+    allowed = "" if mixed.budget is None else f" of {mixed.budget:,.4g} allowed"
+    line(f"formats   {text}: {mixed.cost:,.4g} {mixed.unit}{allowed}")
+    line(
+        f"formats   divergence {mixed.divergence:.3g}, foretold {mixed.harm:.3g} (which ranks, and is no estimate)"
+    )
+    worst = max((harm for _, harm in mixed.frontier), default=0.0) or 1.0
+    step = max(1, -(-len(mixed.frontier) // _BARS))
+    for cost, harm in mixed.frontier[::step]:
+        bar = "#" * max(1, round(_WIDTH * harm / worst))
+        line(f"          {cost:>12,.4g} {mixed.unit}  {harm:8.3g}  {bar}")
+    if verbose:
+        for path, bits in mixed.bits.items():
+            line(f"          {path}: {bits} bits")

@@ -1,0 +1,192 @@
+"""`normfold quantize` and `convert --quantize`: what is written, what is refused, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+
+from tests.cli.conftest import ROOT
+
+SCHEMA = json.loads((ROOT / "normfold" / "report" / "schema.json").read_text())
+RESIDUAL = ["tests.quantize.nets:made_residual", "--input", "2x3x12x10"]
+ATTENTION = ["tests.quantize.nets:made_attention", "--input", "2x3x16x16"]
+SPEAKER = ["tests.quantize.nets:made_speaker", "--input", "2x6:i64"]
+QUICK = ["--images", "16", "--steps", "5"]
+
+
+def report_of(folder: Path) -> Any:
+    (path,) = folder.glob("*.report.json")
+    report = json.loads(path.read_text())
+    jsonschema.validate(report, SCHEMA, jsonschema.Draft202012Validator)
+    return report
+
+
+def types(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_without_any_data(cli: Any, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", tmp_path / "images.npz"
+    ran = cli("quantize", *RESIDUAL, *QUICK, "--save-distilled", str(images), "-o", str(out))
+    assert ran.status == 0, ran.err
+    (made,) = report_of(out)["quantization"]
+    assert made["integer"] == {"Conv": 3, "Gemm": 1, "Add": 1, "GlobalAveragePool": 1}
+    assert made["floats"] == made["blocked"] == {}
+    assert made["optimised"]["agreement"] >= 0.99
+    assert made["evidence"]["loss"] < made["evidence"]["noise"]
+    (saved,) = np.load(images).values()
+    assert saved.shape == (16, 3, 12, 10)
+    assert "onnxruntime runs in integers: Conv 3 of 3" in ran.out
+    assert (out / "made_residual.statistics.safetensors").is_file()
+
+
+def test_as_a_step_of_convert(cli: Any, tmp_path: Path) -> None:
+    samples = tmp_path / "samples.npz"
+    np.savez(
+        samples, inputs=np.random.default_rng(0).normal(size=(32, 3, 12, 10)).astype("float32")
+    )
+    ran = cli(
+        "convert",
+        *RESIDUAL,
+        "--quantize",
+        "int8",
+        "--data",
+        str(samples),
+        "-o",
+        str(tmp_path / "out"),
+    )
+    assert ran.status == 0, ran.err
+    (made,) = report_of(tmp_path / "out")["quantization"]
+    assert "32 samples" in made["evidence"]["source"]
+    assert made["integer"]["Conv"] == 3
+
+
+def test_statistics_survive_folding(cli: Any, tmp_path: Path) -> None:
+    """Folded, written, read again, then quantised: as quantised at once."""
+    direct, folded, later = (tmp_path / name for name in ("direct", "folded", "later"))
+    assert cli("quantize", *RESIDUAL, *QUICK, "-o", str(direct)).status == 0
+    assert cli("convert", *RESIDUAL, "--export", "pt2", "-o", str(folded)).status == 0
+    ran = cli("quantize", str(folded / "made_residual.pt2"), *QUICK, "-o", str(later))
+    assert ran.status == 0, ran.err
+    one, other = (report_of(folder)["quantization"][0] for folder in (direct, later))
+    assert other["evidence"]["loss"] == pytest.approx(one["evidence"]["loss"], rel=1e-3)
+    assert other["activations"] == one["activations"]
+    assert "statistics of" in " ".join(report_of(later)["notes"])
+
+
+def test_nothing_to_go_on(cli: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = cli("quantize", "tests.quantize.nets:plain", "--input", "2x3x8x8", "-o", str(out))
+    assert ran.status == 2
+    assert "nothing is known of the activations" in ran.err
+    assert "int8-weights" in ran.err
+    assert not list(out.glob("*.onnx"))
+
+
+def test_patches(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *ATTENTION, *QUICK, "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    (made,) = report_of(tmp_path)["quantization"]
+    assert made["evidence"]["source"].startswith("distilled patches: 16 images")
+    assert made["integer"]["MatMul"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "op"),
+    [
+        ("int8", "QuantizeLinear"),
+        ("int8-dynamic", "DynamicQuantizeLinear"),
+        ("int8-weights", "DequantizeLinear"),
+        ("int4-weights", "DequantizeLinear"),
+    ],
+)
+def test_tokens(scheme: str, op: str, cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *SPEAKER, "--scheme", scheme, "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    (made,) = report_of(tmp_path)["quantization"]
+    assert made["evidence"]["source"] == "random tokens: 64 prompts"
+    assert made["integer"]["MatMul"] == 3
+    assert op in types(tmp_path / "made_speaker.onnx")
+
+
+def test_rotated_and_migrated(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *SPEAKER, "--rotate", "--migrate", "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    assert "rotate-stream" in report_of(tmp_path)["pipeline"]
+
+
+def test_a_target_of_size(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *SPEAKER, "--target-size", "0.7", "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    mixed = report_of(tmp_path)["quantization"][0]["mixed"]
+    assert set(mixed["bits"].values()) <= {4, 8, 32}
+    assert mixed["cost"] <= mixed["budget"] == pytest.approx(0.7 * (2 * 32 * 64 + 32 * 40))
+    assert "foretold" in ran.out
+
+
+def test_a_target_that_is_too_small(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *SPEAKER, "--target-size", "0.2", "-o", str(tmp_path))
+    assert ran.status == 2
+    assert "does not fit into" in ran.err
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_target_of_latency(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *RESIDUAL, *QUICK, "--target-latency", "1000", "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    mixed = report_of(tmp_path)["quantization"][0]["mixed"]
+    assert mixed["unit"] == "ms"
+    assert 0 < mixed["cost"] < 1000
+    assert set(mixed["bits"].values()) == {32}  # everything is allowed, and floats do no harm
+
+
+def test_a_limit_on_the_loss(cli: Any, tmp_path: Path) -> None:
+    harsh = ["--weights", "quantize-weights{bits=2}", "--max-drop", "0"]
+    ran = cli("quantize", *RESIDUAL, *QUICK, *harsh, "-o", str(tmp_path))
+    assert ran.status == 1
+    assert "NOT within 0" in ran.out
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_simulated_bits(cli: Any, tmp_path: Path) -> None:
+    few = ["--simulate", "--target-size", "0.6", "--activation-bits", "6"]
+    ran = cli("quantize", *RESIDUAL, *QUICK, *few, "-o", str(tmp_path), "--json")
+    assert ran.status == 0, ran.err
+    report = json.loads(ran.out)
+    (made,) = report["quantization"]
+    assert set(made["mixed"]["bits"].values()) <= {2, 4, 8}
+    assert report["artifacts"] == []
+    ran = cli("quantize", *RESIDUAL, *few, "--export", "onnx", "-o", str(tmp_path))
+    assert ran.status == 2
+    assert "simulated" in ran.err
+
+
+def test_what_tensorrt_does_not_take(cli: Any, tmp_path: Path) -> None:
+    ran = cli(
+        "quantize", *SPEAKER, "--scheme", "int4-weights", "--target", "trt", "-o", str(tmp_path)
+    )
+    assert ran.status == 2
+    assert "TensorRT takes `int8`" in ran.err
+
+
+@pytest.mark.parametrize("target", ["trt", "trt-rtx"])
+def test_the_file_for_tensorrt(target: str, cli: Any, tmp_path: Path) -> None:
+    """No uint8, no integer bias, no zero point but 0."""
+    ran = cli("quantize", *RESIDUAL, *QUICK, "--target", target, "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    graph = onnx.load(tmp_path / "made_residual.onnx").graph
+    stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    assert "uint8" not in {str(value.dtype) for value in stored.values()}
+    grids = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(grids) >= 6
+    for node in grids:
+        if len(node.input) > 2 and node.input[2]:
+            assert not stored[node.input[2]].any()
+        if node.input[0] in stored:
+            assert stored[node.input[0]].dtype != np.int32
