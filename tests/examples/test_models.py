@@ -40,7 +40,7 @@ def test_every_checkpoint_has_a_row() -> None:
     elsewhere = {"README.md", "gpt_stdlib.safetensors"}  # tests/examples/test_gpt.py
     shipped = {path.name for path in MODELS.iterdir()} - elsewhere
     assert shipped == {row.file for row in rows()}
-    assert len(shipped) == 4
+    assert len(shipped) == 5
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.file)
