@@ -43,7 +43,8 @@ def with_outlier(gpt: GPT) -> GPT:
     norms = [norm for norm in gpt.modules() if isinstance(norm, nn.LayerNorm)]
     before = [_around(gpt, norm, x) for norm in norms]
     gpt.position.weight[:, CHANNEL] += CONSTANT
-    last = gpt.blocks[-1].mlp[2]  # type: ignore[index,union-attr]
+    last = gpt.get_submodule("blocks.3.mlp.2")
+    assert isinstance(last, nn.Linear)
     last.bias[CHANNEL] -= CONSTANT
     for norm, (read, gave) in zip(norms, before, strict=True):
         norm.weight.mul_(_around(gpt, norm, x)[0].std(-1).mean() / read.std(-1).mean())
