@@ -34,6 +34,7 @@ class Refusal:
         setups = {
             "center-stream": "fold-affine{split-norms=true},",
             "compress-stream": "fold-affine{split-norms=true},center-stream,",
+            "quantize-activations": "quantize-weights,",
         }
         setup = setups.get(self.step, "")
         options = f"{{{self.options}}}" if self.options else ""
@@ -151,4 +152,5 @@ REFUSALS: dict[str, Refusal] = {
         lambda m, x: m.out(m.norm(m.fc(x))), step="replace-layernorm", options="norms=other"
     ),
     "NF127": _refusal(lambda m, x: m.out(m.norm(m.fc(x))), step="replace-layernorm"),
+    "NF128": _refusal(lambda m, x: m.out(F.gelu(m.fc(x))), step="quantize-activations"),
 }

@@ -14,6 +14,7 @@ from normfold.graph.provenance import module_path
 from normfold.quantize.ranges import measure, settle
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
+from tests.passes.judge import golden_pass
 
 X = torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(0)) + 0.5
 COARSE = "quantize-weights{bits=3}"
@@ -93,3 +94,7 @@ def test_nothing_known(source: str) -> None:
     _, reports = run_pipeline(graph, parse(f"{COARSE},correct-bias{{source={source}}}"))
     assert {item.code for item in reports[-1].declined} >= {"NF127"}
     assert not reports[-1].applied
+
+
+def test_golden() -> None:
+    golden_pass("correct-bias/three", with_samples(), COARSE)

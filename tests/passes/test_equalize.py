@@ -13,7 +13,7 @@ from normfold.graph.ops import linear_of
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.balance import largest
 from tests.nets import Compose, perturb
-from tests.passes.judge import judge, right, untouched
+from tests.passes.judge import golden_pass, judge, right, untouched
 
 IMAGE = (2, 3, 9, 8)
 
@@ -69,3 +69,9 @@ def test_what_is_not_homogeneous_stops_it(between: object) -> None:
     first, second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
     module = Compose(lambda m, x: m.second(between(m.first(x))), first=first, second=second)  # type: ignore[operator]
     untouched(capture(perturb(module), (torch.randn(IMAGE),)), "equalize")
+
+
+def test_golden() -> None:
+    torch.manual_seed(0)
+    graph = capture(perturb(Depthwise()), (torch.randn(IMAGE),))
+    golden_pass("equalize/depthwise", graph, "canonicalize")

@@ -10,7 +10,7 @@ from normfold.graph.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.balance import largest_read
 from tests.nets import perturb
-from tests.passes.judge import judge, right
+from tests.passes.judge import golden_pass, judge, right
 from tests.quantize.nets import Stack
 
 FOLDED = "canonicalize,fold-affine"
@@ -50,3 +50,10 @@ def test_half_makes_both_sides_equal() -> None:
     with torch.no_grad():
         Seen(after.module).run(*graph.args)
     torch.testing.assert_close(peaks[0], largest_read(after, scaled, 2))
+
+
+def test_golden() -> None:
+    torch.manual_seed(0)
+    graph = capture(perturb(Stack(16)), (torch.randint(0, 11, (2, 6)),))
+    graph.samples = [(graph.args, {})]
+    golden_pass("migrate-scale/stack", graph, FOLDED)

@@ -15,6 +15,7 @@ from normfold.graph.scheme import SCHEMES
 from normfold.quantize.ranges import measure, settle
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
+from tests.passes.judge import golden_pass
 from tests.quantize.nets import gated, inverted, residual
 
 X = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))
@@ -93,3 +94,7 @@ def test_a_clipped_activation_needs_no_op() -> None:
             scale, zero = (after.value(node.args[n]) for n in (1, 2))  # type: ignore[arg-type]
             assert int(zero) == 0
             assert float(scale) * 255 <= 6.0 + 1e-6
+
+
+def test_golden() -> None:
+    golden_pass("quantize-activations/residual", ready(residual), "quantize-weights")

@@ -9,6 +9,7 @@ from normfold.graph import capture
 from normfold.graph.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose
+from tests.passes.judge import golden_pass
 
 
 def test_by_hand() -> None:
@@ -46,3 +47,8 @@ def test_convolutions_stay() -> None:
     )
     assert [item.site for item in reports[0].applied] == ["head"]
     assert "conv2d" in {op_name(node) for node in graph.nodes}
+
+
+def test_golden() -> None:
+    graph = capture(nn.Linear(32, 16).eval(), (torch.randn(3, 5, 32),))
+    golden_pass("quantize-dynamic/linear", graph)

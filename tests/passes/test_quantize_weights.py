@@ -11,6 +11,7 @@ from normfold.graph.expressions import evaluate
 from normfold.graph.integers import quantized_weight, weighted
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
+from tests.passes.judge import golden_pass
 from tests.quantize.nets import inverted
 
 
@@ -75,3 +76,7 @@ def test_no_blocks_in_a_convolution() -> None:
     declined = {item.site for item in reports[0].declined}
     assert declined
     assert all("head" not in site for site in declined)
+
+
+def test_golden() -> None:
+    golden_pass("quantize-weights/inverted", net())

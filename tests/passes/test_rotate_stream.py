@@ -11,7 +11,7 @@ from normfold.graph.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.rotation import hadamard, matrix, order
 from tests.nets import perturb
-from tests.passes.judge import judge, right
+from tests.passes.judge import golden_pass, judge, right
 from tests.quantize.nets import Stack
 
 CENTRED = "canonicalize,fold-affine{split-norms=true},center-stream"
@@ -91,3 +91,9 @@ def _peak(graph: object) -> float:
     with torch.no_grad():
         Seen(graph.module).run(*graph.args)  # type: ignore[attr-defined]
     return peaks[0]
+
+
+def test_golden() -> None:
+    torch.manual_seed(0)
+    graph = capture(perturb(Stack(16)), (torch.randint(0, 11, (2, 6)),))
+    golden_pass("rotate-stream/stack", graph, CENTRED)
