@@ -36,7 +36,8 @@ def choose(
         judge: points of accuracy that the integer network loses with these bits.
 
     Raises:
-        UsageError: the cheapest choice costs more than the target, or every choice loses more than the limit.
+        UsageError: the cheapest choice costs more than the target. That every choice loses more than the limit
+            is for the report to say.
     """
     graph, inputs = calibrated.graph, calibrated.inputs
     formats = _simulated if options.simulate else executed
