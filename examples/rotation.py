@@ -2,7 +2,7 @@
 
 python -m examples.rotation [--heal 200] [--windows 200] [--out out/rotation]     (from the root of the clone)
 
-Large language models have a few channels of their stream that are a hundred times as large as the others, nearly
+Large language models have a few channels of their stream that are far larger than the others, nearly
 the same for every token, and taken back by the last block ("massive activations", Sun et al. 2024); small ones
 have not. Here one channel of the shipped GPT gets a constant, and gains and biases of the norms are set so that
 what is behind them stays as it was on average; a short training mends the rest. Ranges come from random tokens: no
@@ -25,7 +25,7 @@ from examples.train_gpt import RATE, train
 from normfold.export.onnx import export_onnx
 from normfold.quantization import Quantization, calibrate, quantise
 
-CHANNEL, CONSTANT = 40, 100.0
+CHANNEL, CONSTANT = 40, 8.0
 # the head gets a table of its own: it reads the stream behind a gain, which the embedding does not
 _CENTRED = ("canonicalize", "fold-affine{split-norms=true untie=true}", "center-stream{untie=true}")
 SETTINGS = {
