@@ -80,7 +80,10 @@ NORMS: dict[str, tuple[nn.Module, list[int], bool]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.zoo)],
+)
 @pytest.mark.parametrize("name", NORMS)
 def test_a_norm_has_squares_and_a_power(name: str, dtype: torch.dtype) -> None:
     net, dims, centred = NORMS[name]

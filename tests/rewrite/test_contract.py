@@ -79,8 +79,8 @@ def test_documentation(name: str) -> None:
 
 NETS = [
     (Residual, (2, 4, 5, 6)),
-    (RepBlock, (2, 4, 5, 6)),
-    (Norms, (2, 4, 5, 6)),
+    pytest.param(RepBlock, (2, 4, 5, 6), marks=pytest.mark.zoo),
+    pytest.param(Norms, (2, 4, 5, 6), marks=pytest.mark.zoo),
     (Encoder, (2, 5, 8)),
 ]
 
