@@ -31,7 +31,7 @@ from normfold.export.tensorrt import EngineOptions, parse_dynamic
 from normfold.graph import Graph
 from normfold.graph.bake import bake
 from normfold.load import load
-from normfold.quantization import Integers, Quantization, write_integers
+from normfold.quantization import Integers, Quantization, require_executable, write_integers
 from normfold.quantize import sidecar
 from normfold.report import Report
 from normfold.report.policy import Requirement
@@ -140,6 +140,8 @@ def convert(
     formats, name, folder = _formats(export), _name(model), Path(output)
     dtype, (axes, ranges) = parse_precision(precision, keep_fp32), parse_dynamic(dynamic)
     _require_dialect(dialect)
+    if quantization is not None:
+        require_executable(formats, dialect, quantization)
     require_engine(formats, engine, ranges)
     if keep_if_faster:
         _require_timeable(formats, dialect)
@@ -227,7 +229,7 @@ def convert(
                     continue
                 target = temporary / f"{name}.{kind}"
                 if integers is not None:
-                    write_integers(kind, target, integers, report, opset, dialect)
+                    write_integers(target, integers, report, opset, dialect)
                     continue
                 lacking = _write(kind, result, target, report, verifier, opset, dialect, allowed)
                 missing = missing or lacking

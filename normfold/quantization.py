@@ -20,6 +20,7 @@ from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.quantize.distilled import Recipe
 from normfold.quantize.mixed import pipeline
+from normfold.quantize.sensitivity import first_float
 from normfold.report import PassReport, Report
 from normfold.report.quantization import Confidence, Evidence, MixedReport, QuantizationReport
 from normfold.rewrite import parse, run_pipeline
@@ -110,18 +111,8 @@ class Integers:
         self.mixed: MixedReport | None = None
 
     def graph(self, dialect: str) -> Graph:
-        """The integer network for a dialect; what made it goes into the report.
-
-        Raises:
-            UsageError: the dialect's runtime does not execute the scheme.
-        """
+        """The integer network for a dialect; what made it goes into the report."""
         options = self.options
-        if dialect.startswith("trt") and (options.scheme != "int8" or options.mixed):
-            raise UsageError(
-                f"`{options.scheme}`{' with formats by layer' if options.mixed else ''} is for onnxruntime",
-                found=f"`{dialect}`",
-                hint="TensorRT takes `int8`",
-            )
         if options.mixed and self.mixed is None:
             self.mixed = choose(self.calibrated, options, self._judge, self.say)
         self.say("putting weights and activations on grids")
@@ -134,28 +125,40 @@ class Integers:
         text = _pipeline(self.options, "ort-x86", bits)
         result, _ = run_pipeline(self.calibrated.graph, parse(text))
         pairs = (_both(result, self.calibrated.graph, x) for x in self.calibrated.inputs)
-        drift = compare(pairs, self.calibrated.labels)
-        drop = drift["drop"] if drift.get("drop") is not None else 100 * (1 - drift["agreement"])
-        return float(drop)
+        made = QuantizationReport(self.options.scheme, "ort-x86")
+        made.drift = compare(pairs, self.calibrated.labels)
+        return math.inf if made.lost is None else made.lost
 
 
-def write_integers(
-    kind: str, path: Path, integers: Integers, report: Report, opset: int | None, dialect: str
-) -> None:
-    """Write the integer network as ONNX, and look at what onnxruntime makes of it.
+def require_executable(formats: Sequence[str], dialect: str, options: Quantization) -> None:
+    """Refuse what no runtime executes, before any work.
 
     Raises:
-        UsageError: another format, or activations of fewer bits than any kernel takes.
+        UsageError: a format without integers, activations of fewer bits than any kernel takes, or a scheme that
+            the dialect's runtime has no kernels for.
     """
-    from normfold.export.onnx import export_onnx
-
-    if kind != "onnx":
-        raise UsageError(f"integers are not written as {kind}", hint="`--export onnx` or `trt`")
-    if integers.options.activation_bits < 8:
+    if "pt2" in formats:
+        raise UsageError("integers are not written as pt2", hint="`--export onnx` or `trt`")
+    if formats and options.activation_bits < 8:
         raise UsageError(
             "activations of fewer than 8 bits are simulated: no runtime executes them",
             hint="leave out `--export`",
         )
+    tensorrt = "trt" in formats or dialect.startswith("trt")
+    if tensorrt and (options.scheme != "int8" or options.mixed):
+        raise UsageError(
+            f"`{options.scheme}`{' with formats by layer' if options.mixed else ''} is for onnxruntime",
+            found="TensorRT",
+            hint="TensorRT takes `int8`",
+        )
+
+
+def write_integers(
+    path: Path, integers: Integers, report: Report, opset: int | None, dialect: str
+) -> None:
+    """Write the integer network as ONNX, and look at what onnxruntime makes of it."""
+    from normfold.export.onnx import export_onnx
+
     graph = integers.graph(dialect)
     exported = export_onnx(
         graph, path, opset=opset, dialect=dialect, metadata={"source": report.model}
@@ -174,7 +177,7 @@ def look(path: Path, inputs: Sequence[Sequence[Tensor]], made: QuantizationRepor
     made.integer, made.floats = counted.integer, counted.floats
     made.census, made.blocked = counted.ops, counted.blocked
     every, none = RuntimeSession(path, "all"), RuntimeSession(path, "none")
-    found = compare(((_float(every.run(x)), _float(none.run(x))) for x in inputs), None)
+    found = compare(((first_float(every.run(x)), first_float(none.run(x))) for x in inputs), None)
     if found.get("agreement") is not None:
         made.optimised = {name: found[name] for name in ("samples", "agreement", "snr_db")}
 
@@ -200,12 +203,7 @@ def _both(result: Graph, graph: Graph, leaves: Sequence[Tensor]) -> tuple[Tensor
 
 def _first(graph: Graph, leaves: Sequence[Tensor]) -> Tensor:
     outputs = fx.Interpreter(graph.module).run(*leaves, enable_io_processing=False)
-    return _float(pytree.tree_leaves(outputs))
-
-
-def _float(outputs: Sequence[Tensor]) -> Tensor:
-    """The first output that is no integer: what is compared."""
-    return next(leaf for leaf in outputs if leaf.is_floating_point())
+    return first_float(pytree.tree_leaves(outputs))
 
 
 def confidence(evidence: Evidence, drift: dict[str, Any]) -> Confidence:

@@ -15,8 +15,6 @@ from normfold.graph.scheme import Scheme
 _CLIPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min"}
 # the grid of the input serves the output: nothing new is computed
 _SAME_GRID = {"max_pool2d", "max_pool1d"}
-
-
 _FLOATS = "normfold_floats"
 
 
@@ -112,9 +110,7 @@ def _chained(graph: Graph, scheme: Scheme, linears: list[Linear]) -> Plan:
             break
         integer -= out
     found = Plan(linears)
-    for (
-        node
-    ) in graph.nodes:  # in graph order, so that shared grids are there before they are shared
+    for node in graph.nodes:  # in graph order: shared grids are there before they are shared
         if node in integer:
             for source in _activations(node):
                 found.tensors.setdefault(source, source)

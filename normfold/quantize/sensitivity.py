@@ -82,6 +82,11 @@ def joint_divergence(graph: Graph, lowered: Graph, inputs: Sequence[Sequence[Ten
     return sum(divergence(*pair) for pair in pairs) / len(inputs)
 
 
+def first_float(outputs: Sequence[Tensor]) -> Tensor:
+    """The first output that is no integer: what is compared."""
+    return next(leaf for leaf in outputs if leaf.is_floating_point())
+
+
 def divergence(mine: Tensor, theirs: Tensor) -> float:
     """Symmetric KL of two sets of logits over the last axis, mean over the others, in nats."""
     p, q = F.log_softmax(theirs.double(), -1), F.log_softmax(mine.double(), -1)
@@ -103,9 +108,7 @@ class _Swapped(fx.Interpreter):
     @torch.no_grad()
     def outputs(self, leaves: Sequence[Tensor]) -> Tensor:
         """The first float output."""
-        results = pytree.tree_leaves(self.run(*leaves, enable_io_processing=False))
-        found: Tensor = next(leaf for leaf in results if leaf.is_floating_point())
-        return found
+        return first_float(pytree.tree_leaves(self.run(*leaves, enable_io_processing=False)))
 
     def run_node(self, n: fx.Node) -> Any:
         if self.linear is None or n is not self.linear.node:

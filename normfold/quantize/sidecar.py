@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,8 @@ def sidecar_of(path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.stem + SUFFIX)
 
 
-def save(graph: Graph, path: Path, names: Mapping[str, str] | None = None) -> int:
-    """Write what is known of a graph's tensors; how many. Nothing is written for none.
-
-    Args:
-        names: of the nodes' tensors in an ONNX file.
-    """
+def save(graph: Graph, path: Path) -> int:
+    """Write what is known of a graph's tensors; how many. Nothing is written for none."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -55,9 +50,8 @@ def save(graph: Graph, path: Path, names: Mapping[str, str] | None = None) -> in
         if found is None:
             continue
         tensors[f"{len(rows)}.mean"], tensors[f"{len(rows)}.std"] = found.mean, found.std
-        row = {"site": found.site, "dim": found.dim, "op": key.op, "shape": key.shape}
-        row |= {"number": key.number, "value": (names or {}).get(node.name, "")}
-        rows.append(row)
+        place = {"op": key.op, "shape": key.shape, "number": key.number}
+        rows.append({"site": found.site, "dim": found.dim, **place})
     if rows:
         save_file(tensors, path, {"normfold": _FORMAT, "tensors": json.dumps(rows)})
     return len(rows)

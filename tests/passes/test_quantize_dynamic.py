@@ -25,7 +25,7 @@ def test_by_hand() -> None:
     steps = ((x.double() / step).round() + zero).clamp(0, 255) - zero
     wanted = (steps @ q.t()) * step * s + layer.bias.detach()
     with torch.no_grad():
-        torch.testing.assert_close(graph(x).double(), wanted, rtol=1e-4, atol=2e-2)
+        torch.testing.assert_close(graph(x).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_every_call_has_its_own_grid() -> None:
