@@ -25,11 +25,16 @@ from examples.train_gpt import RATE, train
 from normfold.export.onnx import export_onnx
 from normfold.quantization import Quantization, calibrate, quantise
 
-CHANNEL, CONSTANT = 40, 8.0
+CHANNEL, CONSTANT = 40, 6.0
 # the head gets a table of its own: it reads the stream behind a gain, which the embedding does not
 _CENTRED = ("canonicalize", "fold-affine{split-norms=true untie=true}", "center-stream{untie=true}")
 SETTINGS = {
     "W8A8": Quantization(correct_bias=True),
+    "W4 in blocks of 32": Quantization(
+        scheme="int4-weights",
+        weights="quantize-weights{bits=4 block=32 clip=true}",
+        correct_bias=True,
+    ),
     "W4A8": Quantization(
         weights="quantize-weights{bits=4 rounding=squant clip=true}", correct_bias=True
     ),

@@ -140,7 +140,8 @@ def calibrate(
     start, say = time.perf_counter(), progress or (lambda line: None)
     source = graph.copy()
     bounds = pixel_bounds(options, normalisation)
-    if options.scheme != "int8" and options.data is None and not reads_tokens(source):
+    needed = options.scheme == "int8" or options.correct_bias or options.data is not None
+    if not needed and not reads_tokens(source):
         return _unmeasured(source, start)
     inputs, labels, evidence = _inputs(source, options, bounds, normalisation, say)
     source.samples = [pytree.tree_unflatten(list(x), _structure(graph)) for x in inputs]
@@ -219,13 +220,13 @@ def _objective(graph: Graph, source: Source) -> Objective:
     if source == "zeroq":
         return PerImage(graph)
     found: Objective = Patches(graph) if source == "patches" else Matching(graph)
-    if not found.nodes and source == "auto":
+    if not found.nodes and source in ("auto", "analytic"):
         found = Patches(graph)
     if not found.nodes:
         raise UsageError(
             "nothing is known of the activations: no norm of this network remembers its training data",
             hint="give `--data`, or take `--scheme int8-dynamic`, `int8-weights` or `int4-weights`, which need no "
-            "ranges; noise is no substitute, and is not used silently",
+            "ranges (without `--correct-bias`); noise is no substitute, and is not used silently",
         )
     return found
 

@@ -19,11 +19,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.graph import Graph
-from normfold.graph.expressions import evaluate
+from normfold.graph.expressions import evaluate, is_static
+from normfold.graph.graph import op_name, shape_of
 from normfold.graph.integers import quantized_weight, weighted
 from normfold.graph.intervals import mean_shift, usual
 from normfold.graph.ops import linear_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,9 @@ class CorrectBias(Pass):
         found = [
             node
             for node in graph.nodes
-            if (linear := weighted(node)) is not None
-            and quantized_weight(linear)
-            and linear.bias_position is not None
+            if (linear := weighted(node)) is not None and quantized_weight(linear)
         ]
-        wanted = {node for node in found if self.heads or not _returned(node)}
+        wanted = {node for node in found if self.heads or not _returned(_biased(node))}
         if self.source == "analytic" or (self.source == "auto" and not graph.samples):
             known = ((node, mean_shift(node)) for node in wanted)
             shifts = {node: shift for node, shift in known if shift is not None}
@@ -71,14 +72,38 @@ class CorrectBias(Pass):
         return Decline(Reason.NO_SAMPLES, match.node) if shift is None else None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
-        linear, shift = linear_of(match.node), match.plan[1]
-        assert linear is not None and linear.bias_position is not None
-        bias, dtype = linear.bias, match.node.meta["val"].dtype
+        node, shift = match.node, match.plan[1]
+        linear, behind = linear_of(node), _biased(node)
+        assert linear is not None
+        position, bias = linear.bias_position, linear.bias
+        if behind is not node:
+            position = next(at for at in (0, 1) if behind.args[at] is not node)
+            bias = behind.args[position]  # type: ignore[assignment]
+        value = -shift
         if bias is not None:
-            shift = shift - evaluate(rewriter.graph.module, bias)
-        corrected = rewriter.constant((-shift).to(dtype), "bias")
-        rewriter.set_argument(match.node, linear.bias_position, corrected)
-        rewriter.record(f"{match.node.name}: bias corrected")
+            value = value + evaluate(rewriter.graph.module, bias)
+        corrected = rewriter.constant(value.to(node.meta["val"].dtype), "bias")
+        if position is None:
+            users = list(node.users)
+            result = rewriter.insert_after(node, aten.add.Tensor, node, corrected)
+            for user in users:
+                rewriter.replace_input(user, node, result)
+        else:
+            rewriter.set_argument(behind, position, corrected)
+        rewriter.record(f"{node.name}: bias corrected")
+
+
+def _biased(node: fx.Node) -> fx.Node:
+    """The op that adds the bias: the sum behind a product that has no place for one, or the node itself."""
+    linear, users = linear_of(node), list(node.users)
+    if linear is None or linear.bias_position is not None or len(users) != 1:
+        return node
+    behind = users[0]
+    if op_name(behind) != "add" or behind.kwargs:
+        return node
+    sides = [side for side in behind.args if side is not node]
+    vector = len(sides) == 1 and isinstance(sides[0], fx.Node) and is_static(sides[0])
+    return behind if vector and shape_of(sides[0]) == (linear.out_features,) else node  # type: ignore[arg-type]
 
 
 def _returned(node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from normfold.graph.expressions import evaluate
 from normfold.graph.grids import Grid, to_grid
 from normfold.graph.integer_ops import dequantize
 from normfold.graph.integers import mean_of_product, quantized_weight, weighted
-from normfold.graph.intervals import note_mean_shift, read_mean
+from normfold.graph.intervals import mean_shift, note_mean, note_mean_shift, read_mean, usual
 from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
@@ -72,13 +72,13 @@ class QuantizeWeights(Pass):
         assert axis is not None
         grid = to_grid(weight, axis, self.bits, self.block, self.rounding, self.clip)
         name = str(linear.weight.target) if linear.weight.op == "get_attr" else match.node.name
+        mean = read_mean(match.node)
+        if mean is not None:
+            error = grid.values - weight.double()
+            note_mean_shift(match.node, mean_of_product(linear, mean.double(), error))
         if self.block:
             self._blocks(linear, grid, name, rewriter)
         else:
-            mean = read_mean(match.node)
-            if mean is not None:
-                error = grid.values - weight.double()
-                note_mean_shift(match.node, mean_of_product(linear, mean.double(), error))
             steps = rewriter.attribute(f"{name}_int{self.bits}", grid.steps)
             scale = rewriter.attribute(f"{name}_scale", grid.scale)
             # written out: some of onnxruntime's kernels are not chosen where it is missing
@@ -98,7 +98,14 @@ class QuantizeWeights(Pass):
         scales = rewriter.attribute(f"{name}_scale", scale)
         bits = 4 if self.bits == 4 else 8
         values = rewriter.expression(dequantize, stored, scales, None, 0, self.block, bits)
-        result = rewriter.insert_before(linear.node, aten.matmul.default, linear.data, values)
+        product = rewriter.insert_before(linear.node, aten.matmul.default, linear.data, values)
+        mean, shift, result = usual(linear.node), mean_shift(linear.node), product
         if linear.bias is not None:
-            result = rewriter.insert_before(linear.node, aten.add.Tensor, result, linear.bias)
+            result = rewriter.insert_before(linear.node, aten.add.Tensor, product, linear.bias)
+        if mean is not None:
+            if linear.bias is not None:
+                mean = mean - evaluate(rewriter.graph.module, linear.bias)
+            note_mean(product, mean)
+        if shift is not None:
+            note_mean_shift(product, shift)
         rewriter.replace(linear.node, result)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
+from normfold.graph.graph import op_name
 from normfold.graph.integers import weighted
 from normfold.graph.intervals import note_read_mean
 from normfold.graph.provenance import module_path
@@ -65,6 +66,50 @@ def test_means_are_those_of_the_float_network() -> None:
     for path in ("first", "second"):
         assert float((plain[path] - wanted[path]).abs().max()) > 1e-2
         torch.testing.assert_close(found[path], wanted[path], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("source", ["samples", "analytic"])
+def test_products_of_blocks_have_their_bias_behind_them(bias: bool, source: str) -> None:
+    torch.manual_seed(0)
+    module = perturb(
+        Compose(
+            lambda m, x: m.head(F.relu(m.second(F.relu(m.first(x))))),
+            first=nn.Linear(24, 32),
+            second=nn.Linear(32, 16, bias=bias),
+            head=nn.Linear(16, 5),
+        )
+    )
+    x = torch.randn(256, 24, generator=torch.Generator().manual_seed(0)) + 1.0
+    graph = capture(module, (x,))
+    graph.samples = [((x,), {})]
+    settle(measure(graph, [(x,)]), {})
+    first = next(node for node in graph.nodes if weighted(node))
+    note_read_mean(first, x.mean(0).double())
+    blocks = "quantize-weights{bits=4 block=16}"
+    rounded, _ = run_pipeline(graph, parse(blocks))
+    corrected, reports = run_pipeline(graph, parse(f"{blocks},correct-bias{{source={source}}}"))
+    found = [hidden(g, x) for g in (graph, rounded, corrected)]
+    assert [item.site for item in reports[-1].declined][-1:] == ["head"]
+    for wanted, plain, mended in list(zip(*found, strict=True))[: 2 if source == "samples" else 1]:
+        assert float((plain - wanted).abs().max()) > 1e-2
+        torch.testing.assert_close(mended, wanted, rtol=1e-3, atol=1e-4)
+
+
+def hidden(graph: Graph, x: Tensor) -> list[Tensor]:
+    """Mean of what each ReLU reads, per channel."""
+    found = []
+
+    class Seen(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            value = super().run_node(n)
+            if op_name(n) == "relu":
+                found.append(self.env[n.args[0]].mean(0))
+            return value
+
+    with torch.no_grad():
+        Seen(graph.module).run(x)
+    return found
 
 
 def test_the_head_is_not_corrected() -> None:
