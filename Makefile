@@ -25,6 +25,7 @@ lint: $(STAMP)
 
 zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers, engines: slow
 	@$(PY) -m tests.zoo --jobs 2
+	@$(PY) -m pytest -m zoo --ignore tests/zoo --numprocesses 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,6 +17,7 @@ from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
 from normfold.graph.intervals import Interval
+from normfold.graph.placed import device_of
 from normfold.graph.scheme import SCHEMES
 from normfold.quantize.analytic import assumed, derive
 from normfold.quantize.distilled import (
@@ -72,6 +73,7 @@ class Quantization:
         correct_bias: take the mean error out of every bias but the heads'.
         save_distilled: an ``.npz`` file for the inputs that were distilled, by name.
         limit: at most so many samples of the data.
+        device: ``cpu`` or ``cuda``, that ranges are found on; by default the latter where there is one.
     """
 
     scheme: Scheme = "int8"
@@ -93,6 +95,7 @@ class Quantization:
     correct_bias: bool = False
     save_distilled: Path | None = None
     limit: int | None = None
+    device: str | None = None
     trust_modules: Sequence[str] = ()
 
     @property
@@ -138,24 +141,24 @@ def calibrate(
         UsageError: nothing is known of the activations: no data, and no norm that remembers any.
     """
     start, say = time.perf_counter(), progress or (lambda line: None)
-    source = graph.copy()
+    device, source = device_of(options.device), graph.copy()
     bounds = pixel_bounds(options, normalisation)
     needed = options.scheme == "int8" or options.correct_bias or options.data is not None
     if not needed and not reads_tokens(source):
         return _unmeasured(source, start)
-    inputs, labels, evidence = _inputs(source, options, bounds, normalisation, say)
+    inputs, labels, evidence = _inputs(source, options, bounds, normalisation, say, device)
     source.samples = [pytree.tree_unflatten(list(x), _structure(graph)) for x in inputs]
     if options.migrate:
         source, _ = run_pipeline(source, parse("migrate-scale,restore,bake"))
     say("finding where the tensors lie")
     alone = options.source == "analytic" and options.data is None
     told = derive(source, _interval(bounds))
-    found = measure(source, [] if alone else inputs)
+    found = measure(source, [] if alone else inputs, device)
     union = options.data is None and options.source == "auto"
     joined = told.keys() - assumed(source) if union else ()
     evidence = replace(evidence, **settle(found, told, joined))
     if options.clip and options.activation_bits < 8 and inputs:
-        clip(source, inputs, SCHEMES["ort-x86"], options.activation_bits)
+        clip(source, inputs, SCHEMES["ort-x86"], options.activation_bits, device)
     names = frozenset(node.name for node in told)
     return Calibrated(source, inputs, labels, evidence, names, time.perf_counter() - start)
 
@@ -187,7 +190,12 @@ def _structure(graph: Graph) -> Any:
 
 
 def _inputs(
-    graph: Graph, options: Quantization, bounds: Bounds | None, normalisation: Any, say: Progress
+    graph: Graph,
+    options: Quantization,
+    bounds: Bounds | None,
+    normalisation: Any,
+    say: Progress,
+    device: torch.device,
 ) -> tuple[list[tuple[Tensor, ...]], Tensor | None, Evidence]:
     """Inputs to measure on, labels if there are any, and where they are from."""
     if options.data is not None:
@@ -201,7 +209,7 @@ def _inputs(
         made = prompts(graph, options.recipe.seed, options.recipe.images)
         return made, None, Evidence(f"random tokens: {sum(len(x[0]) for x in made)} prompts")
     objective = _objective(graph, options.source)
-    found = distil(graph, objective, options.recipe, bounds, say)
+    found = distil(graph, objective, options.recipe, bounds, say, device)
     if options.save_distilled is not None:
         pairs = zip(graph.input_names, found.inputs, strict=True)
         np.savez(options.save_distilled, **{name: x.numpy() for name, x in pairs})  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from normfold.bench_inputs import (
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
+from normfold.graph.placed import device_of
 from normfold.load import load, probe
 from normfold.report import Report
 from normfold.rewrite.presets import preset
@@ -123,7 +124,7 @@ def in_torch(
     **loading: Any,
 ) -> Pair:
     """Both in torch, eager or through torch.compile, on the inputs of A."""
-    place = _device(device)
+    place = device_of(device)
     for model in models:
         if _is_onnx(model):
             raise UsageError(
@@ -253,15 +254,6 @@ def _provider(name: str) -> str:
             hint="for CUDA and TensorRT: `pip install onnxruntime-gpu`",
         )
     return found
-
-
-def _device(name: str | None) -> torch.device:
-    available = torch.cuda.is_available()
-    if name not in (None, "cpu", "cuda"):
-        raise UsageError(f"there is no device `{name}`", hint="`--device` takes `cpu` or `cuda`")
-    if name == "cuda" and not available:
-        raise EnvironmentMissing("torch sees no CUDA device on this machine", hint="`--device cpu`")
-    return torch.device(name or ("cuda" if available else "cpu"))
 
 
 def _captured(model: Any, inputs: Inputs, loading: Mapping[str, Any]) -> Graph:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.allocation import choose
 from normfold.calibration import Calibrated, Quantization, calibrate
 from normfold.errors import UsageError
+from normfold.formats import choose
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.quantize.distilled import Recipe

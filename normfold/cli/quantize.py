@@ -185,6 +185,14 @@ def quantize(
     batch: opt.BatchOption = opt.Batch.dynamic,
     dynamic: opt.Dynamic = None,
     seed: opt.Seed = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Where ranges are found. [default: cuda where there is one]",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every site.")] = False,
     as_json: opt.Json = False,
 ) -> int:
@@ -212,6 +220,7 @@ def quantize(
         correct_bias=correct_bias,
         save_distilled=save_distilled,
         limit=limit,
+        device=device,
         trust_modules=trust_module or (),
     )
     preset = to.value if to is not None else "rmsnorm" if rotate else "folded"

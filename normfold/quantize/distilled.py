@@ -27,6 +27,7 @@ from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
+from normfold.graph.placed import Placed
 from normfold.graph.statistics import Statistics, known
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
@@ -157,12 +158,14 @@ def distil(
     recipe: Recipe,
     bounds: Bounds | None = None,
     progress: Callable[[str], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Distilled:
     """Inputs that make the objective small, by Adam on the pixels.
 
     Args:
-        graph: baked; it is run in the types and on the device of its inputs, and not changed.
+        graph: baked; it is run in the types of its inputs, and not changed.
         bounds: of valid pixels; images never leave them.
+        device: to run it on. The images start from the same noise on every one.
 
     Raises:
         UsageError: the network has an input that is no image, or the objective looks at nothing.
@@ -170,9 +173,9 @@ def distil(
     start = time.perf_counter()
     if not objective.nodes:
         raise UsageError("the network has no tensor of which anything is known to distil from")
-    pixels = [Pixels(shape, recipe, bounds) for shape in image_shapes(graph, recipe)]
+    pixels = [Pixels(shape, recipe, bounds, device) for shape in image_shapes(graph, recipe)]
     optimizer = torch.optim.Adam([p.values for p in pixels], lr=recipe.rate)
-    watch = Watch(graph, objective.nodes)
+    watch = Watch(graph, objective.nodes, device)
     noise = loss = best = math.inf
     made = since = 0
     random = torch.Generator().manual_seed(recipe.seed)
@@ -197,7 +200,7 @@ def distil(
     with torch.no_grad():
         inputs = [p.plain() for p in pixels]
         loss = float(objective.loss(inputs, watch(inputs)))
-    return Distilled(tuple(inputs), noise, loss, made, time.perf_counter() - start)
+    return Distilled(tuple(x.cpu() for x in inputs), noise, loss, made, time.perf_counter() - start)
 
 
 def image_shapes(graph: Graph, recipe: Recipe) -> list[tuple[int, ...]]:
@@ -228,8 +231,14 @@ def placeholders(graph: Graph) -> list[fx.Node]:
 class Pixels:
     """One input that is optimised: kept within bounds, and larger than what the network sees by the crop."""
 
-    def __init__(self, shape: tuple[int, ...], recipe: Recipe, bounds: Bounds | None) -> None:
-        self.recipe, self.bounds = recipe, bounds
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        recipe: Recipe,
+        bounds: Bounds | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.recipe = recipe
         count, channels, height, width = shape
         self.size = (height, width)
         random = torch.Generator().manual_seed(recipe.seed)
@@ -238,7 +247,9 @@ class Pixels:
         if bounds is not None:  # noise of the same place and width as the pixels may have
             middle, half = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
             start = torch.clamp(start / 2, -1, 1) * half + middle
+        start = start.to(device)
         self.values = start.contiguous(memory_format=torch.channels_last).requires_grad_()
+        self.bounds = bounds and Bounds(bounds.low.to(device), bounds.high.to(device))
 
     def seen(self, step: int, random: torch.Generator) -> Tensor:
         """What the network sees in a step."""
@@ -264,17 +275,19 @@ class Pixels:
             self.values.copy_(limited)
 
 
-class Watch(fx.Interpreter):
+class Watch(Placed):
     """Runs a graph as far as the nodes that are asked for, with gradients to the inputs alone."""
 
-    def __init__(self, graph: Graph, nodes: Sequence[fx.Node]) -> None:
-        super().__init__(graph.module)
+    def __init__(
+        self, graph: Graph, nodes: Sequence[fx.Node], device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(graph.module, device)
         self.wanted, self.values = set(nodes), dict[fx.Node, Tensor]()
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
         self.values = {}
         with contextlib.suppress(_Enough):
-            self.run(*inputs, enable_io_processing=False)
+            self.run(*inputs)
         return self.values
 
     def run_node(self, n: fx.Node) -> Any:

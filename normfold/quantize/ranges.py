@@ -15,6 +15,7 @@ from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.intervals import Interval, bounds, expect, expected, note_mean
 from normfold.graph.ops import linear_of
+from normfold.graph.placed import Placed
 from normfold.graph.scheme import Scheme
 
 # a measured interval this much wider or narrower than the derived one is reported
@@ -30,21 +31,19 @@ class Measured:
     mean: Tensor | None = None
 
 
-def measure(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> dict[fx.Node, Measured]:
+def measure(
+    graph: Graph, inputs: Sequence[Sequence[Tensor]], device: torch.device | str = "cpu"
+) -> dict[fx.Node, Measured]:
     """Run the graph on every tuple of inputs and note where each float tensor lies.
 
     Memory: one tuple's activations at a time.
     """
-    meter = _Meter(graph.module)
+    meter = _Meter(graph.module, device)
     with torch.no_grad():
         for leaves in inputs:
-            meter.run(*leaves, enable_io_processing=False)
-    return {
-        node: Measured(
-            interval, meter.sums[node] / meter.counts[node] if node in meter.sums else None
-        )
-        for node, interval in meter.intervals.items()
-    }
+            meter.run(*leaves)
+    means = {node: (total / meter.counts[node]).cpu() for node, total in meter.sums.items()}
+    return {node: Measured(found, means.get(node)) for node, found in meter.intervals.items()}
 
 
 def settle(
@@ -79,15 +78,21 @@ def settle(
     return {"apart": apart, "distance": sum(ratios) / len(ratios) if ratios else None}
 
 
-def clip(graph: Graph, inputs: Sequence[Sequence[Tensor]], scheme: Scheme, bits: int) -> None:
+def clip(
+    graph: Graph,
+    inputs: Sequence[Sequence[Tensor]],
+    scheme: Scheme,
+    bits: int,
+    device: torch.device | str = "cpu",
+) -> None:
     """Narrow every interval to the share of it, from 1 to 0.3, whose grid has the least squared error.
 
     Below 8 bits a few large values are not worth the resolution that they cost all others.
     """
-    clipper = _Clipper(graph.module, scheme, bits)
+    clipper = _Clipper(graph.module, device, scheme, bits)
     with torch.no_grad():
         for leaves in inputs:
-            clipper.run(*leaves, enable_io_processing=False)
+            clipper.run(*leaves)
     for node, errors in clipper.errors.items():
         interval, share = expected(node), _SHARES[int(errors.argmin())]
         assert interval is not None
@@ -105,11 +110,13 @@ def _width(interval: Interval) -> float:
     return max(max(interval.high, 0.0) - min(interval.low, 0.0), 1e-12)
 
 
-class _Clipper(fx.Interpreter):
+class _Clipper(Placed):
     """Sums the squared errors of the grids of every tensor."""
 
-    def __init__(self, module: fx.GraphModule, scheme: Scheme, bits: int) -> None:
-        super().__init__(module)
+    def __init__(
+        self, module: fx.GraphModule, device: torch.device | str, scheme: Scheme, bits: int
+    ) -> None:
+        super().__init__(module, device)
         self.scheme, self.bits = scheme, bits
         self.errors: dict[fx.Node, Tensor] = {}
 
@@ -130,9 +137,9 @@ class _Clipper(fx.Interpreter):
         return float((rounded - value).square().sum())
 
 
-class _Meter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+class _Meter(Placed):
+    def __init__(self, module: fx.GraphModule, device: torch.device | str) -> None:
+        super().__init__(module, device)
         self.intervals: dict[fx.Node, Interval] = {}
         self.sums: dict[fx.Node, Tensor] = {}
         self.counts: dict[fx.Node, int] = {}

@@ -104,7 +104,7 @@ def hidden(graph: Graph, x: Tensor) -> list[Tensor]:
         def run_node(self, n: torch.fx.Node) -> object:
             value = super().run_node(n)
             if op_name(n) == "relu":
-                found.append(self.env[n.args[0]].mean(0))
+                found.append(self.env[n.all_input_nodes[0]].mean(0))
             return value
 
     with torch.no_grad():
