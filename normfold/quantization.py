@@ -18,6 +18,7 @@ from normfold.errors import UsageError
 from normfold.formats import choose
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
+from normfold.graph.placed import device_of
 from normfold.quantize.distilled import Recipe
 from normfold.quantize.mixed import pipeline
 from normfold.quantize.sensitivity import first_float
@@ -131,12 +132,14 @@ class Integers:
 
 
 def require_executable(formats: Sequence[str], dialect: str, options: Quantization) -> None:
-    """Refuse what no runtime executes, before any work.
+    """Refuse what no runtime executes or no device runs, before any work.
 
     Raises:
-        UsageError: a format without integers, activations of fewer bits than any kernel takes, or a scheme that
-            the dialect's runtime has no kernels for.
+        UsageError: a format without integers, activations of fewer bits than any kernel takes, a scheme that the
+            dialect's runtime has no kernels for, or a device that does not exist.
+        EnvironmentMissing: a GPU is asked for, and torch sees none.
     """
+    device_of(options.device)
     if "pt2" in formats:
         raise UsageError("integers are not written as pt2", hint="`--export onnx` or `trt`")
     if formats and options.activation_bits < 8:

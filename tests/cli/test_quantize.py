@@ -175,6 +175,12 @@ def test_what_tensorrt_does_not_take(cli: Any, tmp_path: Path) -> None:
     assert "TensorRT takes `int8`" in ran.err
 
 
+def test_a_device_that_is_not_there(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *SPEAKER, "--device", "tpu", "-o", str(tmp_path))
+    assert ran.status == 2
+    assert "no device `tpu`" in ran.err
+
+
 @pytest.mark.parametrize("target", ["trt", "trt-rtx"])
 def test_the_file_for_tensorrt(target: str, cli: Any, tmp_path: Path) -> None:
     """No uint8, no integer bias, no zero point but 0."""

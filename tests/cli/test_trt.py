@@ -99,6 +99,7 @@ def test_every_option(cli: Cli) -> None:
     assert {item["why"] for item in islands} == {"kept by `fc`"}
 
 
+@pytest.mark.zoo
 def test_a_sequence_of_any_length(cli: Cli) -> None:
     tokens = ["--input", "input_ids:2x16:i64", "--dynamic", "input_ids:1=1..16..40"]
     command = ["convert", GPT2, "-o", "out", "--export", "trt", "--to", "rmsnorm", *tokens]

@@ -12,6 +12,7 @@ from normfold.distillation import Recipe
 QUICK = Recipe(steps=20, batch=32, evaluations=2, hold_out=0.2)
 
 
+@pytest.mark.zoo
 def test_the_vit_without_layer_norms(tmp_path: Path) -> None:
     row = prepbn.student("un", tmp_path, samples=400, recipe=QUICK, images=100)
     assert row.norms == 0

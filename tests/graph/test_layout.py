@@ -121,7 +121,7 @@ def labels(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
     return ids.expand(shape)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(chains(), st.data())
 def test_push(chain: tuple[tuple[int, ...], list[Move]], data: st.DataObject) -> None:
     """A layout carried forward is the chain itself run on the labels of the elements."""
@@ -138,7 +138,7 @@ def test_push(chain: tuple[tuple[int, ...], list[Move]], data: st.DataObject) ->
     assert node is None or torch.equal(labels(ids, shape_of(node)), wanted)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(chains(), st.data())
 def test_pull(chain: tuple[tuple[int, ...], list[Move]], data: st.DataObject) -> None:
     """A layout carried back gives every element that arrives somewhere the label wanted there, or refuses."""
@@ -166,7 +166,7 @@ def test_pull(chain: tuple[tuple[int, ...], list[Move]], data: st.DataObject) ->
     assert all(int(found[element]) == label for element, label in pairs)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(chains(), st.data())
 def test_there_and_back(chain: tuple[tuple[int, ...], list[Move]], data: st.DataObject) -> None:
     """Pulling what was pushed gives the same labels to all that was not dropped on the way."""
