@@ -3,8 +3,8 @@
 python -m benchmarks.integers [--model resnet18 resnet50 ...] [--batch 1] [--threads N] [--rounds 30]
 
 ``default`` is onnxruntime.quantization.quantize_static as it comes (its preprocessing first), with as many noise
-images as ours has: times do not depend on ranges. The weights are random and perturbed. Census: linear ops that
-run in integers, from onnxruntime's optimised models.
+images as ours has: times do not depend on ranges. The weights are random and perturbed. A ratio is the median over
+the rounds, with its 95 % interval. Census: linear ops that run in integers, from onnxruntime's optimised models.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from normfold.export.integer_census import IntegerCensus, integer_census
 from normfold.export.onnx import export_onnx
 from normfold.export.runtime import RuntimeSession
 from normfold.quantization import Quantization, calibrate, quantise
+from normfold.report.timing import figures
 from normfold.rewrite.presets import preset
 
 MODELS = ["resnet18", "resnet50", "mobilenetv2_100", "efficientnet_b0", "densenet121"]
@@ -82,6 +83,13 @@ def interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return times
 
 
+def faster(times: dict[str, list[float]], than: str) -> str:
+    """How many times as fast as another, by the rounds' ratios."""
+    found = figures(times[than], times["normfold"])
+    low, high = found.interval
+    return f"{1 / found.ratio:.2f} ({1 / high:.2f} to {1 / low:.2f})"
+
+
 def counted(census: IntegerCensus) -> str:
     whole = sum(census.integer.get(kind, 0) for kind in LINEAR)
     return f"{whole} of {whole + sum(census.floats.get(kind, 0) for kind in LINEAR)}"
@@ -109,9 +117,8 @@ def main() -> None:
             times = interleaved({k: s.prepare([x]) for k, s in sessions.items()}, options.rounds)
             census = {kind: counted(integer_census(path)) for kind, path in made.items()}
         middle = {kind: statistics.median(values) for kind, values in times.items()}
-        ours = middle["normfold"]
         figures = " | ".join(f"{middle[kind]:.1f}" for kind in ("float", "default", "normfold"))
-        ratios = f"{middle['float'] / ours:.2f} | {middle['default'] / ours:.2f}"
+        ratios = f"{faster(times, 'float')} | {faster(times, 'default')}"
         print(
             f"| {name} | {figures} | {ratios} | {census['default']}, {census['normfold']} |",
             flush=True,

@@ -1,6 +1,6 @@
 """A format for every layer, against uniform, random and size-ordered choices of the same size.
 
-python -m examples.mixed [--networks mobilenet_v2_small vit ...] [--shares 0.45 0.55 0.7] [--out out/mixed]
+python -m examples.mixed [--networks mobilenet_v2_small vit ...] [--shares 0.6 0.8] [--out out/mixed]
 
 3 or 8 bits for convolutions, which is a simulation (stored in 8 bits, run by onnxruntime's integer kernels); for
 the ViT blocks of 4 bits, 8 bits, or floats, which are executed. Sizes are shares of the weights in 8 bits. Harms
@@ -27,6 +27,7 @@ from normfold.quantize.sensitivity import Layer, joint_divergence, sensitivities
 from normfold.rewrite import parse, run_pipeline
 
 LOW = 3
+SHARES = {True: (0.45, 0.55, 0.7), False: (0.6, 0.7, 0.85)}  # simulated; executed
 
 
 class Choices:
@@ -51,7 +52,11 @@ class Choices:
             choice = within(self.found.choices, share * self.eight)
             return None if choice is None else self.found.bits(choice)
         if how.startswith("all "):
-            return {layer.path: int(how.removeprefix("all ")) for layer in self.layers}
+            least = int(how.removeprefix("all "))
+            return {
+                layer.path: min(n for n in self.formats(layer) if n >= least)
+                for layer in self.layers
+            }
         order = list(self.layers)
         if how == "random":
             random.Random(seed).shuffle(order)
@@ -118,7 +123,7 @@ def main() -> None:
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=["mobilenet_v2_small", "vit"]
     )
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.45, 0.55, 0.7])
+    parser.add_argument("--shares", type=float, nargs="+", default=[])
     parser.add_argument("--random", type=int, default=3, help="random choices of each size")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -130,7 +135,7 @@ def main() -> None:
         choices = Choices(Bench(name, options.out), options.steps)
         uniform = [f"all {LOW}" if choices.simulated else "all 4", "all 8"]
         keys = [{"how": how, "share": 1.0, "seed": 0} for how in uniform]
-        for share in options.shares:
+        for share in options.shares or SHARES[choices.simulated]:
             keys += [{"how": how, "share": share, "seed": 0} for how in ("normfold", "small first")]
             keys += [{"how": "random", "share": share, "seed": n} for n in range(options.random)]
         same = {"network": name, "steps": options.steps}

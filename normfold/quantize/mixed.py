@@ -1,8 +1,9 @@
 """Which weights get how many bits: measured harm, summed cost, and the choices that nothing beats.
 
 A layer's formats are those that the runtime executes: a convolution in 8 bits or in floats, a matrix product also
-in blocks of 4 bits. Layers whose results meet in a sum or a concatenation share a format: in different ones the
-sum would leave the integers. `SIMULATED` is the paper's choice, which no runtime executes.
+in blocks of 4 bits. Layers that may stay in floats and whose results meet in a sum or a concatenation share a
+format: in different ones the sum would leave the integers. `SIMULATED` is the paper's choice, which no runtime
+executes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def allocate(
         formats: of a layer, in bits; coupled layers share those that all of them have.
         cost: of a layer in a format.
     """
-    groups = coupled(layers)
+    groups = coupled(layers, formats)
     options = []
     for group in groups:
         shared = [bits for bits in formats(group[0]) if all(bits in formats(one) for one in group)]
@@ -81,7 +82,9 @@ def pipeline(bits: dict[str, int], simulate: bool = False) -> str:
     return ",".join(parts)
 
 
-def coupled(layers: Sequence[Layer]) -> list[list[Layer]]:
+def coupled(
+    layers: Sequence[Layer], formats: Callable[[Layer], Sequence[int]]
+) -> list[list[Layer]]:
     """Layers in groups that share a format, in graph order: a module called twice, and results that meet."""
     leader = {layer.node: layer.node for layer in layers}
     first: dict[str, fx.Node] = {}
@@ -93,7 +96,7 @@ def coupled(layers: Sequence[Layer]) -> list[list[Layer]]:
             node = leader[node]
         return node
 
-    for layer in layers:
+    for layer in (layer for layer in layers if FLOAT in formats(layer)):
         for meeting in _meetings(layer.node):
             for other in _makers(meeting):
                 if other in leader and find(other) is not find(layer.node):
