@@ -225,9 +225,8 @@ def _inputs(
 
 
 def _objective(graph: Graph, source: Source) -> Objective:
-    if source == "zeroq":
-        return PerImage(graph)
-    found: Objective = Patches(graph) if source == "patches" else Matching(graph)
+    kinds: dict[str, Callable[[Graph], Objective]] = {"zeroq": PerImage, "patches": Patches}
+    found = kinds.get(source, Matching)(graph)
     if not found.nodes and source in ("auto", "analytic"):
         found = Patches(graph)
     if not found.nodes:
