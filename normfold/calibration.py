@@ -32,7 +32,7 @@ from normfold.quantize.distilled import (
     image_shapes,
 )
 from normfold.quantize.prompts import prompts, reads_tokens
-from normfold.quantize.ranges import clip, measure, settle
+from normfold.quantize.ranges import clip, measure, settle, widen
 from normfold.report.quantization import Evidence
 from normfold.rewrite import parse, run_pipeline
 from normfold.train.data import load_data
@@ -157,6 +157,10 @@ def calibrate(
     union = options.data is None and options.source == "auto"
     joined = told.keys() - assumed(source) if union else ()
     evidence = replace(evidence, **settle(found, told, joined))
+    if union and evidence.doubtful:
+        widen(source, [_noise(source, options.recipe, bounds)], device)
+        text = f"{evidence.source}; its statistics do not fit, so noise widens the ranges"
+        evidence = replace(evidence, source=text)
     if options.clip and options.activation_bits < 8 and inputs:
         clip(source, inputs, SCHEMES["ort-x86"], options.activation_bits, device)
     names = frozenset(node.name for node in told)
@@ -201,10 +205,7 @@ def _inputs(
     if options.data is not None:
         return _given(graph, options, normalisation)
     if options.source == "noise":
-        pixels = [
-            Pixels(shape, options.recipe, bounds) for shape in image_shapes(graph, options.recipe)
-        ]
-        return [tuple(p.plain() for p in pixels)], None, Evidence("noise")
+        return [_noise(graph, options.recipe, bounds)], None, Evidence("noise")
     if reads_tokens(graph):
         made = prompts(graph, options.recipe.seed, options.recipe.images)
         return made, None, Evidence(f"random tokens: {sum(len(x[0]) for x in made)} prompts")
@@ -222,6 +223,11 @@ def _inputs(
     if not isinstance(objective, Matching):  # on another scale
         return [found.inputs], None, Evidence(text)
     return [found.inputs], None, Evidence(text, found.loss, found.noise)
+
+
+def _noise(graph: Graph, recipe: Recipe, bounds: Bounds | None) -> tuple[Tensor, ...]:
+    """What distillation starts from."""
+    return tuple(Pixels(shape, recipe, bounds).plain() for shape in image_shapes(graph, recipe))
 
 
 def _objective(graph: Graph, source: Source) -> Objective:

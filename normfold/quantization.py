@@ -32,9 +32,6 @@ Made = tuple[Graph, list[PassReport], QuantizationReport]
 
 __all__ = ["Calibrated", "Integers", "Quantization", "Recipe", "calibrate", "quantise"]
 
-SUSPICIOUS = (
-    0.25  # of the loss that distilled inputs keep: above, the statistics do not fit the weights
-)
 _WEIGHTS = {
     "int8": "quantize-weights",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
@@ -217,7 +214,7 @@ def confidence(evidence: Evidence, drift: dict[str, Any]) -> Confidence:
     """
     parts = {}
     if evidence.loss is not None:
-        parts["statistics"] = _falling(evidence.loss, SUSPICIOUS)
+        parts["statistics"] = _falling(evidence.loss, Evidence.SUSPICIOUS)
     if evidence.distance is not None:
         parts["ranges"] = _falling(evidence.distance, 1.5)
     if drift.get("kl") is not None:
@@ -234,10 +231,11 @@ def _falling(value: float, doubt: float) -> float:
 
 def _doubts(evidence: Evidence, trust: Confidence | None) -> list[str]:
     found = []
-    if evidence.loss is not None and evidence.loss > SUSPICIOUS:
+    if evidence.doubtful:
         found.append(
             f"inputs that fit the statistics of the norms could not be found (loss {evidence.loss:.2f}, sound "
-            f"networks come below {SUSPICIOUS:g}): the statistics are not those of these weights. Give `--data`"
+            f"networks come below {Evidence.SUSPICIOUS:g}): the statistics are not those of these weights. "
+            "Give `--data`"
         )
     elif trust is not None and trust.score < Confidence.TRUSTED:
         weakest = min(trust.parts, key=trust.parts.__getitem__) if trust.parts else "nothing known"

@@ -44,6 +44,26 @@ def test_the_default_is_the_union_of_what_is_measured_and_what_statistics_tell()
         assert together[name].high == pytest.approx(union.high, abs=1e-6)
 
 
+def test_statistics_that_do_not_fit_are_not_relied_upon() -> None:
+    """The same function with a tenth of its deviations: noise widens what distilled inputs reach."""
+    module = perturb(residual())
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_var is not None
+            norm.running_var /= 100
+            norm.eps /= 100
+            norm.weight.data /= 10
+    graph, _ = normfold.run(capture(module, (X,)), preset("folded"), verify="off")
+    options = Quantization(recipe=RECIPE, pixels=(-2.0, 2.0))
+    calibrated = calibrate(graph, options)
+    assert calibrated.evidence.doubtful
+    assert calibrated.evidence.source.endswith("so noise widens the ranges")
+    together, noise = found(graph), found(graph, source="noise")
+    for name, interval in noise.items():
+        assert together[name].low <= interval.low
+        assert together[name].high >= interval.high
+
+
 def test_data_are_taken_alone_and_checked_against_the_statistics() -> None:
     graph = folded(residual())
     quiet = 1e-3 * torch.randn(8, 3, 16, 16)

@@ -78,6 +78,16 @@ def settle(
     return {"apart": apart, "distance": sum(ratios) / len(ratios) if ratios else None}
 
 
+def widen(
+    graph: Graph, inputs: Sequence[Sequence[Tensor]], device: torch.device | str = "cpu"
+) -> None:
+    """Make every interval hold what its tensor takes on these inputs too."""
+    for node, item in measure(graph, inputs, device).items():
+        known = expected(node)
+        if known is not None:
+            expect(node, known.union(item.interval).within(bounds(node)))
+
+
 def clip(
     graph: Graph,
     inputs: Sequence[Sequence[Tensor]],

@@ -27,6 +27,14 @@ class Evidence:
     apart: dict[str, float] = field(default_factory=dict)
     distance: float | None = None
 
+    # of the loss that distilled inputs keep; sound networks come far below, lying statistics far above
+    SUSPICIOUS: ClassVar[float] = 0.25
+
+    @property
+    def doubtful(self) -> bool:
+        """True if no inputs were found that fit the statistics: they are not those of these weights."""
+        return self.loss is not None and self.loss > self.SUSPICIOUS
+
 
 @dataclass(frozen=True)
 class Confidence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from normfold.quantization import SUSPICIOUS, confidence
+from normfold.quantization import confidence
 from normfold.report.quantization import Evidence, MixedReport, QuantizationReport
 from normfold.report.quantization_text import print_quantization
 
@@ -40,7 +40,9 @@ def test_a_limit_on_the_loss() -> None:
 def test_confidence_is_a_half_where_doubt_begins() -> None:
     sound = confidence(Evidence("", 0.01, 0.7, covered=0.95, distance=0.2), {"kl": 0.002})
     assert sound.score == pytest.approx(0.95)
-    doubtful = confidence(Evidence("", SUSPICIOUS, 20.0, covered=1.0, distance=0.2), {"kl": 0.0})
+    doubtful = confidence(
+        Evidence("", Evidence.SUSPICIOUS, 20.0, covered=1.0, distance=0.2), {"kl": 0.0}
+    )
     assert doubtful.score == pytest.approx(0.5)
     lying = confidence(Evidence("", 2.4, 20.0, covered=1.0, distance=0.7), {"kl": 0.004})
     assert lying.score == 0.0
