@@ -53,7 +53,6 @@ SOURCES = {
     "quantize_static": 0,
 }
 _SEEDED = {"noise", "zeroq", "ours", "ours-long"}
-_WITHOUT_BATCHNORM = {"vit"}  # where ZeroQ has nothing to go on
 _REAL = 256
 
 
@@ -169,10 +168,9 @@ def main() -> None:
     for name in options.networks:
         bench = Bench(name, options.out)
         print(f"{name}: range error of other real images {floor(bench):.3f}")
-        sources = [x for x in options.sources if x != "zeroq" or name not in _WITHOUT_BATCHNORM]
         keys = [
             {"network": name, "source": source, "seed": seed, "steps": SOURCES[source]}
-            for source in sources
+            for source in options.sources
             for seed in (options.seeds if source in _SEEDED else options.seeds[:1])
         ]
         logged(log, keys, partial(run, bench))
