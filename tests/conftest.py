@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import random
 import sys
@@ -72,6 +73,13 @@ def _read_torchlib_once() -> None:
 
 _ask_the_dispatcher_once()
 _read_torchlib_once()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what the libraries keep for good: a tenth of the time of all tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

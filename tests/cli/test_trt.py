@@ -249,6 +249,7 @@ def test_float64_is_said_plainly(cli: Cli) -> None:
     assert not OUT.exists()
 
 
+@pytest.mark.zoo
 def test_killed_while_building(cli: Cli, old: dict[str, bytes], tmp_path: Path) -> None:
     process = start(*QUICK, "--precision", "fp16", cwd=tmp_path)
     staged = tmp_path / "out" / f".normfold-{process.pid}" / "tiny.trt.onnx"

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from tests.nets import Compose, Encoder, PostNorm, batch_norms, conv, perturb
 from tests.passes.judge import Outcome, declines, fold, folded
+from tests.sampling import every_other
 
 IMAGE = (2, 4, 5, 6)
 BN = nn.BatchNorm2d
@@ -168,7 +169,7 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", every_other(MOVES))
 def test_through(name: str) -> None:
     """Against the data flow into the convolution in front, and with it into the one behind."""
 

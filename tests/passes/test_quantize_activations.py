@@ -17,6 +17,7 @@ from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass
 from tests.quantize.nets import gated, inverted, residual
+from tests.sampling import every_other
 
 X = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 
@@ -33,8 +34,10 @@ def grids(graph: Graph) -> list[torch.fx.Node]:
     return [node for node in graph.nodes if op_name(node) == "normfold::quantize"]
 
 
-@pytest.mark.parametrize("dialect", SCHEMES)
-@pytest.mark.parametrize("build", [residual, inverted, gated])
+@pytest.mark.parametrize(
+    ("build", "dialect"),
+    every_other((build, dialect) for dialect in SCHEMES for build in (residual, inverted, gated)),
+)
 def test_near_the_float_network(build: Callable[[], nn.Module], dialect: str) -> None:
     graph = ready(build)
     text = f"quantize-weights,quantize-activations{{dialect={dialect}}}"

@@ -17,6 +17,7 @@ from normfold.train.distill import distill
 from normfold.train.recipe import Recipe
 from normfold.train.student import as_module, streams
 from normfold.train.teacher import Teacher
+from tests.sampling import every_other
 from tests.train.nets import data, pair
 
 RECIPE = Recipe(steps=60, batch=32, rate=3e-3, evaluations=6, hold_out=0.2)
@@ -31,7 +32,7 @@ def train(kind: str, recipe: Recipe = RECIPE, **options: object) -> tuple[Graph,
     return student, distill(teacher, student, data(), recipe, to=kind, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", every_other(KINDS))
 def test_the_student_comes_nearer(kind: str) -> None:
     student, report = train(kind)
     assert report.distance < 0.75 * report.start
