@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 
 import normfold
 from benchmarks import models
-from normfold.bench import measure
-from normfold.contenders import Pair
 from normfold.graph.graph import Graph, op_name
+from normfold.judge.bench import measure
+from normfold.judge.pairs import Pair
 from normfold.rewrite.presets import preset
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

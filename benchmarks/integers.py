@@ -23,12 +23,12 @@ from torch import Tensor
 
 import normfold
 from benchmarks import models
-from normfold.export.integer_census import IntegerCensus, integer_census
-from normfold.export.onnx import export_onnx
-from normfold.export.runtime import RuntimeSession
-from normfold.quantization import Quantization, calibrate, quantise
 from normfold.report.timing import figures
 from normfold.rewrite.presets import preset
+from normfold.steps.quantize import Quantization, calibrate, quantise
+from normfold.targets.integer_census import IntegerCensus, integer_census
+from normfold.targets.onnx import export_onnx
+from normfold.targets.runtime import RuntimeSession
 
 MODELS = ["resnet18", "resnet50", "mobilenetv2_100", "efficientnet_b0", "densenet121"]
 LINEAR = ("Conv", "Gemm", "MatMul", "Add")

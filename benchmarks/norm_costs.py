@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import normfold
-from normfold.bench import bench
-from normfold.export.onnx import export_onnx
+from normfold.judge.bench import bench
+from normfold.targets.onnx import export_onnx
 
 DEPTH = 24
 

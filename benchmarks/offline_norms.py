@@ -22,8 +22,8 @@ from torch import nn
 import normfold
 from benchmarks import models
 from benchmarks.gpu_norms import Logits, without_norms
-from normfold.bench import bench
 from normfold.graph import Graph
+from normfold.judge.bench import bench
 from normfold.rewrite.presets import preset
 
 _FOLDED = "canonicalize,replace-layernorm,fold-affine{untie=true},restore,bake"

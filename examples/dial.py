@@ -17,8 +17,8 @@ import normfold
 from examples import accuracy, shapes
 from examples.comparison import Row, logged, pyplot, read
 from examples.prepbn import VIT, training_images
-from normfold.distillation import Recipe, Training
 from normfold.report.training import Ranking
+from normfold.steps.train import Recipe, Training
 
 FACTORY = "examples.nets:vit_tiny_shapes"
 COUNTS = [3, 6, 9, 10, 11]

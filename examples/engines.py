@@ -19,7 +19,7 @@ from torch import nn
 
 import normfold
 from examples import accuracy, gpt, shapes, text
-from normfold.verify.half import StrictInterpreter
+from normfold.judge.half import StrictInterpreter
 
 MODELS = Path(__file__).parent / "models"
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -18,13 +18,13 @@ import torch
 
 from examples.comparison import Row, logged, read
 from examples.quantize import NETWORKS, Bench
-from normfold.calibration import Calibrated, Quantization, calibrate
-from normfold.export.onnx import export_onnx
-from normfold.quantize.allocate import within
-from normfold.quantize.distilled import Recipe
-from normfold.quantize.mixed import BLOCK, FLOAT, Allocation, allocate, executed, pipeline, size
-from normfold.quantize.sensitivity import Layer, joint_divergence, sensitivities
+from normfold.ranges.allocate import within
+from normfold.ranges.calibration import Calibrated, Quantization, calibrate
+from normfold.ranges.mixed import BLOCK, FLOAT, Allocation, allocate, executed, pipeline, size
+from normfold.ranges.sensitivity import Layer, joint_divergence, sensitivities
+from normfold.ranges.synthesis import Recipe
 from normfold.rewrite import parse, run_pipeline
+from normfold.targets.onnx import export_onnx
 
 LOW = 3
 SHARES = {True: (0.45, 0.55, 0.7), False: (0.6, 0.7, 0.85)}  # simulated; executed

@@ -14,7 +14,7 @@ import torch
 
 import normfold
 from examples import accuracy, shapes
-from normfold.distillation import Recipe, Training
+from normfold.steps.train import Recipe, Training
 
 MODELS = Path(__file__).parent / "models"
 VIT = MODELS / "vit_shapes.safetensors"

@@ -25,15 +25,15 @@ import normfold
 from examples import accuracy, shapes
 from examples.comparison import Row, logged, read
 from examples.prepbn import MODELS
-from normfold.export.integer_census import integer_census
-from normfold.export.onnx import export_onnx
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.intervals import Interval, expected
-from normfold.quantization import Quantization, calibrate, quantise
-from normfold.quantize.distilled import Recipe
-from normfold.quantize.ranges import distance, measure
+from normfold.ranges.ranges import distance, measure
+from normfold.ranges.synthesis import Recipe
 from normfold.rewrite.presets import preset
+from normfold.steps.quantize import Quantization, calibrate, quantise
+from normfold.targets.integer_census import integer_census
+from normfold.targets.onnx import export_onnx
 
 NETWORKS = {
     "resnet20": "resnet20.pt",

@@ -15,9 +15,9 @@ import torch
 
 import normfold
 from examples import accuracy, gpt, shapes, text
-from normfold.export.census import census
-from normfold.export.onnx import export_onnx
 from normfold.rewrite.presets import preset
+from normfold.targets.census import census
+from normfold.targets.onnx import export_onnx
 
 MODELS = Path(__file__).parent / "models"
 PRESET = "rmsnorm"

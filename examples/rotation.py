@@ -22,8 +22,8 @@ import normfold
 from examples import text
 from examples.gpt import GPT, load, onnx_predictor, torch_predictor
 from examples.train_gpt import RATE, train
-from normfold.export.onnx import export_onnx
-from normfold.quantization import Quantization, calibrate, quantise
+from normfold.steps.quantize import Quantization, calibrate, quantise
+from normfold.targets.onnx import export_onnx
 
 CHANNEL, CONSTANT = 40, 6.0
 # the head gets a table of its own: it reads the stream behind a gain, which the embedding does not

@@ -8,8 +8,6 @@ result = normfold.convert("model.pt", to="folded", export="onnx", output="out/")
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,14 +63,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module `normfold` has no attribute `{name}`")
     return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-class _Facade(ModuleType):
-    """Keeps `normfold.verify` the function, although a package of that name is imported beside it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Facade

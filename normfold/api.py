@@ -16,12 +16,12 @@ from normfold.errors import ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph import capture as _capture
 from normfold.graph.capture import dynamic_axes, share_parameters
+from normfold.judge import Culprit, Verifier
+from normfold.judge import bisect as _bisect
 from normfold.load import load
 from normfold.report import Check, PassReport, Report
+from normfold.report.sites import site_statuses
 from normfold.rewrite import Pass, parse, run_pipeline, text_of
-from normfold.sites import site_statuses
-from normfold.verify import Culprit, Verifier
-from normfold.verify import bisect as _bisect
 
 Verify = Literal["final", "each", "off"]
 Progress = Callable[[str], None]
@@ -230,7 +230,7 @@ def _axes(texts: Sequence[str]) -> dict[str, set[int]]:
 
 def runtime_checks(verifier: Verifier, path: Path, budget: float | None = None) -> list[Check]:
     """Verdicts of an ONNX file in onnxruntime, with all graph optimisations and with none."""
-    from normfold.export.runtime import RuntimeSession
+    from normfold.targets.runtime import RuntimeSession
 
     checks = []
     for level in ("all", "none"):

@@ -16,8 +16,21 @@ from typing import Any, Literal
 from torch import nn
 
 from normfold.api import Progress, Verify, capture_loaded, own_samples, run
-from normfold.bench import gate
-from normfold.deploy import (
+from normfold.errors import EnvironmentMissing, UsageError
+from normfold.graph import Graph
+from normfold.graph.bake import bake
+from normfold.judge import Verifier
+from normfold.judge.bench import gate
+from normfold.load import load
+from normfold.ranges import sidecar
+from normfold.report import Report
+from normfold.report.policy import Requirement
+from normfold.report.sites import site_statuses
+from normfold.rewrite import Pass, parse
+from normfold.rewrite.presets import preset
+from normfold.steps.quantize import Integers, Quantization, require_executable, write_integers
+from normfold.steps.train import TRAINED, Student, Training, train_student
+from normfold.targets.deploy import (
     input_normalisation,
     judge_file,
     lower_precision,
@@ -25,22 +38,9 @@ from normfold.deploy import (
     require_engine,
     write_engine,
 )
-from normfold.distillation import TRAINED, Student, Training, train_student
-from normfold.errors import EnvironmentMissing, UsageError
-from normfold.export.tensorrt import EngineOptions, parse_dynamic
-from normfold.graph import Graph
-from normfold.graph.bake import bake
-from normfold.load import load
-from normfold.quantization import Integers, Quantization, require_executable, write_integers
-from normfold.quantize import sidecar
-from normfold.report import Report
-from normfold.report.policy import Requirement
-from normfold.rewrite import Pass, parse
-from normfold.rewrite.presets import preset
-from normfold.sites import site_statuses
-from normfold.staging import publish, require_writable, staging
+from normfold.targets.staging import publish, require_writable, staging
+from normfold.targets.tensorrt import EngineOptions, parse_dynamic
 from normfold.train.ranks import process_group
-from normfold.verify import Verifier
 
 FORMATS = ("onnx", "pt2", "trt")
 
@@ -114,10 +114,10 @@ def convert(
             verdict's typical inputs stay in float32 (``report.precision``).
         keep_fp32: patterns of module paths, ops or nodes that stay in float32 besides.
         half_budget: relative error ``|y - r| / |r|`` that half precision may cost; 0.02 for fp16, 0.1 for bf16.
-        engine: how ``trt`` builds, see `normfold.export.tensorrt.EngineOptions`.
-        training: data and recipe, see `normfold.distillation.Training`. The verdict compares what is exported with
+        engine: how ``trt`` builds, see `normfold.targets.tensorrt.EngineOptions`.
+        training: data and recipe, see `normfold.steps.train.Training`. The verdict compares what is exported with
             the trained student; ``report.training`` says how far that is from the original.
-        quantization: how the result becomes integers, see `normfold.quantization.Quantization`. The verdict is
+        quantization: how the result becomes integers, see `normfold.steps.quantize.Quantization`. The verdict is
             of the float network; ``report.quantization`` says how far the integers are from it.
 
     Returns:
@@ -305,11 +305,11 @@ def _write(
 ) -> EnvironmentMissing | None:
     """Write one format and judge it; returns what the machine lacks if the file cannot be run here."""
     if kind == "pt2":
-        from normfold.export.pt2 import export_pt2
+        from normfold.targets.pt2 import export_pt2
 
         export_pt2(graph, path)
         return None
-    from normfold.export.onnx import export_onnx
+    from normfold.targets.onnx import export_onnx
 
     exported = export_onnx(
         graph,
@@ -335,7 +335,7 @@ def _formats(export: str | Sequence[str] | None) -> list[str]:
 
 
 def _require_dialect(name: str) -> None:
-    from normfold.export.dialects import dialect
+    from normfold.targets.dialects import dialect
 
     dialect(name)
 

@@ -22,14 +22,14 @@ from normfold.graph.ops import Kind, body, kind_of, operands
 from normfold.graph.provenance import module_path
 from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
+from normfold.judge import Culprit, Verifier
 from normfold.passes.canonicalize import Canonicalize
 from normfold.report import Report, SiteStatus
+from normfold.report.sites import norm_nodes
 from normfold.rewrite import Reason, parse, text_of
 from normfold.rewrite.presets import PRESETS, preset
 from normfold.rewrite.reasons import by_code
 from normfold.rewrite.registry import find, names
-from normfold.sites import norm_nodes
-from normfold.verify import Culprit, Verifier
 
 HALF_MAX = 65504.0
 

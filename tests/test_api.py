@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import sys
 from pathlib import Path
-from types import FunctionType
 
 import pytest
 import torch
@@ -17,10 +14,10 @@ from torch import Tensor, fx, nn
 import normfold
 from normfold.errors import UsageError
 from normfold.graph import Graph
+from normfold.judge import Verifier
 from normfold.report import Check, Report
-from normfold.verify import Verifier
+from tests.judge.nets import FOLDED, UNBAKED, Wrapped, images, small
 from tests.nets import Encoder, RepBlock, Residual, perturb
-from tests.verify.nets import FOLDED, UNBAKED, Wrapped, images, small
 
 NAMES = {
     "Graph",
@@ -76,13 +73,6 @@ def test_the_signatures(name: str, expected: str) -> None:
     signature = inspect.signature(getattr(normfold, name))
     plain = [part.replace(annotation=part.empty) for part in signature.parameters.values()]
     assert str(inspect.Signature(plain)) == expected
-
-
-def test_verify_is_the_function_although_a_package_has_its_name() -> None:
-    importlib.import_module("normfold.verify")
-    importlib.import_module("normfold.verify.verifier")
-    assert isinstance(normfold.verify, FunctionType)
-    assert isinstance(sys.modules["normfold.verify"].Verifier, type)
 
 
 def test_capture_gives_a_callable_graph() -> None:

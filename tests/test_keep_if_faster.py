@@ -16,11 +16,11 @@ from torch import Tensor
 
 import normfold
 import normfold.bench as bench_module
-from normfold.contenders import Pair
 from normfold.errors import UsageError
-from normfold.export import RuntimeSession, census
+from normfold.judge.pairs import Pair
 from normfold.report import Timing
 from normfold.report.timing import duration
+from normfold.targets import RuntimeSession, census
 from tests.cli.conftest import ROOT
 from tests.cli.nets import tiny
 from tests.timings import timing
@@ -89,7 +89,7 @@ def test_a_result_that_is_not_faster_gives_way(
     judge(*figures)
     beside = verify == "off"  # and the weights beside the file go with it
     if beside:
-        monkeypatch.setattr("normfold.export.write.SINGLE_FILE_LIMIT", 0)
+        monkeypatch.setattr("normfold.targets.write.SINGLE_FILE_LIMIT", 0)
     result = converted(tmp_path, verify=verify, export=("pt2", "onnx"))
     assert result.ok
     assert census(tmp_path / "tiny.onnx").batch_norms == 2
@@ -119,7 +119,7 @@ def test_what_fails_its_verdict_is_not_timed(
     tmp_path: Path, judge: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge(0.8, 0.7, 0.9)
-    verifier = sys.modules["normfold.verify.verifier"]
+    verifier = sys.modules["normfold.judge.verifier"]
     monkeypatch.setattr(verifier, "ALGEBRA_TOLERANCE", 0.0)  # nothing meets it
     result = converted(tmp_path)
     assert not result.ok

@@ -64,7 +64,7 @@ def bench(
     as_json: opt.Json = False,
 ) -> int:
     """Time two networks in turn on this machine, and say whether one is faster."""
-    from normfold.bench import bench as facade
+    from normfold.judge.bench import bench as facade
     from normfold.report import json_text
     from normfold.report.text import print_timing
 

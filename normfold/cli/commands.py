@@ -329,7 +329,7 @@ def doctor(
     as_json: opt.Json = False,
 ) -> int:
     """Say what is installed and what is missing; with MODEL, list every obstacle to its capture."""
-    from normfold import diagnosis
+    from normfold import doctor as diagnosis
     from normfold.report.text import table
 
     warn_pickle(trust_pickle)

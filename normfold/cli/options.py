@@ -312,7 +312,7 @@ def engine(
     hardware_compatible: HardwareCompatibility,
 ) -> Any:
     """The facade's options of an engine."""
-    from normfold.deploy import EngineOptions
+    from normfold.targets.deploy import EngineOptions
 
     return EngineOptions(
         backend=builder.value,
@@ -332,7 +332,7 @@ def quantization(
     """The facade's options of quantising; None where it was not asked for."""
     if scheme is None:
         return None
-    from normfold.quantization import Quantization, Recipe
+    from normfold.steps.quantize import Quantization, Recipe
 
     recipe = Recipe(steps=25, seed=seed)
     return Quantization(scheme.value, data=data, recipe=recipe, trust_modules=trust_module or ())
@@ -352,7 +352,7 @@ def training(
     """The facade's options of training; None without data."""
     if data is None:
         return None
-    from normfold.distillation import Recipe, Training
+    from normfold.steps.train import Recipe, Training
 
     return Training(
         data,

@@ -198,7 +198,7 @@ def quantize(
 ) -> int:
     """Fold a trained network, find its ranges without data, and write what integer kernels run."""
     import normfold
-    from normfold.quantization import Quantization, Recipe
+    from normfold.steps.quantize import Quantization, Recipe
 
     warn_pickle(trust_pickle)
     options = Quantization(

@@ -81,7 +81,7 @@ def distill(
 ) -> int:
     """Replace LayerNorms, learn from the original, fold, judge and write."""
     import normfold
-    from normfold.distillation import Recipe, Training, rank_of_process
+    from normfold.steps.train import Recipe, Training, rank_of_process
 
     warn_pickle(trust_pickle)
     recipe = Recipe(

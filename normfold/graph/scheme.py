@@ -1,7 +1,7 @@
 """What the integer kernels of a runtime want, as data: which ops they take, which grids, and where.
 
 Sources: the selectors of onnxruntime's QDQ transformer (read off the files that it makes), TensorRT's rules for
-explicit quantisation. `tests/export/test_integer_census.py` holds every claim against the runtime itself.
+explicit quantisation. `tests/targets/test_integer_census.py` holds every claim against the runtime itself.
 """
 
 from __future__ import annotations

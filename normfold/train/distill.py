@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from normfold.data.samples import Data
 from normfold.graph import Graph
 from normfold.nn import UN, Progressive
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 from normfold.train.checkpoint import load_checkpoint, save_checkpoint
-from normfold.train.data import Data
 from normfold.train.divergence import divergence
 from normfold.train.recipe import Recipe
 from normfold.train.refresh import refresh_statistics

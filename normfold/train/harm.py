@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from normfold.data.samples import Data
 from normfold.graph import Graph
 from normfold.graph.custom_ops import along
 from normfold.report.training import DialPoint, Ranking
-from normfold.train.data import Data
 from normfold.train.divergence import divergence
 from normfold.train.metrics import Comparison, Drift, Metric
 from normfold.train.student import is_float

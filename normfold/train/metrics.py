@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from normfold.data.checks import IGNORED
 from normfold.errors import UsageError
 from normfold.load import factory
-from normfold.train.checks import IGNORED
 
 Outputs = Tensor | tuple[Tensor, ...]
 Metric = Callable[[Outputs, Tensor | None], float]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from normfold.train.data import Data
+from normfold.data.samples import Data
 
 LIMIT = 4 << 30
 

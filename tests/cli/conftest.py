@@ -68,9 +68,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> str:
     """A pipeline with a pass from a plug-in that spoils the network's `fc`."""
-    point = EntryPoint(
-        "scale-linears", "tests.verify.broken_passes:ScaleLinears", "normfold.passes"
-    )
+    point = EntryPoint("scale-linears", "tests.judge.broken_passes:ScaleLinears", "normfold.passes")
     monkeypatch.setattr("normfold.rewrite.registry.entry_points", lambda group: [point])
     return "canonicalize,scale-linears{wrong=fc},fold-affine,restore,bake"
 

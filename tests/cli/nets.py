@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.judge.nets import Small
 from tests.nets import perturb
-from tests.verify.nets import Small
 
 
 class Tiny(Small):

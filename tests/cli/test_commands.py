@@ -14,7 +14,7 @@ import torch
 from normfold.cli.show import progress
 from tests.cli.conftest import TINY, Cli
 from tests.cli.nets import tiny
-from tests.export.tensorrt.fakes import ADA, tensorrt
+from tests.targets.tensorrt.fakes import ADA, tensorrt
 
 
 def test_inspect(cli: Cli) -> None:
@@ -184,8 +184,8 @@ def engines(cli: Cli) -> dict[str, tuple[str, str]]:
 
 
 def test_doctor_on_engines(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from normfold import diagnosis
-    from normfold.export.tensorrt import Gpu, backend, find
+    from normfold import doctor as diagnosis
+    from normfold.targets.tensorrt import Gpu, backend, find
 
     def machine(found: Gpu | str) -> None:
         for module in (backend, diagnosis):

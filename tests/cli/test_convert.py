@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import normfold
-from normfold.export import RuntimeSession, census
+from normfold.targets import RuntimeSession, census
 from tests.cli.conftest import ROOT, TINY, Cli, contents
 from tests.cli.nets import tiny
 

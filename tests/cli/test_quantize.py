@@ -14,9 +14,9 @@ import pytest
 from tests.cli.conftest import ROOT
 
 SCHEMA = json.loads((ROOT / "normfold" / "report" / "schema.json").read_text())
-RESIDUAL = ["tests.quantize.nets:made_residual", "--input", "2x3x12x10"]
-ATTENTION = ["tests.quantize.nets:made_attention", "--input", "2x3x16x16"]
-SPEAKER = ["tests.quantize.nets:made_speaker", "--input", "2x6:i64"]
+RESIDUAL = ["tests.ranges.nets:made_residual", "--input", "2x3x12x10"]
+ATTENTION = ["tests.ranges.nets:made_attention", "--input", "2x3x16x16"]
+SPEAKER = ["tests.ranges.nets:made_speaker", "--input", "2x6:i64"]
 QUICK = ["--images", "16", "--steps", "5"]
 
 
@@ -82,7 +82,7 @@ def test_statistics_survive_folding(cli: Any, tmp_path: Path) -> None:
 
 def test_nothing_to_go_on(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ran = cli("quantize", "tests.quantize.nets:plain", "--input", "2x3x8x8", "-o", str(out))
+    ran = cli("quantize", "tests.ranges.nets:plain", "--input", "2x3x8x8", "-o", str(out))
     assert ran.status == 2
     assert "nothing is known of the activations" in ran.err
     assert "int8-weights" in ran.err

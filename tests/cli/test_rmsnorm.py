@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from normfold.export import RuntimeSession, census
+from normfold.targets import RuntimeSession, census
 from tests.cli.conftest import TINY, Cli, contents
 from tests.cli.transformer_nets import gpt2
 

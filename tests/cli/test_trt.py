@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 from normfold.errors import ExportError
-from normfold.export.tensorrt.sidecar import Sidecar, sha256
+from normfold.targets.tensorrt.sidecar import Sidecar, sha256
 from tests.cli.conftest import TINY, Cli, contents, start
 from tests.cli.test_convert import checked_report
 from tests.cli.test_processes import wait_for
-from tests.export.tensorrt.conftest import NO_GPU
+from tests.targets.tensorrt.conftest import NO_GPU
 
 OUT = Path("out")
 FILES = ["tiny.engine", "tiny.engine.json", "tiny.report.json", "tiny.trt.onnx"]
@@ -29,7 +29,7 @@ GPT2 = "tests.cli.transformer_nets:gpt2"
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on every machine."""
     from normfold import deploy
-    from normfold.export.tensorrt import backend
+    from normfold.targets.tensorrt import backend
 
     for module in (backend, deploy):
         monkeypatch.setattr(module, "probe", lambda: NO_GPU)
@@ -182,7 +182,7 @@ def test_a_failing_verdict_builds_no_engine(
     def build(*_: Any, **__: Any) -> None:
         pytest.fail("an engine was built")
 
-    monkeypatch.setattr("normfold.deploy.build", build)
+    monkeypatch.setattr("normfold.targets.deploy.build", build)
     ran = cli("convert", TINY, "-o", "out", "--export", "trt", "--passes", broken)
     assert ran.status == 1
     assert "verdict: NOT equivalent" in ran.out
@@ -197,13 +197,13 @@ def test_a_failing_verdict_builds_no_engine(
 def test_a_file_that_the_runtime_finds_wrong_is_not_built(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from normfold.export import RuntimeSession
+    from normfold.targets import RuntimeSession
 
     run = RuntimeSession.run
     monkeypatch.setattr(
         RuntimeSession, "run", lambda self, inputs: [y * 1.01 for y in run(self, inputs)]
     )
-    monkeypatch.setattr("normfold.deploy.build", lambda *_, **__: pytest.fail("was built"))
+    monkeypatch.setattr("normfold.targets.deploy.build", lambda *_, **__: pytest.fail("was built"))
     ran = cli("convert", TINY, "-o", "out", "--export", "trt")
     assert ran.status == 1, ran.err
     assert sorted(contents(OUT)) == ["tiny.report.json"]
@@ -215,7 +215,7 @@ def test_a_build_that_fails_leaves_the_older_engine(
     def build(*_: Any, **__: Any) -> None:
         raise ExportError("the engine could not be built", found="no kernel")
 
-    monkeypatch.setattr("normfold.deploy.build", build)
+    monkeypatch.setattr("normfold.targets.deploy.build", build)
     ran = cli(*QUICK, "--precision", "fp16")
     assert ran.status == 1
     ran.one_error("could not be built", "no kernel")
@@ -225,12 +225,12 @@ def test_a_build_that_fails_leaves_the_older_engine(
 def test_an_engine_that_is_not_what_was_asked_for(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from normfold.export.tensorrt.builder import type_name
+    from normfold.targets.tensorrt.builder import type_name
 
     def wrong(dtype: Any) -> str:
         return "float16" if type_name(dtype) == "float32" else type_name(dtype)
 
-    monkeypatch.setattr("normfold.export.tensorrt.builder.type_name", wrong)
+    monkeypatch.setattr("normfold.targets.tensorrt.builder.type_name", wrong)
     ran = cli(*QUICK)
     assert ran.status == 1
     ran.one_error("not what was asked for", "`x` has dtype float16, not float32")

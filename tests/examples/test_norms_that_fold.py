@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples import comparison, dial, gpt_norms, prepbn, scratch, train_gpt
-from normfold.distillation import Recipe
+from normfold.steps.train import Recipe
 
 QUICK = Recipe(steps=20, batch=32, evaluations=2, hold_out=0.2)
 

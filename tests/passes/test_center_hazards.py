@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from normfold.export import export_onnx
 from normfold.graph import capture
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name
 from normfold.rewrite import parse, run_pipeline
+from normfold.targets import export_onnx
 from tests.nets import perturb
 from tests.passes.judge import judge, right
 

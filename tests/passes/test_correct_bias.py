@@ -12,7 +12,7 @@ from normfold.graph.graph import op_name
 from normfold.graph.integers import weighted
 from normfold.graph.intervals import note_read_mean
 from normfold.graph.provenance import module_path
-from normfold.quantize.ranges import measure, settle
+from normfold.ranges.ranges import measure, settle
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass

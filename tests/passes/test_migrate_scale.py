@@ -11,7 +11,7 @@ from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.balance import largest_read
 from tests.nets import perturb
 from tests.passes.judge import golden_pass, judge, right
-from tests.quantize.nets import Stack
+from tests.ranges.nets import Stack
 
 FOLDED = "canonicalize,fold-affine"
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from normfold.graph import Graph, capture
 from normfold.graph.graph import op_name
 from normfold.graph.scheme import SCHEMES
-from normfold.quantize.ranges import measure, settle
+from normfold.ranges.ranges import measure, settle
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass
-from tests.quantize.nets import gated, inverted, residual
+from tests.ranges.nets import gated, inverted, residual
 from tests.sampling import every_other
 
 X = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from normfold.graph.integers import quantized_weight, weighted
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass
-from tests.quantize.nets import inverted
+from tests.ranges.nets import inverted
 
 
 def stored(graph: Graph) -> list[Tensor]:

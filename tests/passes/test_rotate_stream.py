@@ -12,7 +12,7 @@ from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.rotation import hadamard, matrix, order
 from tests.nets import perturb
 from tests.passes.judge import golden_pass, judge, right
-from tests.quantize.nets import Stack
+from tests.ranges.nets import Stack
 
 CENTRED = "canonicalize,fold-affine{split-norms=true},center-stream"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from normfold.quantization import confidence
 from normfold.report.quantization import Evidence, MixedReport, QuantizationReport
 from normfold.report.quantization_text import print_quantization
+from normfold.steps.quantize import confidence
 
 
 @pytest.mark.parametrize(

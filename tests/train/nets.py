@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normfold.data.samples import Data, load_data
 from normfold.graph import Graph, capture
 from normfold.rewrite import parse, run_pipeline
-from normfold.train.data import Data, load_data
 from normfold.train.student import own_tensors
 from tests.passes.centred import TOKENS, pre_norm
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from normfold.data.samples import load_data
 from normfold.errors import NormfoldError, UsageError
-from normfold.train.data import load_data
 
 
 def refused(*args: Any, kind: type[NormfoldError] = UsageError, **options: Any) -> str:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from normfold.data.samples import load_data
 from normfold.graph import Graph
 from normfold.report.training import DialPoint, Ranking
 from normfold.rewrite import parse
 from normfold.rewrite.offline import fits, slots
-from normfold.train.data import load_data
 from normfold.train.harm import Candidate, rank
 from tests.train.nets import data, pair, samples
 

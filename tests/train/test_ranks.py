@@ -15,7 +15,7 @@ _SCRIPT = """
 import sys
 import torch
 from normfold import convert
-from normfold.distillation import Recipe, Training
+from normfold.steps.train import Recipe, Training
 from tests.train.nets import classifier, samples
 torch.set_num_threads(1)
 kind, out = sys.argv[1:]

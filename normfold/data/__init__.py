@@ -1,0 +1,1 @@
+"""Samples of the user: files, folders of images, loaders."""

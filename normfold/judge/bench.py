@@ -1,0 +1,264 @@
+"""bench: time two networks on this machine, in turn, and say what the difference is worth."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from normfold.api import Progress, runtime_checks
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.judge import Verifier
+from normfold.judge.bench_inputs import Inputs
+from normfold.judge.pairs import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine
+from normfold.report import Report, Timing
+from normfold.report.timing import FEWEST_ROUNDS, duration, figures
+
+_ORDERS = ("abba", "baab")  # a steady drift cancels within a round, and who goes first changes
+_SAMPLE = 0.005  # seconds that one measurement lasts at least: far above the clock's resolution
+_WARM_UP = 0.3  # seconds of each side, and at least three runs
+
+
+def bench(
+    a: Any,
+    b: Any,
+    runtime: Literal["ort", "torch", "trt"] = "ort",
+    *,
+    inputs: Sequence[str] = (),
+    batch: int = 1,
+    rounds: int = 20,
+    seconds: float = 5.0,
+    threads: int | None = None,
+    provider: str | None = None,
+    device: str | None = None,
+    compiled: bool = False,
+    factory: str | None = None,
+    trust_modules: Sequence[str] = (),
+    trust_pickle: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Timing:
+    """Time two networks in turn on the same inputs.
+
+    Args:
+        a, b: ``.onnx`` files, or any MODEL that `convert` takes, a module, or a captured graph. With ``ort``
+            what is not a file is exported as it is to a temporary one; with ``trt`` both are ``.engine`` files.
+        runtime: ``ort`` (onnxruntime), ``torch``, or ``trt`` (TensorRT, on a GPU).
+        inputs: ``--input`` texts; needed for free sizes besides the batch.
+        batch: size of a free first axis.
+        rounds, seconds: how long at least; both are met. The result has no say in when it stops.
+        threads: threads within one op; by default what the runtime takes.
+        provider: onnxruntime's execution provider: ``cpu`` (default), ``cuda``, ``tensorrt`` ... Inputs and
+            outputs stay in the host's memory: their way to the device and back is timed too.
+        device: of torch: ``cpu`` or ``cuda``, by default the latter where there is one.
+        compiled: through torch.compile; compiling is not timed.
+
+    Returns:
+        The timing; ``timing.verdict`` says it in words.
+
+    Raises:
+        UsageError: options that make no sense, or two networks that do not take the same inputs.
+        EnvironmentMissing: the runtime, its provider, a GPU, CUDA or torch.compile does not work here.
+        LoadError, CaptureError, ExportError: as `convert`.
+    """
+    _require_runtime(runtime, a, b, threads, provider, device, compiled)
+    _require_sane(batch, rounds, seconds, threads)
+    say = progress or (lambda line: None)
+    loading: dict[str, Any] = {
+        "factory": factory,
+        "trust_modules": trust_modules,
+        "trust_pickle": trust_pickle,
+    }
+    wanted = Inputs(inputs, batch, seed)
+    with ExitStack() as stack:
+        if threads is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        if runtime == "trt":
+            pair = in_tensorrt((a, b), wanted, say=say)
+        elif runtime == "torch":
+            pair = in_torch(
+                (a, b),
+                wanted,
+                threads=threads,
+                device=device,
+                compiled=compiled,
+                say=say,
+                **loading,
+            )
+        else:
+            pair = stack.enter_context(
+                in_onnxruntime(
+                    (a, b), wanted, threads=threads, provider=provider or "cpu", say=say, **loading
+                )
+            )
+        return measure(pair, rounds, seconds, progress=say)
+
+
+def measure(
+    pair: Pair,
+    rounds: int = 20,
+    seconds: float = 5.0,
+    *,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time a pair that is ready: rounds of A B B A and B A A B in turn, after a warm-up of both."""
+    say = progress or (lambda line: None)
+    say("warming up")
+    start = clock()
+    calls = _calls(pair, clock)
+    times: dict[str, list[float]] = {"a": [], "b": []}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        began = said = clock()
+        while len(times["a"]) < rounds or clock() - began < seconds:
+            done = len(times["a"])
+            spent = dict.fromkeys(times, 0.0)
+            for side in _ORDERS[done % 2]:
+                spent[side] += _time(getattr(pair, side), calls, pair.wait, clock)
+            for side, total in spent.items():
+                times[side].append(total / (2 * calls))
+            if clock() - said > 0.5:
+                said = clock()
+                say(f"timing, round {done + 1}")
+    finally:
+        if collecting:
+            gc.enable()
+    return Timing(
+        *pair.names,
+        runtime=pair.runtime,
+        inputs=pair.inputs,
+        rounds=len(times["a"]),
+        calls=calls,
+        **asdict(figures(times["a"], times["b"])),
+        threads=pair.threads,
+        seconds=clock() - start,
+        notes=pair.notes,
+    )
+
+
+def gate(
+    original: Graph,
+    path: Path,
+    report: Report,
+    verifier: Verifier | None = None,
+    opset: int | None = None,
+    dialect: str = "ort-x86",
+    progress: Progress | None = None,
+) -> Graph | None:
+    """Put the original's own export in place of ``path`` unless that is faster in onnxruntime on the CPU.
+
+    Both run on the example inputs of the capture. ``report`` gets the timing and, if the original's export
+    is what remains, a note and all that there is to say of that file instead.
+
+    Args:
+        original: the captured graph, not rewritten.
+        path: the rewritten network's ONNX file.
+
+    Returns:
+        The original's baked graph if its export is now at ``path``, None if the result was kept.
+    """
+    say = progress or (lambda line: None)
+    folder = path.parent / "original"
+    folder.mkdir()
+    say("exporting the original")
+    bare, plain = export_bare(original, folder / path.name, opset, dialect)
+    leaves = pytree.tree_leaves((original.args, original.kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    with in_onnxruntime(
+        (folder / path.name, path), Inputs(), threads=None, provider="cpu", say=say, tensors=tensors
+    ) as pair:
+        timing = measure(pair, progress=say)
+    report.timing = replace(timing, a="the original, exported as it is", b=f"`{report.pipeline}`")
+    if timing.faster:
+        shutil.rmtree(folder)
+        return None
+    report.notes = [
+        f"not faster, so the original's own export was written: `{report.pipeline}` takes "
+        f"{duration(timing.b_seconds)}, the original {duration(timing.a_seconds)}",
+        *report.notes,
+    ]
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    for file in folder.iterdir():
+        os.replace(file, path.with_name(file.name))
+    folder.rmdir()
+    report.pipeline, report.passes, report.sites = plain.pipeline, plain.passes, plain.sites
+    report.parameters_after, report.census = plain.parameters_after, plain.census
+    report.checks = [check for check in report.checks if check.kind == "capture"]
+    if verifier is not None:
+        say("checking the original's export")
+        report.checks += [verifier.rounding(bare), *runtime_checks(verifier, path)]
+    return bare
+
+
+def _calls(pair: Pair, clock: Callable[[], float]) -> int:
+    """Runs for one measurement, after a warm-up of both sides in turn."""
+    shortest, spent, runs = math.inf, 0.0, 0
+    while runs < 3 or spent < 2 * _WARM_UP:
+        for call in (pair.a, pair.b):
+            took = _time(call, 1, pair.wait, clock)
+            shortest, spent = min(shortest, took), spent + took
+        runs += 1
+    return max(1, math.ceil(_SAMPLE / max(shortest, 1e-7)))
+
+
+def _time(
+    call: Callable[[], object], calls: int, wait: Callable[[], None], clock: Callable[[], float]
+) -> float:
+    wait()
+    start = clock()
+    for _ in range(calls):
+        call()
+    wait()
+    return clock() - start
+
+
+def _require_runtime(
+    runtime: str,
+    a: Any,
+    b: Any,
+    threads: int | None,
+    provider: str | None,
+    device: str | None,
+    compiled: bool,
+) -> None:
+    if runtime not in ("ort", "torch", "trt"):
+        raise UsageError(f"there is no runtime `{runtime}`", hint="`ort`, `torch` or `trt`")
+    if runtime != "trt" and (is_engine(a) or is_engine(b)):
+        raise UsageError("engines are run by TensorRT", hint="`--runtime trt`")
+    if runtime != "ort" and provider is not None:
+        raise UsageError("`--provider` is of onnxruntime", hint="for torch: `--device`")
+    if runtime != "torch" and (device is not None or compiled):
+        raise UsageError(
+            "`--device` and `--compile` are of torch",
+            hint="for onnxruntime: `--provider`, or `--runtime torch`",
+        )
+    if runtime == "trt" and threads is not None:
+        raise UsageError("`--threads` are of the CPU, and engines run on the GPU")
+
+
+def _require_sane(batch: int, rounds: int, seconds: float, threads: int | None) -> None:
+    if rounds < FEWEST_ROUNDS:
+        raise UsageError(
+            f"{rounds} rounds are too few",
+            hint=f"a 95 % interval of the median needs at least {FEWEST_ROUNDS}",
+        )
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"`{seconds}` is no time to measure for", hint="seconds, 0 or more")
+    if batch < 1 or (threads is not None and threads < 1):
+        raise UsageError("the batch and the threads are at least 1")

@@ -1,0 +1,310 @@
+"""The verdict: the original in float64 is the reference, the original's own error is the yardstick.
+
+With r the float64 outputs, e0 the error of the original in its own dtype and e1 that of the result, each
+relative to the largest magnitude of the output (of its row), an exact pipeline passes when
+
+    the un-baked graph in float64 agrees with r to 1e-10           (algebra)
+    e1 <= 4 e0 + 16 ulps                                          (rounding)
+
+One e0 is one draw of the rounding errors, which a network far from its usual inputs may enlarge at random. Where
+e1 is above the limit, e0 is the largest of several: also of inputs that differ in the last bit.
+
+A network in half precision is judged by |y - r| / |r| over each output of each input (of which 1 - cosine is at
+most half the square), against a budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from normfold.graph import Graph
+from normfold.graph.expressions import is_static, order
+from normfold.graph.precision import Float64Interpreter
+from normfold.judge.half import StrictInterpreter, distance
+from normfold.judge.inputs import TYPICAL, Case, cases
+from normfold.report import Check, OutputCheck
+
+ALGEBRA_TOLERANCE = 1e-10
+FACTOR = 4.0
+ULPS = 16.0
+DRAWS = 4
+
+Outputs = list[Tensor]
+
+
+class Verifier:
+    """Judges rewritten graphs, modules and exported files against one original.
+
+    Args:
+        original: the captured graph, not rewritten.
+        seed: of the random inputs.
+        samples: flat input tuples of the user's own, judged besides the generated ones.
+    """
+
+    def __init__(
+        self, original: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = None
+    ) -> None:
+        self.graph, self.seed, self.samples = original, seed, samples
+        self.cases = cases(original, seed, samples)
+        self._reference: list[Outputs] | None = None
+        self._baseline: list[Outputs] | None = None
+
+    @property
+    def reference(self) -> list[Outputs]:
+        """Float64 outputs of the original for every case."""
+        if self._reference is None:
+            self._reference = self._float64(self.graph)
+        return self._reference
+
+    @cached_property
+    def typical(self) -> list[tuple[Case, Outputs]]:
+        """What half precision is judged on: typical inputs only, and float64 outputs of the original."""
+        known = dict(zip((case.name for case in self.cases), self.reference, strict=True))
+        found = []
+        for case in cases(self.graph, self.seed, self.samples, TYPICAL):
+            outputs, rows = known[case.name], self.cases[0].rows
+            if case.rows is not None and rows is not None:
+                if all(y.dim() and len(y) == len(rows) for y in outputs):
+                    outputs = [y[[rows.index(row) for row in case.rows]] for y in outputs]
+                else:  # one that mixes the rows, or does not have them in front
+                    (outputs,) = self._float64(self.graph, [case])
+            found.append((case, outputs))
+        return found
+
+    @property
+    def baseline(self) -> list[Outputs]:
+        """Outputs of the original in its own dtype."""
+        if self._baseline is None:
+            original = self.graph.original if self.graph.original is not None else self.graph.module
+            self._baseline = self._run(original)
+        return self._baseline
+
+    def capture(self) -> Check:
+        """Does the captured graph compute what the module computes? (Same dtype, same kernels.)"""
+        start = time.perf_counter()
+        # what agrees to 16 ulps needs no allowance for the captured graph's own error: a forward pass less
+        check = self._judge("capture", self.baseline, start, baseline=[])
+        if check.ok:
+            return check
+        captured = self._run(self.graph.module)
+        return self._judge("capture", self.baseline, start, baseline=captured)
+
+    def algebra(self, graph: Graph) -> Check:
+        """Un-baked algebra in float64."""
+        start = time.perf_counter()
+        return self._judge("algebra", self._float64(graph), start, tolerance=ALGEBRA_TOLERANCE)
+
+    def rounding(self, result: Graph | nn.Module) -> Check:
+        """The result in its own dtype, against four times the original's own error."""
+        start = time.perf_counter()
+        return self._judge(
+            "rounding", self._run(result.module if isinstance(result, Graph) else result), start
+        )
+
+    def outputs(
+        self,
+        kind: str,
+        run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+        budget: float | None = None,
+    ) -> Check:
+        """Anything that maps flat input tensors to flat output tensors, such as a runtime session.
+
+        With a ``budget`` it is judged as a network in half precision, on typical inputs only.
+        """
+        start = time.perf_counter()
+        results = []
+        for case in self.cases if budget is None else [case for case, _ in self.typical]:
+            inputs = [leaf for leaf in case.leaves if isinstance(leaf, Tensor)]
+            with torch.no_grad():
+                results.append(list(run(inputs)))
+        if budget is not None:
+            return self._within(kind, results, start, budget)
+        return self._judge(kind, results, start)
+
+    def half(self, kind: str, graph: Graph, budget: float) -> Check:
+        """A graph of which parts are in half precision, run with every square rounded to its type."""
+        start, run = time.perf_counter(), StrictInterpreter(graph.module)
+        return self._within(kind, [run(case.leaves) for case, _ in self.typical], start, budget)
+
+    def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
+        found = []
+        for (case, reference), got in zip(self.typical, results, strict=True):
+            if [x.shape for x in reference] != [x.shape for x in got]:
+                found.append(OutputCheck("*", case.name, 0.0, float("inf"), budget, float("inf")))
+                continue
+            for place, (expected, mine) in enumerate(zip(reference, got, strict=True)):
+                for label, part in _parts(case, expected):
+                    error, absolute = distance(expected[part], mine[part])
+                    check = OutputCheck(self._name(place), label, 0.0, error, budget, absolute)
+                    found.append(check)
+        return Check(kind, tuple(found), time.perf_counter() - start, self.seed)
+
+    def _name(self, place: int) -> str:
+        names = self.graph.output_names
+        return names[place] if place < len(names) else str(place)
+
+    def _float64(self, graph: Graph, of: Sequence[Case] | None = None) -> list[Outputs]:
+        interpreter = Float64Interpreter(graph.module, graph=_late(graph.module.graph))
+        return [_tensors(interpreter(*case.leaves)) for case in of or self.cases]
+
+    def _run(self, module: Any, of: Sequence[Case] | None = None) -> list[Outputs]:
+        _, tree = pytree.tree_flatten((self.graph.args, self.graph.kwargs))
+        results = []
+        with torch.no_grad():
+            for case in of or self.cases:
+                args, kwargs = pytree.tree_unflatten(list(case.leaves), tree)
+                results.append(_tensors(module(*args, **kwargs)))
+        return results
+
+    def _nearby(self, case: Case) -> list[Outputs]:
+        """Outputs in the original's own dtype on inputs that differ in the last bit.
+
+        Of the captured graph: from the reference, which is made of it, nothing but rounding takes them away.
+        """
+        random = torch.Generator().manual_seed(self.seed)
+        moved = [
+            replace(case, leaves=tuple(_last_bit(leaf, random) for leaf in case.leaves))
+            for _ in range(DRAWS)
+        ]
+        return self._run(self.graph.module, moved)
+
+    def _compared(
+        self,
+        case: Case,
+        reference: Outputs,
+        results: Outputs,
+        own: Sequence[Outputs],
+        tolerance: float | None,
+    ) -> list[OutputCheck]:
+        return [
+            check
+            for place, (expected, got) in enumerate(zip(reference, results, strict=True))
+            for check in _compare(
+                self._name(place), case, expected, got, [run[place] for run in own], tolerance
+            )
+        ]
+
+    def _judge(
+        self,
+        kind: str,
+        results: list[Outputs],
+        start: float,
+        tolerance: float | None = None,
+        baseline: list[Outputs] | None = None,
+    ) -> Check:
+        found: list[OutputCheck] = []
+        note = ""
+        for index, (case, reference) in enumerate(zip(self.cases, self.reference, strict=True)):
+            if len(results[index]) != len(reference):
+                note = f"{len(results[index])} outputs instead of {len(reference)}"
+                found.append(OutputCheck("*", case.name, 0.0, float("inf"), 0.0, float("inf")))
+                continue
+            own: list[Outputs] = []
+            if tolerance is None:
+                runs = self.baseline if baseline is None else baseline
+                own = [runs[index]] if runs else []
+            checks = self._compared(case, reference, results[index], own, tolerance)
+            if own and not all(check.ok for check in checks):
+                own = [*own, *self._nearby(case)]
+                checks = self._compared(case, reference, results[index], own, tolerance)
+            found += checks
+        dropped = [check for check in found if check.tolerance == float("inf")]
+        if dropped:
+            note = note or f"{len(dropped)} outputs overflow or are NaN in the original: not judged"
+        holes = sum(bool(torch.isnan(leaf).any()) for case in self.reference for leaf in case)
+        if holes and not note:
+            note = f"{holes} outputs hold NaN in the original: not judged there"
+        if dropped and len(dropped) == len(found):  # a verdict on nothing is none
+            note = "every output overflows or is NaN in the original: nothing to judge"
+            found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
+        return Check(kind, tuple(found), time.perf_counter() - start, self.seed, note)
+
+
+def _last_bit(leaf: Any, random: torch.Generator) -> Any:
+    """A tensor of which every number is another in its last bit; zeros and integers stay."""
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return leaf
+    sign = torch.randint(0, 2, leaf.shape, generator=random).to(leaf) * 2 - 1
+    return leaf * (1 + sign * torch.finfo(leaf.dtype).eps)
+
+
+def _late(graph: fx.Graph) -> fx.Graph:
+    """The same graph, each parameter expression just before its first use: few values are alive at once."""
+    late, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if not is_static(node):
+            for step in order(node, copies):
+                copies[step] = late.node_copy(step, copies.__getitem__)
+    return late
+
+
+def _tensors(outputs: Any) -> Outputs:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _compare(
+    name: str,
+    case: Case,
+    expected: Tensor,
+    got: Tensor,
+    own: Sequence[Tensor],
+    tolerance: float | None,
+) -> list[OutputCheck]:
+    if expected.shape != got.shape:
+        return [
+            OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))
+        ]
+    checks = []
+    for label, part in _parts(case, expected):
+        error, absolute = _error(expected[part], got[part])
+        mine = own[0] if own else got
+        exact = not (mine.is_floating_point() or mine.is_complex())
+        unit = 0.0 if exact else torch.finfo(mine.dtype).eps
+        errors = [_error(expected[part], run[part])[0] for run in own]
+        # what loses half of the digits by one bit is a jump, not rounding: no excuse for the result
+        baseline = max([*errors[:1], *(e for e in errors[1:] if e < unit**0.5)], default=0.0)
+        allowed = FACTOR * baseline + ULPS * unit if tolerance is None else tolerance
+        # where the original itself overflows or is NaN there is nothing to compare with
+        if not baseline < float("inf") or _undefined(expected[part]):
+            allowed = float("inf")
+        if allowed == float("inf"):
+            error = 0.0
+        checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
+    return checks
+
+
+def _parts(case: Case, expected: Tensor) -> list[tuple[str, Any]]:
+    """What is judged by itself: the rows of a batch, or the whole."""
+    rows = case.rows
+    if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
+        return [(case.name, ...)]
+    return [(row, index) for index, row in enumerate(rows)]
+
+
+def _undefined(reference: Tensor) -> bool:
+    return reference.numel() > 0 and bool(torch.isnan(reference).all())
+
+
+def _error(reference: Tensor, result: Tensor) -> tuple[float, float]:
+    """Largest error relative to the largest magnitude of the reference, and the largest error itself."""
+    if reference.numel() == 0:
+        return 0.0, 0.0
+    if not reference.is_floating_point() and not reference.is_complex():
+        wrong = float((reference != result).double().max())
+        return wrong, wrong
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    # equal infinities, as in masks; NaN where the reference has it, as in 0 / 0
+    same = (reference == result.to(wide)) | torch.isnan(reference)
+    difference = torch.where(same, 0.0, (reference - result.to(wide)).abs())
+    absolute = float(difference.max())
+    finite = reference.abs()[torch.isfinite(reference.abs())]
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return (absolute / scale if scale > 0 else absolute), absolute

@@ -1,0 +1,1 @@
+"""What a step of a job does to a graph."""

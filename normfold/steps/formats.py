@@ -1,0 +1,122 @@
+"""Which format each layer gets: the choice on the frontier that a target of size, latency or accuracy picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.ranges.allocate import Choice, within
+from normfold.ranges.calibration import Calibrated, Progress, Quantization
+from normfold.ranges.mixed import (
+    BLOCK,
+    FLOAT,
+    SIMULATED,
+    Allocation,
+    Cost,
+    allocate,
+    executed,
+    pipeline,
+    size,
+)
+from normfold.ranges.sensitivity import Layer, joint_divergence, sensitivities
+from normfold.report.quantization import MixedReport
+from normfold.rewrite import parse, run_pipeline
+from normfold.steps.latency import layer_times, time_graph
+
+Judge = Callable[[dict[str, int]], float]
+
+
+def choose(
+    calibrated: Calibrated, options: Quantization, judge: Judge, say: Progress
+) -> MixedReport:
+    """Measure every layer in every format, and pick a choice from the frontier.
+
+    Args:
+        judge: points of accuracy that the integer network loses with these bits.
+
+    Raises:
+        UsageError: the cheapest choice costs more than the target. That every choice loses more than the limit
+            is for the report to say.
+    """
+    graph, inputs = calibrated.graph, calibrated.inputs
+    formats = _simulated if options.simulate else executed
+    blocks = 0 if options.simulate else BLOCK
+    layers = sensitivities(graph, inputs, formats, blocks, say)
+    unit, fixed = "bytes", 0.0
+    cost: Cost = size
+    if options.target_latency is not None:
+        unit = "ms"
+        cost, fixed = _latencies(graph, layers, say)
+    found = allocate(layers, formats, cost)
+    budget = _budget(options, layers)
+    choice = _picked(found, options, budget, fixed, unit, judge)
+    bits = found.bits(choice)
+    text = pipeline(bits, options.simulate)
+    lowered, _ = run_pipeline(graph, parse(text)) if text else (graph, [])
+    return MixedReport(
+        unit=unit,
+        budget=budget,
+        cost=choice.cost + fixed,
+        harm=choice.harm,
+        divergence=joint_divergence(graph, lowered, inputs),
+        bits=bits,
+        frontier=tuple((item.cost + fixed, item.harm) for item in found.choices),
+        layers=tuple((layer.path, layer.weights, dict(layer.harm)) for layer in found.layers),
+    )
+
+
+def _simulated(layer: Layer) -> Sequence[int]:
+    return SIMULATED
+
+
+def _budget(options: Quantization, layers: Sequence[Layer]) -> float | None:
+    if options.target_latency is not None:
+        return options.target_latency
+    target = options.target_size
+    return target * sum(layer.weights for layer in layers) if target and target <= 1 else target
+
+
+def _picked(
+    found: Allocation,
+    options: Quantization,
+    budget: float | None,
+    fixed: float,
+    unit: str,
+    judge: Judge,
+) -> Choice:
+    """The least harmful choice within the budget; with a limit on the loss the cheapest that keeps it."""
+    allowed = list(found.choices)
+    if budget is not None:
+        best = within(allowed, budget - fixed)
+        if best is None:
+            raise UsageError(
+                f"the network does not fit into {budget:,.4g} {unit}",
+                found=f"the cheapest choice of formats takes {allowed[0].cost + fixed:,.4g}",
+                hint="convolutions have 8 bits or more, matrices 4: that is what runtimes execute",
+            )
+        allowed = allowed[: allowed.index(best) + 1]
+    if options.max_drop is None:
+        return allowed[-1]
+    low, high = 0, len(allowed) - 1  # loss falls along the frontier, as far as harm ranks it
+    if judge(found.bits(allowed[high])) > options.max_drop:
+        return allowed[high]  # the report says that the limit is missed
+    while low < high:
+        middle = (low + high) // 2
+        if judge(found.bits(allowed[middle])) <= options.max_drop:
+            high = middle
+        else:
+            low = middle + 1
+    return allowed[low]
+
+
+def _latencies(graph: Graph, layers: Sequence[Layer], say: Progress) -> tuple[Cost, float]:
+    """Milliseconds of a layer in a format, and of everything that is no layer."""
+    times = layer_times(graph.module, layers, executed, say)
+    whole = time_graph(graph)
+    fixed = max(0.0, whole - sum(times[layer.path, FLOAT] for layer in layers))
+
+    def cost(layer: Layer, bits: int) -> float:
+        return times[layer.path, bits]
+
+    return cost, fixed

@@ -1,0 +1,82 @@
+"""Expand the few ops that the ONNX exporter cannot translate in place, instead of retracing the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from normfold.graph.provenance import copy_provenance
+from normfold.targets.integer import TRANSLATED
+
+Table = dict[Any, Callable[..., Any]]
+
+
+class NotLocal(Exception):
+    """An op that cannot be expanded by looking at it alone."""
+
+
+def needs_expansion(node: fx.Node, table: Table) -> bool:
+    """True if ``node`` is an op with an entry in ``table``, or not an ATen op at all."""
+    if node.op != "call_function":
+        return False
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return isinstance(target, torch._ops.HigherOrderOperator)
+    if target in TRANSLATED:
+        return False
+    return target in table or target.namespace != "aten" or target._schema.is_mutable
+
+
+def expand(graph: fx.Graph, table: Table) -> None:
+    """Replace every op of ``graph`` that needs it by its decomposition, in place.
+
+    Raises:
+        NotLocal: one of them has no decomposition that stands alone; some of the others may be expanded.
+    """
+    for node in [node for node in graph.nodes if needs_expansion(node, table)]:
+        result = _inline(graph, node, _traced(node, table), table)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
+def _traced(node: fx.Node, table: Table) -> fx.Graph:
+    sources = node.all_input_nodes
+    values = [source.meta["val"] for source in sources]
+    modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
+    if not modes or not all(isinstance(value, Tensor) for value in [*values, node.meta["val"]]):
+        raise NotLocal(node.name)
+
+    def call(*tensors: Tensor) -> Any:
+        known = dict(zip(sources, tensors, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        with modes[0], torch.no_grad():
+            return make_fx(call, decomposition_table=table)(*values).graph
+    except Exception as error:  # symbolic sizes, data-dependent code: only a full trace knows
+        raise NotLocal(node.name) from error
+
+
+def _inline(graph: fx.Graph, node: fx.Node, body: fx.Graph, table: Table) -> fx.Node:
+    copies = dict[fx.Node, fx.Node]()
+    sources = iter(node.all_input_nodes)
+    with graph.inserting_before(node):
+        for step in body.nodes:
+            if step.op == "placeholder":
+                copies[step] = next(sources)
+            elif step.op == "output":
+                result = copies.get(step.args[0])
+                if result is None or result.meta["val"].shape != node.meta["val"].shape:
+                    raise NotLocal(node.name)
+                return result
+            elif step.op != "call_function" or needs_expansion(step, table):
+                raise NotLocal(node.name)
+            elif "val" in step.meta:
+                copies[step] = graph.node_copy(step, copies.__getitem__)
+                copy_provenance(node, copies[step])
+    raise NotLocal(node.name)

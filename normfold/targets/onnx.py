@@ -1,0 +1,312 @@
+"""ONNX export of a rewritten graph: the raw translation of torch.onnx, tidied, checked, written atomically."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import os
+import re
+import time
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from normfold.errors import ExportError, NormfoldError, UsageError
+from normfold.graph.graph import Graph, is_symbolic
+from normfold.targets import write
+from normfold.targets.attention import write_attention
+from normfold.targets.census import Census, census
+from normfold.targets.cleanup import Origin, clean, label, name_axes
+from normfold.targets.dialects import Dialect, choose_opset
+from normfold.targets.dialects import dialect as find_dialect
+from normfold.targets.integer import pack, translations
+from normfold.targets.plain import (
+    write_activations,
+    write_batch_norms,
+    write_casts,
+    write_clamps,
+    write_global_pools,
+    write_rms_norms,
+)
+from normfold.targets.program import exported_program
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_NATIVE_RMS_NORM = 23
+_IR_VERSIONS = {23: 11}  # the oldest file version that an opset goes with; 10 for older ones
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written model: the files, and what is in them.
+
+    ``bytes`` is the size of both files. ``notes`` are the exporter's warnings of substance, each once.
+    ``origins`` tells what a node comes from.
+    """
+
+    path: Path
+    data_path: Path | None
+    opset: int
+    dialect: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    census: Census
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every written file."""
+        return (self.path,) if self.data_path is None else (self.path, self.data_path)
+
+
+def export_onnx(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    dialect: str | Dialect = "ort-x86",
+    external_data: bool | None = None,
+    metadata: dict[str, str] | None = None,
+    source_lines: bool = False,
+) -> Exported:
+    """Write ``graph`` as ONNX.
+
+    Args:
+        graph: a graph, normally baked (one that is not has its parameter expressions in the file).
+        path: the file to write; its folder must exist.
+        opset: ONNX opset, else what the dialect takes for this graph.
+        dialect: the runtime that will read the file (see `normfold.targets.dialects`).
+        external_data: weights in ``<path>.data`` (True) or in the file itself (False); by default in the file up
+            to 1 500 000 000 bytes of them.
+        metadata: more entries of the model's ``metadata_props``, such as the pipeline text and the source.
+        source_lines: keep the user's source line on each node (it names a file of this machine).
+
+    Raises:
+        UsageError: an unknown dialect, an opset that cannot be written, a folder that is not there, or one file
+            asked for with more weights than it can hold.
+        ExportError: the graph cannot be translated, or a dynamic size became fixed. Nothing is written then: an
+            older file stays as it was.
+    """
+    start = time.perf_counter()
+    path = Path(path)
+    target = dialect if isinstance(dialect, Dialect) else find_dialect(dialect)
+    chosen = choose_opset(graph, target, opset)
+    if not path.parent.is_dir():
+        raise UsageError("the folder to write to does not exist", where=str(path.parent))
+    model, notes = _translate(graph, chosen, chosen >= target.attention_opset)
+    pack(model)
+    clean(model)
+    _set_names(model, graph)
+    name_axes(model, _axis_names(model))
+    origins = label(model, source_lines)
+    _set_header(model, chosen, metadata or {})
+    data_path = path.with_name(path.name + ".data")
+    external = _external(model, external_data)
+    message = write.Message(model, data_path.name)
+    counted = census(message.proto)
+    _check_dynamic(graph, counted)
+    try:
+        if external:
+            with write.atomic(data_path, path) as (data, main):
+                message.write_data(data)
+                message.write_external(main)
+        else:
+            with write.atomic(path) as (main,):
+                message.write_single(main)
+            data_path.unlink(missing_ok=True)  # weights of a file that is no more
+    except OSError as error:
+        raise ExportError(
+            "the ONNX file could not be written", where=str(path), found=str(error)
+        ) from error
+    size = path.stat().st_size + (data_path.stat().st_size if external else 0)
+    return Exported(
+        path=path,
+        data_path=data_path if external else None,
+        opset=chosen,
+        dialect=target.name,
+        input_names=tuple(str(value.name) for value in model.graph.inputs),
+        output_names=tuple(str(value.name) for value in model.graph.outputs),
+        census=dataclasses.replace(counted, file_bytes=size),
+        bytes=size,
+        seconds=time.perf_counter() - start,
+        notes=tuple(notes),
+        origins=origins,
+    )
+
+
+class _Recorder(logging.Handler):
+    """Keeps the exporter's log lines of substance."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
+    """The raw ONNX model and what the exporter said that matters."""
+    if not attention:
+        graph = graph.copy()
+        write_attention(graph.module)
+        graph.recompile()
+    program = exported_program(graph)
+    try:
+        return _run_exporter(program, opset)
+    except Exception as error:
+        if type(program) is ExportedProgram:  # it was traced: there is nothing else to try
+            raise _refused(error) from error
+    try:
+        return _run_exporter(exported_program(graph, retrace=True), opset)
+    except NormfoldError:
+        raise
+    except Exception as error:
+        raise _refused(error) from error
+
+
+def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
+    write_global_pools(program.graph)
+    write_batch_norms(program.graph)
+    write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
+    write_activations(program.graph)
+    write_clamps(program.graph)
+    write_casts(program.graph)
+    for (
+        node
+    ) in program.graph.nodes:  # of nodes that passes made: the exporter warns where it is missing
+        node.meta.setdefault("nn_module_stack", {})
+    recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(recorder)
+    try:
+        # stdout is for the user's data: torch marks each step there
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            redirect_stdout(io.StringIO()),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("always")
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                opset_version=opset,
+                verbose=False,
+                custom_translation_table=translations(),
+            )
+    finally:
+        logger.removeHandler(recorder)
+        logger.propagate = propagate
+    assert exported is not None
+    ours = [w for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
+    said = [str(w.message).strip().split("\n")[0] for w in ours] + recorder.lines
+    return exported.model, list(dict.fromkeys(said))
+
+
+def _refused(error: Exception) -> ExportError:
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return ExportError(
+        "torch.onnx could not translate the graph",
+        found=f"{type(error).__name__}: {lines[0][:500] if lines else ''}",
+        hint="an op without an ONNX form: `normfold inspect MODEL --graph` shows where it is",
+    )
+
+
+def _set_names(model: ir.Model, graph: Graph) -> None:
+    """Give inputs and outputs the graph's names; other values of the same name move out of the way."""
+    from onnx_ir.passes import common
+
+    taken: set[str] = set()
+    names = tuple(
+        name
+        for name, node in zip(graph.input_names, _placeholders(graph), strict=True)
+        if isinstance(node.meta.get("val"), Tensor)  # other inputs are not in the file
+    )
+    for values, wanted in ((model.graph.inputs, names), (model.graph.outputs, graph.output_names)):
+        if len(values) != len(wanted):
+            raise ExportError(
+                "the exported file has another number of inputs or outputs than the network",
+                found=f"{[value.name for value in values]} for {list(wanted)}",
+            )
+        for value, name in zip(values, wanted, strict=True):
+            unique, number = name, 2
+            while unique in taken:
+                unique, number = f"{name}_{number}", number + 1
+            taken.add(unique)
+            value.name = unique
+    common.NameFixPass()(model)
+
+
+def _placeholders(graph: Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _axis_names(model: ir.Model) -> dict[str, str]:
+    """A name for each symbolic size of the inputs: ``batch`` for the first axis, else ``input_axis``."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            symbol = "" if isinstance(size, int) else str(size.value or "")
+            if not symbol.isidentifier() or symbol in names:
+                continue
+            plain = re.sub(r"\W", "_", str(value.name))
+            free = axis == 0 and "batch" not in names.values()
+            names[symbol] = "batch" if free else f"{plain}_{axis}"
+    return names
+
+
+def _set_header(model: ir.Model, opset: int, metadata: dict[str, str]) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        model.producer_version = version("normfold")
+    except PackageNotFoundError:  # a bare clone
+        model.producer_version = ""
+    model.producer_name = "normfold"
+    model.ir_version = max(model.ir_version or 0, _IR_VERSIONS.get(opset, 10))
+    model.metadata_props.update({"torch": torch.__version__, **metadata})
+
+
+def _external(model: ir.Model, asked: bool | None) -> bool:
+    size = write.weight_bytes(model)
+    if asked is None:
+        return size > write.SINGLE_FILE_LIMIT
+    if not asked and size > write.SINGLE_FILE_LIMIT:
+        raise UsageError(
+            "the weights do not fit into one file",
+            found=f"{size / 1e9:.2f} GB; one file is written up to {write.SINGLE_FILE_LIMIT / 1e9:.2f} GB",
+            hint="leave `external_data` out: weights then go into a .data file beside the model",
+        )
+    return asked
+
+
+def _check_dynamic(graph: Graph, written: Census) -> None:
+    """Every size that is symbolic in the graph must be symbolic in the file."""
+    inputs = _placeholders(graph)
+    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, fx.Node)]
+    names = (*graph.input_names, *graph.output_names)
+    for name, node in zip(names, (*inputs, *leaves), strict=True):
+        value: Any = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        for axis, size in enumerate(value.shape):
+            if is_symbolic(size) and axis not in written.dynamic.get(name, {}):
+                raise ExportError(
+                    f"axis {axis} of `{name}` is dynamic in the network and fixed in the exported file",
+                    found=f"size {size} became fixed",
+                    hint="export with a fixed batch (`--batch static`), or report it",
+                )

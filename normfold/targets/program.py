@@ -1,0 +1,185 @@
+"""From a rewritten graph to an ExportedProgram, without tracing it again where that is possible."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export import graph_signature as sig
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.utils import _pytree as pytree
+
+from normfold.errors import ExportError
+from normfold.graph.expressions import fetch
+from normfold.graph.graph import Graph
+from normfold.targets.expand import NotLocal, expand
+
+
+class LiftedProgram(ExportedProgram):
+    """An exported program that is decomposed op by op, in place.
+
+    Capture has functionalised the graph already, and retracing every op to find nearly the same ops again is
+    a fifth of the time of an ONNX export. The exporter hands over the table of everything that it cannot
+    translate: only what the graph holds of that is expanded.
+    """
+
+    def run_decompositions(
+        self, decomp_table: dict[Any, Callable[..., Any]] | None = None, **kwargs: Any
+    ) -> ExportedProgram:
+        """This program with the ops of ``decomp_table`` expanded where they stand, or traced again."""
+        if decomp_table:
+            try:
+                expand(self.graph, decomp_table)
+            except NotLocal:
+                pass  # traced below, like any other program
+            else:
+                self.graph_module.recompile()
+                return self
+        traced: ExportedProgram = super().run_decompositions(decomp_table, **kwargs)
+        return traced
+
+
+class _NotLiftable(Exception):
+    """The graph has something that only torch.export itself can describe."""
+
+
+def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
+    """The graph as an `ExportedProgram` that shares its parameters.
+
+    The program is put together from the graph's own nodes and fake values; where that cannot be done (inputs
+    that are not tensors, higher-order ops), or with ``retrace``, ``torch.export.export`` traces it again.
+
+    Raises:
+        ExportError: torch.export refused the graph.
+    """
+    if not retrace:
+        try:
+            return _lift(graph)
+        except _NotLiftable:
+            pass
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                graph.module,
+                graph.args,
+                graph.kwargs,
+                dynamic_shapes=_dynamic_shapes(graph),
+                strict=False,
+            )
+    except Exception as error:  # torch.export raises dozens of types
+        raise ExportError(
+            "torch.export refused the rewritten graph",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
+            hint="this is a bug in a pass: `normfold bisect` finds which one",
+        ) from error
+
+
+def _dynamic_shapes(graph: Graph) -> Any:
+    """What was asked for at the capture, in the order of the inputs where these have new names (``*args``)."""
+    shapes = graph.dynamic_shapes
+    names = inspect.signature(graph.module.forward).parameters
+    if not isinstance(shapes, dict) or set(shapes) <= set(names):
+        return shapes
+    groups = [value if isinstance(value, tuple) else (value,) for value in shapes.values()]
+    return tuple(shape for group in groups for shape in group)
+
+
+def _lift(graph: Graph) -> LiftedProgram:
+    """Turn ``get_attr`` nodes into inputs of a flat graph and describe them in a signature."""
+    in_spec = getattr(graph.module, "_in_spec", None)
+    if in_spec is None:
+        raise _NotLiftable("no input structure")
+    lifted, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    inputs: list[sig.InputSpec] = []
+    state: dict[str, Tensor] = {}
+    taken = {node.name for node in graph.nodes if node.op == "placeholder"}
+    by_target: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op != "get_attr":
+            continue
+        target = str(node.target)
+        if target not in by_target:
+            value = fetch(graph.module, target)
+            if not isinstance(value, Tensor) or not isinstance(node.meta.get("val"), Tensor):
+                raise _NotLiftable(target)
+            by_target[target] = _placeholder(lifted, node, f"p_{target}".replace(".", "_"), taken)
+            kind = sig.InputKind.BUFFER
+            if isinstance(value, nn.Parameter):
+                kind = sig.InputKind.PARAMETER
+            argument = sig.TensorArgument(by_target[target].name)
+            persistent = None if kind is sig.InputKind.PARAMETER else True
+            inputs.append(sig.InputSpec(kind, argument, target, persistent))
+            state[target] = value
+        copies[node] = by_target[target]
+    user_inputs: list[Any] = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = _placeholder(lifted, node, node.name, set())
+            user_inputs.append(_input(node))
+            inputs.append(sig.InputSpec(sig.InputKind.USER_INPUT, user_inputs[-1], None))
+        elif node.op == "call_function":
+            if "val" not in node.meta:
+                if node.users:
+                    raise _NotLiftable(node.name)
+                continue  # guards and assertions
+            copies[node] = lifted.node_copy(node, copies.__getitem__)
+        elif node.op == "call_module":
+            if node.users:
+                raise _NotLiftable(node.name)
+        elif node.op == "output":
+            leaves, out_spec = pytree.tree_flatten(node.args[0])
+            if not all(_is_tensor(leaf) for leaf in leaves):
+                raise _NotLiftable("an output is not a tensor")
+            lifted.output(tuple(copies[leaf] for leaf in leaves)).meta.update(node.meta)
+    user_outputs: list[Any] = [sig.TensorArgument(copies[leaf].name) for leaf in leaves]
+    outputs = [sig.OutputSpec(sig.OutputKind.USER_OUTPUT, name, None) for name in user_outputs]
+    out_spec = getattr(graph.module, "_out_spec", out_spec)
+    call = ModuleCallSignature(user_inputs, user_outputs, in_spec, out_spec)
+    return LiftedProgram(
+        root={},
+        graph=lifted,
+        graph_signature=sig.ExportGraphSignature(inputs, outputs),
+        state_dict=state,
+        range_constraints=_ranges(graph),
+        module_call_graph=[ModuleCallEntry("", call)],
+        example_inputs=(graph.args, graph.kwargs),
+    )
+
+
+def _input(node: fx.Node) -> sig.TensorArgument | sig.ConstantArgument:
+    """A tensor, or a plain value that the network was captured with and no longer reads."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return sig.TensorArgument(node.name)
+    if node.users or not isinstance(value, bool | int | float | str | None):
+        raise _NotLiftable(node.name)
+    return sig.ConstantArgument(node.name, value)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)
+
+
+def _placeholder(lifted: fx.Graph, node: fx.Node, name: str, taken: set[str]) -> fx.Node:
+    while name in taken:
+        name = f"{name}_"
+    taken.add(name)
+    made = lifted.placeholder(name)
+    made.meta["val"] = node.meta.get("val")
+    return made
+
+
+def _ranges(graph: Graph) -> dict[Any, Any]:
+    ranges: dict[Any, Any] = {}
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            continue
+        for size in getattr(node.meta.get("val"), "shape", ()):
+            if isinstance(size, torch.SymInt):
+                known = size.node.shape_env.var_to_range
+                ranges |= {s: known[s] for s in size.node.expr.free_symbols if s in known}
+    return ranges

@@ -1,0 +1,118 @@
+"""The inputs that a verdict rests on: kinds, ranges, batches, seeds, the user's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import normfold
+from normfold.graph import Graph, capture
+from normfold.graph.capture import dynamic_axes
+from normfold.judge import Verifier
+from normfold.judge.inputs import KINDS
+from tests.judge.nets import FOLDED, Wrapped, images, small
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return capture(small(), (images(),))
+
+
+def test_a_result_for_one_batch_size_fails(graph: Graph) -> None:
+    verifier = Verifier(graph)
+    sizes = {case.leaves[0].shape[0] for case in verifier.cases}
+    assert sizes.isdisjoint({images().shape[0]})
+    captured = capture(small(), (torch.cat([images(), images()]),), dynamic=None)
+    assert Verifier(captured).rounding(small())
+    assert not verifier.rounding(Wrapped(small(), lambda y, _: y.new_ones(2, 5)))
+
+
+def test_token_ids_stay_in_range_and_differ() -> None:
+    seen: list[Tensor] = []
+    vocabulary = 7
+    module = nn.Sequential(nn.Embedding(vocabulary, 4), nn.Linear(4, 3)).eval()
+    ids = torch.tensor([[3, 1, 6, 2], [5, 4, 1, 1]])
+    judging = Verifier(capture(module, (ids,)))
+
+    def run(inputs: object) -> list[Tensor]:
+        seen.append(inputs[0])  # type: ignore[index]
+        return [module(seen[-1])]
+
+    assert judging.outputs("seen", run)
+    (batch,) = seen
+    assert batch.dtype == torch.int64
+    assert batch.shape == (len(KINDS), 4)
+    assert int(batch.min()) >= int(ids.min())
+    assert int(batch.max()) <= int(ids.max())
+    assert len({tuple(row) for row in batch.tolist()}) == 3  # no id 0 was shown to be right
+    zero = Verifier(capture(module, (torch.tensor([[0, 2], [1, 3]]),)))
+    assert [0, 0] in zero.cases[0].leaves[0].tolist()
+
+
+def test_a_fixed_batch_is_judged_whole() -> None:
+    judging = Verifier(capture(small(), (images(),), dynamic=None))
+    assert [case.name for case in judging.cases] == list(KINDS)
+    assert {case.leaves[0].shape for case in judging.cases} == {images().shape}
+    result, report = normfold.run(judging.graph, FOLDED, verifier=judging)
+    assert report.ok
+    assert [item.inputs for item in judging.rounding(result).outputs] == list(KINDS)
+    assert not judging.rounding(Wrapped(small(), lambda y, x: y + 0.01 * (x == 0).all()))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_complex_inputs_are_drawn_too() -> None:
+    module = Wrapped(nn.Linear(3, 3), lambda y, _: y.real + y.imag).eval().to(torch.complex64)
+    judging = Verifier(capture(module, (torch.randn(2, 3, dtype=torch.complex64),)))
+    random, large, constant, zeros = judging.cases[0].leaves[0]
+    assert random.imag.abs().max() > 0
+    assert large.abs().max() > 30
+    assert torch.equal(constant, torch.full((3,), 0.75 + 0j))
+    assert not zeros.any()
+    assert judging.rounding(module)
+
+
+def test_the_users_own_samples_are_judged(graph: Graph) -> None:
+    sample = torch.full((3, 3, 6, 7), 5.0)
+    judging = Verifier(graph, samples=[(sample,)])
+    assert judging.rounding(small())
+
+    def spoil(y: Tensor, x: Tensor) -> Tensor:
+        return y * (1.01 if torch.equal(x, sample) else 1.0)
+
+    check = judging.rounding(Wrapped(small(), spoil))
+    assert {item.inputs for item in check.outputs if not item.ok} == {"sample 0"}
+
+
+def test_the_seed_chooses_the_inputs(graph: Graph) -> None:
+    one, same, other = (Verifier(graph, seed).cases[0].leaves[0] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one[:2], other[:2])
+    assert torch.equal(one[2:], other[2:])
+    assert Verifier(graph, 7).rounding(small()).seed == 7
+
+
+def test_another_dynamic_axis_is_tried_at_another_size() -> None:
+    module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
+    ids = torch.tensor([[3, 1, 6, 2], [5, 4, 1, 1]])
+    shapes = dynamic_axes(module, (ids,), {}, axes={"input": {1}})
+    judging = Verifier(capture(module, (ids,), dynamic=shapes))
+    assert [case.leaves[0].shape for case in judging.cases] == [(len(KINDS), 4), (2, 3)]
+    assert judging.rounding(module)
+    fixed = nn.Sequential(module, nn.Flatten(1), nn.Unflatten(1, (4, 3)))
+    assert judging.rounding(module).ok
+    with pytest.raises(RuntimeError):
+        judging.rounding(fixed)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_short_axis_is_not_made_shorter(length: int) -> None:
+    module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
+    ids = torch.ones(2, length, dtype=torch.int64)
+    shapes = (
+        {"input": {0: Dim.DYNAMIC}}
+        if length == 1
+        else dynamic_axes(module, (ids,), {}, axes={"input": {1}})
+    )
+    assert len(Verifier(capture(module, (ids,), dynamic=shapes)).cases) == 1

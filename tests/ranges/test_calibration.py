@@ -1,0 +1,102 @@
+"""Where ranges come from, by source and by network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import normfold
+from normfold.errors import UsageError
+from normfold.graph import Graph, capture
+from normfold.graph.intervals import Interval, expected
+from normfold.ranges.calibration import Quantization, calibrate
+from normfold.ranges.synthesis import Recipe
+from normfold.rewrite.presets import preset
+from tests.nets import perturb
+from tests.ranges.nets import Attention, plain, residual
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+RECIPE = Recipe(images=8, steps=5)
+
+
+def folded(module: nn.Module) -> Graph:
+    return normfold.run(capture(perturb(module), (X,)), preset("folded"), verify="off")[0]
+
+
+def found(graph: Graph, **options: Any) -> dict[str, Interval]:
+    calibrated = calibrate(graph, Quantization(recipe=RECIPE, pixels=(-2.0, 2.0), **options))
+    intervals = ((node.name, expected(node)) for node in calibrated.graph.nodes)
+    return {name: item for name, item in intervals if item is not None}
+
+
+def test_the_default_is_the_union_of_what_is_measured_and_what_statistics_tell() -> None:
+    graph = folded(residual())
+    together = found(graph)
+    told, seen = found(graph, source="analytic"), found(graph, source="distilled")
+    assert told.keys() <= together.keys()
+    assert any(told[name] != seen[name] for name in told)
+    for name in told:
+        union = told[name].union(seen[name])
+        assert together[name].low == pytest.approx(union.low, abs=1e-6)
+        assert together[name].high == pytest.approx(union.high, abs=1e-6)
+
+
+def test_statistics_that_do_not_fit_are_not_relied_upon() -> None:
+    """The same function with a tenth of its deviations: noise widens what distilled inputs reach."""
+    module = perturb(residual())
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_var is not None
+            norm.running_var /= 100
+            norm.eps /= 100
+            norm.weight.data /= 10
+    graph, _ = normfold.run(capture(module, (X,)), preset("folded"), verify="off")
+    options = Quantization(recipe=RECIPE, pixels=(-2.0, 2.0))
+    calibrated = calibrate(graph, options)
+    assert calibrated.evidence.doubtful
+    assert calibrated.evidence.source.endswith("so noise widens the ranges")
+    together, noise = found(graph), found(graph, source="noise")
+    for name, interval in noise.items():
+        assert together[name].low <= interval.low
+        assert together[name].high >= interval.high
+
+
+def test_data_are_taken_alone_and_checked_against_the_statistics() -> None:
+    graph = folded(residual())
+    quiet = 1e-3 * torch.randn(8, 3, 16, 16)
+    calibrated = calibrate(graph, Quantization(data=quiet, pixels=(-2.0, 2.0)))
+    first = next(node for node in calibrated.graph.nodes if node.op == "placeholder")
+    interval = expected(first)
+    assert interval is not None
+    assert interval == Interval(float(quiet.min()), float(quiet.max()))
+    assert calibrated.evidence.apart  # a thousand times too quiet: tensors are named
+    assert calibrated.evidence.source.endswith("8 samples")
+
+
+@pytest.mark.parametrize("source", ["auto", "patches", "analytic"])
+def test_without_batch_norms(source: str) -> None:
+    """LayerNorms tell what leaves them, and patches show the rest."""
+    intervals = found(folded(Attention()), source=source)
+    assert any("layer_norm" in name for name in intervals)
+    assert all(item.low < item.high for item in intervals.values())
+
+
+@pytest.mark.parametrize("source", ["auto", "zeroq", "distilled", "analytic"])
+def test_nothing_to_go_on(source: str) -> None:
+    with pytest.raises(UsageError, match="nothing is known of the activations"):
+        found(folded(plain()), source=source)
+
+
+def test_noise_is_there_for_those_who_ask() -> None:
+    assert found(folded(plain()), source="noise")
+
+
+def test_weights_alone_need_samples_only_for_their_biases() -> None:
+    graph = folded(residual())
+    for correct, samples in ((False, 2), (True, 8)):
+        options = Quantization(scheme="int4-weights", recipe=RECIPE, correct_bias=correct)
+        calibrated = calibrate(graph, options)
+        assert sum(len(x[0]) for x in calibrated.inputs) == samples

@@ -1,0 +1,63 @@
+"""Intervals: the union of two sources, within hard bounds; a search for the clip with the least squared error."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from normfold.graph import capture
+from normfold.graph.graph import op_name
+from normfold.graph.intervals import Interval, expect, expected
+from normfold.graph.scheme import SCHEMES
+from normfold.ranges.ranges import Measured, clip, distance, measure, settle
+from tests.nets import Compose
+
+
+def network() -> torch.nn.Module:
+    return Compose(lambda m, x: F.relu6(3 * x)).eval()
+
+
+@pytest.mark.parametrize(("joined", "wanted"), [(True, (0.0, 6.0)), (False, (0.0, 4.0))])
+def test_both_sources(joined: bool, wanted: tuple[float, float]) -> None:
+    graph = capture(network(), (torch.randn(2, 5),))
+    node = next(node for node in graph.nodes if op_name(node) in ("relu6", "hardtanh"))
+    told = {node: Interval(-1.0, 64.0)}
+    found = settle({node: Measured(Interval(0.0, 4.0))}, told, told if joined else ())
+    assert expected(node) == Interval(*wanted)
+    assert found["distance"] == pytest.approx(abs(math.log2(4 / 65)))
+    assert found["apart"] == {node.name: pytest.approx(4 / 65)}
+
+
+def test_what_is_measured() -> None:
+    graph = capture(network(), (torch.randn(2, 5),))
+    found = measure(graph, [(torch.tensor([[-1.0, 0.5]]),), (torch.tensor([[1.0, 3.0]]),)])
+    intervals = {node.op: item.interval for node, item in found.items() if node.op == "placeholder"}
+    assert intervals == {"placeholder": Interval(-1.0, 3.0)}
+    assert distance({"a": Interval(0.0, 2.0)}, {"a": Interval(0.0, 0.5)}) == pytest.approx(2.0)
+
+
+def test_a_few_large_values_are_clipped() -> None:
+    """The share with the least squared error, against every one of them tried by hand."""
+    torch.manual_seed(0)
+    graph = capture(network(), (torch.randn(2, 5),))
+    x = torch.randn(4000, 5)
+    x[0, 0] = 12.0
+    node = next(node for node in graph.nodes if node.op == "placeholder")
+    interval = Interval(-12.0, 12.0)
+    expect(node, interval)
+    clip(graph, [(x[:2000],), (x[2000:],)], SCHEMES["ort-x86"], 4)
+    errors = {}
+    for share in (1 - 0.05 * step for step in range(15)):
+        low, high = share * interval.low, share * interval.high
+        scale = (high - low) / 15
+        zero = round(-low / scale)
+        steps = (torch.round(x / scale) + zero).clamp(0, 15)
+        errors[share] = float((((steps - zero) * scale - x) ** 2).sum())
+    best = min(errors, key=errors.__getitem__)
+    found = expected(node)
+    assert found is not None
+    assert found.high == pytest.approx(best * 12.0)
+    assert best < 0.6

@@ -1,0 +1,135 @@
+"""Inputs that are distilled: nearer to the statistics than noise, within bounds, the same for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from normfold.errors import UsageError
+from normfold.graph import Graph, capture
+from normfold.ranges.synthesis import (
+    Bounds,
+    Matching,
+    Patches,
+    PerImage,
+    Recipe,
+    Watch,
+    distil,
+    image_shapes,
+)
+from normfold.rewrite import parse, run_pipeline
+from tests.nets import Compose, perturb
+from tests.ranges.nets import Attention
+
+QUICK = Recipe(images=8, steps=30)
+
+
+def network() -> Graph:
+    torch.manual_seed(0)
+    module = perturb(
+        Compose(
+            lambda m, x: m.head(F.relu(m.bn2(m.conv2(F.relu(m.bn1(m.conv1(x)))))).mean((2, 3))),
+            conv1=nn.Conv2d(3, 8, 3),
+            bn1=nn.BatchNorm2d(8),
+            conv2=nn.Conv2d(8, 8, 3),
+            bn2=nn.BatchNorm2d(8),
+            head=nn.Linear(8, 4),
+        )
+    )
+    graph = capture(module, (torch.randn(2, 3, 12, 12),))
+    return run_pipeline(graph, parse("canonicalize,fold-affine,restore,bake"))[0]
+
+
+def test_the_loss_falls() -> None:
+    graph = network()
+    found = distil(graph, Matching(graph), QUICK)
+    assert found.loss < 0.7 * found.noise
+    assert found.inputs[0].shape == (8, 3, 12, 12)
+
+
+def test_the_loss_is_what_it_says() -> None:
+    """Against the formula, written out."""
+    graph, x = network(), torch.randn(8, 3, 12, 12)
+    objective = Matching(graph)
+    values = Watch(graph, objective.nodes)([x])
+    terms = []
+    for node, target in objective.targets.items():
+        y = values[node].double()
+        m, s = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0).sqrt()
+        g = target.std.clamp_min(1e-3)
+        terms.append((((m - target.mean) / g) ** 2 + ((s - target.std) / g) ** 2).mean())
+    assert len(terms) == 2
+    assert float(objective.loss([x], values)) == pytest.approx(float(sum(terms) / 2), rel=1e-4)
+
+
+def test_zeroqs_loss_is_what_it_says() -> None:
+    graph, x = network(), torch.randn(4, 3, 12, 12)
+    objective = PerImage(graph)
+    values = Watch(graph, objective.nodes)([x])
+    total = 0.0
+    pairs = [(x, torch.zeros(3), torch.ones(3))]
+    pairs += [(values[node], at.mean, at.std) for node, at in objective.targets.items()]
+    for y, mean, std in pairs:
+        for image in y.double():
+            m, s = image.mean((1, 2)), (image.var((1, 2)) + 1e-6).sqrt()
+            total += float(((m - mean) ** 2 + (s - std) ** 2).sum()) / len(y)
+    assert float(objective.loss([x], values)) == pytest.approx(total, rel=1e-4)
+
+
+def test_pixels_stay_within_bounds() -> None:
+    graph = network()
+    bounds = Bounds(
+        torch.tensor([[[-0.5]], [[-0.2]], [[0.0]]]), torch.tensor([[[0.5]], [[0.1]], [[2.0]]])
+    )
+    x = distil(graph, Matching(graph), Recipe(images=4, steps=8, crop=4, blur=1.0), bounds).inputs[
+        0
+    ]
+    assert bool((x >= bounds.low - 1e-6).all())
+    assert bool((x <= bounds.high + 1e-6).all())
+    assert x.shape == (4, 3, 12, 12)
+
+
+def test_the_seed_decides() -> None:
+    graph = network()
+    one, same, other = (
+        distil(graph, Matching(graph), Recipe(images=4, steps=4, seed=seed, crop=2)).inputs[0]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_the_network_is_not_changed() -> None:
+    graph = network()
+    before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    distil(graph, Matching(graph), Recipe(images=2, steps=3))
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in graph.module.state_dict().items()
+    )
+    assert all(parameter.grad is None for parameter in graph.module.parameters())
+
+
+def test_patches_become_different() -> None:
+    torch.manual_seed(0)
+    graph = capture(perturb(Attention()), (torch.randn(2, 3, 16, 16),))
+    assert not Matching(graph).nodes
+    objective = Patches(graph)
+    assert len(objective.nodes) == 1
+    found = distil(graph, objective, Recipe(images=4, steps=30))
+    assert found.loss < found.noise
+
+
+def test_nothing_to_go_on() -> None:
+    module = Compose(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 4, 1))
+    graph = capture(module.eval(), (torch.randn(2, 3, 5, 5),))
+    with pytest.raises(UsageError, match="no tensor of which"):
+        distil(graph, Matching(graph), QUICK)
+
+
+def test_tokens_are_no_images() -> None:
+    module = Compose(lambda m, x: m.table(x), table=nn.Embedding(5, 4))
+    graph = capture(module.eval(), (torch.randint(0, 5, (2, 3)),))
+    with pytest.raises(UsageError, match="no batch of images"):
+        image_shapes(graph, QUICK)
