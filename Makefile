@@ -42,5 +42,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$$python -m venv $(VENV)
 	@$(PIP) setuptools wheel torch
 	@$(PIP) --no-deps torchvision timm
-	@$(PIP) --no-build-isolation --editable '.[dev,hub,trt-rtx]'
+	@$(PIP) --no-build-isolation --editable '.[dev,hub,trt-rtx,openvino]'
 	@touch $@

@@ -1,18 +1,19 @@
 """LayerNorm against RMSNorm in torch, eager and compiled, and how much of the time the norms take at all.
 
 python -m benchmarks.gpu_norms [--device cuda] [--model vit_base swin_tiny gpt2] [--batch 1 16 128] [--dtype fp16]
-    [--mode eager compile] [--seconds 5] [--json FILE]
+    [--mode eager compile] [--seconds 5] [--rounds 20] [--json FILE]
 
 Each network is captured as it is and converted with the preset `rmsnorm`; both graphs run in turn on the same
 inputs. The share of the norms is 1 - t(without norms) / t(as it is), with every norm replaced by what it reads:
-an upper bound of what any cheaper norm can bring. Needs timm and transformers; weights are random.
+an upper bound of what any cheaper norm can bring. Needs timm and transformers, but for `tiny`; weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import itertools
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from torch import Tensor, fx, nn
 import normfold
 from benchmarks import models
 from normfold.graph.graph import Graph, op_name
+from normfold.job.presets import preset
 from normfold.judge.bench import measure
 from normfold.judge.pairs import Pair
-from normfold.rewrite.presets import preset
+from normfold.report import Timing
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _NORMS = {"layer_norm", "rms_norm"}
 _LENGTH = 256  # tokens of the language model
+_TITLES = ("network", "type", "batch", "mode", "LN ms", "RMS ms", "ratio", "95 % interval", "norms")
 
 
 class Logits(nn.Module):
@@ -54,7 +57,8 @@ def network(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
             0, 50257, (1, _LENGTH)
         )
     timm_names = {"vit_base": "vit_base_patch16_224", "swin_tiny": "swin_tiny_patch4_window7_224"}
-    return models.make(timm_names.get(name, name)).to(dtype), torch.randn(1, 3, 224, 224).to(dtype)
+    model = models.make(timm_names.get(name, name))
+    return model.to(dtype), models.example_input(model)[:1].to(dtype)
 
 
 def without_norms(graph: Graph) -> fx.GraphModule:
@@ -68,18 +72,13 @@ def without_norms(graph: Graph) -> fx.GraphModule:
 
 
 def compare(
-    first: nn.Module,
-    second: nn.Module,
-    x: Tensor,
-    compiled: bool,
-    names: tuple[str, str],
-    seconds: float,
-) -> Any:
-    """Timing of two modules on ``x``."""
+    pair: tuple[nn.Module, nn.Module], x: Tensor, compiler: str | None, seconds: float, rounds: int
+) -> Timing:
+    """Timing of two modules on ``x``, eager or compiled."""
 
-    def ready(module: nn.Module) -> Any:
+    def ready(module: nn.Module) -> Callable[[], object]:
         module = module.to(x.device)
-        run = torch.compile(module) if compiled else module
+        run = torch.compile(module, backend=compiler) if compiler else module
 
         def call() -> object:
             with torch.no_grad():
@@ -89,79 +88,75 @@ def compare(
         return call
 
     wait = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
-    runtime = f"torch {'compiled' if compiled else 'eager'} {x.device.type}"
-    threads = torch.get_num_threads()
-    pair = Pair(ready(first), ready(second), names, runtime, str(tuple(x.shape)), threads, wait)
-    return measure(pair, seconds=seconds)
+    runtime = f"torch {compiler or 'eager'} {x.device.type}"
+    a, b = map(ready, pair)
+    timed = Pair(a, b, ("A", "B"), runtime, str(tuple(x.shape)), torch.get_num_threads(), wait)
+    return measure(timed, rounds, seconds)
 
 
-def main() -> None:
-    """Print a table; one row for each network, type, batch and mode."""
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row for each network, type, batch and mode, as soon as it is measured."""
+    for name, dtype in itertools.product(options.model, options.dtype):
+        module, example = network(name, _DTYPES[dtype])
+        graph = normfold.capture(module, (torch.cat([example, example]),))
+        plain, _ = normfold.run(graph, preset("baked"), verify="off")
+        converted, _ = normfold.run(graph, preset("rmsnorm"), verify="off")
+        bare = without_norms(plain)
+        for batch, mode in itertools.product(options.batch, options.mode):
+            x = torch.cat([example] * batch).to(options.device)
+            compiler = options.compiler if mode == "compile" else None
+            if compiler:
+                torch._dynamo.reset()
+            limits = (compiler, options.seconds, options.rounds)
+            found = compare((plain.module, converted.module), x, *limits)
+            norms = compare((plain.module, bare), x, *limits)
+            yield {
+                "network": name,
+                "dtype": dtype,
+                "batch": batch,
+                "mode": mode,
+                "norm_share": 1 - norms.ratio,
+                **found.to_dict(),
+            }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    low, high = row["interval"]
+    return (
+        f"{row['network']:12}{row['dtype']:6}{row['batch']:6} {row['mode']:8}{1e3 * row['a_seconds']:9.3f}"
+        f"{1e3 * row['b_seconds']:9.3f}{row['ratio']:8.3f}  {low:.3f} to {high:.3f}  {row['norm_share']:7.1%}"
+    )
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", default=["vit_base", "swin_tiny", "gpt2"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16, 128])
     parser.add_argument("--dtype", nargs="+", choices=list(_DTYPES), default=["fp16"])
-    parser.add_argument(
-        "--mode", nargs="+", choices=["eager", "compile"], default=["eager", "compile"]
-    )
+    modes = ["eager", "compile"]
+    parser.add_argument("--mode", nargs="+", choices=modes, default=modes)
+    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison")
+    parser.add_argument("--rounds", type=int, default=20, help="for each comparison, at least")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    title = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table, and write what is there to the file after every row."""
+    options = parsed(arguments)
+    title = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     print(f"{title}, torch {torch.__version__}")
-    columns = (
-        "network",
-        "type",
-        "batch",
-        "mode",
-        "LN ms",
-        "RMS ms",
-        "ratio",
-        "95 % interval",
-        "norms",
-    )
-    print("{:12}{:6}{:>6} {:8}{:>9}{:>9}{:>8}  {:16}{:>7}".format(*columns))
-    rows = []
-    for name in options.model:
-        for dtype in options.dtype:
-            module, example = network(name, _DTYPES[dtype])
-            graph = normfold.capture(module, (torch.cat([example, example]),))
-            plain, _ = normfold.run(graph, preset("baked"), verify="off")
-            converted, _ = normfold.run(graph, preset("rmsnorm"), verify="off")
-            bare = without_norms(plain)
-            for batch in options.batch:
-                x = torch.cat([example] * batch).to(device)
-                for mode in options.mode:
-                    compiled = mode == "compile"
-                    if compiled:
-                        torch._dynamo.reset()
-                    found = compare(
-                        plain.module, converted.module, x, compiled, ("LN", "RMS"), options.seconds
-                    )
-                    norms = compare(
-                        plain.module, bare, x, compiled, ("LN", "none"), options.seconds
-                    )
-                    low, high = found.interval
-                    share = 1 - norms.ratio
-                    print(
-                        f"{name:12}{dtype:6}{batch:6} {mode:8}{1e3 * found.a_seconds:9.3f}"
-                        f"{1e3 * found.b_seconds:9.3f}{found.ratio:8.3f}  {low:.3f} to {high:.3f}  {share:7.1%}",
-                        flush=True,
-                    )
-                    rows.append(
-                        {
-                            "network": name,
-                            "dtype": dtype,
-                            "batch": batch,
-                            "mode": mode,
-                            "norm_share": share,
-                            **dataclasses.asdict(found),
-                        }
-                    )
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print("{:12}{:6}{:>6} {:8}{:>9}{:>9}{:>8}  {:16}{:>7}".format(*_TITLES))
+    found = []
+    for row in rows(options):
+        print(line(row), flush=True)
+        found.append(row)
+        if options.json is not None:
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

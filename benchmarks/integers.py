@@ -14,18 +14,17 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import normfold
 from benchmarks import models
+from normfold.job.presets import preset
+from normfold.ranges.ranges import measure, merge_ranges
 from normfold.report.timing import figures
-from normfold.rewrite.presets import preset
-from normfold.steps.quantize import Quantization, calibrate, quantise
 from normfold.targets.integer_census import IntegerCensus, integer_census
 from normfold.targets.onnx import export_onnx
 from normfold.targets.runtime import RuntimeSession
@@ -36,14 +35,13 @@ LINEAR = ("Conv", "Gemm", "MatMul", "Add")
 
 def files(name: str, folder: Path) -> dict[str, Path]:
     """The network in floats, as the default quantises it, and as normfold does."""
-    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    graph, _ = normfold.run(
-        normfold.capture(models.make(name), (x,)), preset("folded"), verify="off"
-    )
+    model = models.make(name)
+    x = models.example_input(model)
+    graph, _ = normfold.run(normfold.capture(model, (x,)), preset("folded"), verify="off")
     made = {kind: folder / f"{name}.{kind}.onnx" for kind in ("float", "default", "normfold")}
     export_onnx(graph, made["float"])
-    options = Quantization(data=torch.randn(4, 3, 224, 224))
-    integers, _, _ = quantise(calibrate(graph, options), options, "ort-x86")
+    merge_ranges(measure(graph, [(x,)]), {})
+    integers, _ = normfold.run(graph, "quantize-weights,quantize-activations", verify="off")
     export_onnx(integers, made["normfold"])
     static(made["float"], made["default"], graph.input_names[0], x)
     return made
@@ -95,13 +93,14 @@ def counted(census: IntegerCensus) -> str:
     return f"{whole} of {whole + sum(census.floats.get(kind, 0) for kind in LINEAR)}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table, as Markdown."""
     parser = argparse.ArgumentParser(description="8 bits against floats and the default.")
     parser.add_argument("--model", nargs="+", default=MODELS)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(
         "| network | float, ms | default, ms | normfold, ms | over float | over default "
         "| integer (default, normfold) |"
@@ -110,7 +109,7 @@ def main() -> None:
     for name in options.model:
         with tempfile.TemporaryDirectory() as folder:
             made = files(name, Path(folder))
-            x = torch.randn(options.batch, 3, 224, 224)
+            x = models.example_input(models.make(name), options.batch)
             sessions = {
                 kind: RuntimeSession(path, threads=options.threads) for kind, path in made.items()
             }

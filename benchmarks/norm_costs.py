@@ -1,8 +1,8 @@
 """What a norm, an explicit centring op and a left-over bias cost, in onnxruntime: center-stream's weights.
 
-python -m benchmarks.norm_costs [--rows 197] [--width 768] [--threads 1]
+python -m benchmarks.norm_costs [--rows 197] [--width 768] [--depth 24] [--threads 1] [--seconds 5] [--rounds 20]
 
-Chains of 24 equal ops are timed in turn, each against a chain of LayerNorms with gain and bias; the figures are
+Chains of equal ops are timed in turn, each against a chain of LayerNorms with gain and bias; the figures are
 ratios of medians with the 95 % interval of the ratio.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,21 +20,19 @@ import normfold
 from normfold.judge.bench import bench
 from normfold.targets.onnx import export_onnx
 
-DEPTH = 24
-
 
 class Chain(nn.Module):
-    """``DEPTH`` times the same function, a ReLU between, which keeps a runtime from merging them."""
+    """``depth`` times the same function, a ReLU between, which keeps a runtime from merging them."""
 
-    def __init__(self, step: Callable[[Chain, Tensor], Tensor], width: int) -> None:
+    def __init__(self, step: Callable[[Chain, Tensor], Tensor], width: int, depth: int) -> None:
         super().__init__()
-        self.step, self.width = step, width
+        self.step, self.width, self.depth = step, width, depth
         self.gain = nn.Parameter(torch.rand(width) + 0.5)
         self.bias = nn.Parameter(torch.rand(width) - 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,T,width) to the same shape."""
-        for _ in range(DEPTH):
+        for _ in range(self.depth):
             x = torch.relu(self.step(self, x))
         return x
 
@@ -55,25 +53,28 @@ CHAINS: dict[str, Callable[[Chain, Tensor], Tensor]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=197)
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--depth", type=int, default=24, help="ops in a chain")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison")
+    parser.add_argument("--rounds", type=int, default=20, help="for each comparison, at least")
+    options = parser.parse_args(arguments)
     x = torch.randn(1, options.rows, options.width)
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for index, step in enumerate(CHAINS.values()):
-            graph = normfold.capture(Chain(step, options.width), (x,), dynamic=None)
+            graph = normfold.capture(Chain(step, options.width, options.depth), (x,), dynamic=None)
             files.append(Path(folder) / f"{index}.onnx")
             baked, _ = normfold.run(graph, "canonicalize,restore,bake", verify="off")
             export_onnx(baked, files[-1])
         print(f"{'chain':28}{'ms':>8}{'ratio':>8}   95 % interval")
         for name, file in zip(CHAINS, files, strict=True):
-            found = bench(files[0], file, threads=options.threads, seconds=options.seconds)
+            limits = {"seconds": options.seconds, "rounds": options.rounds}
+            found = bench(files[0], file, threads=options.threads, **limits)
             low, high = found.interval
             time = 1e3 * found.b_seconds
             print(f"{name:28}{time:8.2f}{found.ratio:8.3f}   {low:.3f} to {high:.3f}", flush=True)

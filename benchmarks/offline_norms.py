@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import normfold
 from benchmarks import models
 from benchmarks.gpu_norms import Logits, without_norms
 from normfold.graph import Graph
+from normfold.job.presets import preset
 from normfold.judge.bench import bench
-from normfold.rewrite.presets import preset
 
 _FOLDED = "canonicalize,replace-layernorm,fold-affine{untie=true},restore,bake"
 _TIMM = {"vit_small": "vit_small_patch16_224", "swin_tiny": "swin_tiny_patch4_window7_224"}
@@ -39,7 +40,8 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         return Logits(GPT2LMHeadModel(GPT2Config())).eval(), torch.randint(0, 50257, (2, _TOKENS))
-    return models.make(_TIMM.get(name, name)), torch.randn(2, 3, 224, 224)
+    model = models.make(_TIMM.get(name, name))
+    return model, models.example_input(model)
 
 
 def variants(name: str) -> dict[str, Graph | nn.Module]:
@@ -56,7 +58,7 @@ def variants(name: str) -> dict[str, Graph | nn.Module]:
     return {"layer norm": original, "rms norm": rms, "folded": folded, "none": bare}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of times relative to the network with its LayerNorms."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", default=["vit_small", "swin_tiny", "gpt2"])
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison")
     parser.add_argument("--rounds", type=int, default=20, help="for each comparison, at least")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(
         f"{'network':12}{'runtime':8}{'batch':>6}{'LN ms':>9}  {'against':10}{'ratio':>7}  95 % interval"
     )

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Verify = Literal["final", "each", "off"]
 
-# stage, then the function in the module from which it is called
+# stage, the module that defines a function, its name there
 POINTS = (
-    ("load", "normfold.conversion", "load"),
+    ("load", "normfold.load.api", "load"),
     ("capture: torch.export", "torch.export", "export"),
     ("capture: decompose", "torch.export.exported_program", "ExportedProgram.run_decompositions"),
     ("capture: module", "torch.export.exported_program", "ExportedProgram.module"),
-    ("capture: rest", "normfold.conversion", "capture_loaded"),
-    ("passes: copy", "normfold.graph", "Graph.copy"),
-    ("passes: deduplicate", "normfold.rewrite.base", "deduplicate"),
-    ("passes: recompile", "normfold.graph", "Graph.recompile"),
-    ("passes: run", "normfold.rewrite", "Pass.run"),
-    ("bake", "normfold.passes.bake", "bake"),
-    ("report", "normfold.api", "site_statuses"),
-    ("verify: inputs", "normfold.judge.verifier", "cases"),
+    ("capture: rest", "normfold.graph.capture", "capture"),
+    ("passes: copy", "normfold.graph.graph", "Graph.copy"),
+    ("passes: deduplicate", "normfold.graph.expressions", "deduplicate"),
+    ("passes: recompile", "normfold.graph.graph", "Graph.recompile"),
+    ("passes: run", "normfold.rewrite.base", "Pass.run"),
+    ("bake", "normfold.graph.bake", "bake"),
+    ("report", "normfold.report.sites", "site_statuses"),
+    ("verify: inputs", "normfold.judge.inputs", "cases"),
     ("verify: float64 forward", "normfold.graph.precision", "Float64Interpreter.__call__"),
-    ("verify: forward, own dtype", "normfold.verify", "Verifier._run"),
-    ("verify: compare", "normfold.verify", "Verifier._judge"),
-    ("verify: onnxruntime", "normfold.conversion", "runtime_checks"),
-    ("export: program", "normfold.targets.onnx", "exported_program"),
+    ("verify: forward, own dtype", "normfold.judge.verifier", "Verifier._run"),
+    ("verify: compare", "normfold.judge.verifier", "Verifier._judge"),
+    ("onnxruntime: open", "normfold.targets.runtime", "RuntimeSession.__init__"),
+    ("onnxruntime: run", "normfold.targets.runtime", "RuntimeSession.run"),
+    ("export: program", "normfold.targets.program", "exported_program"),
     ("export: torch.onnx", "normfold.targets.onnx", "_run_exporter"),
-    ("export: clean", "normfold.targets.onnx", "clean"),
-    ("export: label", "normfold.targets.onnx", "label"),
+    ("export: clean", "normfold.targets.cleanup", "clean"),
+    ("export: label", "normfold.targets.cleanup", "label"),
     ("export: message", "normfold.targets.write", "Message.__init__"),
     ("export: write", "normfold.targets.write", "Message.write_single"),
     ("export: census", "normfold.targets.census", "census"),
@@ -96,14 +99,39 @@ class Stages:
 
         return timed
 
-    def install(self) -> None:
-        """Put a timer around every point of `POINTS`."""
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[list[str]]:
+        """Timers around all `POINTS`, wherever normfold has imported them; yields those that are not there."""
+        missing, changed = list[str](), list[tuple[Any, str, Any]]()
         for stage, module, path in POINTS:
-            owner: Any = importlib.import_module(module)
             *parts, name = path.split(".")
+            owner: Any = importlib.import_module(module)
             for part in parts:
-                owner = getattr(owner, part)
-            setattr(owner, name, self.wrap(stage, getattr(owner, name)))
+                owner = getattr(owner, part, None)
+            function = getattr(owner, name, None)
+            if function is None:
+                missing.append(f"{module}.{path}")
+                continue
+            timed = self.wrap(stage, function)
+            for place, alias in [(owner, name), *_aliases(function)]:
+                changed.append((place, alias, function))
+                setattr(place, alias, timed)
+        try:
+            yield missing
+        finally:
+            for place, alias, function in changed:
+                setattr(place, alias, function)
+
+
+def _aliases(function: Any) -> list[tuple[Any, str]]:
+    """Where ``from module import function`` has bound it."""
+    return [
+        (module, alias)
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] == "normfold"
+        for alias, value in list(vars(module).items())
+        if value is function
+    ]
 
 
 def profile(factory: str, verify: Verify = "final") -> None:
@@ -115,16 +143,17 @@ def profile(factory: str, verify: Verify = "final") -> None:
         load()
         wall, cpu = time.perf_counter() - start, time.process_time() - used
         print(f"{wall:8.2f} {cpu:7.2f} {'':>15}  import {name}")
-    from normfold.conversion import convert
+    import normfold
 
-    stages = Stages()
-    stages.install()
-    with tempfile.TemporaryDirectory() as folder:
+    convert, stages = normfold.convert, Stages()
+    with tempfile.TemporaryDirectory() as folder, stages.installed() as missing:
         result = convert(factory, export="onnx", output=folder, verify=verify)
-    stages.switch()
+        stages.switch()
     for stage, timer in sorted(stages.timers.items(), key=lambda item: -item[1].wall):
         print(f"{timer.wall:8.2f} {timer.cpu:7.2f} {timer.calls:6d} {timer.memory:8.0f}  {stage}")
     print(f"{time.perf_counter() - first:8.2f} {'':>7} {'':>15}  all, after the start of Python")
+    if missing:
+        print(f"no longer there, counted elsewhere: {', '.join(missing)}")
     print("\nchecks:")
     checks = [*result.report.checks, *(item.check for item in result.report.passes if item.check)]
     for check in checks:

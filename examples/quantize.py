@@ -27,10 +27,10 @@ from examples.comparison import Row, logged, read
 from examples.prepbn import MODELS
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
-from normfold.graph.intervals import Interval, expected
+from normfold.graph.intervals import Interval, range_of
+from normfold.job.presets import preset
 from normfold.ranges.ranges import distance, measure
 from normfold.ranges.synthesis import Recipe
-from normfold.rewrite.presets import preset
 from normfold.steps.quantize import Quantization, calibrate, quantise
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx
@@ -112,7 +112,7 @@ def run(bench: Bench, key: Row) -> Row:
     row = _judged(bench, path)
     names = _on_grids(made)
     real = {node.name: item for node, item in bench.intervals(bench.real[:_REAL]).items()}
-    found = {node.name: expected(node) for node in calibrated.graph.nodes if node.name in names}
+    found = {node.name: range_of(node) for node in calibrated.graph.nodes if node.name in names}
     row["range"] = distance({name: item for name, item in found.items() if item}, real)
     if report.evidence is not None:
         row["loss"], row["noise"] = report.evidence.loss, report.evidence.noise

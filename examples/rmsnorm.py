@@ -15,7 +15,7 @@ import torch
 
 import normfold
 from examples import accuracy, gpt, shapes, text
-from normfold.rewrite.presets import preset
+from normfold.job.presets import preset
 from normfold.targets.census import census
 from normfold.targets.onnx import export_onnx
 

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normfold.api import bisect, capture, run, verify
-    from normfold.conversion import Result, convert
+    from normfold.conversion import Result, execute
+    from normfold.generated import convert
     from normfold.graph import Graph
     from normfold.inspection import inspect, plan
+    from normfold.job import EngineOptions, Job, Quantize, Train
+    from normfold.judge.bench import bench
+    from normfold.progress import Progress
     from normfold.report import Report
     from normfold.rewrite import Pass, Reason
     from normfold.train import finalize, refresh_statistics, replace_norms
@@ -23,14 +27,21 @@ __version__ = "0.1.0"
 
 # imported on first use, so that the command line answers without torch
 _HOMES = {
+    "EngineOptions": "normfold.job",
     "Graph": "normfold.graph",
+    "Job": "normfold.job",
     "Pass": "normfold.rewrite",
+    "Progress": "normfold.progress",
+    "Quantize": "normfold.job",
     "Reason": "normfold.rewrite",
     "Report": "normfold.report",
     "Result": "normfold.conversion",
+    "Train": "normfold.job",
+    "bench": "normfold.judge.bench",
     "bisect": "normfold.api",
     "capture": "normfold.api",
-    "convert": "normfold.conversion",
+    "convert": "normfold.generated",
+    "execute": "normfold.conversion",
     "finalize": "normfold.train",
     "inspect": "normfold.inspection",
     "plan": "normfold.inspection",
@@ -41,14 +52,21 @@ _HOMES = {
 }
 
 __all__ = [
+    "EngineOptions",
     "Graph",
+    "Job",
     "Pass",
+    "Progress",
+    "Quantize",
     "Reason",
     "Report",
     "Result",
+    "Train",
+    "bench",
     "bisect",
     "capture",
     "convert",
+    "execute",
     "finalize",
     "inspect",
     "plan",

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect as inspect_module
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +11,19 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.api import Progress, bisect, run
-from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
-from normfold.graph.ops import Kind, body, kind_of, operands
+from normfold.graph.ops import Kind, kind_of, operands, producer
 from normfold.graph.provenance import module_path
 from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
+from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
 from normfold.passes.canonicalize import Canonicalize
 from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
-from normfold.rewrite import Reason, parse, text_of
-from normfold.rewrite.presets import PRESETS, preset
-from normfold.rewrite.reasons import by_code
-from normfold.rewrite.registry import find, names
+from normfold.rewrite import Pass, parse, text_of
+from normfold.rewrite.registry import find
 
 HALF_MAX = 65504.0
 
@@ -116,7 +110,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
     stack = list(node.users)
     while stack:
         user = stack.pop(0)
-        if body(user) is not user or kind_of(user) is Kind.MOVE:
+        if producer(user) is not user or kind_of(user) is Kind.MOVE:
             stack.extend(user.users)
         else:
             found.append(user)
@@ -201,64 +195,10 @@ def find_culprit(
     )
 
 
-def list_passes() -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Every pass with name, exactness, options and first docstring line; and the presets.
-
-    A plug-in that cannot be imported is listed with its error.
-    """
-    rows = []
-    for name in names():
-        try:
-            kind = find(name)
-        except Exception as error:
-            rows.append(
-                {
-                    "name": name,
-                    "exactness": "",
-                    "options": "",
-                    "summary": f"cannot be loaded: {error}",
-                }
-            )
-            continue
-        fields = dataclasses.fields(kind)
-        rows.append(
-            {
-                "name": name,
-                "exactness": kind.exactness.value,
-                "options": " ".join(f"{f.name.replace('_', '-')}={_default(f)}" for f in fields),
-                "summary": (kind.__doc__ or "").strip().splitlines()[0],
-            }
-        )
-    return rows, dict(PRESETS)
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    value = field.default
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def explain(name: str) -> dict[str, str]:
-    """What a reason code means and what helps, or the algebra, promise and options of a pass.
+def pass_class(name: str) -> type[Pass]:
+    """The class of a pass, imported; also of one that another package offers.
 
     Raises:
-        UsageError: neither a code nor a pass, with a did-you-mean.
+        UsageError: no such pass, or a plug-in that cannot be imported or is not a pass.
     """
-    reason = by_code(name)
-    if reason is not None:
-        return {
-            "title": f"{reason.code} {reason.slug}",
-            "meaning": reason.summary,
-            "remedy": f"hint: {reason.remedy}",
-        }
-    if name in names():
-        kind = find(name)
-        algebra = inspect_module.cleandoc(sys.modules[kind.__module__].__doc__ or "")
-        return {"algebra": algebra, "pass": f"\n{inspect_module.getdoc(kind) or ''}"}
-    known = [reason.code for reason in Reason] + [reason.slug for reason in Reason] + names()
-    close = difflib.get_close_matches(name, known, 1)
-    raise UsageError(
-        f"nothing is called `{name}`",
-        hint=f"did you mean `{close[0]}`?"
-        if close
-        else "give a code (NF101 ...) or a pass (`normfold passes`)",
-    )
+    return find(name)

@@ -1,1 +1,36 @@
-"""The passes: one file each, imported when the registry is asked for one."""
+"""The passes, by name: one file each, imported when the registry is asked for one.
+
+Other packages add theirs by the entry-point group `normfold.passes`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+# name -> module:class; read without importing them by the command line, too
+BUILT_IN = {
+    "canonicalize": "normfold.passes.canonicalize:Canonicalize",
+    "fold-affine": "normfold.passes.fold_affine:FoldAffine",
+    "center-stream": "normfold.passes.center_stream:CenterStream",
+    "compress-stream": "normfold.passes.compress_stream:CompressStream",
+    "rotate-stream": "normfold.passes.rotate_stream:RotateStream",
+    "replace-layernorm": "normfold.passes.replace_layernorm:ReplaceLayernorm",
+    "equalize": "normfold.passes.equalize:Equalize",
+    "correct-bias": "normfold.passes.correct_bias:CorrectBias",
+    "migrate-scale": "normfold.passes.migrate_scale:MigrateScale",
+    "quantize-weights": "normfold.passes.quantize_weights:QuantizeWeights",
+    "quantize-activations": "normfold.passes.quantize_activations:QuantizeActivations",
+    "quantize-dynamic": "normfold.passes.quantize_dynamic:QuantizeDynamic",
+    "restore": "normfold.passes.restore:Restore",
+    "bake": "normfold.passes.bake:Bake",
+}
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Passes that installed packages offer, by name; one that takes a built-in name is never used."""
+    return {point.name: point for point in entry_points(group="normfold.passes")}
+
+
+def names() -> list[str]:
+    """Every pass name, built-in ones first."""
+    return [*BUILT_IN, *(name for name in plugins() if name not in BUILT_IN)]

@@ -23,7 +23,7 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
-from normfold.graph.statistics import Statistics, known, remember
+from normfold.graph.statistics import Statistics, set_statistics, statistics_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.handwritten import (
     ARITHMETIC,
@@ -173,9 +173,9 @@ def _split_batch_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]
         rewriter.graph.value(mean),
         (rewriter.graph.value(variance) + eps).sqrt(),
     )
-    if known(x) is None:
-        remember(x, statistics)
-    remember(affine, statistics.moved(rewriter.graph.value(a), rewriter.graph.value(b)))
+    if statistics_of(x) is None:
+        set_statistics(x, statistics)
+    set_statistics(affine, statistics.moved(rewriter.graph.value(a), rewriter.graph.value(b)))
     _adopt(affine, result, sites, rewriter)
 
 

@@ -19,7 +19,7 @@ from torch import fx
 from normfold.graph import Graph, Site
 from normfold.graph import groups as grouping
 from normfold.graph.graph import argument, op_name
-from normfold.graph.ops import NORM_OPS, body
+from normfold.graph.ops import NORM_OPS, producer
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
@@ -43,7 +43,7 @@ class CenterStream(Pass):
             addition as wide as the vocabulary instead of the centring op.
 
     Exact:    up to rounding.
-    Declines: parameter-shared, not-per-channel, and every reason NF118 to NF124.
+    Declines: parameter-shared, not-per-channel, not-canonical, and every reason NF118 to NF124.
     """
 
     name: ClassVar[str] = "center-stream"
@@ -122,7 +122,7 @@ def _sites(norm: fx.Node) -> tuple[Site, ...]:
 
 def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
     """Make a member read the centred copy; a part of a split gets a split of its own."""
-    split = body(user)
+    split = producer(user)
     if split is user:
         rewriter.replace_input(user, old, new)
         return

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from normfold.graph import Graph
 from normfold.report import Warned
-from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
+from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.basis import Basis
 from normfold.rewrite.compression import Compression, Region, narrow
 
@@ -32,7 +32,7 @@ class CompressStream(Pass):
             out one feature, and its norm is written as primitive ops.
 
     Exact:    up to rounding.
-    Declines: parameter-shared, no-gain, grouped-features.
+    Declines: parameter-shared, no-gain, grouped-features, not-canonical, not-per-channel.
     """
 
     name: ClassVar[str] = "compress-stream"
@@ -64,8 +64,8 @@ def _match(region: Region) -> Match:
     match = Match(norms[0], sites, region, f"norm of {width} features")
     if width % 8:
         text = (
-            f"width {width} is {'odd' if width % 2 else 'no multiple of 8'}: rows are no longer 16-byte aligned, "
-            "and tensor cores want multiples of 8 (int8: 16); `--to rmsnorm` keeps the width"
+            f"width {width} is {'odd' if width % 2 else 'not a multiple of 8'}: rows are no longer 16-byte "
+            "aligned, and tensor cores want multiples of 8 (int8: 16); `--to rmsnorm` keeps the width"
         )
-        match.warnings = [Warned(match.path, "NF202", text)]
+        match.warnings = [Warned(match.path, Caution.UNALIGNED_WIDTH.code, text)]
     return match

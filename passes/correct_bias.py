@@ -22,7 +22,7 @@ from normfold.graph import Graph
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.integers import quantized_weight, weighted
-from normfold.graph.intervals import mean_shift, usual
+from normfold.graph.intervals import mean_shift, measured_mean
 from normfold.graph.ops import linear_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 
@@ -57,7 +57,7 @@ class CorrectBias(Pass):
             if (linear := weighted(node)) is not None and quantized_weight(linear)
         ]
         wanted = {node for node in found if self.heads or not _returned(_biased(node))}
-        if self.source == "analytic" or (self.source == "auto" and not graph.samples):
+        if self._analytic(graph):
             known = ((node, mean_shift(node)) for node in wanted)
             shifts = {node: shift for node, shift in known if shift is not None}
         else:
@@ -65,11 +65,17 @@ class CorrectBias(Pass):
         for node in found:
             yield Match(node, (), (node in wanted, shifts.get(node)))
 
+    def _analytic(self, graph: Graph) -> bool:
+        return self.source == "analytic" or (self.source == "auto" and not graph.samples)
+
     def check(self, graph: Graph, match: Match) -> Decline | None:
         wanted, shift = match.plan
         if not wanted:
             return Decline(Reason.OUTPUT_EXPOSED, match.node)
-        return Decline(Reason.NO_SAMPLES, match.node) if shift is None else None
+        if shift is None:
+            text = "no norm's statistics tell its mean" if self._analytic(graph) else ""
+            return Decline(Reason.NO_SAMPLES, match.node, text)
+        return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node, shift = match.node, match.plan[1]
@@ -131,7 +137,7 @@ class _Corrector(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        target = usual(n) if n in self.wanted else None
+        target = measured_mean(n) if n in self.wanted else None
         if target is None:
             return value
         linear = linear_of(n)

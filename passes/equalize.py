@@ -34,7 +34,7 @@ class Equalize(Pass):
         limit: largest factor, and the smallest is its reciprocal.
 
     Exact:    up to rounding.
-    Declines: what keeps a positive scale from its readers (nonlinear, output-exposed, output-reused, ...).
+    Declines: what keeps a positive scale from its readers (nonlinear-neighbour, output-exposed, ...).
     """
 
     name: ClassVar[str] = "equalize"

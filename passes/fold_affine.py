@@ -23,7 +23,7 @@ from normfold.graph import Graph, layout
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import NORM_OPS
 from normfold.report import Warned
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
 from normfold.rewrite.branch import merge_branch
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector, require_divisible
@@ -226,7 +226,7 @@ class _Attempt:
         if gain <= self.options.max_gain:
             return []
         text = f"a channel is scaled by {gain:.3g}: its running variance is near zero; half precision may overflow"
-        return [Warned(match.path, "NF201", text)]
+        return [Warned(match.path, Caution.LARGE_GAIN.code, text)]
 
 
 def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:

@@ -3,14 +3,14 @@
 x  ->  s (Q - z)        Q = clip(round(x / s) + z), half to even
 
 One scale and zero point per tensor, from the interval that was measured or derived for it. Which tensors, and
-which grids, is what the runtime wants (`normfold.graph.scheme`).
+which grids, is what the runtime wants (`normfold.target`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -20,12 +20,12 @@ from normfold.graph.expressions import evaluate
 from normfold.graph.graph import op_name
 from normfold.graph.integer_ops import dequantize, quantize, simulate
 from normfold.graph.integers import Plan, plan
-from normfold.graph.intervals import bounds, expected
+from normfold.graph.intervals import bounds, range_of
 from normfold.graph.ops import Linear, linear_of
-from normfold.graph.scheme import SCHEMES
 from normfold.report import PassReport
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.integers import prepare
+from normfold.target import grids_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class QuantizeActivations(Pass):
     """Put the tensors between linear ops with integer weights (`quantize-weights`) on grids.
 
     Options:
-        dialect: the runtime that will read the file.
+        target: the runtime that will read the file.
         bits: fewer than 8 are simulated, and no runtime executes them; what the network reads and what its last
             layers read keeps 8.
 
@@ -44,16 +44,19 @@ class QuantizeActivations(Pass):
     name: ClassVar[str] = "quantize-activations"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
 
-    dialect: Literal["ort-x86", "ort-arm", "trt", "trt-rtx"] = "ort-x86"
+    target: str = "ort-x86"
     bits: int = 8
 
+    def __post_init__(self) -> None:
+        grids_of(self.target)  # refuses an unknown one before any work
+
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
-        if SCHEMES[self.dialect].outputs:
+        if grids_of(self.target).outputs:
             prepare(Rewriter(graph))
         return super().run(graph, limit)
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        found = plan(graph, SCHEMES[self.dialect])
+        found = plan(graph, grids_of(self.target))
         for tensor, origin in found.tensors.items():
             yield Match(tensor, (), (origin, found))
         for linear in found.linears:
@@ -64,7 +67,7 @@ class QuantizeActivations(Pass):
         if isinstance(match.plan, Linear):
             return None
         origin, _ = match.plan
-        return Decline(Reason.NO_INTERVAL, match.node) if expected(origin) is None else None
+        return Decline(Reason.NO_INTERVAL, match.node) if range_of(origin) is None else None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         if isinstance(match.plan, Linear):
@@ -76,19 +79,21 @@ class QuantizeActivations(Pass):
     def _activation(
         self, tensor: fx.Node, origin: fx.Node, found: Plan, rewriter: Rewriter
     ) -> None:
-        scheme, interval = SCHEMES[self.dialect], expected(origin)
+        grids, interval = grids_of(self.target), range_of(origin)
         assert interval is not None
         interval = interval.within(bounds(origin))
         readers = found.readers.get(tensor)
         if self.bits < 8 and not _at_an_end(tensor):
-            number, zero = scheme.grid(interval.low, interval.high, self.bits)
-            limits = scheme.limits(self.bits)
+            number, zero = grids.grid(interval.low, interval.high, self.bits)
+            limits = grids.limits(self.bits)
             steps = values = rewriter.insert_after(tensor, simulate, tensor, number, zero, *limits)
             _hand_over(tensor, steps, values, readers, rewriter)
             return
-        number, zero = scheme.grid(interval.low, interval.high)
+        number, zero = grids.grid(interval.low, interval.high)
         scale = rewriter.constant(torch.tensor(number), "scale")
-        zeros = rewriter.constant(torch.tensor(zero, dtype=scheme.dtype), "zero_point")
+        zeros = rewriter.constant(
+            torch.tensor(zero, dtype=getattr(torch, grids.dtype)), "zero_point"
+        )
         steps = rewriter.insert_after(tensor, quantize, tensor, scale, zeros, None)
         values = rewriter.insert_after(steps, dequantize, steps, scale, zeros, None, 0, 8)
         _hand_over(tensor, steps, values, readers, rewriter)

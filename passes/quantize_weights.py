@@ -19,7 +19,13 @@ from normfold.graph.expressions import evaluate
 from normfold.graph.grids import Grid, to_grid
 from normfold.graph.integer_ops import dequantize
 from normfold.graph.integers import mean_of_product, quantized_weight, weighted
-from normfold.graph.intervals import mean_shift, note_mean, note_mean_shift, read_mean, usual
+from normfold.graph.intervals import (
+    mean_shift,
+    measured_mean,
+    note_mean,
+    note_mean_shift,
+    read_mean,
+)
 from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
@@ -39,7 +45,7 @@ class QuantizeWeights(Pass):
         layers: patterns of module paths; all linear ops when empty.
 
     Exact:    no: values are rounded.
-    Declines: not-asked-for, axis-mismatch (blocks of what is no matrix).
+    Declines: not-asked-for, not-a-matrix (blocks of inputs of a convolution).
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -60,9 +66,9 @@ class QuantizeWeights(Pass):
     def check(self, graph: Graph, match: Match) -> Decline | None:
         path = module_path(match.node) or match.node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
-            return Decline(Reason.NOT_ASKED_FOR, match.node)
+            return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
         if self.block and match.plan.kernel:
-            return Decline(Reason.AXIS_MISMATCH, match.node, "blocks are for matrices")
+            return Decline(Reason.NOT_A_MATRIX, match.node)
         return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
@@ -99,7 +105,7 @@ class QuantizeWeights(Pass):
         bits = 4 if self.bits == 4 else 8
         values = rewriter.expression(dequantize, stored, scales, None, 0, self.block, bits)
         product = rewriter.insert_before(linear.node, aten.matmul.default, linear.data, values)
-        mean, shift, result = usual(linear.node), mean_shift(linear.node), product
+        mean, shift, result = measured_mean(linear.node), mean_shift(linear.node), product
         if linear.bias is not None:
             result = rewriter.insert_before(linear.node, aten.add.Tensor, product, linear.bias)
         if mean is not None:

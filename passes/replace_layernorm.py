@@ -38,7 +38,7 @@ class ReplaceLayernorm(Pass):
         ridge: added to var(x), relative to it, so that a dead channel gets no gain.
 
     Exact:    no: the function changes.
-    Declines: not-per-channel, not-asked-for, no-samples.
+    Declines: not-per-channel, constant-norm, not-asked-for, no-samples.
     """
 
     name: ClassVar[str] = "replace-layernorm"
@@ -57,10 +57,10 @@ class ReplaceLayernorm(Pass):
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
         slot, fit = match.plan
-        if not slot.per_channel:
-            return Decline(Reason.NOT_PER_CHANNEL, match.node)
+        if slot.obstacle is not None:
+            return slot.obstacle  # type: ignore[no-any-return]
         if not selected(slot, self.norms):
-            return Decline(Reason.NOT_ASKED_FOR, match.node)
+            return Decline(Reason.NOT_ASKED_FOR, match.node, "`norms` does not name it")
         return Decline(Reason.NO_SAMPLES, match.node) if fit is None else None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:

@@ -33,7 +33,7 @@ class RotateStream(Pass):
         seed: of the signs.
 
     Exact:    up to rounding.
-    Declines: parameter-shared, no-gain, grouped-features.
+    Declines: parameter-shared, no-gain, grouped-features, not-canonical, not-per-channel.
     """
 
     name: ClassVar[str] = "rotate-stream"

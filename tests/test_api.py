@@ -56,7 +56,7 @@ def test_the_public_names() -> None:
             "convert",
             "(model, to='folded', *, passes=None, export='onnx', output='out', inputs=(), factory=None, "
             "trust_modules=(), trust_pickle=False, batch='dynamic', dynamic=(), verify='final', seed=0, "
-            "opset=None, dialect='ort-x86', keep_if_faster=False, require=(), untie=False, precision=None, "
+            "opset=None, target='ort-x86', keep_if_faster=False, require=(), untie=False, precision=None, "
             "keep_fp32=(), half_budget=None, engine=None, training=None, quantization=None, progress=None)",
         ),
         (

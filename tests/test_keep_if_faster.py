@@ -129,7 +129,7 @@ def test_what_fails_its_verdict_is_not_timed(
 
 
 @pytest.mark.parametrize(
-    "options", [{"export": "pt2"}, {"export": None}, {"dialect": "trt"}, {"dialect": "trt-rtx"}]
+    "options", [{"export": "pt2"}, {"export": None}, {"target": "trt"}, {"target": "trt-rtx"}]
 )
 def test_what_onnxruntime_cannot_time_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="`keep-if-faster` times ONNX files in onnxruntime"):

@@ -290,10 +290,10 @@ def bisect(
 
 def passes(as_json: opt.Json = False) -> int:
     """List the passes with what they promise, and the presets."""
-    from normfold import inspection
+    from normfold.cli import catalogue
     from normfold.report.text import table
 
-    rows, presets = inspection.list_passes()
+    rows, presets = catalogue.list_passes()
     if as_json:
         typer.echo(json.dumps({"passes": rows, "presets": presets}, indent=2))
         return 0
@@ -311,9 +311,9 @@ def explain(
     as_json: opt.Json = False,
 ) -> int:
     """Say what a reason code means and what to do, or how a pass works."""
-    from normfold import inspection
+    from normfold.cli import catalogue
 
-    text = inspection.explain(name)
+    text = catalogue.explain(name)
     typer.echo(json.dumps(text, indent=2) if as_json else "\n".join(text.values()))
     return 0
 

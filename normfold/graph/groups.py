@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from normfold.graph import layout
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
 from normfold.graph.layout import NONE, LayoutError
-from normfold.graph.ops import body, operands, zero_pad_of
+from normfold.graph.ops import operands, producer, zero_pad_of
 
 _LARGEST = 1 << 16  # elements of a block that is looked at: fused projections, not images
 _PARTS = {"select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind"}
@@ -126,7 +126,7 @@ def pull_part(node: fx.Node, groups: Tensor) -> Tensor | None:
     `pull` asks for the same groups on all of a site axis, read or not, as the tokens of a stream want it; a
     fused projection wants just the rows that are read.
     """
-    op = body(node)
+    op = producer(node)
     if op_name(op) not in _PARTS:
         return None
     rank, dim = len(shape_of(operands(node)[0])), int(argument(op, "dim", 0))
@@ -151,7 +151,7 @@ def pull_part(node: fx.Node, groups: Tensor) -> Tensor | None:
 
 def _along_sites(user: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
     """Fast path, which also knows run-time indices: an op that moves whole sites leaves the groups alone."""
-    op = body(user)
+    op = producer(user)
     name = op_name(op)
     if name == "index":
         return _indexed(op, groups, rank)
@@ -169,7 +169,7 @@ def _along_sites(user: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
 
 
 def _sites_back(node: fx.Node, groups: Tensor) -> Tensor | None:
-    op = body(node)
+    op = producer(node)
     name = op_name(op)
     source = shape_of(operands(node)[0])
     if name == "stack":

@@ -10,7 +10,7 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, op_name, shape_of
 from normfold.graph.intervals import bounds
 from normfold.graph.ops import Kind, Linear, kind_of, linear_of, operands
-from normfold.graph.scheme import Scheme
+from normfold.target import Grids
 
 _CLIPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min"}
 # the grid of the input serves the output: nothing new is computed
@@ -35,14 +35,14 @@ class Plan:
     floats: set[fx.Node] = field(default_factory=set)
 
 
-def plan(graph: Graph, scheme: Scheme) -> Plan:
+def plan(graph: Graph, grids: Grids) -> Plan:
     """Choose the tensors around the linear ops whose weights are integers."""
     linears = [
         linear
         for node in graph.nodes
         if (linear := weighted(node)) is not None and integer_arithmetic(linear)
     ]
-    return _chained(graph, scheme, linears) if scheme.outputs else _inputs_only(linears)
+    return _chained(graph, grids, linears) if grids.outputs else _inputs_only(linears)
 
 
 def keep_floats(node: fx.Node) -> None:
@@ -89,7 +89,7 @@ def integer_arithmetic(linear: Linear) -> bool:
     return quantized_weight(linear) and bool(linear.weight.args[4] == 0)
 
 
-def end(node: fx.Node) -> fx.Node:
+def fused_output(node: fx.Node) -> fx.Node:
     """The tensor that leaves an op's kernel: that of the ReLU behind it, if nobody else reads the op."""
     users = list(node.users)
     if len(users) == 1 and op_name(users[0]) in _CLIPS and bounds(users[0]).low >= 0:
@@ -97,12 +97,12 @@ def end(node: fx.Node) -> fx.Node:
     return node
 
 
-def _chained(graph: Graph, scheme: Scheme, linears: list[Linear]) -> Plan:
+def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
     """Integer kernels read and give integers: every tensor between them is on a grid."""
     integer = {linear.node for linear in linears}
-    integer |= {node for node in graph.nodes if _glue(node, scheme)}
+    integer |= {node for node in graph.nodes if _glue(node, grids)}
     while True:  # the largest set of ops that can run in integers together
-        ends = {end(node) for node in integer}
+        ends = {fused_output(node) for node in integer}
         out = {
             node for node in integer if weighted(node) is None and not _joined(node, integer, ends)
         }
@@ -116,7 +116,8 @@ def _chained(graph: Graph, scheme: Scheme, linears: list[Linear]) -> Plan:
                 found.tensors.setdefault(source, source)
         made = node in ends and all(user in integer for user in node.users)
         start = next(
-            (n for n in (node, *node.all_input_nodes) if n in integer and end(n) is node), None
+            (n for n in (node, *node.all_input_nodes) if n in integer and fused_output(n) is node),
+            None,
         )
         if start is None:
             continue
@@ -129,10 +130,10 @@ def _chained(graph: Graph, scheme: Scheme, linears: list[Linear]) -> Plan:
     return found
 
 
-def _glue(node: fx.Node, scheme: Scheme) -> bool:
+def _glue(node: fx.Node, grids: Grids) -> bool:
     if node.op != "call_function" or is_static(node):
         return False
-    return op_name(node) in scheme.glue or kind_of(node) is Kind.MOVE
+    return op_name(node) in grids.glue or kind_of(node) is Kind.MOVE
 
 
 def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
@@ -144,7 +145,7 @@ def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
         or any(source not in ends and source.op != "placeholder" for source in sources)
     ):
         return False
-    readers = list(end(node).users)
+    readers = list(fused_output(node).users)
     return bool(readers) and all(reader in integer for reader in readers)
 
 

@@ -31,12 +31,12 @@ class Interval:
 EVERYTHING = Interval(float("-inf"), float("inf"))
 
 
-def expect(node: fx.Node, found: Interval) -> None:
+def set_range(node: fx.Node, found: Interval) -> None:
     """Set the values that the tensor of ``node`` takes."""
     node.meta[_KEY] = found
 
 
-def expected(node: fx.Node) -> Interval | None:
+def range_of(node: fx.Node) -> Interval | None:
     """The values that the tensor of ``node`` takes, if they were measured or derived."""
     found = node.meta.get(_KEY)
     return found if isinstance(found, Interval) else None
@@ -69,7 +69,7 @@ def bounds(node: fx.Node) -> Interval:
             return EVERYTHING
 
 
-def usual(node: fx.Node) -> Tensor | None:
+def measured_mean(node: fx.Node) -> Tensor | None:
     """The mean of the tensor of ``node`` per channel on the samples, where it was measured."""
     found = node.meta.get(_MEAN)
     return found if isinstance(found, Tensor) else None

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import argument, concrete, op_name, shape_of
-from normfold.graph.ops import body, operands, uses, zero_pad_of
+from normfold.graph.ops import operands, producer, uses, zero_pad_of
 
 NONE = -1
 
@@ -83,7 +83,7 @@ def push(node: fx.Node, operand: fx.Node, ids: Tensor) -> Tensor:
     kept = _same_axes(node, ids)
     if kept is not None:
         return kept
-    moved = _moved_axes(body(node), ids.dim())
+    moved = _moved_axes(producer(node), ids.dim())
     parts = {}
     for part in operands(node):
         shape = shape_of(part)
@@ -147,7 +147,7 @@ def _spread(ids: Tensor, unread: Tensor) -> Tensor:
 
 def _needed_shape(node: fx.Node, part: fx.Node, ids: Tensor) -> tuple[int, ...]:
     """Sizes that a run needs to pull ``ids`` back to ``part``: 1 on axes that it treats all alike."""
-    shape, op = shape_of(part), body(node)
+    shape, op = shape_of(part), producer(node)
     moved = _moved_axes(op, len(shape))
     if moved is None:
         return shape
@@ -269,7 +269,7 @@ def _dims(value: Any, rank: int) -> list[int]:
 
 def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
     """Run a MOVE op on index tensors, at the sizes of the example inputs; pads become `NONE`."""
-    op = body(node)
+    op = producer(node)
 
     def resolve(source: fx.Node) -> Any:
         if source in tensors:

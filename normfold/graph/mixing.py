@@ -9,12 +9,12 @@ from torch import Tensor, fx
 
 from normfold.graph.graph import argument, concrete, op_name, shape_of
 from normfold.graph.layout import LayoutError
-from normfold.graph.ops import Kind, body, kind_of, operands
+from normfold.graph.ops import Kind, kind_of, operands, producer
 
 
 def mix_dims(node: fx.Node, rank: int) -> tuple[list[int], bool]:
     """Axes of the operand that a MIX or MONOTONE op mixes, and whether they vanish."""
-    op, name = body(node), op_name(body(node))
+    op, name = producer(node), op_name(producer(node))
     if name in ("mean", "sum", "amax"):
         dims: Any = argument(op, "dim")
         dims = list(range(rank)) if dims is None or dims == [] else dims

@@ -158,7 +158,7 @@ def is_tuple(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (tuple, list))
 
 
-def body(node: fx.Node) -> fx.Node:
+def producer(node: fx.Node) -> fx.Node:
     """The op that makes a value: the split itself for a getitem of a split."""
     if node.op == "call_function" and node.target is operator.getitem:
         source = node.args[0]
@@ -174,7 +174,7 @@ def reads_shape_only(user: fx.Node, position: int) -> bool:
 
 def operands(node: fx.Node) -> list[fx.Node]:
     """The activations or parameters whose elements a MOVE, ADD, PRODUCT, MIX... op works on, in order."""
-    op = body(node)
+    op = producer(node)
     name = op_name(op)
     if name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack"):
         parts = op.args[0]

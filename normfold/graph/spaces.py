@@ -24,10 +24,10 @@ from normfold.graph.ops import (
     NORM_OPS,
     Kind,
     Linear,
-    body,
     kind_of,
     linear_of,
     operands,
+    producer,
     reads_shape_only,
     uses,
 )
@@ -174,7 +174,7 @@ def _read(node: fx.Node) -> Symmetry:
 
 def _passes(node: fx.Node) -> Symmetry:
     """What commutes with an op that works on every feature by itself."""
-    if op_name(body(node)) in BATCH_NORM_OPS or kind_of(node) is Kind.AFFINE:
+    if op_name(producer(node)) in BATCH_NORM_OPS or kind_of(node) is Kind.AFFINE:
         return Symmetry.DIAGONAL
     return Symmetry.POSITIVE_DIAGONAL if kind_of(node) in _POSITIVE else Symmetry.PERMUTATION
 

@@ -47,7 +47,7 @@ class Statistics:
         return replace(self, mean=mean * factor, std=self.std * factor.abs())
 
 
-def remember(node: fx.Node, found: Statistics | None) -> None:
+def set_statistics(node: fx.Node, found: Statistics | None) -> None:
     """Set what is known of the tensor that ``node`` makes; None: nothing."""
     if found is None:
         node.meta.pop(_KEY, None)
@@ -55,7 +55,7 @@ def remember(node: fx.Node, found: Statistics | None) -> None:
         node.meta[_KEY] = found
 
 
-def known(node: fx.Node) -> Statistics | None:
+def statistics_of(node: fx.Node) -> Statistics | None:
     """The statistics of the tensor that ``node`` makes, if a norm has told them."""
     found = node.meta.get(_KEY)
     if not isinstance(found, Statistics) or found.mean.numel() != shape_of(node)[found.dim]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from normfold.api import Progress, runtime_checks
 from normfold.errors import UsageError
 from normfold.graph import Graph
-from normfold.judge import Verifier
 from normfold.judge.bench_inputs import Inputs
 from normfold.judge.pairs import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine
+from normfold.progress import Listener, Progress, silent
 from normfold.report import Report, Timing
-from normfold.report.timing import FEWEST_ROUNDS, duration, figures
+from normfold.report.timing import FEWEST_ROUNDS, figures
 
 _ORDERS = ("abba", "baab")  # a steady drift cancels within a round, and who goes first changes
 _SAMPLE = 0.005  # seconds that one measurement lasts at least: far above the clock's resolution
@@ -48,7 +45,7 @@ def bench(
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    say: Listener = silent,
 ) -> Timing:
     """Time two networks in turn on the same inputs.
 
@@ -75,7 +72,6 @@ def bench(
     """
     _require_runtime(runtime, a, b, threads, provider, device, compiled)
     _require_sane(batch, rounds, seconds, threads)
-    say = progress or (lambda line: None)
     loading: dict[str, Any] = {
         "factory": factory,
         "trust_modules": trust_modules,
@@ -104,7 +100,7 @@ def bench(
                     (a, b), wanted, threads=threads, provider=provider or "cpu", say=say, **loading
                 )
             )
-        return measure(pair, rounds, seconds, progress=say)
+        return measure(pair, rounds, seconds, say=say)
 
 
 def measure(
@@ -112,12 +108,11 @@ def measure(
     rounds: int = 20,
     seconds: float = 5.0,
     *,
-    progress: Progress | None = None,
+    say: Listener = silent,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Time a pair that is ready: rounds of A B B A and B A A B in turn, after a warm-up of both."""
-    say = progress or (lambda line: None)
-    say("warming up")
+    say(Progress("warming up"))
     start = clock()
     calls = _calls(pair, clock)
     times: dict[str, list[float]] = {"a": [], "b": []}
@@ -135,7 +130,7 @@ def measure(
                 times[side].append(total / (2 * calls))
             if clock() - said > 0.5:
                 said = clock()
-                say(f"timing, round {done + 1}")
+                say(Progress("timing", done + 1, rounds, "rounds"))
     finally:
         if collecting:
             gc.enable()
@@ -152,58 +147,33 @@ def measure(
     )
 
 
-def gate(
+def time_against_original(
     original: Graph,
     path: Path,
-    report: Report,
-    verifier: Verifier | None = None,
+    pipeline: str,
+    *,
     opset: int | None = None,
-    dialect: str = "ort-x86",
-    progress: Progress | None = None,
-) -> Graph | None:
-    """Put the original's own export in place of ``path`` unless that is faster in onnxruntime on the CPU.
+    target: str = "ort-x86",
+    say: Listener = silent,
+) -> tuple[Timing, Graph, Report]:
+    """Time an ONNX file against the original's own export in onnxruntime on the CPU, on the example inputs.
 
-    Both run on the example inputs of the capture. ``report`` gets the timing and, if the original's export
-    is what remains, a note and all that there is to say of that file instead.
-
-    Args:
-        original: the captured graph, not rewritten.
-        path: the rewritten network's ONNX file.
+    The original's export is left in a folder ``original`` beside the file.
 
     Returns:
-        The original's baked graph if its export is now at ``path``, None if the result was kept.
+        The timing, the original's baked graph, and the report of its export.
     """
-    say = progress or (lambda line: None)
     folder = path.parent / "original"
-    folder.mkdir()
-    say("exporting the original")
-    bare, plain = export_bare(original, folder / path.name, opset, dialect)
+    folder.mkdir(exist_ok=True)
+    say(Progress("exporting the original"))
+    bare, plain = export_bare(original, folder / path.name, opset, target)
     leaves = pytree.tree_leaves((original.args, original.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     with in_onnxruntime(
         (folder / path.name, path), Inputs(), threads=None, provider="cpu", say=say, tensors=tensors
     ) as pair:
-        timing = measure(pair, progress=say)
-    report.timing = replace(timing, a="the original, exported as it is", b=f"`{report.pipeline}`")
-    if timing.faster:
-        shutil.rmtree(folder)
-        return None
-    report.notes = [
-        f"not faster, so the original's own export was written: `{report.pipeline}` takes "
-        f"{duration(timing.b_seconds)}, the original {duration(timing.a_seconds)}",
-        *report.notes,
-    ]
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-    for file in folder.iterdir():
-        os.replace(file, path.with_name(file.name))
-    folder.rmdir()
-    report.pipeline, report.passes, report.sites = plain.pipeline, plain.passes, plain.sites
-    report.parameters_after, report.census = plain.parameters_after, plain.census
-    report.checks = [check for check in report.checks if check.kind == "capture"]
-    if verifier is not None:
-        say("checking the original's export")
-        report.checks += [verifier.rounding(bare), *runtime_checks(verifier, path)]
-    return bare
+        timing = measure(pair, say=say)
+    return replace(timing, a="the original, exported as it is", b=f"`{pipeline}`"), bare, plain
 
 
 def _calls(pair: Pair, clock: Callable[[], float]) -> int:
@@ -242,10 +212,12 @@ def _require_runtime(
     if runtime != "trt" and (is_engine(a) or is_engine(b)):
         raise UsageError("engines are run by TensorRT", hint="`--runtime trt`")
     if runtime != "ort" and provider is not None:
-        raise UsageError("`--provider` is of onnxruntime", hint="for torch: `--device`")
+        raise UsageError(
+            "`--provider` applies only to `--runtime ort`", hint="for torch: `--device`"
+        )
     if runtime != "torch" and (device is not None or compiled):
         raise UsageError(
-            "`--device` and `--compile` are of torch",
+            "`--device` and `--compile` apply only to `--runtime torch`",
             hint="for onnxruntime: `--provider`, or `--runtime torch`",
         )
     if runtime == "trt" and threads is not None:

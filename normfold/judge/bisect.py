@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from normfold.graph import Graph
 from normfold.judge.verifier import Verifier
+from normfold.progress import Listener, Progress, silent
 from normfold.report import Check, PassReport
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Runnable(Protocol):
@@ -39,7 +37,7 @@ def bisect(
     graph: Graph,
     passes: Sequence[Runnable],
     verifier: Verifier,
-    progress: Callable[[str], None] | None = None,
+    say: Listener = silent,
 ) -> Culprit | None:
     """Find what breaks: None if every pass keeps the verdict.
 
@@ -52,8 +50,7 @@ def bisect(
         step = current.copy()
         report = item.run(step)
         check = _judge(verifier, step)
-        if progress is not None:
-            progress(f"{item}: {'ok' if check.ok else 'over tolerance'}")
+        say(Progress(str(item), text="ok" if check.ok else "over tolerance"))
         if not check.ok:
             return _first_site(current, item, report, verifier, before, check)
         current, before = step, check

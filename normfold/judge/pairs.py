@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from normfold.api import Progress, capture_loaded, run
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
 from normfold.graph.placed import device_of
+from normfold.job.presets import preset
 from normfold.judge.bench_inputs import (
     KINDS,
     Inputs,
@@ -30,8 +30,11 @@ from normfold.judge.bench_inputs import (
     values_for,
 )
 from normfold.load import load, probe
+from normfold.load.capture import capture_loaded
+from normfold.progress import Listener, Progress
 from normfold.report import Report
-from normfold.rewrite.presets import preset
+from normfold.report.sites import site_statuses
+from normfold.rewrite import parse, run_pipeline
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def in_onnxruntime(
     *,
     threads: int | None,
     provider: str,
-    say: Progress,
+    say: Listener,
     tensors: Sequence[Tensor] = (),
     **loading: Any,
 ) -> Iterator[Pair]:
@@ -76,7 +79,7 @@ def in_onnxruntime(
             if _is_onnx(model):
                 paths.append(Path(model))
                 continue
-            say(f"exporting {_name(model)}")
+            say(Progress("exporting", text=_name(model)))
             paths.append(folder / f"{letter}.onnx")
             export_bare(_captured(model, inputs, loading), paths[-1])
             notes.append(f"{_name(model)} was exported as it is (preset `baked`) to be timed")
@@ -120,7 +123,7 @@ def in_torch(
     threads: int | None,
     device: str | None,
     compiled: bool,
-    say: Progress,
+    say: Listener,
     **loading: Any,
 ) -> Pair:
     """Both in torch, eager or through torch.compile, on the inputs of A."""
@@ -130,9 +133,9 @@ def in_torch(
             raise UsageError(
                 "torch does not run ONNX files", where=str(model), hint="`--runtime ort` does"
             )
-    say(f"loading {_name(models[0])}")
+    say(Progress("loading", text=_name(models[0])))
     first, args, kwargs = _module(models[0], inputs, loading)
-    say(f"loading {_name(models[1])}")
+    say(Progress("loading", text=_name(models[1])))
     try:
         second, own_args, own_kwargs = _module(models[1], inputs, loading)
     except UsageError as error:
@@ -154,7 +157,7 @@ def in_torch(
                 raise different(f"B on the inputs of A: {found}") from error
             raise UsageError(f"the network does not run on {place.type}", found=found) from error
         if compiled:
-            say("compiling")
+            say(Progress("compiling"))
             _try_compiled(call)
     return Pair(
         calls[0],
@@ -167,7 +170,7 @@ def in_torch(
     )
 
 
-def in_tensorrt(models: tuple[Any, Any], inputs: Inputs, *, say: Progress) -> Pair:
+def in_tensorrt(models: tuple[Any, Any], inputs: Inputs, *, say: Listener) -> Pair:
     """Both engines on this machine's GPU; their inputs are there before, and outputs stay there."""
     from normfold.targets.tensorrt.engine import Engine
 
@@ -181,7 +184,7 @@ def in_tensorrt(models: tuple[Any, Any], inputs: Inputs, *, say: Progress) -> Pa
             )
         if not Path(model).is_file():
             raise LoadError("there is no such file", where=str(model))
-        say(f"opening {_name(model)}")
+        say(Progress("opening", text=_name(model)))
         engines.append(Engine(model))
     a, b = engines
     signature, names_of_b = merged(_signature(a), _signature(b))
@@ -214,16 +217,20 @@ def _signature(engine: Any) -> Signature:
 
 
 def export_bare(
-    graph: Graph, path: Path, opset: int | None = None, dialect: str = "ort-x86"
+    graph: Graph, path: Path, opset: int | None = None, target: str = "ort-x86"
 ) -> tuple[Graph, Report]:
     """Write a captured graph as it is: only baked, nothing folded; the graph given is untouched."""
     from normfold.targets.onnx import export_onnx
 
-    bare, report = run(graph, preset("baked"), "off")
-    exported = export_onnx(bare, path, opset=opset, dialect=dialect)
-    report.notes += exported.notes
-    report.census = dict(exported.census.ops)
-    return bare, report
+    bare, passes = run_pipeline(graph, parse(preset("baked")))
+    exported = export_onnx(bare, path, opset=opset, target=target)
+    return bare, Report(
+        passes=passes,
+        sites=site_statuses(bare, passes),
+        notes=[*bare.notes, *exported.notes],
+        census=dict(exported.census.ops),
+        parameters_after=bare.parameter_bytes(),
+    )
 
 
 def _provider(name: str) -> str:
@@ -298,7 +305,7 @@ def _try_compiled(call: Callable[[], object]) -> None:
         raise EnvironmentMissing(
             "torch.compile does not work here for this network",
             found=f"{type(error).__name__}: {str(error).strip()[:300]}",
-            hint="leave `--compile` out to time the network as it is",
+            hint="omit `--compile` to time eager mode",
         ) from error
 
 

@@ -18,48 +18,29 @@ import torch
 from torch import Tensor, fx
 
 from normfold.graph import Graph
+from normfold.graph.custom_ops import along
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, concrete, op_name, shape_of
 from normfold.graph.integers import weighted
 from normfold.graph.intervals import Interval, bounds, note_read_mean
-from normfold.graph.ops import NORM_OPS, Kind, kind_of, linear_of, operands
-from normfold.graph.statistics import Statistics, known
+from normfold.graph.ops import (
+    BATCH_NORM_OPS,
+    NORM_OPS,
+    Kind,
+    is_tuple,
+    kind_of,
+    linear_of,
+    operands,
+    reads_shape_only,
+)
+from normfold.graph.statistics import Statistics, statistics_of
 
-DEVIATIONS = (
-    6.0  # how far from its mean a value may be: ranges that real data fill (research: n = 6)
-)
+DEVIATIONS = 6.0  # how far from its mean a value may be: ranges that real data fill
 _POINTS = 49
-_ELEMENTWISE = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "elu",
-        "selu",
-        "celu",
-        "mish",
-        "softplus",
-        "log_sigmoid",
-        "softsign",
-        "threshold",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "exp",
-        "abs",
-        "square",
-        "leaky_relu",
-        "neg",
-        "sqrt",
-        "pow",
-    ]
-)
+_FUNCTIONS = """relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu selu celu mish softplus
+    log_sigmoid softsign threshold clamp clamp_min clamp_max exp abs square leaky_relu neg sqrt pow"""
+_ELEMENTWISE = frozenset(_FUNCTIONS.split())
+_PER_CHANNEL = {"group-norm", "instance-norm"}  # gain and bias stand along axis 1
 
 
 @dataclass(frozen=True)
@@ -119,12 +100,18 @@ def assumed(graph: Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         rests = op_name(node) in NORM_OPS or any(part in found for part in node.all_input_nodes)
-        if rests and known(node) is None:
+        if rests and statistics_of(node) is None:
             found.add(node)
     return found
 
 
 class _Runner(fx.Interpreter):
+    """Runs a graph on moments.
+
+    A value is a `Moments`, or *exact* (a tensor or a number made of parameters and sizes alone), or None: unknown.
+    An op with an unknown operand has an unknown result; nothing is ever executed with None.
+    """
+
     def __init__(self, graph: Graph, inputs: Interval | None) -> None:
         super().__init__(graph.module)
         self.inputs = inputs
@@ -139,32 +126,41 @@ class _Runner(fx.Interpreter):
             return None
         if n.op in ("get_attr", "call_function") and is_static(n):
             return super().run_node(n)
-        value = self._moments(n)
-        if isinstance(value, Moments):
-            self.found[n] = value
+        value, made = self._value(n), n.meta.get("val")
+        if isinstance(value, Tensor | Moments) and isinstance(made, Tensor):
+            shape = (value.mean if isinstance(value, Moments) else value).shape
+            if tuple(shape) != shape_of(n):  # the captured size is a stand-in for the data's
+                return None
+            if made.is_floating_point():
+                self.found[n] = _moments_of(value)
         return value
 
-    def _moments(self, n: fx.Node) -> Any:
-        statistics = known(n)
+    def _value(self, n: fx.Node) -> Any:
+        statistics = statistics_of(n)
         if statistics is not None and not bool(statistics.mean.isnan().any()):
             return _of_statistics(statistics, shape_of(n))
         if n.op == "placeholder":
             return self._input(n)
         made = n.meta.get("val")
-        if isinstance(made, int | torch.SymInt):  # a size
+        if made is None or (isinstance(made, torch.SymInt) and made.node.hint is None):
+            return None  # an assertion; a size that data decide
+        if isinstance(made, int | torch.SymInt):
             return concrete(made)
         if n.target is operator.getitem:
-            source = n.args[0]
-            assert isinstance(source, fx.Node)
-            parts = self.env.get(source)
-            return parts[n.args[1]] if parts is not None else None
-        sources = [self.env.get(source) for source in operands_of(n)]
-        if not sources:  # parameters spread to a size that the input has
-            value = super().run_node(n)
-            return _constant(value) if isinstance(value, Tensor) else None
-        if any(source is None for source in sources):
+            parts = self.env[n.args[0]]  # type: ignore[index]
+            return parts[n.args[1]] if isinstance(parts, list | tuple) else None
+        if op_name(n) == "scaled_dot_product_attention":
+            return self._attended(n)
+        read = _read_by(n)
+        if any(self.env[source] is None for source in read):
             return None
-        return self._computed(n, sources)
+        carriers = [source for source in read if not _is_exact(self.env[source])]
+        if not carriers:
+            return self._executed(n) if _is_function(n) else None
+        rounded = isinstance(made, Tensor) and not made.is_floating_point()
+        if rounded or not all(isinstance(self.env[source], Moments) for source in carriers):
+            return None
+        return self._computed(n, carriers)
 
     def _input(self, n: fx.Node) -> Moments | None:
         value = n.meta.get("val")
@@ -175,75 +171,101 @@ class _Runner(fx.Interpreter):
         parts = ((low + high) / 2, (high - low) ** 2 / 12, low, high)  # even over the interval
         return Moments(*(torch.tensor(part).expand(shape) for part in parts))
 
-    def _computed(self, n: fx.Node, sources: list[Any]) -> Any:
+    def _computed(self, n: fx.Node, carriers: list[fx.Node]) -> Any:
+        """The result of an op; the inputs in ``carriers`` are moments, all others are exact."""
         name, kind = op_name(n), kind_of(n)
-        first = sources[0]
-        if name in _ELEMENTWISE:
-            return _integrated(lambda x: self._call(n, x), first)
-        if kind is Kind.LINEAR:
-            return self._linear(n, first)
         if kind is Kind.ADD:
             return self._sum(n)
         if name == "mul":
             return self._product(n)
-        if (kind is Kind.MOVE and len(sources) == 1) or kind in (Kind.MIX, Kind.MONOTONE):
-            return self._moved(n, first)
-        if kind is Kind.MOVE and name in ("cat", "concat"):
-            dim = argument(n, "dim", 0)
-            parts = ([getattr(s, f) for s in sources] for f in ("mean", "variance", "low", "high"))
-            return Moments(*(torch.cat(part, dim) for part in parts))
-        if name == "scaled_dot_product_attention":
-            values = self.env.get(n.args[2])  # type: ignore[arg-type]
-            return _attended(values) if values is not None else None
+        if kind in (Kind.MOVE, Kind.MIX, Kind.MONOTONE):
+            return self._moved(n) if set(carriers) <= set(operands(n)) else None
+        if len(carriers) > 1:
+            return None
+        if name in _ELEMENTWISE:
+            x = self.env[carriers[0]].map(lambda part: part.expand(shape_of(n)))
+            return _integrated(lambda part: self._executed(n, {carriers[0]: part}), x)
+        if kind is Kind.LINEAR:
+            return self._linear(n)
+        if carriers[0] is not n.args[0]:
+            return None
+        if kind is Kind.AFFINE or _is_affine_norm(n):
+            return _first(n, self._affine(n))
         if name in NORM_OPS:
-            return self._normalised(n)
+            return _first(n, self._normalised(n))
         return None
 
-    def _normalised(self, n: fx.Node) -> Moments:
-        """A LayerNorm or RMSNorm: mean square 1 before its gain and bias."""
-        shape, names = shape_of(n), {spec.name for spec in n.target._schema.arguments}  # type: ignore[union-attr]
-        gain, bias = (argument(n, key) if key in names else None for key in ("weight", "bias"))
-        scale = self.env[gain] if gain is not None else torch.ones(())
-        shift = self.env[bias] if bias is not None else torch.zeros(())
-        return normal(shift.expand(shape), (scale**2).expand(shape))
-
-    def _moved(self, n: fx.Node, x: Moments) -> Any:
-        """By an op that is run on each of the four; a split gives one for each part."""
-        found = [self._call(n, part.contiguous()) for part in (x.mean, x.variance, x.low, x.high)]
-        if isinstance(found[0], Tensor):
-            return Moments(*found)
-        return [Moments(*parts) for parts in zip(*found, strict=True)]
-
-    def _call(self, n: fx.Node, x: Tensor) -> Any:
-        """The op with ``x`` as its operand."""
-        operand = operands_of(n)[0]
+    def _executed(self, n: fx.Node, values: dict[fx.Node, Tensor] | None = None) -> Any:
+        """The op on exact values, and on ``values`` in place of those that are not."""
+        args = tuple(
+            _lent(arg) if isinstance(arg, fx.Node) and reads_shape_only(n, position) else arg
+            for position, arg in enumerate(n.args)
+        )
+        given = values or {}
         args, kwargs = fx.map_arg(
-            (n.args, n.kwargs), lambda node: x if node is operand else self.env[node]
+            (args, n.kwargs), lambda node: given[node] if node in given else self.env[node]
         )
         assert callable(n.target)
         return n.target(*args, **kwargs)
 
-    def _linear(self, n: fx.Node, x: Moments) -> Moments | None:
+    def _normalised(self, n: fx.Node) -> Moments:
+        """A norm of the data's own statistics: mean square 1 before its gain and bias."""
+        made, names = n.meta["val"], {spec.name for spec in n.target._schema.arguments}  # type: ignore[union-attr]
+        shape = [concrete(size) for size in (made[0] if is_tuple(n) else made).shape]
+        gain, bias = (argument(n, key) if key in names else None for key in ("weight", "bias"))
+        scale = self.env[gain] if gain is not None else torch.ones(())
+        shift = self.env[bias] if bias is not None else torch.zeros(())
+        if NORM_OPS[op_name(n)] in _PER_CHANNEL:
+            scale, shift = (along(x, 1, len(shape)) if x.dim() else x for x in (scale, shift))
+        return normal(shift.expand(shape), (scale**2).expand(shape))
+
+    def _affine(self, n: fx.Node) -> Moments:
+        """``x * a + b``, one a and b per channel."""
+        source = n.args[0]
+        assert isinstance(source, fx.Node)
+        x = self.env[source]
+
+        def run(part: Tensor) -> Tensor:
+            y = self._executed(n, {source: part})
+            return y[0] if is_tuple(n) else y  # type: ignore[no-any-return]
+
+        scale = run(torch.ones_like(x.mean)) - run(torch.zeros_like(x.mean))
+        ends = run(x.low), run(x.high)
+        return Moments(
+            run(x.mean), x.variance * scale**2, torch.minimum(*ends), torch.maximum(*ends)
+        )
+
+    def _moved(self, n: fx.Node) -> Any:
+        """The op, run on each of the four; a split gives one for each part."""
+        sources = {source: self._operand(source) for source in operands(n)}
+        found = []
+        for field in ("mean", "variance", "low", "high"):
+            values = {node: getattr(x, field).contiguous() for node, x in sources.items()}
+            found.append(self._executed(n, values))
+        if isinstance(found[0], Tensor):
+            return Moments(*found)
+        return [
+            Moments(*parts) if parts[0].is_floating_point() else None
+            for parts in zip(*found, strict=True)
+        ]
+
+    def _linear(self, n: fx.Node) -> Moments | None:
         linear = linear_of(n)
         assert linear is not None
         if op_name(n) == "embedding":
             return None
-        mean = self._call(n, x.mean.contiguous())
-        args = list(n.args)
-        weight = self.env[linear.weight]
+        x, weight = self.env[linear.data], self.env[linear.weight]
+        mean = self._executed(n, {linear.data: x.mean.contiguous()})
         values = {linear.data: x.variance.contiguous(), linear.weight: weight * weight}
-        bias = linear.bias
-        if bias is not None:
-            values[bias] = torch.zeros_like(self.env[bias])
-        args, kwargs = fx.map_arg((args, n.kwargs), lambda node: values.get(node, self.env[node]))
-        assert callable(n.target)
-        return normal(mean, n.target(*args, **kwargs))
+        if linear.bias is not None:
+            values[linear.bias] = torch.zeros_like(self.env[linear.bias])
+        return normal(mean, self._executed(n, values))
 
-    def _sum(self, n: fx.Node) -> Moments | None:
-        sides = [self._operand(side) for side in n.args[:2]]
-        alpha = float(n.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-        sign = -alpha if op_name(n) == "sub" else alpha
-        left, right = sides[0], _scaled(sides[1], sign)
+    def _sum(self, n: fx.Node) -> Moments:
+        left, right = (self._operand(side) for side in n.args[:2])
+        alpha = argument(n, "alpha", 1)
+        alpha = float(self.env[alpha] if isinstance(alpha, fx.Node) else alpha)
+        right = _scaled(right, -alpha if op_name(n) == "sub" else alpha)
         mean, variance = left.mean + right.mean, left.variance + right.variance
         far = normal(mean, variance)
         low, high = left.low + right.low, left.high + right.high
@@ -263,21 +285,75 @@ class _Runner(fx.Interpreter):
             low, high = torch.minimum(low, corner), torch.maximum(high, corner)
         return Moments(mean, variance, low, high)
 
+    def _attended(self, n: fx.Node) -> Moments | None:
+        """Weights that sum to one over the tokens, known or not: nothing leaves the interval of the values."""
+        source, shape = argument(n, "value"), shape_of(n)
+        if self.env[source] is None:
+            return None
+        values = self._operand(source)
+
+        def spread(x: Tensor) -> Tensor:
+            if x.dim() > 2 and x.shape[-3] not in (1, shape[-3]):  # heads that share their values
+                x = x.repeat_interleave(shape[-3] // x.shape[-3], -3)
+            return x.expand(shape)
+
+        return Moments(
+            spread(values.mean.mean(-2, keepdim=True)),
+            spread(values.variance.amax(-2, keepdim=True)),
+            spread(values.low.amin(-2, keepdim=True)),
+            spread(values.high.amax(-2, keepdim=True)),
+        )
+
     def _operand(self, side: Any) -> Moments:
-        value = self.env[side] if isinstance(side, fx.Node) else torch.tensor(float(side))
-        return value if isinstance(value, Moments) else _constant(value)
+        return _moments_of(self.env[side] if isinstance(side, fx.Node) else side)
 
 
-def _constant(value: Tensor) -> Moments:
+def _is_exact(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else (value,)
+    return not any(part is None or isinstance(part, Moments) for part in parts)
+
+
+def _moments_of(value: Any) -> Moments:
+    """The moments of a known value: an exact one does not vary."""
+    if isinstance(value, Moments):
+        return value
+    value = torch.as_tensor(value).detach()
+    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
     return Moments(value, torch.zeros_like(value), value, value)
 
 
-def operands_of(n: fx.Node) -> list[fx.Node]:
-    """The activations that an op computes with."""
-    linear = linear_of(n)
-    if linear is not None:
-        return [linear.data]
-    return [node for node in operands(n) if not is_static(node)] if n.args else []
+def _read_by(n: fx.Node) -> list[fx.Node]:
+    """The inputs of an op whose values it reads, not just their shapes or types."""
+    args = [arg for position, arg in enumerate(n.args) if not reads_shape_only(n, position)]
+    found: dict[fx.Node, None] = {}
+    fx.map_arg((args, n.kwargs), lambda node: found.setdefault(node))
+    return list(found)
+
+
+def _lent(node: fx.Node) -> Tensor:
+    """A tensor of the shape and type of one that only lends these."""
+    value = node.meta["val"]
+    return torch.zeros((), dtype=value.dtype, device=value.device).expand(shape_of(node))
+
+
+def _is_function(n: fx.Node) -> bool:
+    """True if an op gives the same result for the same inputs, and writes to none of them."""
+    if not isinstance(n.target, torch._ops.OpOverload):  # arithmetic on sizes, or control flow
+        return not isinstance(n.target, torch._ops.HigherOrderOperator)
+    random = torch.Tag.nondeterministic_seeded in n.target.tags or "empty" in op_name(n)
+    return not random and not n.target._schema.is_mutable
+
+
+def _is_affine_norm(n: fx.Node) -> bool:
+    """True for a norm whose statistics are constants."""
+    if op_name(n) == "instance_norm":
+        return not argument(n, "use_input_stats")
+    return op_name(n) in BATCH_NORM_OPS and not argument(n, "training", False)
+
+
+def _first(n: fx.Node, x: Moments) -> Any:
+    """``x`` as the first of the results that an op has."""
+    return [x] + [None] * (len(n.meta["val"]) - 1) if is_tuple(n) else x
 
 
 def _of_statistics(statistics: Statistics, shape: tuple[int, ...]) -> Moments:
@@ -288,8 +364,8 @@ def _of_statistics(statistics: Statistics, shape: tuple[int, ...]) -> Moments:
 
 
 def _scaled(x: Moments, factor: float) -> Moments:
-    low, high = sorted((x.low * factor, x.high * factor), key=lambda part: float(part.sum()))
-    return Moments(x.mean * factor, x.variance * factor**2, low, high)
+    ends = (x.low * factor, x.high * factor) if factor >= 0 else (x.high * factor, x.low * factor)
+    return Moments(x.mean * factor, x.variance * factor**2, *ends)
 
 
 def _tight(x: Tensor) -> Tensor:
@@ -321,17 +397,3 @@ def _integrated(function: Callable[[Tensor], Tensor], x: Moments) -> Moments:
         first, (second - first**2).clamp_min(0), torch.minimum(low, top), torch.maximum(high, top)
     )
     return found.map(lambda part: part.expand(shape))
-
-
-def _attended(values: Moments) -> Moments:
-    """Weights that sum to one over the tokens: nothing leaves the interval of the values."""
-
-    def spread(x: Tensor) -> Tensor:
-        return x.expand(values.mean.shape)
-
-    return Moments(
-        spread(values.mean.mean(-2, keepdim=True)),
-        values.variance,
-        spread(values.low.amin(-2, keepdim=True)),
-        spread(values.high.amax(-2, keepdim=True)),
-    )

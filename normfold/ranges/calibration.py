@@ -1,12 +1,11 @@
-"""Where the tensors of a network lie: by its norms' statistics, inputs made for it, or the user's data."""
+"""Value ranges of tensors: from the norms' statistics, from synthesised inputs, or from the user's data."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
 from normfold.graph.intervals import Interval
 from normfold.graph.placed import device_of
-from normfold.graph.scheme import SCHEMES
+from normfold.job import Quantize, Source
+from normfold.progress import Listener, Progress, silent
 from normfold.ranges.analytic import assumed, derive
 from normfold.ranges.prompts import prompts, reads_tokens
-from normfold.ranges.ranges import clip, measure, settle, widen
+from normfold.ranges.ranges import clip, measure, merge_ranges, widen
 from normfold.ranges.synthesis import (
     Bounds,
     Matching,
@@ -30,151 +30,142 @@ from normfold.ranges.synthesis import (
     Patches,
     PerImage,
     Pixels,
-    Recipe,
-    distil,
     image_shapes,
+    synthesise,
 )
 from normfold.report.quantization import Evidence
-from normfold.rewrite import parse, run_pipeline
-
-Progress = Callable[[str], None]
-Source = Literal["auto", "distilled", "patches", "zeroq", "analytic", "noise"]
-Scheme = Literal["int8", "int8-weights", "int4-weights", "int8-dynamic"]
+from normfold.target import grids_of
 
 _MEASURED = 256  # rows of the user's data
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """What `normfold.convert` needs to quantise.
+class Inputs:
+    """What ranges are measured on and integer files are judged on: batches of flat inputs, labels if there are
+    any, and where they are from."""
 
-    Attributes:
-        scheme: ``int8``: weights and activations, in integer kernels; ``int8-dynamic``: weights of matrix
-            products, their inputs at run time; ``int8-weights``, ``int4-weights``: weights alone.
-        source: where ranges come from where there are no ``data``. ``auto``: inputs distilled from the norms'
-            statistics, together with what those tell by themselves; ``noise`` is a control, never taken by itself.
-        data: anything that `normfold.data.samples.load_data` takes; labels are used for the report.
-        recipe: of distilled inputs.
-        pixels: smallest and largest value of valid inputs; known for timm's networks.
-        weights: pipeline text of what puts the weights on grids, in place of the scheme's own.
-        vnni: the x86 processor adds up integer products without saturating (AVX512-VNNI, AVX-VNNI, AMX); if not,
-            weights take 7 bits.
-        target_size: bytes that the weights may take (above 1), or their share of what 8 bits take (up to 1): each
-            layer then gets its own format, by its measured harm.
-        target_latency: milliseconds that a run of the example inputs may take in onnxruntime here, likewise.
-        max_drop: points of top-1 (of agreement with the float network where there are no labels) that may be
-            lost: the smallest or fastest choice of formats that keeps it; without targets, a limit on the result.
-        simulate: 2, 4 or 8 bits for every layer, as in the ZeroQ paper; no runtime executes less than 8 faster.
-        activation_bits: below 8 they are simulated, and nothing can be exported.
-        clip: below 8 bits, narrow every interval as far as makes the squared error of its grid least.
-        equalize: equalise channels across layers first.
-        rotate: rotate residual streams that RMSNorms read.
-        migrate: move scales from activations into weights where a norm stands in front.
-        correct_bias: take the mean error out of every bias but the heads'.
-        save_distilled: an ``.npz`` file for the inputs that were distilled, by name.
-        limit: at most so many samples of the data.
-        device: ``cpu`` or ``cuda``, that ranges are found on; by default the latter where there is one.
-    """
-
-    scheme: Scheme = "int8"
-    source: Source = "auto"
-    data: Any = None
-    recipe: Recipe = field(default_factory=lambda: Recipe(steps=25))
-    pixels: tuple[float, float] | None = None
-    weights: str | None = None
-    vnni: bool = True
-    target_size: float | None = None
-    target_latency: float | None = None
-    max_drop: float | None = None
-    simulate: bool = False
-    activation_bits: int = 8
-    clip: bool = True
-    equalize: bool = False
-    rotate: bool = False
-    migrate: bool = False
-    correct_bias: bool = False
-    save_distilled: Path | None = None
-    limit: int | None = None
-    device: str | None = None
-    trust_modules: Sequence[str] = ()
-
-    @property
-    def mixed(self) -> bool:
-        """True if every layer gets a format of its own."""
-        return self.target_size is not None or self.target_latency is not None or self.simulate
-
-    @property
-    def exact_passes(self) -> list[str]:
-        """The exact passes that make a network easier to quantise, for the pipeline that the verdict judges."""
-        wanted = {"equalize": self.equalize, "rotate-stream": self.rotate}
-        return [name for name, on in wanted.items() if on]
+    batches: list[tuple[Tensor, ...]]
+    labels: Tensor | None
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float network of which is known where its tensors lie: one table, from which every dialect is written.
+    """A float network whose value ranges are known: one table, from which every target is written.
 
     Attributes:
         graph: its nodes carry the intervals.
         inputs, labels: what they were measured on, and what the network is compared on.
-        told: names of the tensors that the norms' statistics reach.
+        covered: names of the tensors that the norms' statistics reach.
     """
 
     graph: Graph
     inputs: list[tuple[Tensor, ...]]
     labels: Tensor | None
     evidence: Evidence
-    told: frozenset[str]
-    seconds: float
+    covered: frozenset[str]
+    seconds: float = 0.0
 
 
-def calibrate(
+def find_inputs(
     graph: Graph,
-    options: Quantization,
+    options: Quantize,
+    source: Source | None = None,
     *,
     normalisation: Any = None,
-    progress: Progress | None = None,
-) -> Calibrated:
-    """Find out where the tensors of a baked graph lie.
+    say: Listener = silent,
+) -> Inputs:
+    """Inputs to measure a baked graph on: the user's, synthesised ones, or tokens.
 
     Raises:
         UsageError: nothing is known of the activations: no data, and no norm that remembers any.
     """
-    start, say = time.perf_counter(), progress or (lambda line: None)
-    device, source = device_of(options.device), graph.copy()
+    source = source or Source()
+    needed = options.scheme in ("int8", None) or options.correct_bias or options.migrate
+    if source.data is not None:
+        return _given(graph, source, normalisation)
+    if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
+        leaves = tuple(pytree.tree_leaves((graph.args, graph.kwargs)))
+        return Inputs([leaves], None, Evidence("none needed"))
     bounds = pixel_bounds(options, normalisation)
-    needed = options.scheme == "int8" or options.correct_bias or options.data is not None
-    if not needed and not reads_tokens(source):
-        return _unmeasured(source, start)
-    inputs, labels, evidence = _inputs(source, options, bounds, normalisation, say, device)
-    source.samples = [pytree.tree_unflatten(list(x), _structure(graph)) for x in inputs]
-    if options.migrate:
-        source, _ = run_pipeline(source, parse("migrate-scale,restore,bake"))
-    say("finding where the tensors lie")
-    alone = options.source == "analytic" and options.data is None
-    told = derive(source, _interval(bounds))
-    found = measure(source, [] if alone else inputs, device)
-    union = options.data is None and options.source == "auto"
-    joined = told.keys() - assumed(source) if union else ()
-    evidence = replace(evidence, **settle(found, told, joined))
+    if options.evidence == "noise":
+        return Inputs([_noise(graph, options, source.seed, bounds)], None, Evidence("noise"))
+    if reads_tokens(graph):
+        made = prompts(graph, source.seed, options.images)
+        count = sum(len(x[0]) for x in made)
+        return Inputs(made, None, Evidence(f"random tokens: {count} prompts"))
+    return _synthesised(graph, options, source.seed, bounds, say)
+
+
+def find_ranges(
+    graph: Graph,
+    inputs: Inputs,
+    options: Quantize,
+    *,
+    data: bool = False,
+    seed: int = 0,
+    normalisation: Any = None,
+    say: Listener = silent,
+) -> Calibrated:
+    """Write the interval of every tensor into the nodes of ``graph``.
+
+    Args:
+        data: the inputs are the user's: what was measured on them is not widened.
+        seed: of the noise that widens ranges whose statistics do not fit.
+    """
+    start = time.perf_counter()
+    evidence, batches = inputs.evidence, inputs.batches
+    if evidence.source == "none needed":
+        return Calibrated(graph, batches, inputs.labels, evidence, frozenset())
+    say(Progress("finding value ranges"))
+    device = device_of(options.device)
+    bounds = pixel_bounds(options, normalisation)
+    derived = derive(graph, _interval(bounds))
+    found = measure(graph, [] if options.evidence == "analytic" and not data else batches, device)
+    union = options.evidence == "auto" and not data
+    joined = derived.keys() - assumed(graph) if union else ()
+    evidence = replace(evidence, **merge_ranges(found, derived, joined))
     if union and evidence.doubtful:
-        widen(source, [_noise(source, options.recipe, bounds)], device)
+        widen(graph, [_noise(graph, options, seed, bounds)], device)
         text = f"{evidence.source}; its statistics do not fit, so noise widens the ranges"
         evidence = replace(evidence, source=text)
-    if options.clip and options.activation_bits < 8 and inputs:
-        clip(source, inputs, SCHEMES["ort-x86"], options.activation_bits, device)
-    names = frozenset(node.name for node in told)
-    return Calibrated(source, inputs, labels, evidence, names, time.perf_counter() - start)
+    if options.clip_ranges and options.activation_bits < 8 and batches:
+        clip(graph, batches, grids_of("ort-x86"), options.activation_bits, device)
+    names = frozenset(node.name for node in derived)
+    spent = time.perf_counter() - start
+    return Calibrated(graph, batches, inputs.labels, evidence, names, spent)
 
 
-def _unmeasured(graph: Graph, start: float) -> Calibrated:
-    """Weights need no ranges: the example inputs are there to compare on."""
-    leaves = tuple(pytree.tree_leaves((graph.args, graph.kwargs)))
-    nothing = Evidence("none needed")
-    return Calibrated(graph, [leaves], None, nothing, frozenset(), time.perf_counter() - start)
+def calibrate(
+    graph: Graph,
+    options: Quantize,
+    source: Source | None = None,
+    *,
+    normalisation: Any = None,
+    say: Listener = silent,
+) -> Calibrated:
+    """`find_inputs` and `find_ranges` on a copy of a baked graph."""
+    graph, source = graph.copy(), source or Source()
+    inputs = find_inputs(graph, options, source, normalisation=normalisation, say=say)
+    graph.samples = samples_of(graph, inputs)
+    return find_ranges(
+        graph,
+        inputs,
+        options,
+        data=source.data is not None,
+        seed=source.seed,
+        normalisation=normalisation,
+        say=say,
+    )
 
 
-def pixel_bounds(options: Quantization, normalisation: Any) -> Bounds | None:
+def samples_of(graph: Graph, inputs: Inputs) -> list[Any]:
+    """The inputs in the structure that the graph is called with."""
+    tree = pytree.tree_structure((graph.args, graph.kwargs))
+    return [pytree.tree_unflatten(list(x), tree) for x in inputs.batches]
+
+
+def pixel_bounds(options: Quantize, normalisation: Any) -> Bounds | None:
     """What valid inputs lie between: as given, or from 0 to 1 before the network's own normalisation."""
     if options.pixels is not None:
         low, high = (torch.tensor(float(end)) for end in options.pixels)
@@ -189,81 +180,65 @@ def _interval(bounds: Bounds | None) -> Interval | None:
     return None if bounds is None else Interval(float(bounds.low.min()), float(bounds.high.max()))
 
 
-def _structure(graph: Graph) -> Any:
-    return pytree.tree_structure((graph.args, graph.kwargs))
-
-
-def _inputs(
-    graph: Graph,
-    options: Quantization,
-    bounds: Bounds | None,
-    normalisation: Any,
-    say: Progress,
-    device: torch.device,
-) -> tuple[list[tuple[Tensor, ...]], Tensor | None, Evidence]:
-    """Inputs to measure on, labels if there are any, and where they are from."""
-    if options.data is not None:
-        return _given(graph, options, normalisation)
-    if options.source == "noise":
-        return [_noise(graph, options.recipe, bounds)], None, Evidence("noise")
-    if reads_tokens(graph):
-        made = prompts(graph, options.recipe.seed, options.recipe.images)
-        return made, None, Evidence(f"random tokens: {sum(len(x[0]) for x in made)} prompts")
-    objective = _objective(graph, options.source)
-    found = distil(graph, objective, options.recipe, bounds, say, device)
-    if options.save_distilled is not None:
+def _synthesised(
+    graph: Graph, options: Quantize, seed: int, bounds: Bounds | None, say: Listener
+) -> Inputs:
+    objective = _objective(graph, options.evidence)
+    found = synthesise(
+        graph, objective, options, seed, bounds, say=say, device=device_of(options.device)
+    )
+    if options.save_synthetic is not None:
         pairs = zip(graph.input_names, found.inputs, strict=True)
-        np.savez(options.save_distilled, **{name: x.numpy() for name, x in pairs})  # type: ignore[arg-type]
+        np.savez(options.save_synthetic, **{name: x.numpy() for name, x in pairs})  # type: ignore[arg-type]
     words = {
-        Matching: "distilled",
-        PerImage: "distilled as ZeroQ does",
-        Patches: "distilled patches",
+        Matching: "synthesised",
+        PerImage: "synthesised as ZeroQ does",
+        Patches: "synthesised patches",
     }
     text = f"{words[type(objective)]}: {len(found.inputs[0])} images, {found.steps} steps"
     if not isinstance(objective, Matching):  # on another scale
-        return [found.inputs], None, Evidence(text)
-    return [found.inputs], None, Evidence(text, found.loss, found.noise)
+        return Inputs([found.inputs], None, Evidence(text))
+    return Inputs([found.inputs], None, Evidence(text, found.loss, found.noise))
 
 
-def _noise(graph: Graph, recipe: Recipe, bounds: Bounds | None) -> tuple[Tensor, ...]:
-    """What distillation starts from."""
-    return tuple(Pixels(shape, recipe, bounds).plain() for shape in image_shapes(graph, recipe))
+def _noise(graph: Graph, options: Quantize, seed: int, bounds: Bounds | None) -> tuple[Tensor, ...]:
+    """What the synthesis starts from."""
+    shapes = image_shapes(graph, options.images)
+    return tuple(Pixels(shape, options, seed, bounds).plain() for shape in shapes)
 
 
-def _objective(graph: Graph, source: Source) -> Objective:
+def _objective(graph: Graph, evidence: str) -> Objective:
     kinds: dict[str, Callable[[Graph], Objective]] = {"zeroq": PerImage, "patches": Patches}
-    found = kinds.get(source, Matching)(graph)
-    if not found.nodes and source in ("auto", "analytic"):
+    found = kinds.get(evidence, Matching)(graph)
+    if not found.nodes and evidence in ("auto", "analytic"):
         found = Patches(graph)
     if not found.nodes:
         raise UsageError(
             "nothing is known of the activations: no norm of this network remembers its training data",
             hint="give `--data`, or take `--scheme int8-dynamic`, `int8-weights` or `int4-weights`, which need no "
-            "ranges (without `--correct-bias`); noise is no substitute, and is not used silently",
+            "ranges (without `--correct-bias`); noise is not a substitute, and is not used silently",
         )
     return found
 
 
-def _given(
-    graph: Graph, options: Quantization, normalisation: Any
-) -> tuple[list[tuple[Tensor, ...]], Tensor | None, Evidence]:
+def _given(graph: Graph, source: Source, normalisation: Any) -> Inputs:
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
     data = load_data(
-        options.data,
+        source.data,
         graph.input_names,
-        limit=options.limit or _MEASURED,
+        limit=source.limit or _MEASURED,
         shapes=[
             tuple(None if is_symbolic(size) else int(size) for size in node.meta["val"].shape)
             for node in nodes
         ],
         dtypes=[leaf.dtype for leaf in leaves],
         normalisation=normalisation,
-        trust_modules=options.trust_modules,
+        trust_modules=source.trust_modules,
     )
     inputs, labels = [], []
     for rows, targets in data.batches(64):
         inputs.append(tuple(rows))
         labels.append(targets)
     whole = torch.cat(labels) if labels and labels[0] is not None else None  # type: ignore[arg-type]
-    return inputs, whole, Evidence(f"{data.source}: {len(data)} samples")
+    return Inputs(inputs, whole, Evidence(f"{data.source}: {len(data)} samples"))

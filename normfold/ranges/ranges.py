@@ -13,10 +13,10 @@ from torch import Tensor, fx
 
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static
-from normfold.graph.intervals import Interval, bounds, expect, expected, note_mean
+from normfold.graph.intervals import Interval, bounds, note_mean, range_of, set_range
 from normfold.graph.ops import linear_of
 from normfold.graph.placed import Placed
-from normfold.graph.scheme import Scheme
+from normfold.target import Grids
 
 # a measured interval this much wider or narrower than the derived one is reported
 DISAGREEMENT = 8.0
@@ -46,7 +46,7 @@ def measure(
     return {node: Measured(found, means.get(node)) for node, found in meter.intervals.items()}
 
 
-def settle(
+def merge_ranges(
     measured: dict[fx.Node, Measured],
     derived: dict[fx.Node, Interval],
     joined: Collection[fx.Node] = (),
@@ -69,7 +69,7 @@ def settle(
         known = [found.interval] if found is not None else []
         if told is not None and (node in joined or not known):
             known.append(told)
-        expect(node, reduce(Interval.union, known).within(bounds(node)))
+        set_range(node, reduce(Interval.union, known).within(bounds(node)))
         if found is not None and told is not None:
             ratio = _width(found.interval) / _width(told)
             ratios.append(abs(math.log2(ratio)))
@@ -83,15 +83,15 @@ def widen(
 ) -> None:
     """Make every interval hold what its tensor takes on these inputs too."""
     for node, item in measure(graph, inputs, device).items():
-        known = expected(node)
+        known = range_of(node)
         if known is not None:
-            expect(node, known.union(item.interval).within(bounds(node)))
+            set_range(node, known.union(item.interval).within(bounds(node)))
 
 
 def clip(
     graph: Graph,
     inputs: Sequence[Sequence[Tensor]],
-    scheme: Scheme,
+    scheme: Grids,
     bits: int,
     device: torch.device | str = "cpu",
 ) -> None:
@@ -104,9 +104,9 @@ def clip(
         for leaves in inputs:
             clipper.run(*leaves)
     for node, errors in clipper.errors.items():
-        interval, share = expected(node), _SHARES[int(errors.argmin())]
+        interval, share = range_of(node), _SHARES[int(errors.argmin())]
         assert interval is not None
-        expect(node, Interval(share * interval.low, share * interval.high))
+        set_range(node, Interval(share * interval.low, share * interval.high))
 
 
 def distance(one: Mapping[Any, Interval], other: Mapping[Any, Interval]) -> float:
@@ -124,7 +124,7 @@ class _Clipper(Placed):
     """Sums the squared errors of the grids of every tensor."""
 
     def __init__(
-        self, module: fx.GraphModule, device: torch.device | str, scheme: Scheme, bits: int
+        self, module: fx.GraphModule, device: torch.device | str, scheme: Grids, bits: int
     ) -> None:
         super().__init__(module, device)
         self.scheme, self.bits = scheme, bits
@@ -132,7 +132,7 @@ class _Clipper(Placed):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        interval = expected(n) if isinstance(value, Tensor) else None
+        interval = range_of(n) if isinstance(value, Tensor) else None
         if interval is not None:
             found = torch.tensor([self._error(value, interval, share) for share in _SHARES])
             self.errors[n] = self.errors[n] + found if n in self.errors else found

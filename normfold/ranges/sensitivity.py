@@ -21,6 +21,7 @@ from normfold.graph.grids import Rounding, to_grid
 from normfold.graph.integers import weighted
 from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
+from normfold.progress import Listener, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def sensitivities(
     inputs: Sequence[Sequence[Tensor]],
     formats: Callable[[Layer], Sequence[int]],
     blocks: int = 0,
-    progress: Callable[[str], None] | None = None,
+    say: Listener = silent,
 ) -> list[Layer]:
     """The harm of every linear op of a baked graph in each of its formats; a forward pass for each.
 
@@ -62,8 +63,7 @@ def sensitivities(
                 total = sum(divergence(mine, theirs) for theirs, mine in pairs)
                 layer.harm[bits] = total / len(inputs)
         found.append(layer)
-        if progress is not None:
-            progress(f"measuring layers {100 * (at + 1) // len(linears)}%")
+        say(Progress("measuring layers", at + 1, len(linears)))
     return found
 
 

@@ -20,7 +20,7 @@ from normfold.errors import LoadError
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.statistics import Statistics, known, remember
+from normfold.graph.statistics import Statistics, set_statistics, statistics_of
 
 SUFFIX = ".statistics.safetensors"
 _FORMAT = "1"
@@ -46,7 +46,7 @@ def save(graph: Graph, path: Path) -> int:
     tensors: dict[str, Tensor] = {}
     rows: list[dict[str, Any]] = []
     for node, key in _keys(graph).items():
-        found = known(node)
+        found = statistics_of(node)
         if found is None:
             continue
         tensors[f"{len(rows)}.mean"], tensors[f"{len(rows)}.std"] = found.mean, found.std
@@ -84,8 +84,8 @@ def restore(graph: Graph, path: Path) -> int:
     for row, (mean, std) in zip(rows, parts, strict=True):
         node = by_key.get(_Key(row["op"], tuple(row["shape"]), row["number"]))
         if node is not None:
-            remember(node, Statistics(row["site"], row["dim"], mean, std))
-            count += known(node) is not None
+            set_statistics(node, Statistics(row["site"], row["dim"], mean, std))
+            count += statistics_of(node) is not None
     return count
 
 

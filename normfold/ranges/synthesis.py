@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,9 +28,12 @@ from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.placed import Placed
-from normfold.graph.statistics import Statistics, known
+from normfold.graph.statistics import Statistics, statistics_of
+from normfold.job import Quantize
+from normfold.progress import Listener, Progress, silent
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
+_RATE = 0.1  # of Adam, with a cosine to zero
 _PATIENCE = 25  # steps without a loss 1 % lower
 
 
@@ -43,30 +46,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How inputs are distilled.
-
-    Attributes:
-        images: how many; 0: 64 up to 128 x 128 pixels, 16 above.
-        steps: of the optimizer, at most.
-        rate: of Adam, with a cosine to zero.
-        seed: of the noise that they start from.
-        flip, crop, blur: what an image goes through in every step, so that it holds nothing that only one
-            position explains: a mirror image every other time, a shift by up to so many pixels, a Gaussian of
-            3 x 3 with this deviation (0: none).
-    """
-
-    images: int = 0
-    steps: int = 100
-    rate: float = 0.1
-    seed: int = 0
-    flip: bool = True
-    crop: int = 0
-    blur: float = 0.0
-
-
-@dataclass(frozen=True)
-class Distilled:
+class Synthesised:
     """Inputs, the loss that they started from and the one that they reached, steps and seconds."""
 
     inputs: tuple[Tensor, ...]
@@ -152,36 +132,43 @@ class Patches:
         return torch.trapezoid(integrand, grid, dim=1).mean()
 
 
-def distil(
+def synthesise(
     graph: Graph,
     objective: Objective,
-    recipe: Recipe,
+    options: Quantize,
+    seed: int = 0,
     bounds: Bounds | None = None,
-    progress: Callable[[str], None] | None = None,
+    *,
+    say: Listener = silent,
     device: torch.device | str = "cpu",
-) -> Distilled:
+) -> Synthesised:
     """Inputs that make the objective small, by Adam on the pixels.
 
     Args:
         graph: baked; it is run in the types of its inputs, and not changed.
+        options: how many images, how many steps, and what an image goes through in every step, so that it holds
+            nothing that only one position explains: a mirror image every other time (``flip``), a shift by up to
+            so many pixels (``crop``), a Gaussian of 3 x 3 with this deviation (``blur``).
+        seed: of the noise that they start from.
         bounds: of valid pixels; images never leave them.
         device: to run it on. The images start from the same noise on every one.
 
     Raises:
-        UsageError: the network has an input that is no image, or the objective looks at nothing.
+        UsageError: the network has an input that is not an image, or the objective looks at nothing.
     """
     start = time.perf_counter()
     if not objective.nodes:
-        raise UsageError("the network has no tensor of which anything is known to distil from")
-    pixels = [Pixels(shape, recipe, bounds, device) for shape in image_shapes(graph, recipe)]
-    optimizer = torch.optim.Adam([p.values for p in pixels], lr=recipe.rate)
+        raise UsageError("the network has no tensor of which anything is known to start from")
+    shapes, steps = image_shapes(graph, options.images), options.synthesis_steps
+    pixels = [Pixels(shape, options, seed, bounds, device) for shape in shapes]
+    optimizer = torch.optim.Adam([p.values for p in pixels], lr=_RATE)
     watch = Watch(graph, objective.nodes, device)
     noise = loss = best = math.inf
     made = since = 0
-    random = torch.Generator().manual_seed(recipe.seed)
-    for made in range(1, recipe.steps + 1):
+    random = torch.Generator().manual_seed(seed)
+    for made in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * 0.5 * (1 + math.cos(math.pi * (made - 1) / recipe.steps))
+            group["lr"] = _RATE * 0.5 * (1 + math.cos(math.pi * (made - 1) / steps))
         inputs = [p.seen(made, random) for p in pixels]
         result = objective.loss(inputs, watch(inputs))
         loss = float(result.detach())
@@ -193,18 +180,19 @@ def distil(
             p.clip()
         since = 0 if loss < best - 0.01 * abs(best) or made == 1 else since + 1
         best = min(best, loss)
-        if progress is not None:
-            progress(f"distilling inputs: loss {loss:.4f} {100 * made // recipe.steps}%")
+        say(Progress("synthesising inputs", made, steps, f"loss {loss:.4f}"))
         if since >= _PATIENCE:
             break
     with torch.no_grad():
         inputs = [p.plain() for p in pixels]
         loss = float(objective.loss(inputs, watch(inputs)))
-    return Distilled(tuple(x.cpu() for x in inputs), noise, loss, made, time.perf_counter() - start)
+    return Synthesised(
+        tuple(x.cpu() for x in inputs), noise, loss, made, time.perf_counter() - start
+    )
 
 
-def image_shapes(graph: Graph, recipe: Recipe) -> list[tuple[int, ...]]:
-    """Shapes of the inputs to make.
+def image_shapes(graph: Graph, images: int) -> list[tuple[int, ...]]:
+    """Shapes of the inputs to make: ``images`` of them; 0: 64 up to 128 x 128 pixels, 16 above.
 
     Raises:
         UsageError: an input is not (N,C,H,W) in floats.
@@ -214,11 +202,11 @@ def image_shapes(graph: Graph, recipe: Recipe) -> list[tuple[int, ...]]:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 4:
             raise UsageError(
-                f"`{name}` is no batch of images: nothing can be distilled for it",
+                f"`{name}` is not a batch of images: nothing can be synthesised for it",
                 hint="give `--data`, or quantise weights only",
             )
         _, *rest = shape_of(node)
-        count = recipe.images or (64 if rest[-1] * rest[-2] <= 128 * 128 else 16)
+        count = images or (64 if rest[-1] * rest[-2] <= 128 * 128 else 16)
         shapes.append((count, *rest))
     return shapes
 
@@ -234,15 +222,16 @@ class Pixels:
     def __init__(
         self,
         shape: tuple[int, ...],
-        recipe: Recipe,
+        options: Quantize,
+        seed: int,
         bounds: Bounds | None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.recipe = recipe
+        self.options = options
         count, channels, height, width = shape
         self.size = (height, width)
-        random = torch.Generator().manual_seed(recipe.seed)
-        grown = (count, channels, height + recipe.crop, width + recipe.crop)
+        random = torch.Generator().manual_seed(seed)
+        grown = (count, channels, height + options.crop, width + options.crop)
         start = 0.9 * torch.randn(grown, generator=random)
         if bounds is not None:  # noise of the same place and width as the pixels may have
             middle, half = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
@@ -254,18 +243,18 @@ class Pixels:
     def seen(self, step: int, random: torch.Generator) -> Tensor:
         """What the network sees in a step."""
         x = self.values
-        if self.recipe.crop:
-            down, right = torch.randint(self.recipe.crop + 1, (2,), generator=random).tolist()
+        if self.options.crop:
+            down, right = torch.randint(self.options.crop + 1, (2,), generator=random).tolist()
             x = x[:, :, down : down + self.size[0], right : right + self.size[1]]
-        if self.recipe.flip and step % 2 == 0:
+        if self.options.flip and step % 2 == 0:
             x = x.flip(3)
-        return _blurred(x, self.recipe.blur) if self.recipe.blur else x
+        return _blurred(x, self.options.blur) if self.options.blur else x
 
     def plain(self) -> Tensor:
         """The images themselves."""
-        edge = self.recipe.crop // 2
+        edge = self.options.crop // 2
         x = self.values.detach()[:, :, edge : edge + self.size[0], edge : edge + self.size[1]]
-        x = _blurred(x, self.recipe.blur) if self.recipe.blur else x
+        x = _blurred(x, self.options.blur) if self.options.blur else x
         return x.contiguous()
 
     @torch.no_grad()
@@ -306,7 +295,7 @@ class _Enough(Exception):
 
 
 def _targets(graph: Graph) -> dict[fx.Node, Statistics]:
-    found = ((node, known(node)) for node in graph.nodes if not is_static(node))
+    found = ((node, statistics_of(node)) for node in graph.nodes if not is_static(node))
     return {
         node: target
         for node, target in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,9 @@ from normfold.report.engine import EngineReport
 from normfold.report.quantization import QuantizationReport
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
+from normfold.report.verdict import AgreementCheck, Artefact
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Check:
 
     ``kind`` is ``capture``, ``algebra`` (float64, un-baked), ``rounding`` (the result in its own dtype),
     ``onnxruntime-all`` / ``onnxruntime-none`` / ``tensorrt`` (a file or engine as it runs), or ``float16`` /
-    ``bfloat16`` (every op rounded to its type). ``needed_tolerance`` is what would have passed.
+    ``bfloat16`` (every op rounded to its type). ``needed_tolerance`` is what would have passed, ``artefact`` the
+    name of the file that it is about.
     """
 
     kind: str
@@ -85,6 +88,7 @@ class Check:
     seconds: float = 0.0
     seed: int = 0
     note: str = ""
+    artefact: str = ""
 
     def __bool__(self) -> bool:
         return self.ok
@@ -92,6 +96,15 @@ class Check:
     @property
     def ok(self) -> bool:
         return all(output.ok for output in self.outputs)
+
+    def failures(self) -> list[str]:
+        """What is outside its tolerance, in words: the worst output."""
+        worst = self.worst
+        if self.ok or worst is None:
+            return []
+        return [
+            f"error {worst.error:.2e} at {worst.output} / {worst.inputs}, {worst.tolerance:.2e} allowed"
+        ]
 
     @property
     def worst(self) -> OutputCheck | None:
@@ -116,6 +129,9 @@ def _used(output: OutputCheck) -> float:
 
 def _nan_first(error: float) -> float:
     return float("inf") if error != error else error
+
+
+AnyCheck = Check | AgreementCheck
 
 
 @dataclass
@@ -174,19 +190,28 @@ class SiteStatus:
     line: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """The whole run: passes, verdicts, sites, artefacts, costs."""
+    """The whole run: job, passes, verdicts, sites, files, costs. `normfold.report.events` folds it.
 
+    Attributes:
+        job: what was asked for, as the TOML that `normfold.job.Job.from_toml` reads.
+        size_before: bytes of the model file, or of the parameters where there is none.
+        parameters_before, parameters_after: bytes of the parameters of the graph.
+        unmet: requirements of the policy that are not met.
+        missing: what this machine lacks for something that was asked for.
+    """
+
+    job: str = ""
     model: str = ""
-    pipeline: str = ""
     inputs: str = ""
-    passes: list[PassReport] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    sites: list[SiteStatus] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    artifacts: list[str] = field(default_factory=list)
+    passes: Sequence[PassReport] = ()
+    checks: Sequence[AnyCheck] = ()
+    sites: Sequence[SiteStatus] = ()
+    notes: Sequence[str] = ()
+    artefacts: Sequence[Artefact] = ()
     census: dict[str, int] = field(default_factory=dict)
+    size_before: int = 0
     parameters_before: int = 0
     parameters_after: int = 0
     seconds: float = 0.0
@@ -196,19 +221,39 @@ class Report:
     precision: Precision | None = None
     engine: EngineReport | None = None
     training: TrainingReport | None = None
-    quantization: list[QuantizationReport] = field(default_factory=list)
-    unmet: list[str] = field(default_factory=list)
+    quantization: Sequence[QuantizationReport] = ()
+    unmet: Sequence[str] = ()
+    missing: Sequence[str] = ()
+
+    @property
+    def pipeline(self) -> str:
+        """Everything that rewrote the graph, as pipeline text."""
+        return ",".join(item.spec for item in self.passes)
+
+    def failures(self) -> list[str]:
+        """Why the result may not be used, in words; empty if it may."""
+        found = list(self.unmet)
+        if self.training is not None and not self.training.ok:
+            found.append(f"the student is not accepted: {self.training.refusal}")
+        found += [made.refusal for made in self.quantization if not made.ok]
+        for check in self.all_checks():
+            found += [f"{check.kind}: {text}" for text in check.failures()]
+        return found
 
     @property
     def ok(self) -> bool:
         """True if every verdict passed, every requirement is met, and what was trained or quantised is usable."""
-        trained = self.training is None or self.training.ok
-        usable = trained and all(made.ok for made in self.quantization)
-        return usable and not self.unmet and all(check.ok for check in self.all_checks())
+        return not self.failures()
 
-    def all_checks(self) -> list[Check]:
+    @property
+    def exit_code(self) -> int:
+        """1 for a failed verdict or policy, 3 where something is missing on this machine, else 0."""
+        return 1 if not self.ok else 3 if self.missing else 0
+
+    def all_checks(self) -> list[AnyCheck]:
         """Verdicts after passes, then the final ones."""
-        return [item.check for item in self.passes if item.check is not None] + self.checks
+        own: list[AnyCheck] = [item.check for item in self.passes if item.check is not None]
+        return [*own, *self.checks]
 
     def why(self, site: str) -> str:
         """Why a site is as it is: what was applied, or the reason of the last decline.
@@ -244,14 +289,20 @@ class Report:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with ``schema`` and the derived ``ok``."""
-        data = {"schema": SCHEMA, "ok": self.ok, **dataclasses.asdict(self)}
+        """Plain data for JSON, with ``schema`` and what is derived: ``ok``, ``exit_code``, ``outcome``."""
+        data = {"schema": SCHEMA, "ok": self.ok, "exit_code": self.exit_code}
+        data |= {"outcome": outcome(self), "pipeline": self.pipeline, **dataclasses.asdict(self)}
         data["counts"] = self.counts()
-        for check, raw in zip(self.checks, data["checks"], strict=True):
-            raw.update(ok=check.ok, needed_tolerance=check.needed_tolerance)
-        for item, raw in zip(self.passes, data["passes"], strict=True):
-            if item.check is not None:
-                raw["check"].update(ok=item.check.ok, needed_tolerance=item.check.needed_tolerance)
+        pairs = list(zip(self.checks, data["checks"], strict=True))
+        pairs += [
+            (item.check, raw["check"])
+            for item, raw in zip(self.passes, data["passes"], strict=True)
+            if item.check is not None
+        ]
+        for check, raw in pairs:
+            raw["ok"] = check.ok
+            if isinstance(check, Check):
+                raw["needed_tolerance"] = check.needed_tolerance
         if self.training is not None:
             data["training"]["ok"] = self.training.ok
         for made, raw in zip(self.quantization, data["quantization"], strict=True):
@@ -263,6 +314,25 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON (documented in normfold/report/schema.json); NaN is written as null."""
         return json_text(self.to_dict())
+
+
+def outcome(report: Report) -> str:
+    """The last line of a run: what happened; it agrees with the exit code."""
+    failures = report.failures()
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        return (
+            f"NOT written: {failures[0]}{more}"
+            if report.artefacts
+            else f"FAILED: {failures[0]}{more}"
+        )
+    parts = [f"{item.path}: {item.verdict}" for item in report.artefacts if item.written]
+    if not parts:
+        judged = "equivalent" if report.all_checks() else "not judged: --verify off"
+        parts = [f"nothing written: {judged}"]
+    else:
+        parts[0] = f"wrote {parts[0]}"
+    return "; ".join([*parts, *report.missing])
 
 
 def json_text(data: Any) -> str:

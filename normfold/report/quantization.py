@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -82,7 +81,7 @@ class QuantizationReport:
     """One quantised network.
 
     Attributes:
-        scheme: ``int8``, ...; ``dialect``: for which runtime.
+        scheme: ``int8``, ...; ``target``: for which runtime.
         weights, activations: how many tensors of each are on grids.
         drift: of the integer network from the float one on the inputs: agreement, KL, signal-to-noise in dB.
         integer, floats: ops of the runtime's own optimised model by kind (``{"Conv": 20}``), in integers and not.
@@ -96,7 +95,7 @@ class QuantizationReport:
     """
 
     scheme: str
-    dialect: str
+    target: str
     evidence: Evidence | None = None
     weights: int = 0
     activations: int = 0
@@ -112,9 +111,6 @@ class QuantizationReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    AGREEMENT: ClassVar[float] = 0.99
-    CLEAR: ClassVar[float] = 25.0  # dB
-
     @property
     def lost(self) -> float | None:
         """Points of accuracy, or of agreement where there were no labels."""
@@ -125,22 +121,13 @@ class QuantizationReport:
 
     @property
     def ok(self) -> bool:
-        """True if the limit holds, and the runtime's optimisations do not change the answers."""
-        kept = self.max_drop is None or (self.lost is not None and self.lost <= self.max_drop)
-        return kept and self.same
+        """True if the simulation keeps the limit; the file has a verdict of its own."""
+        return self.max_drop is None or (self.lost is not None and self.lost <= self.max_drop)
 
     @property
-    def same(self) -> bool:
-        """True unless the optimised model surely (95 %) answers otherwise more than once in a hundred.
-
-        Distilled inputs may lie between classes, where any rounding turns the answer: outputs as near to each
-        other as `CLEAR` come from the same network (one matrix with its scales along the wrong axis: 5 to 11 dB).
-        """
-        if not self.optimised or self.optimised.get("snr_db", -math.inf) >= self.CLEAR:
-            return True
-        samples, rate = int(self.optimised["samples"]), 1 - self.AGREEMENT
-        others = round(samples * (1 - self.optimised["agreement"]))
-        fewer = (
-            math.comb(samples, k) * rate**k * (1 - rate) ** (samples - k) for k in range(others)
-        )
-        return 1 - sum(fewer) > 0.05
+    def refusal(self) -> str:
+        """Why it may not be used; empty if it may."""
+        if self.ok:
+            return ""
+        lost = "an unknown number of" if self.lost is None else f"{self.lost:.3g}"
+        return f"quantising loses {lost} points, {self.max_drop:g} allowed"

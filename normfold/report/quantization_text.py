@@ -14,7 +14,7 @@ def print_quantization(
 ) -> None:
     """Where ranges come from, what it costs on the inputs, and what the runtime runs in integers."""
     line(
-        f"integers  {made.scheme} for {made.dialect}: {made.weights} weights and {made.activations} activations "
+        f"integers  {made.scheme} for {made.target}: {made.weights} weights and {made.activations} activations "
         f"on grids, {made.seconds:.0f} s"
     )
     _print_evidence(made, line)

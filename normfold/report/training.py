@@ -149,3 +149,13 @@ class TrainingReport:
         if self.diverged:
             return False
         return self.max_drop is None or (self.drop is not None and self.drop <= self.max_drop)
+
+    @property
+    def refusal(self) -> str:
+        """Why it may not be used; empty if it may."""
+        if self.ok:
+            return ""
+        if self.diverged:
+            return "training diverged"
+        lost = "unknown" if self.drop is None else f"{self.drop:.4g} {self.unit}"
+        return f"lost {lost} on the held-out samples, {self.max_drop:g} allowed"

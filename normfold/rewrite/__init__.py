@@ -1,12 +1,13 @@
 """Passes, pipelines and the rewriter."""
 
+from normfold.report.reasons import Caution, Reason
 from normfold.rewrite.adapter import FxPass
 from normfold.rewrite.base import Decline, Exactness, Match, Pass
 from normfold.rewrite.pipeline import parse, run_pipeline, text_of
-from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 
 __all__ = [
+    "Caution",
     "Decline",
     "Exactness",
     "FxPass",

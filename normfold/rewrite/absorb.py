@@ -21,9 +21,9 @@ from torch import Tensor, fx
 from normfold.graph import custom_ops
 from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
 from normfold.graph.ops import Linear, linear_of, pads_with_zeros
-from normfold.graph.statistics import known, remember
+from normfold.graph.statistics import set_statistics, statistics_of
+from normfold.report.reasons import Reason
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible
-from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 
 Edit = Callable[[Rewriter], None]
@@ -107,7 +107,7 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
 
 def restated(node: fx.Node, flow: Flow, back: bool = False) -> list[Edit]:
     """Edit that keeps the statistics of a tensor true which now holds ``flow(x)`` (``back``: is read so)."""
-    found = known(node)
+    found = statistics_of(node)
     if found is None:
         return []
 
@@ -121,9 +121,9 @@ def restated(node: fx.Node, flow: Flow, back: bool = False) -> list[Edit]:
         try:
             scale, shift = numbers(flow.scale, 1.0), numbers(flow.shift, 0.0)
         except Blocked:  # it varies along another axis too
-            remember(node, None)
+            set_statistics(node, None)
         else:
-            remember(node, found.before(scale, shift) if back else found.moved(scale, shift))
+            set_statistics(node, found.before(scale, shift) if back else found.moved(scale, shift))
 
     return [edit]
 

@@ -19,7 +19,7 @@ from normfold.graph import Graph, Site
 from normfold.graph.expressions import deduplicate
 from normfold.graph.provenance import module_path, source_line
 from normfold.report import Applied, Declined, PassReport, Warned
-from normfold.rewrite.reasons import Reason
+from normfold.report.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 from normfold.rewrite.spec import spec_of
 

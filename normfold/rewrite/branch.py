@@ -18,9 +18,9 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.ops import Linear, linear_of
 from normfold.graph.provenance import copy_provenance
+from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_output, linear_weight
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector
-from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten

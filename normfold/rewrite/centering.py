@@ -25,9 +25,10 @@ from normfold.graph.expressions import is_static, sharers
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.ops import NORM_OPS, Kind, kind_of, operands, reads_shape_only, uses
+from normfold.report.reasons import Reason
+from normfold.rewrite.base import Decline
 from normfold.rewrite.closure import Closure
 from normfold.rewrite.commuting import made_into, made_of
-from normfold.rewrite.reasons import Reason
 from normfold.rewrite.writers import Writer, reads_as_head, writer_of
 
 # in units of what a LayerNorm of equal size saves; measured by benchmarks/norm_costs.py in onnxruntime on x86
@@ -259,6 +260,17 @@ def convertible(norm: fx.Node) -> bool:
     """True for a layer norm whose affine was split off and whose output is not constant."""
     bare = argument(norm, "weight") is None and argument(norm, "bias") is None
     return bare and norm_groups(norm).numel() > 1
+
+
+def holds_affine(norm: fx.Node) -> Decline:
+    """Why a norm whose gain or bias was not split off cannot be converted."""
+    if len(argument(norm, "normalized_shape")) != 1:
+        text = "its gain or bias runs over several axes"
+        return Decline(Reason.NOT_PER_CHANNEL, norm, text)
+    if not all(is_static(part) for part in norm.all_input_nodes if part is not norm.args[0]):
+        text = "its gain or bias is computed at run time"
+        return Decline(Reason.NOT_PER_CHANNEL, norm, text)
+    return Decline(Reason.NOT_CANONICAL, norm)
 
 
 def norm_groups(norm: fx.Node) -> Tensor:

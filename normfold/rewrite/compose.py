@@ -9,9 +9,9 @@ from torch import fx
 
 from normfold.graph import Site, custom_ops, layout
 from normfold.graph.graph import shape_of
+from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along
-from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten

@@ -27,9 +27,11 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import mixed
-from normfold.graph.ops import Kind, body, is_tuple, kind_of, operands, uses
+from normfold.graph.ops import Kind, is_tuple, kind_of, operands, producer, uses
+from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.basis import Basis
+from normfold.rewrite.centering import holds_affine
 from normfold.rewrite.narrowing import (
     narrow_sizes,
     one_axis,
@@ -39,7 +41,6 @@ from normfold.rewrite.narrowing import (
     sees_no_features,
     weight_of,
 )
-from normfold.rewrite.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 from normfold.rewrite.writers import Writer, writer_of
 
@@ -119,8 +120,11 @@ class Compression:
                 self.declined[node] = Decline(Reason.GROUPED_FEATURES, stored)
             return None  # else an RMSNorm from the start, which sees the mean
         sizes = [int(size) for size in argument(node, "normalized_shape")]
-        bare = argument(node, "weight") is None and argument(node, "eps") is not None
-        if not bare or sizes != [source.basis.width] or source.axis != len(shape_of(node)) - 1:
+        if argument(node, "weight") is not None:
+            self.declined[node] = holds_affine(node)
+            return None
+        own = sizes == [source.basis.width] and source.axis == len(shape_of(node)) - 1
+        if not own or argument(node, "eps") is None:
             self.declined[node] = Decline(Reason.GROUPED_FEATURES, node)
             return None
         basis = source.basis
@@ -212,8 +216,8 @@ class Compression:
         changed = False
         for value in list(self.values.values()):
             whole = all(part.node in self.values for part in value.parts)
-            if body(value.node) is not value.node:
-                found = [self.values.get(user) for user in body(value.node).users]
+            if producer(value.node) is not value.node:
+                found = [self.values.get(user) for user in producer(value.node).users]
                 whole = whole and all(one is not None and one.how == "made" for one in found)
             if value.how in ("made", "norm") and not whole:
                 changed = True
@@ -261,7 +265,7 @@ class Compression:
             if all(user in idle for user in value.inside):
                 idle.add(value.node)
         for node in list(idle):
-            siblings = body(node).users if body(node) is not node else {node: None}
+            siblings = producer(node).users if producer(node) is not node else {node: None}
             if not all(one in idle for one in siblings):
                 idle.discard(node)
         for node in idle:
@@ -314,7 +318,7 @@ class Compression:
 
 def _grouped_source(value: Value) -> fx.Node | None:
     """A tensor with several groups of features that a border is made of."""
-    for source in body(value.node).all_input_nodes if value.how == "border" else ():
+    for source in producer(value.node).all_input_nodes if value.how == "border" else ():
         groups = source.meta.get(value.basis.mark)
         if groups is not None and not one_axis(groups):
             return source
@@ -338,7 +342,7 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
         result = basis.narrow(_After(rewriter, node), node, axis)
         rewriter.record(f"{node.name}: compressed by an op")
         for user in value.inside:
-            rewriter.replace_input(body(user), node, result)
+            rewriter.replace_input(producer(user), node, result)
     elif value.how == "norm":
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -359,18 +363,18 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
     else:
         for constant, along in value.constants:
             parameter = basis.narrow(rewriter.expression, constant, along)
-            rewriter.replace_input(body(node), constant, parameter)
+            rewriter.replace_input(producer(node), constant, parameter)
         if (sizes := narrow_sizes(node, axis, basis.width, basis.kept)) is not None:
             rewriter.set_argument(node, 1, sizes)
     if value.how in ("writer", "made"):
-        for step in dict.fromkeys((body(node), node)):
+        for step in dict.fromkeys((producer(node), node)):
             rewriter.infer(step)
         node.meta.pop(basis.mark, None)
     if value.outside and value.how != "border":
         wide = basis.widen(_After(rewriter, result), result, axis, value.factor)
         rewriter.record(f"{node.name}: all features brought back by an op")
         for user in value.outside:
-            rewriter.replace_input(body(user), node, wide)
+            rewriter.replace_input(producer(user), node, wide)
     if value.how == "norm":
         rewriter.replace(node, result)
 

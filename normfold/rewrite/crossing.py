@@ -14,20 +14,20 @@ from normfold.graph.ops import (
     KINDS,
     NONLINEAR_OPS,
     NORM_OPS,
-    body,
     operands,
+    producer,
     zero_pad_of,
 )
+from normfold.report.reasons import Reason
 from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.flow import Blocked, Flow
-from normfold.rewrite.reasons import Reason
 
 
-def stopped(node: fx.Node) -> Blocked:
+def blocked_by(node: fx.Node) -> Blocked:
     """Why an op that the table does not let through stops an affine."""
     if node.op == "placeholder":
         return Blocked(Reason.NETWORK_INPUT, node)
-    name = op_name(body(node))
+    name = op_name(producer(node))
     if name in NORM_OPS or name in BATCH_NORM_OPS:
         return Blocked(Reason.NONLINEAR, node, "another norm")
     if name in NONLINEAR_OPS or name in KINDS:
@@ -39,7 +39,7 @@ def for_operand(flow: Flow, operand: fx.Node) -> Flow:
     return flow.map(lambda ids: layout.for_operand(ids, operand))
 
 
-def blind(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
+def is_unaffected(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
     """True if a MOVE op takes only elements that the flow leaves alone."""
     for part in (flow.scale, flow.shift):
         if part is not None and not bool((layout.push(user, value, part.ids) < 0).all()):

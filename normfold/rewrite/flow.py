@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from normfold.graph import layout
 from normfold.graph.graph import Graph
-from normfold.rewrite.reasons import Reason
+from normfold.report.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten

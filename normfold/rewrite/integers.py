@@ -8,7 +8,7 @@ from torch import fx
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.integer_ops import global_pool
-from normfold.graph.intervals import Interval, expect, expected
+from normfold.graph.intervals import Interval, range_of, set_range
 from normfold.rewrite.rewriter import Rewriter
 
 _aten = torch.ops.aten
@@ -24,7 +24,7 @@ def prepare(rewriter: Rewriter) -> None:
             assert isinstance(source, fx.Node)
             gate = rewriter.insert_before(node, _aten.sigmoid.default, source)
             _stand_in(rewriter, node, rewriter.insert_before(node, _aten.mul.Tensor, source, gate))
-            expect(gate, Interval(0.0, 1.0))
+            set_range(gate, Interval(0.0, 1.0))
         elif _pools_all(node):
             assert isinstance(source, fx.Node)
             pooled = rewriter.insert_before(node, global_pool, source)
@@ -53,6 +53,6 @@ def _stand_in(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
 
 
 def _keep_interval(old: fx.Node, new: fx.Node) -> None:
-    found = expected(old)
+    found = range_of(old)
     if found is not None:
-        expect(new, found)
+        set_range(new, found)

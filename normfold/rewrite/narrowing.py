@@ -11,7 +11,7 @@ from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.mixing import through_mix
-from normfold.graph.ops import Kind, Use, body, kind_of, linear_of, operands
+from normfold.graph.ops import Kind, Use, kind_of, linear_of, operands, producer
 from normfold.rewrite.writers import writer_of
 
 # ops that take the sizes of the result as argument 1, that name no sizes, and that move along one axis
@@ -113,7 +113,7 @@ def _width(node: fx.Node, axis: int, rank: int) -> int:
 
 def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
     """True if a movement needs no change but of its size at ``axis`` to move d - 1 features likewise."""
-    op = body(node)
+    op = producer(node)
     name, (source,) = op_name(op), grouping.axes(inner)
     rank = inner.dim()
     if name in _KEEPS:

@@ -20,12 +20,13 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
 from normfold.nn import KINDS as KINDS_BY_NAME
 from normfold.nn import OfflineNorm, PRepBN
+from normfold.report.reasons import Reason
+from normfold.rewrite.base import Decline
 from normfold.rewrite.calibration import Fit, measure
-from normfold.rewrite.presets import TRAINED
 from normfold.rewrite.rewriter import Rewriter
 
 # PowerNorm computes its group scaling at run time: it would not fold away
-KINDS = {name: KINDS_BY_NAME[name] for name in TRAINED}
+KINDS = {name: kind for name, kind in KINDS_BY_NAME.items() if name != "powernorm"}
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,18 @@ class Slot:
         return self.sites[0].path if self.sites else self.node.name
 
     @property
-    def per_channel(self) -> bool:
-        """True if the norm runs over the last axis alone, and that is known before run time."""
-        single = len(argument(self.node, "normalized_shape")) == 1
+    def obstacle(self) -> Decline | None:
+        """Why no affine per channel can take its place; None where one can."""
         width = self.node.meta["val"].shape[-1]
-        return single and not is_symbolic(width) and int(width) > 1
+        if len(argument(self.node, "normalized_shape")) != 1:
+            return Decline(Reason.NOT_PER_CHANNEL, self.node, "it runs over several axes")
+        if is_symbolic(width):
+            return Decline(Reason.NOT_PER_CHANNEL, self.node, "its width differs at run time")
+        return Decline(Reason.CONSTANT_NORM, self.node) if int(width) == 1 else None
+
+    @property
+    def per_channel(self) -> bool:
+        return self.obstacle is None
 
 
 def slots(graph: Graph) -> list[Slot]:

@@ -1,65 +1,68 @@
-"""Names of passes: our own table, and what other packages add by the entry-point group `normfold.passes`."""
+"""The class of a pass by its name: one of ours, or one that another package offers."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import EntryPoint
+from typing import Any
 
 from normfold.errors import UsageError
-
-if TYPE_CHECKING:
-    from normfold.rewrite.base import Pass
-
-# name -> module:class, imported when asked for
-BUILT_IN = {
-    "canonicalize": "normfold.passes.canonicalize:Canonicalize",
-    "fold-affine": "normfold.passes.fold_affine:FoldAffine",
-    "center-stream": "normfold.passes.center_stream:CenterStream",
-    "compress-stream": "normfold.passes.compress_stream:CompressStream",
-    "rotate-stream": "normfold.passes.rotate_stream:RotateStream",
-    "replace-layernorm": "normfold.passes.replace_layernorm:ReplaceLayernorm",
-    "equalize": "normfold.passes.equalize:Equalize",
-    "correct-bias": "normfold.passes.correct_bias:CorrectBias",
-    "migrate-scale": "normfold.passes.migrate_scale:MigrateScale",
-    "quantize-weights": "normfold.passes.quantize_weights:QuantizeWeights",
-    "quantize-activations": "normfold.passes.quantize_activations:QuantizeActivations",
-    "quantize-dynamic": "normfold.passes.quantize_dynamic:QuantizeDynamic",
-    "restore": "normfold.passes.restore:Restore",
-    "bake": "normfold.passes.bake:Bake",
-}
-
-
-def plugins() -> dict[str, EntryPoint]:
-    """Passes that installed packages offer."""
-    return {point.name: point for point in entry_points(group="normfold.passes")}
-
-
-def names() -> list[str]:
-    """Every pass name, built-in ones first."""
-    return [*BUILT_IN, *(name for name in plugins() if name not in BUILT_IN)]
+from normfold.passes import BUILT_IN, names, plugins
+from normfold.rewrite.base import Exactness, Pass
 
 
 def find(name: str) -> type[Pass]:
-    """The pass class of a name.
+    """The pass class of a name; a built-in one whatever plug-ins are called.
 
     Raises:
-        UsageError: no such pass (with a did-you-mean), or a plug-in that reuses a built-in name.
+        UsageError: no such pass (with a did-you-mean), or a plug-in that cannot be imported or is not a pass.
     """
-    outside = plugins()
     if name in BUILT_IN:
-        if name in outside:
-            raise UsageError(
-                f"a plug-in redefines the built-in pass `{name}`", found=outside[name].value
-            )
         module, _, attribute = BUILT_IN[name].partition(":")
-        kind: Any = getattr(importlib.import_module(module), attribute)
-        return kind  # type: ignore[no-any-return]
-    if name in outside:
-        return outside[name].load()  # type: ignore[no-any-return]
+        built_in: type[Pass] = getattr(importlib.import_module(module), attribute)
+        return built_in
+    point = plugins().get(name)
+    if point is not None:
+        return _load(point)
     close = difflib.get_close_matches(name, names(), 1)
     raise UsageError(
         f"unknown pass `{name}`",
         hint=f"did you mean `{close[0]}`?" if close else f"passes: {', '.join(names())}",
+    )
+
+
+def _load(point: EntryPoint) -> type[Pass]:
+    try:
+        kind = point.load()
+        flaw = _flaw(kind)
+    except (Exception, SystemExit) as error:  # whatever another package does at import
+        raise _refusal(point, f"{type(error).__name__}: {error}") from error
+    if flaw:
+        raise _refusal(point, flaw)
+    return kind  # type: ignore[no-any-return]
+
+
+def _flaw(kind: Any) -> str:
+    """Why an object cannot be used as the class of a pass; empty if it can."""
+    if not (isinstance(kind, type) and issubclass(kind, Pass)):
+        return "it is not a subclass of `normfold.Pass`"
+    if not isinstance(kind.exactness, Exactness) or not isinstance(
+        getattr(kind, "name", None), str
+    ):
+        return "its `name` must be text and its `exactness` an `Exactness`"
+    for field in dataclasses.fields(kind):
+        if field.default is field.default_factory is dataclasses.MISSING:
+            return f"its option `{field.name}` has no default"
+    return ""
+
+
+def _refusal(point: EntryPoint, found: str) -> UsageError:
+    package = f" of the package `{point.dist.name}`" if point.dist is not None else ""
+    return UsageError(
+        f"the plug-in pass `{point.name}` cannot be used",
+        where=f"{point.value}{package}",
+        found=found,
+        hint="upgrade or uninstall the package that offers it",
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from normfold.graph.ops import Kind, kind_of
+from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.centering import (
     Centering,
@@ -15,9 +16,9 @@ from normfold.rewrite.centering import (
     Obstacle,
     affine_of,
     convertible,
+    holds_affine,
     norm_groups,
 )
-from normfold.rewrite.reasons import Reason
 
 
 @dataclass(eq=False)
@@ -54,7 +55,7 @@ def why_not(centering: Centering, norm: fx.Node) -> Decline:
     if norm_groups(norm).numel() == 1:
         return Decline(Reason.CONSTANT_NORM, norm)
     if not convertible(norm):
-        return Decline(Reason.NOT_PER_CHANNEL, norm, "its gain runs over several axes")
+        return holds_affine(norm)
     obstacle = _seen_by(member) or _written_by(member)
     if obstacle is None:
         return Decline(Reason.NO_GAIN, member.node)

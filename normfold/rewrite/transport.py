@@ -23,30 +23,30 @@ from normfold.graph.ops import (
     NORM_OPS,
     Kind,
     Linear,
-    body,
     kind_of,
     linear_of,
     operands,
+    producer,
     reads_shape_only,
     uses,
     zero_pad_of,
 )
+from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_input, into_output, restated
 from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.compose import into_affine, into_constant, pad_with_shift
 from normfold.rewrite.crossing import (
-    blind,
+    blocked_by,
     factors,
     for_operand,
+    is_unaffected,
     join,
-    stopped,
     through_dot,
     through_pad,
     through_product,
     value_operand,
 )
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, require_positive
-from normfold.rewrite.reasons import Reason
 
 aten = torch.ops.aten
 
@@ -117,7 +117,9 @@ class Transport:
                     raise Blocked(Reason.NONLINEAR, value)
                 require_positive(flow.scale, value)
                 source = operands(value)[0]
-                return self.pull(source, flow.map(lambda ids: through_mix(value, ids)), body(value))
+                return self.pull(
+                    source, flow.map(lambda ids: through_mix(value, ids)), producer(value)
+                )
             case Kind.MIX:
                 if flow.shift is not None and not keeps_constants(value):
                     raise Blocked(Reason.ZERO_PADDING, value, "its weights do not sum to one")
@@ -126,13 +128,13 @@ class Transport:
             case Kind.DOT:
                 return self._pull_dot(value, flow)
             case _:
-                raise stopped(value)
+                raise blocked_by(value)
 
     def _require_unseen(self, value: fx.Node, flow: Flow, user: fx.Node) -> None:
         """Every other reader must be blind to the change."""
         mine = 0
         for use in uses(value):
-            if use.user is user or body(use.user) is user:
+            if use.user is user or producer(use.user) is user:
                 mine += 1
             if (use.user is user and mine == 1) or reads_shape_only(use.user, use.position):
                 continue
@@ -141,7 +143,7 @@ class Transport:
             if (
                 use.user is not user
                 and kind_of(use.user) is Kind.MOVE
-                and blind(use.user, value, flow)
+                and is_unaffected(use.user, value, flow)
             ):
                 continue
             raise Blocked(Reason.OUTPUT_REUSED, value, f"also read by `{use.user.name}`")
@@ -267,7 +269,7 @@ class Transport:
             edits.append(into_input(linear, self._pushed[linear.data], self.padding))
             return None
         if kind is Kind.STOP:
-            raise stopped(node)
+            raise blocked_by(node)
         sources = operands(node)
         flows = [self._pushed.get(source) for source in sources]
         first = next((flow for flow in flows if flow is not None), None)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 from normfold.errors import UsageError
 from normfold.graph import Graph
+from normfold.job import Quantize
+from normfold.progress import Listener
 from normfold.ranges.allocate import Choice, within
-from normfold.ranges.calibration import Calibrated, Progress, Quantization
+from normfold.ranges.calibration import Calibrated
 from normfold.ranges.mixed import (
     BLOCK,
     FLOAT,
@@ -28,7 +30,11 @@ Judge = Callable[[dict[str, int]], float]
 
 
 def choose(
-    calibrated: Calibrated, options: Quantization, judge: Judge, say: Progress
+    calibrated: Calibrated,
+    options: Quantize,
+    max_drop: float | None,
+    judge: Judge,
+    say: Listener,
 ) -> MixedReport:
     """Measure every layer in every format, and pick a choice from the frontier.
 
@@ -50,7 +56,7 @@ def choose(
         cost, fixed = _latencies(graph, layers, say)
     found = allocate(layers, formats, cost)
     budget = _budget(options, layers)
-    choice = _picked(found, options, budget, fixed, unit, judge)
+    choice = _picked(found, max_drop, budget, fixed, unit, judge)
     bits = found.bits(choice)
     text = pipeline(bits, options.simulate)
     lowered, _ = run_pipeline(graph, parse(text)) if text else (graph, [])
@@ -70,7 +76,7 @@ def _simulated(layer: Layer) -> Sequence[int]:
     return SIMULATED
 
 
-def _budget(options: Quantization, layers: Sequence[Layer]) -> float | None:
+def _budget(options: Quantize, layers: Sequence[Layer]) -> float | None:
     if options.target_latency is not None:
         return options.target_latency
     target = options.target_size
@@ -79,7 +85,7 @@ def _budget(options: Quantization, layers: Sequence[Layer]) -> float | None:
 
 def _picked(
     found: Allocation,
-    options: Quantization,
+    max_drop: float | None,
     budget: float | None,
     fixed: float,
     unit: str,
@@ -96,21 +102,21 @@ def _picked(
                 hint="convolutions have 8 bits or more, matrices 4: that is what runtimes execute",
             )
         allowed = allowed[: allowed.index(best) + 1]
-    if options.max_drop is None:
+    if max_drop is None:
         return allowed[-1]
     low, high = 0, len(allowed) - 1  # loss falls along the frontier, as far as harm ranks it
-    if judge(found.bits(allowed[high])) > options.max_drop:
+    if judge(found.bits(allowed[high])) > max_drop:
         return allowed[high]  # the report says that the limit is missed
     while low < high:
         middle = (low + high) // 2
-        if judge(found.bits(allowed[middle])) <= options.max_drop:
+        if judge(found.bits(allowed[middle])) <= max_drop:
             high = middle
         else:
             low = middle + 1
     return allowed[low]
 
 
-def _latencies(graph: Graph, layers: Sequence[Layer], say: Progress) -> tuple[Cost, float]:
+def _latencies(graph: Graph, layers: Sequence[Layer], say: Listener) -> tuple[Cost, float]:
     """Milliseconds of a layer in a format, and of everything that is no layer."""
     times = layer_times(graph.module, layers, executed, say)
     whole = time_graph(graph)

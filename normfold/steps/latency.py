@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from normfold.api import capture
-from normfold.graph import Graph
+from normfold.graph import Graph, capture
 from normfold.graph.expressions import evaluate
 from normfold.graph.graph import shape_of
 from normfold.graph.integer_ops import dequantize, quantize
 from normfold.graph.integers import weighted
-from normfold.graph.intervals import Interval, expect
+from normfold.graph.intervals import Interval, set_range
 from normfold.graph.ops import Linear, linear_of
+from normfold.progress import Listener, Progress, silent
 from normfold.ranges.mixed import FLOAT, pipeline
 from normfold.ranges.sensitivity import Layer
 from normfold.rewrite import Rewriter, parse, run_pipeline
@@ -65,7 +65,7 @@ def layer_times(
     module: fx.GraphModule,
     layers: Sequence[Layer],
     formats: Callable[[Layer], Sequence[int]],
-    progress: Callable[[str], None] | None = None,
+    say: Listener = silent,
 ) -> dict[tuple[str, int], float]:
     """Milliseconds of every layer in every format, for inputs of the shapes that the network was captured with.
 
@@ -82,8 +82,7 @@ def layer_times(
         if key not in seen:
             seen[key] = {bits: _time(module, linear, bits) for bits in formats(layer)}
         found |= {(layer.path, bits): value for bits, value in seen[key].items()}
-        if progress is not None:
-            progress(f"timing layers {100 * (at + 1) // len(layers)}%")
+        say(Progress("timing layers", at + 1, len(layers)))
     return found
 
 
@@ -93,7 +92,7 @@ def _time(module: fx.GraphModule, linear: Linear, bits: int) -> float:
     inner = next(node for node in graph.nodes if linear_of(node) is not None)
     for node in graph.nodes:
         if node.op == "placeholder" or node is inner:
-            expect(node, _RANGE)
+            set_range(node, _RANGE)
     if bits != FLOAT:
         text = f"{pipeline({'*': bits})},quantize-activations"
         graph, _ = run_pipeline(graph, parse(text))

@@ -2,68 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from normfold.data.metrics import Comparison
 from normfold.data.samples import Data, load_data
 from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
+from normfold.job import Policy, Source, Train
+from normfold.judge import Verifier
 from normfold.passes.canonicalize import Canonicalize
 from normfold.passes.replace_layernorm import ReplaceLayernorm
+from normfold.progress import Listener, Progress, silent
 from normfold.report import PassReport
+from normfold.report.events import Rewritten
+from normfold.report.sites import site_statuses
 from normfold.report.training import Ranking, TrainingReport
 from normfold.rewrite import run_pipeline
 from normfold.rewrite.offline import fits, selected, slots
-from normfold.rewrite.presets import TRAINED
+from normfold.steps.work import Work
 from normfold.train.distill import distill
 from normfold.train.harm import Candidate, rank
-from normfold.train.metrics import Comparison
-from normfold.train.ranks import rank as rank_of_process
-from normfold.train.recipe import Recipe
+from normfold.train.ranks import process_group
 from normfold.train.student import as_module, is_float, own_tensors
-
-Progress = Callable[[str], None]
-
-__all__ = ["TRAINED", "Recipe", "Student", "Training", "rank_of_process", "train_student"]
 
 _FITTED = 1024  # samples that affines are fitted to
 _RANKED = 512  # samples that harm is measured on
-
-
-@dataclass(frozen=True)
-class Training:
-    """What `normfold.convert` needs to train a student.
-
-    Attributes:
-        data: anything that `normfold.data.samples.load_data` takes.
-        norms: patterns of the LayerNorms to replace; all when empty.
-        budget: of those, replace the cheapest only, as many as lose at most so much before any training (with 95 %
-            confidence), in the unit of ``max_drop``; None replaces all of them.
-        recipe: of the distillation; None takes the affines as they are fitted.
-        max_drop: what the student may lose on held-out samples: points of top-1, of agreement with the teacher
-            where there are no labels, or of ``metric`` if there is one; None does not judge.
-        metric: ``pkg.mod:fn``, called with outputs and labels; more is better. Reported, and judged.
-        limit: at most so many samples.
-        trust_modules: packages whose classes a ``.pt`` file of samples may use.
-        checkpoint: file to resume from, and to write at every evaluation.
-    """
-
-    data: Any
-    norms: Sequence[str] = ()
-    budget: float | None = None
-    recipe: Recipe | None = field(default_factory=Recipe)
-    max_drop: float | None = None
-    metric: str | None = None
-    limit: int | None = None
-    trust_modules: Sequence[str] = ()
-    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +45,30 @@ class Student:
     report: TrainingReport
 
 
+def train(step: Train, graph: Graph, work: Work) -> Graph:
+    """The step of a job: the student, which the verdict compares with from here on."""
+    source, policy = work.job.source, work.job.policy
+    given: dict[str, Any] = {"normalisation": work.normalisation, "say": work.say}
+    with process_group() as rank:
+        student = train_student(graph, step, source, policy, **given)
+    work.rank = rank
+    work.record.emit(student.report)
+    result = student.graph
+    sites = site_statuses(result, student.passes)
+    work.record.emit(Rewritten(tuple(student.passes), tuple(sites), result.parameter_bytes()))
+    if work.verifier is not None:
+        work.verifier = Verifier(result, source.seed, work.samples)
+    return result
+
+
 def train_student(
     graph: Graph,
-    to: str,
-    options: Training,
+    step: Train,
+    source: Source,
+    policy: Policy | None = None,
     *,
     normalisation: Any = None,
-    progress: Progress | None = None,
+    say: Listener = silent,
 ) -> Student:
     """Replace the LayerNorms of a captured graph and distil from the original.
 
@@ -90,37 +77,34 @@ def train_student(
     Raises:
         UsageError: no LayerNorm can be replaced, or the data do not fit the network.
     """
-    say = progress or (lambda line: None)
-    recipe = options.recipe or Recipe()
-    _require_judge(options, recipe)
-    data = _load(graph, options, normalisation)
-    training, held_out = data.split(recipe.hold_out, recipe.seed)
+    policy = policy or Policy()
+    _require_judge(step, policy)
+    data = _load(graph, source, normalisation)
+    training, held_out = data.split(step.hold_out, source.seed)
     teacher, passes = run_pipeline(graph, [Canonicalize()])
-    say("fitting the nearest affine of each LayerNorm")
-    teacher.samples = _samples(graph, training, recipe.batch)
-    ranking, norms = _choose(teacher, options, recipe, held_out, say)
+    say(Progress("fitting the nearest affine of each LayerNorm"))
+    teacher.samples = _samples(graph, training, step.batch_size)
+    ranking, norms = _choose(teacher, step, policy.metric, held_out, say)
     student = own_tensors(teacher)
-    report = ReplaceLayernorm(to, norms).run(student)  # type: ignore[arg-type]
+    report = ReplaceLayernorm(step.to, norms).run(student)
     if not report.applied:
         raise UsageError(
             "there is no LayerNorm to replace",
             found=", ".join(f"{item.site}: {item.code}" for item in report.declined[:5]) or "none",
             hint="`normfold inspect MODEL` lists the norms",
         )
-    if options.recipe is None:
+    if step.steps == 0:
         result = TrainingReport(
-            to, data.source, len(training), len(held_out), stopped="not trained"
+            step.to, data.source, len(training), len(held_out), stopped="not trained"
         )
     else:
-        result = distill(
-            teacher, student, data, recipe, to=to, checkpoint=options.checkpoint, progress=say
-        )
-    result.ranking, result.max_drop = ranking, options.max_drop
+        result = distill(teacher, student, data, step, seed=source.seed, say=say)
+    result.ranking, result.max_drop = ranking, policy.max_drop
     student.original = _Eval(student)
-    say("comparing the student with the original on held-out samples")
-    compared = Comparison(logits=recipe.logits, metric=options.metric)
+    say(Progress("comparing the student with the original on held-out samples"))
+    compared = Comparison(logits=step.logits, metric=policy.metric)
     with torch.no_grad():
-        for inputs, labels in held_out.batches(recipe.batch):
+        for inputs, labels in held_out.batches(step.batch_size):
             compared.add(_outputs(student, inputs), _outputs(teacher, inputs), labels)
     result.drift = compared.drift().to_dict()
     student.notes = [*graph.notes, *data.notes]
@@ -128,18 +112,18 @@ def train_student(
     return Student(student, [*passes, report], result)
 
 
-def _require_judge(options: Training, recipe: Recipe) -> None:
+def _require_judge(step: Train, policy: Policy) -> None:
     """A limit needs something to be judged by: better said before the training than after."""
-    limits = {"--max-drop": options.max_drop, "--budget": options.budget}
+    limits = {"--max-drop": policy.max_drop, "--budget": step.budget}
     given = [name for name, limit in limits.items() if limit is not None]
-    if given and not recipe.logits and options.metric is None:
+    if given and not step.logits and policy.metric is None:
         raise UsageError(
-            f"there is nothing to judge `{given[0]}` by: outputs that are no class scores have no top-1",
+            f"there is nothing to judge `{given[0]}` by: outputs that are not class scores have no top-1",
             hint="give `--metric pkg.mod:fn`, a function of outputs and labels; more is better",
         )
 
 
-def _load(graph: Graph, options: Training, normalisation: Any) -> Data:
+def _load(graph: Graph, source: Source, normalisation: Any) -> Data:
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise UsageError("a network that takes more than tensors cannot be trained on samples")
@@ -149,13 +133,13 @@ def _load(graph: Graph, options: Training, normalisation: Any) -> Data:
         for node in placeholders
     ]
     return load_data(
-        options.data,
+        source.data,
         graph.input_names,
         shapes=shapes,
         dtypes=[leaf.dtype for leaf in leaves],
-        limit=options.limit,
+        limit=source.limit,
         normalisation=normalisation,
-        trust_modules=options.trust_modules,
+        trust_modules=source.trust_modules,
     )
 
 
@@ -166,10 +150,10 @@ def _samples(graph: Graph, data: Data, batch: int) -> list[Any]:
 
 
 def _choose(
-    teacher: Graph, options: Training, recipe: Recipe, held_out: Data, say: Progress
+    teacher: Graph, step: Train, metric: str | None, held_out: Data, say: Listener
 ) -> tuple[Ranking | None, tuple[str, ...]]:
     """The harm of each norm, and which to replace."""
-    patterns = tuple(options.norms)
+    patterns = step.norms
     found = [slot for slot in slots(teacher) if slot.per_channel and selected(slot, patterns)]
     if not found:
         return None, patterns
@@ -178,24 +162,24 @@ def _choose(
         for slot, fit in zip(found, fits(teacher, found, 1e-6), strict=True)
     ]
     some = held_out
-    if options.budget is None:  # for the report alone
+    if step.budget is None:  # for the report alone
         some = replace(held_out, index=held_out.rows[:_RANKED])
     ranking = rank(
         teacher,
         candidates,
         some,
-        logits=recipe.logits,
-        metric=options.metric,
-        batch=recipe.batch,
-        progress=say,
+        logits=step.logits,
+        metric=metric,
+        batch=step.batch_size,
+        say=say,
     )
-    if options.budget is None:
+    if step.budget is None:
         return ranking, patterns
-    count = ranking.within(options.budget)
+    count = ranking.within(step.budget)
     if not count:
         (site, _), point = ranking.harms[0], ranking.dial[1]
         raise UsageError(
-            f"no LayerNorm can be replaced within a budget of {options.budget:g}",
+            f"no LayerNorm can be replaced within a budget of {step.budget:g}",
             where=site,
             found=f"the cheapest one costs {ranking.drop(point):.4g} on {len(some)} samples"
             + (f", standard error {point.error:.2g}" if point.error else ""),

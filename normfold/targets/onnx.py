@@ -21,13 +21,14 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, NormfoldError, UsageError
 from normfold.graph.graph import Graph, is_symbolic
+from normfold.target import Target
+from normfold.target import target as find_target
 from normfold.targets import write
 from normfold.targets.attention import write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
-from normfold.targets.dialects import Dialect, choose_opset
-from normfold.targets.dialects import dialect as find_dialect
 from normfold.targets.integer import pack, translations
+from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
     write_activations,
     write_batch_norms,
@@ -56,7 +57,7 @@ class Exported:
     path: Path
     data_path: Path | None
     opset: int
-    dialect: str
+    target: str
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     census: Census
@@ -76,7 +77,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     opset: int | None = None,
-    dialect: str | Dialect = "ort-x86",
+    target: str | Target = "ort-x86",
     external_data: bool | None = None,
     metadata: dict[str, str] | None = None,
     source_lines: bool = False,
@@ -86,26 +87,26 @@ def export_onnx(
     Args:
         graph: a graph, normally baked (one that is not has its parameter expressions in the file).
         path: the file to write; its folder must exist.
-        opset: ONNX opset, else what the dialect takes for this graph.
-        dialect: the runtime that will read the file (see `normfold.targets.dialects`).
+        opset: ONNX opset, else what the target takes for this graph.
+        target: the runtime that will read the file (see `normfold.target`).
         external_data: weights in ``<path>.data`` (True) or in the file itself (False); by default in the file up
             to 1 500 000 000 bytes of them.
         metadata: more entries of the model's ``metadata_props``, such as the pipeline text and the source.
         source_lines: keep the user's source line on each node (it names a file of this machine).
 
     Raises:
-        UsageError: an unknown dialect, an opset that cannot be written, a folder that is not there, or one file
+        UsageError: an unknown target, an opset that cannot be written, a folder that is not there, or one file
             asked for with more weights than it can hold.
         ExportError: the graph cannot be translated, or a dynamic size became fixed. Nothing is written then: an
             older file stays as it was.
     """
     start = time.perf_counter()
     path = Path(path)
-    target = dialect if isinstance(dialect, Dialect) else find_dialect(dialect)
-    chosen = choose_opset(graph, target, opset)
+    row = target if isinstance(target, Target) else find_target(target)
+    chosen = choose_opset(graph, row, opset)
     if not path.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
-    model, notes = _translate(graph, chosen, chosen >= target.attention_opset)
+    model, notes = _translate(graph, chosen, chosen >= row.attention_opset)
     pack(model)
     clean(model)
     _set_names(model, graph)
@@ -135,7 +136,7 @@ def export_onnx(
         path=path,
         data_path=data_path if external else None,
         opset=chosen,
-        dialect=target.name,
+        target=row.name,
         input_names=tuple(str(value.name) for value in model.graph.inputs),
         output_names=tuple(str(value.name) for value in model.graph.outputs),
         census=dataclasses.replace(counted, file_bytes=size),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, UsageError
 from normfold.graph.graph import Graph
@@ -41,3 +44,33 @@ def export_pt2(graph: Graph, path: str | os.PathLike[str]) -> Path:
             found=f"{type(error).__name__}: {error}",
         ) from error
     return path
+
+
+def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list[Tensor]]]]:
+    """A program, loaded again from its file.
+
+    Raises:
+        ExportError: torch.export cannot load it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+        module = program.module()
+    except Exception as error:  # a damaged archive has no error type of its own
+        raise ExportError(
+            "the program cannot be loaded again",
+            where=str(path),
+            found=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
+        ) from error
+    tree = program.call_spec.in_spec
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        given = iter(inputs)
+        example = pytree.tree_unflatten(list(range(tree.num_leaves)), tree)
+        leaves = [next(given) for _ in pytree.tree_leaves(example)]
+        args, kwargs = pytree.tree_unflatten(leaves, tree)
+        found = pytree.tree_leaves(module(*args, **kwargs))
+        return [leaf for leaf in found if isinstance(leaf, Tensor)]
+
+    yield "pt2", run

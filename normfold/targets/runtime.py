@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -126,6 +126,18 @@ class RuntimeSession:
             bits = tensor.view(torch.int16).numpy().view(np.uint16)
             return value.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
         return value.ortvalue_from_numpy(tensor.numpy())
+
+
+def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list[Tensor]]]]:
+    """An ONNX file with all of onnxruntime's graph optimisations, and with none.
+
+    Raises:
+        EnvironmentMissing, ExportError: as `RuntimeSession`.
+    """
+    for level in ("all", "none"):
+        session: Any = RuntimeSession(path, level)  # type: ignore[arg-type]
+        yield f"onnxruntime-{level}", session.run
+        del session  # before the next one reads the weights again
 
 
 def run_onnx(

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from normfold.errors import UsageError
 from normfold.graph.expressions import fetch, is_static
 from normfold.graph.graph import Graph, argument, op_name
-from normfold.graph.ops import Kind, body, kind_of, linear_of, reads_shape_only
+from normfold.graph.ops import Kind, kind_of, linear_of, producer, reads_shape_only
 from normfold.graph.provenance import module_path
 from normfold.report import Island
 from normfold.targets.attention import write_attention
@@ -96,7 +96,7 @@ class _Typing:
         for node in self.graph.nodes:
             if not _is_typed(node):
                 continue
-            whole = body(node)
+            whole = producer(node)
             if whole is not node:  # a part of a tuple is what the tuple is
                 if whole in self.wide:
                     self.wide.add(node)

@@ -12,9 +12,9 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,16 +25,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normfold.data.samples import Data
 from normfold.graph import Graph
+from normfold.job import Train
 from normfold.nn import UN, Progressive
+from normfold.progress import Listener, Progress, silent
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 from normfold.train.checkpoint import load_checkpoint, save_checkpoint
 from normfold.train.divergence import divergence
-from normfold.train.recipe import Recipe
 from normfold.train.refresh import refresh_statistics
 from normfold.train.student import as_module, outputs_of, streams, take_back
 from normfold.train.teacher import Teacher
-
-Progress = Callable[[str], None]
 
 _WORSE = 2.0  # an evaluation so many times worse than the start is a divergence
 _ROOM = 0.05  # and at least so much worse, for students that start near zero
@@ -45,11 +44,10 @@ def distill(
     teacher: Graph,
     student: Graph,
     data: Data,
-    recipe: Recipe,
+    recipe: Train,
     *,
-    to: str,
-    checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    seed: int = 0,
+    say: Listener = silent,
 ) -> TrainingReport:
     """Train ``student`` in place, from where it is, and leave the best one found in it.
 
@@ -57,9 +55,8 @@ def distill(
         teacher: the graph that ``student`` was made of, with the same names of nodes.
         student: has tensors of its own, and trainable norms.
         data: all of it; a part is held out.
-        to: kind of the norms, for the report.
-        checkpoint: a file that is written at every evaluation, and resumed from if it is there.
-        progress: called with a line of text after each step.
+        recipe: how; its checkpoint is written at every evaluation, and resumed from if it is there.
+        seed: of the split and the order of the samples.
 
     Returns:
         The report; look at ``diverged`` before using the student.
@@ -67,8 +64,8 @@ def distill(
     Raises:
         UsageError: too few samples; the checkpoint is of another run. LoadError: it is damaged.
     """
-    training, held_out = data.split(recipe.hold_out, recipe.seed)
-    run = _Run(teacher, student, training, held_out, recipe, to, checkpoint, progress)
+    training, held_out = data.split(recipe.hold_out, seed)
+    run = _Run(teacher, student, training, held_out, recipe, seed, say)
     run.prepare()
     run.train()
     run.finish()
@@ -85,24 +82,23 @@ class _Run:
         student: Graph,
         training: Data,
         held_out: Data,
-        recipe: Recipe,
-        to: str,
-        checkpoint: Path | None,
-        progress: Progress | None,
+        recipe: Train,
+        seed: int,
+        say: Listener,
     ) -> None:
         self.recipe, self.training, self.held_out = recipe, training, held_out
-        self.say = progress or (lambda line: None)
-        self.checkpoint = checkpoint
+        self.seed, self.say = seed, say
+        self.checkpoint = recipe.checkpoint
         self.steps = recipe.steps_for(len(training))
         self.report = TrainingReport(
-            to, training.source, samples=len(training), held_out=len(held_out)
+            recipe.to, training.source, samples=len(training), held_out=len(held_out)
         )
         self.outputs, taps = outputs_of(student), streams(student)
-        transition = recipe.transition_for(to, self.steps)
+        transition = recipe.transition_for(self.steps)
         self.module = as_module(student, taps, blended=transition > 0)
         reference = as_module(teacher, taps)
-        self.answers = Teacher(reference, training, self.outputs, recipe.batch)
-        self.expected = Teacher(reference, held_out, self.outputs, recipe.batch)
+        self.answers = Teacher(reference, training, self.outputs, recipe.batch_size)
+        self.expected = Teacher(reference, held_out, self.outputs, recipe.batch_size)
         for part in self.module.modules():
             if isinstance(part, UN):  # its own warm-up is for training from scratch
                 part.warmup = min(part.warmup, self.steps // 10)
@@ -187,7 +183,7 @@ class _Run:
             self.schedule.step()
         self.step += 1
         self.losses.append(value)
-        self.say(self._line(value, rate))
+        self.say(Progress("distilling", self.step, self.steps, self._line(value, rate)))
         return None
 
     def _evaluate(self) -> str | None:
@@ -225,9 +221,8 @@ class _Run:
         self._go_to(self.good)
         self.factor = factor
         self.report.rollbacks.append(Rollback(at, why, self.step, self.recipe.rate * factor))
-        self.say(
-            f"step {at}: {why}; back to step {self.step}, rate {self.recipe.rate * factor:.1e}"
-        )
+        text = f"step {at}: {why}; rate {self.recipe.rate * factor:.1e} from here"
+        self.say(Progress("distilling", self.step, self.steps, text))
 
     def _loss(self, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         loss = self._divergence(mine[: self.outputs], theirs[: self.outputs])
@@ -256,8 +251,8 @@ class _Run:
             self.module.eval()
         total = 0.0
         with torch.no_grad():
-            for start in range(0, len(self.held_out), self.recipe.batch):
-                rows = torch.arange(start, min(start + self.recipe.batch, len(self.held_out)))
+            for start in range(0, len(self.held_out), self.recipe.batch_size):
+                rows = torch.arange(start, min(start + self.recipe.batch_size, len(self.held_out)))
                 answers = self.module(*self.held_out.inputs(rows))[: self.outputs]
                 part = self._divergence(answers, self.expected(rows)[: self.outputs])
                 total += float(part) * len(rows)
@@ -266,7 +261,7 @@ class _Run:
     def _refresh(self) -> None:
         """Statistics of the finished weights, kept if they are better than the running ones."""
         before = _copy(self.module.state_dict())
-        rows = torch.arange(min(_REFRESH, len(self.training))).split(self.recipe.batch)
+        rows = torch.arange(min(_REFRESH, len(self.training))).split(self.recipe.batch_size)
         batches = [self.training.inputs(part[self.rank :: self.world]) for part in rows]
         if not refresh_statistics(self.module, batches):
             return
@@ -278,10 +273,10 @@ class _Run:
 
     def _rows(self, step: int) -> Tensor:
         """The samples of a step: every epoch in an order of its own that depends on the seed alone."""
-        size = min(self.recipe.batch, len(self.training))
+        size = min(self.recipe.batch_size, len(self.training))
         batches = len(self.training) // size
         epoch, place = divmod(step, batches)
-        random = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.training), generator=random)
         return order[place * size : (place + 1) * size]
 
@@ -321,13 +316,14 @@ class _Run:
         self.report = saved["report"]
         self._go_to(self.good)
         self.first = self.step
-        self.say(f"resumed at step {self.step} of {self.steps}")
+        self.say(Progress("distilling", self.step, self.steps, "resumed"))
 
     def _key(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be of this run."""
         shapes = {name: tuple(value.shape) for name, value in self.module.state_dict().items()}
         return {
-            "recipe": self.recipe,
+            "recipe": replace(self.recipe, checkpoint=None),
+            "seed": self.seed,
             "steps": self.steps,
             "data": self.training.fingerprint(),
             "to": self.report.to,
@@ -338,8 +334,7 @@ class _Run:
         spent = time.perf_counter() - self.started
         made = max(1, self.step - self.first)  # in this session
         left = spent / made * (self.steps - self.step)
-        share = 100 * self.step // self.steps
-        return f"distilling, {left:.0f} s left: loss {loss:.4f}, rate {rate:.1e} {share}%"
+        return f"{left:.0f} s left: loss {loss:.4f}, rate {rate:.1e}"
 
 
 def _attention(module: nn.Module) -> AbstractContextManager[Any]:

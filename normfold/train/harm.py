@@ -7,18 +7,19 @@ does not predict it (a norm that is explained to 95 % may be the worst of all), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from normfold.data.metrics import Comparison, Drift, Metric
 from normfold.data.samples import Data
 from normfold.graph import Graph
 from normfold.graph.custom_ops import along
+from normfold.progress import Listener, Progress, silent
 from normfold.report.training import DialPoint, Ranking
 from normfold.train.divergence import divergence
-from normfold.train.metrics import Comparison, Drift, Metric
 from normfold.train.student import is_float
 
 # per norm: site path, what it reads, what it gives, scale and shift of the nearest affine
@@ -33,7 +34,7 @@ def rank(
     logits: bool = True,
     metric: str | Metric | None = None,
     batch: int = 64,
-    progress: Callable[[str], None] | None = None,
+    say: Listener = silent,
 ) -> Ranking:
     """Harm of each norm alone, and the dial: outputs with the cheapest 0, 1, 2, ... norms replaced.
 
@@ -43,18 +44,17 @@ def rank(
         data: what the divergence is measured on: samples that the affines were not fitted to, with labels if
             the dial is to show accuracies.
         logits: outputs are compared by KL over their last axis, else by their relative squared error.
-        metric: of the dial, see `normfold.train.metrics.Comparison`.
+        metric: of the dial, see `normfold.data.metrics.Comparison`.
     """
-    say = progress or (lambda line: None)
     judge = _Judge(graph, candidates, data, logits, batch)
     harms = []
     for index, (path, *_) in enumerate(candidates):
-        say(f"harm of each norm: {index + 1} of {len(candidates)}")
+        say(Progress("harm of each norm", index + 1, len(candidates)))
         harms.append((path, judge.divergence([index])))
     order = sorted(range(len(candidates)), key=lambda index: harms[index][1])
     dial = []
     for count in range(len(order) + 1):
-        say(f"the cheapest {count} of {len(order)} norms replaced")
+        say(Progress("the cheapest norms replaced", count, len(order)))
         dial.append(judge.point(order[:count], metric))
     return Ranking(tuple(harms[index] for index in order), tuple(dial))
 

@@ -6,13 +6,14 @@ rounding does not touch); what would need more memory than the limit is computed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from normfold.data.samples import Data
+from normfold.progress import Listener, Progress, silent
 
 LIMIT = 4 << 30
 
@@ -37,7 +38,7 @@ class Teacher:
     variances: list[float] = field(default_factory=list)
     _kept: list[Tensor] | None = None
 
-    def prepare(self, progress: Callable[[str], None] | None = None) -> Teacher:
+    def prepare(self, say: Listener = silent) -> Teacher:
         """Run over all data once: measure the streams' variances, keep the answers if they fit."""
         sums: list[tuple[float, float, int]] = []
         for start in range(0, len(self.data), self.batch):
@@ -56,8 +57,7 @@ class Teacher:
                 )
             for place, answer in zip(self._kept or (), answers, strict=False):
                 place[rows] = answer.to(place.dtype)
-            if progress is not None:
-                progress(f"teacher: {int(rows[-1]) + 1} of {len(self.data)} samples")
+            say(Progress("answers of the teacher", int(rows[-1]) + 1, len(self.data)))
         self.variances = [
             max(square / count - (total / count) ** 2, 1e-12) for total, square, count in sums
         ]

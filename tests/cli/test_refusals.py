@@ -96,7 +96,7 @@ USAGE = {
     "unknown target to bisect": (["bisect", "no.pt", "--to", "backed"], ["mean `baked`?"]),
     "unknown pass to show": (["inspect", "no.pt", "--graph", "-p", "baker"], ["mean `bake`?"]),
     "unknown format": (["convert", "no.pt", "--export", "tflite"], ["`tflite`", "`onnx`"]),
-    "unknown dialect": (["convert", "no.pt", "--dialect", "ort-x68"], ["mean `ort-x86`?"]),
+    "unknown target": (["convert", "no.pt", "--target", "ort-x68"], ["mean `ort-x86`?"]),
     "unknown command": (["confert", "no.pt"], ["confert", "--help"]),
     "unknown option": (["convert", "no.pt", "--ot", "folded"], ["--ot", "--help"]),
     "missing model": (["convert"], ["MODEL", "--help"]),

@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from normfold.errors import ExportError
-from normfold.targets.tensorrt.sidecar import Sidecar, sha256
+from normfold.targets.order import sha256
+from normfold.targets.tensorrt.sidecar import Sidecar
 from tests.cli.conftest import TINY, Cli, contents, start
 from tests.cli.test_convert import checked_report
 from tests.cli.test_processes import wait_for

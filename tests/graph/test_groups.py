@@ -17,7 +17,7 @@ from normfold.graph import capture
 from normfold.graph import groups as grouping
 from normfold.graph.graph import op_name
 from normfold.graph.layout import LayoutError
-from normfold.graph.ops import Kind, body, kind_of, operands
+from normfold.graph.ops import Kind, kind_of, operands, producer
 from tests.nets import Compose
 
 SHAPE = (2, 3, 4, 6)
@@ -286,7 +286,7 @@ def test_the_ops_cover_the_table() -> None:
     for name in OPS:
         node = traced(name).node
         while node.op != "placeholder":
-            seen.add(op_name(body(node)))
+            seen.add(op_name(producer(node)))
             node = operands(node)[0]
     assert seen >= {
         *("view", "permute", "transpose", "unsqueeze", "squeeze", "expand", "slice", "select"),

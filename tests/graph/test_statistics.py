@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
-from normfold.graph.statistics import Statistics, known
+from normfold.graph.statistics import Statistics, statistics_of
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
 
@@ -100,7 +100,7 @@ def _check(graph: Graph, x: Tensor) -> int:
     with torch.no_grad():
         seen.run(x)
     for node, value in seen.values.items():
-        statistics = known(node)
+        statistics = statistics_of(node)
         if statistics is None:
             continue
         rest = [dim for dim in range(value.dim()) if dim != statistics.dim]
@@ -114,9 +114,9 @@ def _check(graph: Graph, x: Tensor) -> int:
 def test_a_shape_that_does_not_fit_is_unknown() -> None:
     module, x = trained(Plain)
     graph, _ = run_pipeline(capture(module, (x,)), parse("canonicalize"))
-    node = next(node for node in graph.nodes if known(node) is not None)
+    node = next(node for node in graph.nodes if statistics_of(node) is not None)
     node.meta["normfold_statistics"] = Statistics("bn", 1, torch.zeros(3), torch.ones(3))
-    assert known(node) is None
+    assert statistics_of(node) is None
 
 
 def test_moved_and_back() -> None:

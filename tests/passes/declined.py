@@ -27,6 +27,7 @@ class Refusal:
     dynamic: Any = "batch"
     dead: bool = False  # one channel of every norm has scale zero
     step: str = "fold-affine"
+    canonical: bool = True
 
     @property
     def pipeline(self) -> str:
@@ -38,7 +39,8 @@ class Refusal:
         }
         setup = setups.get(self.step, "")
         options = f"{{{self.options}}}" if self.options else ""
-        return f"canonicalize,{setup}{self.step}{options}"
+        first = "canonicalize," if self.canonical else ""
+        return f"{first}{setup}{self.step}{options}"
 
     def build(self) -> tuple[nn.Module, Tensor]:
         module = perturb(Compose(self.wiring, **self.parts()))
@@ -83,7 +85,8 @@ def _refusal(wiring: Callable[..., Any], shape: tuple[int, ...] = TOKENS, **more
         return {"fc": nn.Linear(6, 6), "norm": norm, "out": nn.Linear(6, 6)}
 
     step = more.get("step", "center-stream")
-    return Refusal(wiring, parts, shape, more.get("options", ""), step=step)
+    canonical = more.get("canonical", True)
+    return Refusal(wiring, parts, shape, more.get("options", ""), step=step, canonical=canonical)
 
 
 def _post_norm(m: Any, x: Tensor) -> Any:
@@ -153,4 +156,11 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "NF127": _refusal(lambda m, x: m.out(m.norm(m.fc(x))), step="replace-layernorm"),
     "NF128": _refusal(lambda m, x: m.out(F.gelu(m.fc(x))), step="quantize-activations"),
+    "NF129": Refusal(
+        lambda m, x: m.conv(x),
+        lambda: {"conv": conv()},
+        step="quantize-weights",
+        options="block=16",
+    ),
+    "NF130": _refusal(lambda m, x: m.out(m.norm(m.fc(x))), canonical=False),
 }

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import normfold
 from normfold.graph.graph import op_name, shape_of
+from normfold.job.presets import PRESETS
 from normfold.judge import Verifier, bisect
 from normfold.rewrite import parse
 from normfold.rewrite.centering import Centering
-from normfold.rewrite.presets import PRESETS
 from normfold.rewrite.rewriter import Rewriter
 from normfold.rewrite.writers import Writer, center_along
 from tests.passes.centred import TOKENS, D, Held, pre_norm

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.graph import capture
-from normfold.rewrite.reasons import by_code
+from normfold.report.reasons import by_code
 from tests.nets import Compose, Norms, Residual, perturb
 from tests.passes.centred import (
     SETUP,
@@ -34,7 +34,9 @@ from tests.passes.centred import (
 from tests.passes.declined import REFUSALS
 from tests.passes.judge import golden_pass, untouched
 
-ROWS = [code for code, row in REFUSALS.items() if row.step == "center-stream"]
+ROWS = [
+    code for code, row in REFUSALS.items() if row.step == "center-stream" and row.canonical
+]
 
 
 def blocks(m: Any, x: Tensor) -> Any:

@@ -15,9 +15,9 @@ import normfold
 from normfold.graph import Graph, capture
 from normfold.graph.graph import shape_of
 from normfold.graph.text import graph_text
+from normfold.job.presets import preset
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.basis import Basis
-from normfold.rewrite.presets import preset
 from tests import torchvision_shim
 from tests.nets import perturb
 from tests.passes.centred import network

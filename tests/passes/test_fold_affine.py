@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from normfold.graph import capture
+from normfold.report.reasons import by_code
 from normfold.rewrite import parse, run_pipeline
-from normfold.rewrite.reasons import by_code
 from tests.nets import Compose, RepBlock, Residual, batch_norms, conv, perturb
 from tests.passes.declined import REFUSALS
 from tests.passes.judge import declines, fold, folded, golden_pass, judge, untouched

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
 from normfold.graph.graph import op_name
-from normfold.graph.scheme import SCHEMES
-from normfold.ranges.ranges import measure, settle
+from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline
+from normfold.target import GRIDDED, grids_of
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass
 from tests.ranges.nets import gated, inverted, residual
@@ -26,7 +26,7 @@ def ready(build: Callable[[], nn.Module]) -> Graph:
     torch.manual_seed(0)
     graph = capture(perturb(build()), (X,))
     folded, _ = run_pipeline(graph, parse("canonicalize,fold-affine,restore,bake"))
-    settle(measure(folded, [(X,)]), {})
+    merge_ranges(measure(folded, [(X,)]), {})
     return folded
 
 
@@ -35,32 +35,32 @@ def grids(graph: Graph) -> list[torch.fx.Node]:
 
 
 @pytest.mark.parametrize(
-    ("build", "dialect"),
-    every_other((build, dialect) for dialect in SCHEMES for build in (residual, inverted, gated)),
+    ("build", "target"),
+    every_other((build, target) for target in GRIDDED for build in (residual, inverted, gated)),
 )
-def test_near_the_float_network(build: Callable[[], nn.Module], dialect: str) -> None:
+def test_near_the_float_network(build: Callable[[], nn.Module], target: str) -> None:
     graph = ready(build)
-    text = f"quantize-weights,quantize-activations{{dialect={dialect}}}"
+    text = f"quantize-weights,quantize-activations{{target={target}}}"
     after, _ = run_pipeline(graph, parse(text))
     with torch.no_grad():
         wanted, got = graph(X), after(X)
     assert float((got - wanted).norm() / wanted.norm()) < 0.1
 
 
-@pytest.mark.parametrize("dialect", SCHEMES)
-def test_the_grids_of_a_runtime(dialect: str) -> None:
-    text = f"quantize-weights,quantize-activations{{dialect={dialect}}}"
+@pytest.mark.parametrize("target", GRIDDED)
+def test_the_grids_of_a_runtime(target: str) -> None:
+    text = f"quantize-weights,quantize-activations{{target={target}}}"
     after, _ = run_pipeline(ready(residual), parse(text))
     for node in grids(after):
         zero = after.value(node.args[2])  # type: ignore[arg-type]
-        assert zero.dtype == SCHEMES[dialect].dtype
-        assert not SCHEMES[dialect].symmetric or int(zero) == 0
+        assert str(zero.dtype) == f"torch.{grids_of(target).dtype}"
+        assert not grids_of(target).symmetric or int(zero) == 0
 
 
 def test_tensorrt_reads_grids_and_writes_floats() -> None:
     """Of the residual sum only the side that skips is on one."""
     after, _ = run_pipeline(
-        ready(residual), parse("quantize-weights,quantize-activations{dialect=trt}")
+        ready(residual), parse("quantize-weights,quantize-activations{target=trt}")
     )
     (total,) = (node for node in after.nodes if op_name(node) == "add")
     sides = sorted(op_name(side) for side in total.all_input_nodes)

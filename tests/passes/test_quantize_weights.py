@@ -68,13 +68,16 @@ def test_only_the_layers_that_are_named() -> None:
     graph = capture(module.eval(), (torch.randn(2, 8),))
     _, reports = run_pipeline(graph, parse("quantize-weights{layers=sec*}"))
     assert [item.site for item in reports[0].applied] == ["second"]
-    assert {item.code for item in reports[0].declined} == {"NF126"}
+    (declined,) = reports[0].declined
+    assert (declined.code, declined.detail) == ("NF126", "`layers` does not name it")
+    assert "norm" not in declined.reason, "it is a linear"
+    assert "quantize-weights{layers=...}" in declined.hint
 
 
 def test_no_blocks_in_a_convolution() -> None:
     _, reports = run_pipeline(net(), parse("quantize-weights{block=16}"))
     declined = {item.site for item in reports[0].declined}
-    assert declined
+    assert {item.code for item in reports[0].declined} == {"NF129"}
     assert all("head" not in site for site in declined)
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from normfold.graph import Graph, capture
 from normfold.graph.graph import op_name
 from normfold.graph.precision import Float64Interpreter
+from normfold.job.presets import TRAINED
 from normfold.nn import PRepBN
 from normfold.passes.replace_layernorm import Kind, ReplaceLayernorm
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.offline import KINDS
-from normfold.rewrite.presets import TRAINED
 from tests.passes.centred import TOKENS, D, pre_norm
 from tests.passes.judge import golden_pass
 
@@ -161,7 +161,13 @@ def test_a_norm_over_two_axes_is_declined() -> None:
         norm=nn.LayerNorm((5, D), elementwise_affine=False),
     )
     _, report = replaced(graph_with_samples(module))
-    assert [d.code for d in report.declined] == ["NF116"]
+    assert [(d.code, d.detail) for d in report.declined] == [("NF116", "it runs over several axes")]
+
+
+def test_a_norm_over_one_feature_is_declined() -> None:
+    module = pre_norm(lambda m, x: m.head(m.stem(x)) + m.norm(x[..., :1]), norm=nn.LayerNorm(1))
+    _, report = replaced(graph_with_samples(module))
+    assert [d.code for d in report.declined] == ["NF124"]
 
 
 def test_a_norm_without_affine_and_one_that_is_read_twice() -> None:

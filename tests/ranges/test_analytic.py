@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from normfold.graph import capture
 from normfold.graph.intervals import Interval
-from normfold.ranges.analytic import DEVIATIONS, _integrated, assumed, derive, normal
+from normfold.ranges.analytic import DEVIATIONS, _integrated, assumed, derive, moments, normal
 from normfold.ranges.ranges import measure
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
@@ -128,3 +128,74 @@ def test_attention_and_norms() -> None:
         width = told.high - told.low
         assert told.low <= item.interval.low + 0.1 * width, node.name
         assert told.high >= item.interval.high - 0.1 * width, node.name
+
+
+def _norms() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Norms whose gain and bias stand along axis 1, with as many channels as positions or not, and others."""
+    return {
+        "group": (nn.GroupNorm(2, 8), (6, 7)),
+        "group, square": (nn.GroupNorm(2, 8), (8, 8)),
+        "group of a sequence": (nn.GroupNorm(4, 8), (8,)),
+        "group, plain": (nn.GroupNorm(2, 8, affine=False), (6, 7)),
+        "instance": (nn.InstanceNorm2d(8, affine=True), (6, 7)),
+        "instance, remembering": (
+            nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+            (6, 7),
+        ),
+        "batch": (nn.BatchNorm2d(8), (6, 7)),
+        "batch of a sequence": (nn.BatchNorm1d(8), (8,)),
+        "batch, plain": (nn.BatchNorm1d(8, affine=False), (5,)),
+        "layer": (nn.LayerNorm([6, 7]), (6, 7)),
+        "root mean square": (nn.RMSNorm(7), (6, 7)),
+    }
+
+
+@pytest.mark.parametrize("pipeline", ["", "canonicalize", "canonicalize,restore,bake"])
+@pytest.mark.parametrize("name", _norms())
+def test_gain_and_bias_of_a_norm_stand_along_its_axis(name: str, pipeline: str) -> None:
+    """Mean, deviation and interval against what is measured, channel by channel."""
+    torch.manual_seed(0)
+    norm, rest = _norms()[name]
+    perturb(norm)
+    x = torch.rand(2000, 8, *rest) * 2 - 1
+    graph = capture(norm, (x[:2],))
+    if pipeline:
+        graph, _ = run_pipeline(graph, parse(pipeline))
+    for node in graph.nodes:  # a norm that remembers nothing, so that the input tells all
+        node.meta.pop("normfold_statistics", None)
+    found = moments(graph, Interval(-1.0, 1.0))
+    output = next(reversed(graph.module.graph.nodes)).all_input_nodes[0]
+    told, seen = found[output], norm(x).detach()
+    assert told.mean.shape == (2, 8, *rest)
+    rest_dims = [0, 1] if name in ("layer", "root mean square") else [0, *range(2, x.dim())]
+    variance, mean = torch.var_mean(seen, rest_dims, keepdim=True)
+    mean, std = (part[0].expand(8, *rest) for part in (mean, variance.sqrt()))
+    torch.testing.assert_close(told.mean[0], mean, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(told.variance[0].sqrt(), std, rtol=0.05, atol=0.02)
+    assert bool((told.low[0] <= seen.amin(0)).all())
+    assert bool((told.high[0] >= seen.amax(0)).all())
+
+
+class Joined(nn.Module):
+    """Parameters that are joined to an activation, by ops that take lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.conv = nn.Parameter(torch.randn(2, 1, 6)), nn.Conv1d(3, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).transpose(1, 2)
+        x = torch.cat((self.token, x), 1)
+        return torch.stack((-x, x.sigmoid()), -1).flatten(-2)
+
+
+def test_parameters_joined_to_an_activation() -> None:
+    """A fixed batch: the token is a parameter expression, and no part of the sum is left out."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 5) * 2 - 1
+    graph = capture(perturb(Joined()), (x,), dynamic=None)
+    found, measured = derive(graph, Interval(-1.0, 1.0)), measure(graph, [(x,)])
+    assert set(found) == set(measured)
+    for node, item in measured.items():
+        assert found[node].low <= item.interval.low + 1e-6, node.name
+        assert found[node].high >= item.interval.high - 1e-6, node.name

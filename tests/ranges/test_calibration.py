@@ -11,10 +11,10 @@ from torch import nn
 import normfold
 from normfold.errors import UsageError
 from normfold.graph import Graph, capture
-from normfold.graph.intervals import Interval, expected
+from normfold.graph.intervals import Interval, range_of
+from normfold.job.presets import preset
 from normfold.ranges.calibration import Quantization, calibrate
 from normfold.ranges.synthesis import Recipe
-from normfold.rewrite.presets import preset
 from tests.nets import perturb
 from tests.ranges.nets import Attention, plain, residual
 
@@ -28,7 +28,7 @@ def folded(module: nn.Module) -> Graph:
 
 def found(graph: Graph, **options: Any) -> dict[str, Interval]:
     calibrated = calibrate(graph, Quantization(recipe=RECIPE, pixels=(-2.0, 2.0), **options))
-    intervals = ((node.name, expected(node)) for node in calibrated.graph.nodes)
+    intervals = ((node.name, range_of(node)) for node in calibrated.graph.nodes)
     return {name: item for name, item in intervals if item is not None}
 
 
@@ -69,7 +69,7 @@ def test_data_are_taken_alone_and_checked_against_the_statistics() -> None:
     quiet = 1e-3 * torch.randn(8, 3, 16, 16)
     calibrated = calibrate(graph, Quantization(data=quiet, pixels=(-2.0, 2.0)))
     first = next(node for node in calibrated.graph.nodes if node.op == "placeholder")
-    interval = expected(first)
+    interval = range_of(first)
     assert interval is not None
     assert interval == Interval(float(quiet.min()), float(quiet.max()))
     assert calibrated.evidence.apart  # a thousand times too quiet: tensors are named

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from normfold.graph import capture
 from normfold.graph.graph import op_name
-from normfold.graph.intervals import Interval, expect, expected
-from normfold.graph.scheme import SCHEMES
-from normfold.ranges.ranges import Measured, clip, distance, measure, settle
+from normfold.graph.intervals import Interval, range_of, set_range
+from normfold.ranges.ranges import Measured, clip, distance, measure, merge_ranges
+from normfold.target import grids_of
 from tests.nets import Compose
 
 
@@ -25,8 +25,8 @@ def test_both_sources(joined: bool, wanted: tuple[float, float]) -> None:
     graph = capture(network(), (torch.randn(2, 5),))
     node = next(node for node in graph.nodes if op_name(node) in ("relu6", "hardtanh"))
     told = {node: Interval(-1.0, 64.0)}
-    found = settle({node: Measured(Interval(0.0, 4.0))}, told, told if joined else ())
-    assert expected(node) == Interval(*wanted)
+    found = merge_ranges({node: Measured(Interval(0.0, 4.0))}, told, told if joined else ())
+    assert range_of(node) == Interval(*wanted)
     assert found["distance"] == pytest.approx(abs(math.log2(4 / 65)))
     assert found["apart"] == {node.name: pytest.approx(4 / 65)}
 
@@ -47,8 +47,8 @@ def test_a_few_large_values_are_clipped() -> None:
     x[0, 0] = 12.0
     node = next(node for node in graph.nodes if node.op == "placeholder")
     interval = Interval(-12.0, 12.0)
-    expect(node, interval)
-    clip(graph, [(x[:2000],), (x[2000:],)], SCHEMES["ort-x86"], 4)
+    set_range(node, interval)
+    clip(graph, [(x[:2000],), (x[2000:],)], grids_of("ort-x86"), 4)
     errors = {}
     for share in (1 - 0.05 * step for step in range(15)):
         low, high = share * interval.low, share * interval.high
@@ -57,7 +57,7 @@ def test_a_few_large_values_are_clipped() -> None:
         steps = (torch.round(x / scale) + zero).clamp(0, 15)
         errors[share] = float((((steps - zero) * scale - x) ** 2).sum())
     best = min(errors, key=errors.__getitem__)
-    found = expected(node)
+    found = range_of(node)
     assert found is not None
     assert found.high == pytest.approx(best * 12.0)
     assert best < 0.6

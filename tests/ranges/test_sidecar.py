@@ -9,7 +9,7 @@ import torch
 
 from normfold.errors import LoadError
 from normfold.graph import Graph, capture
-from normfold.graph.statistics import known, remember
+from normfold.graph.statistics import set_statistics, statistics_of
 from normfold.ranges import sidecar
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
@@ -29,10 +29,10 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert count >= 4
     bare = graph.copy()
     for node in bare.nodes:
-        remember(node, None)
+        set_statistics(node, None)
     assert sidecar.restore(bare, path) == count
     for mine, theirs in zip(bare.nodes, graph.nodes, strict=True):
-        found, wanted = known(mine), known(theirs)
+        found, wanted = statistics_of(mine), statistics_of(theirs)
         assert (found is None) == (wanted is None), mine.name
         if found is not None and wanted is not None:
             assert (found.site, found.dim) == (wanted.site, wanted.dim)

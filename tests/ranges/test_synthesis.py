@@ -16,8 +16,8 @@ from normfold.ranges.synthesis import (
     PerImage,
     Recipe,
     Watch,
-    distil,
     image_shapes,
+    synthesise,
 )
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
@@ -44,7 +44,7 @@ def network() -> Graph:
 
 def test_the_loss_falls() -> None:
     graph = network()
-    found = distil(graph, Matching(graph), QUICK)
+    found = synthesise(graph, Matching(graph), QUICK)
     assert found.loss < 0.7 * found.noise
     assert found.inputs[0].shape == (8, 3, 12, 12)
 
@@ -83,9 +83,9 @@ def test_pixels_stay_within_bounds() -> None:
     bounds = Bounds(
         torch.tensor([[[-0.5]], [[-0.2]], [[0.0]]]), torch.tensor([[[0.5]], [[0.1]], [[2.0]]])
     )
-    x = distil(graph, Matching(graph), Recipe(images=4, steps=8, crop=4, blur=1.0), bounds).inputs[
-        0
-    ]
+    x = synthesise(
+        graph, Matching(graph), Recipe(images=4, steps=8, crop=4, blur=1.0), bounds
+    ).inputs[0]
     assert bool((x >= bounds.low - 1e-6).all())
     assert bool((x <= bounds.high + 1e-6).all())
     assert x.shape == (4, 3, 12, 12)
@@ -94,7 +94,7 @@ def test_pixels_stay_within_bounds() -> None:
 def test_the_seed_decides() -> None:
     graph = network()
     one, same, other = (
-        distil(graph, Matching(graph), Recipe(images=4, steps=4, seed=seed, crop=2)).inputs[0]
+        synthesise(graph, Matching(graph), Recipe(images=4, steps=4, seed=seed, crop=2)).inputs[0]
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
@@ -104,7 +104,7 @@ def test_the_seed_decides() -> None:
 def test_the_network_is_not_changed() -> None:
     graph = network()
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
-    distil(graph, Matching(graph), Recipe(images=2, steps=3))
+    synthesise(graph, Matching(graph), Recipe(images=2, steps=3))
     assert all(
         torch.equal(before[name], tensor) for name, tensor in graph.module.state_dict().items()
     )
@@ -117,7 +117,7 @@ def test_patches_become_different() -> None:
     assert not Matching(graph).nodes
     objective = Patches(graph)
     assert len(objective.nodes) == 1
-    found = distil(graph, objective, Recipe(images=4, steps=30))
+    found = synthesise(graph, objective, Recipe(images=4, steps=30))
     assert found.loss < found.noise
 
 
@@ -125,7 +125,7 @@ def test_nothing_to_go_on() -> None:
     module = Compose(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 4, 1))
     graph = capture(module.eval(), (torch.randn(2, 3, 5, 5),))
     with pytest.raises(UsageError, match="no tensor of which"):
-        distil(graph, Matching(graph), QUICK)
+        synthesise(graph, Matching(graph), QUICK)
 
 
 def test_tokens_are_no_images() -> None:

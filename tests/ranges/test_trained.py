@@ -15,11 +15,11 @@ from examples import accuracy, shapes
 from examples.prepbn import MODELS
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
-from normfold.graph.intervals import expected
+from normfold.graph.intervals import range_of
+from normfold.job.presets import preset
 from normfold.ranges.calibration import Quantization
 from normfold.ranges.ranges import distance, measure
 from normfold.ranges.synthesis import Recipe
-from normfold.rewrite.presets import preset
 from normfold.steps.quantize import calibrate, quantise
 
 pytestmark = pytest.mark.zoo
@@ -70,7 +70,7 @@ def test_ranges_are_nearer_to_those_of_real_images(mobilenet: Network) -> None:
         calibrated = calibrate(mobilenet.graph, options)
         made, _, _ = quantise(calibrated, options, "ort-x86")
         names = {str(node.args[0]) for node in made.nodes if op_name(node) == "normfold::quantize"}
-        known = {n.name: expected(n) for n in calibrated.graph.nodes if n.name in names}
+        known = {n.name: range_of(n) for n in calibrated.graph.nodes if n.name in names}
         found[source] = distance({name: item for name, item in known.items() if item}, real)
     assert found["distilled"] < 0.6 * found["analytic"]
     assert found["distilled"] < 0.5 * found["noise"]

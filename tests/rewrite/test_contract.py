@@ -14,13 +14,14 @@ from torch import nn
 
 from normfold.graph import Graph, capture
 from normfold.graph.text import graph_text
-from normfold.rewrite import Exactness, Pass, Reason, parse, registry, run_pipeline
-from normfold.rewrite.reasons import by_code
+from normfold.passes import BUILT_IN
+from normfold.report.reasons import by_code, codes
+from normfold.rewrite import Caution, Exactness, Pass, Reason, parse, registry, run_pipeline
 from tests.nets import Encoder, Norms, RepBlock, Residual, perturb
 from tests.passes.declined import REFUSALS
 
 ROOT = Path(__file__).parents[2]
-NAMES = list(registry.BUILT_IN)
+NAMES = list(BUILT_IN)
 
 
 def digest(module: nn.Module) -> str:
@@ -122,18 +123,22 @@ def test_every_reason_is_reachable(code: str) -> None:
 
 
 def test_codes_are_unique_and_stable() -> None:
-    codes, slugs = [reason.code for reason in Reason], [reason.slug for reason in Reason]
-    assert len(set(codes)) == len(set(slugs)) == len(codes)
-    assert codes == [f"NF{number}" for number in range(101, 101 + len(codes))]
-    for reason in Reason:
-        assert by_code(reason.code.lower()) is by_code(reason.slug.upper()) is reason
-        assert reason.summary[0].islower() or reason.summary[0].isdigit()
-        assert reason.remedy
+    everything = codes()
+    assert len({item.slug for item in everything}) == len(everything)
+    for kind, first in ((Reason, 101), (Caution, 201)):
+        numbers = [item.code for item in kind]
+        assert numbers == [f"NF{number}" for number in range(first, first + len(numbers))]
+    for item in everything:
+        assert by_code(item.code.lower()) is by_code(item.slug.upper()) is item
+        assert item.summary[0].islower() or item.summary[0].isdigit()
+        assert item.remedy
     assert by_code("NF999") is None
 
 
 def test_declared_reasons_are_those_in_the_source() -> None:
     """Every reason is raised somewhere, and by nothing but the passes and the code that they call."""
     sources = [*(ROOT / "passes").glob("*.py"), *(ROOT / "normfold" / "rewrite").glob("*.py")]
-    used = {name for path in sources for name in re.findall(r"Reason\.([A-Z_]+)", path.read_text())}
-    assert used == {reason.name for reason in Reason}
+    for kind in (Reason, Caution):
+        pattern = rf"\b{kind.__name__}\.([A-Z_]+)"
+        used = {name for path in sources for name in re.findall(pattern, path.read_text())}
+        assert used == {item.name for item in kind}

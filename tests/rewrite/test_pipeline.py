@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
+from normfold import passes as passes_by_name
 from normfold.errors import PassError, UsageError
 from normfold.graph import Graph, capture
 from normfold.graph.text import graph_text
+from normfold.job.presets import PRESETS, preset
+from normfold.passes import BUILT_IN
 from normfold.report import PassReport
 from normfold.rewrite import Exactness, FxPass, Pass, parse, registry, run_pipeline, text_of
-from normfold.rewrite.presets import PRESETS, preset
 from tests.nets import Residual, perturb
 
-NAMES = registry.names()
+NAMES = passes_by_name.names()
 
 
 def graph() -> Graph:
@@ -56,6 +58,8 @@ def options(draw: st.DrawFn) -> Pass:
             values[field.name] = draw(st.floats(0, 1e30))
         elif hint is int:
             values[field.name] = draw(st.integers(0, 10**6))
+        elif hint is str:  # a target
+            values[field.name] = draw(st.sampled_from(["ort-x86", "trt"]))
         elif hint == tuple[str, ...]:
             patterns = st.lists(st.sampled_from(["blocks.*.norm1", "norm"]), max_size=2)
             values[field.name] = tuple(draw(patterns))
@@ -215,13 +219,13 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     point = EntryPoint(name, f"{module.__name__}:Polish", "normfold.passes")
     monkeypatch.setattr(
-        registry, "entry_points", lambda group: [point] if group == "normfold.passes" else []
+        passes_by_name, "entry_points", lambda group: [point] if group == "normfold.passes" else []
     )
 
 
 def test_a_plug_in_is_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "polish")
-    assert registry.names() == [*registry.BUILT_IN, "polish"]
+    assert passes_by_name.names() == [*BUILT_IN, "polish"]
     passes = parse("canonicalize,polish{strength=hard}")
     assert passes[1] == Polish("hard")
     assert text_of(passes) == "canonicalize,polish{strength=hard}"
@@ -231,10 +235,50 @@ def test_a_plug_in_is_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         parse("polsh")
 
 
-def test_a_plug_in_may_not_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_does_not_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "bake")
-    with pytest.raises(UsageError, match="redefines the built-in pass `bake`"):
-        parse("bake")
+    assert passes_by_name.names() == list(BUILT_IN)
+    assert [type(item).__name__ for item in parse("bake")] == ["Bake"]
+
+
+@dataclass(frozen=True)
+class Greedy(Pass):
+    """Wants a value."""
+
+    name: ClassVar[str] = "greedy"
+    strength: int
+
+
+@dataclass(frozen=True)
+class Vague(Pass):
+    """Promises something in words."""
+
+    name: ClassVar[str] = "vague"
+    exactness: ClassVar[Exactness] = "exact"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("no_such_module:Pass", "ModuleNotFoundError"),
+        ("tests.rewrite.test_pipeline:nothing", "AttributeError"),
+        ("tests.rewrite.test_pipeline:install", "not a subclass of `normfold.Pass`"),
+        ("fractions:Fraction", "not a subclass of `normfold.Pass`"),
+        ("tests.rewrite.test_pipeline:Greedy", "`strength` has no default"),
+        ("tests.rewrite.test_pipeline:Vague", "an `Exactness`"),
+    ],
+)
+def test_a_plug_in_that_is_not_a_pass(
+    monkeypatch: pytest.MonkeyPatch, target: str, words: str
+) -> None:
+    point = EntryPoint("odd", target, "normfold.passes")
+    monkeypatch.setattr(passes_by_name, "entry_points", lambda group: [point])
+    monkeypatch.setitem(sys.modules, "tests.rewrite.test_pipeline", sys.modules[__name__])
+    with pytest.raises(UsageError, match="the plug-in pass `odd` cannot be used") as caught:
+        parse("canonicalize,odd")
+    assert target in str(caught.value.where)
+    assert words in str(caught.value.found)
+    assert parse("canonicalize,bake"), "it breaks nothing else"
 
 
 # -- fx passes --------------------------------------------------------------------------------------

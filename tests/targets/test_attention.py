@@ -147,7 +147,7 @@ def test_written_out_it_is_torchs(name: str, tmp_path: Path) -> None:
 def check_file(
     graph: Graph, form: Form, given: tuple[Tensor, ...], expected: Tensor, path: Path, opset: int
 ) -> None:
-    exported = export_onnx(graph, path, opset=opset, dialect="trt-rtx")
+    exported = export_onnx(graph, path, opset=opset, target="trt-rtx")
     ops = exported.census.ops
     assert exported.opset == opset
     assert "Attention" not in ops
@@ -159,12 +159,12 @@ def check_file(
         assert off(result, expected) < 1e-6
 
 
-@pytest.mark.parametrize("dialect", ["trt", "trt-rtx"])
-def test_dialects_of_tensorrt_never_have_the_op(dialect: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["trt", "trt-rtx"])
+def test_targets_of_tensorrt_never_have_the_op(target: str, tmp_path: Path) -> None:
     graph = capture(Attention(Form()), inputs(Form()), dynamic=None)
     fused = export_onnx(graph, tmp_path / "fused.onnx", opset=23)
     assert fused.census.ops["Attention"] == 1  # what the same graph has for onnxruntime
-    plain = export_onnx(graph, tmp_path / "plain.onnx", opset=23, dialect=dialect)
+    plain = export_onnx(graph, tmp_path / "plain.onnx", opset=23, target=target)
     assert "Attention" not in plain.census.ops
     assert [node for node in graph.nodes if op_name(node) == "scaled_dot_product_attention"]
 
@@ -173,7 +173,7 @@ def test_a_constant_mask_that_blinds_no_row_costs_one_op(tmp_path: Path) -> None
     counted = {}
     for name in ("plain", "float-buffer", "boolean-buffer"):
         graph = capture(Attention(FORMS[name]), inputs(FORMS[name]), dynamic=None)
-        exported = export_onnx(graph, tmp_path / f"{name}.onnx", dialect="trt")
+        exported = export_onnx(graph, tmp_path / f"{name}.onnx", target="trt")
         counted[name] = Counter(exported.census.ops)
     assert counted["float-buffer"] - counted["plain"] == Counter(Add=1)
     assert counted["boolean-buffer"] - counted["plain"] == Counter(Where=1)
@@ -199,7 +199,7 @@ def test_batch_and_lengths_stay_dynamic(name: str, tmp_path: Path) -> None:
         shapes.append({0: rows, 1: columns})
     net = Attention(form)
     graph = capture(net, inputs(form, columns=6), dynamic=tuple(shapes))
-    exported = export_onnx(graph, tmp_path / "net.onnx", opset=DYNAMIC[name], dialect="trt")
+    exported = export_onnx(graph, tmp_path / "net.onnx", opset=DYNAMIC[name], target="trt")
     onnx.checker.check_model(exported.path, full_check=True)
     session = RuntimeSession(exported.path, threads=1)
     interpreter = Float64Interpreter(written(graph).module)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
-from normfold.ranges.ranges import measure, settle
+from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.integer_census import IntegerCensus, integer_census
 from normfold.targets.onnx import export_onnx
@@ -27,13 +27,13 @@ IMAGE = (4, 3, 12, 10)
 NETS = [residual, inverted, gated, joined]
 
 
-def integers(build: Callable[[], nn.Module], dialect: str = "ort-x86") -> tuple[Graph, Tensor]:
+def integers(build: Callable[[], nn.Module], target: str = "ort-x86") -> tuple[Graph, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(IMAGE)
     graph = capture(perturb(build()), (x,))
     folded, _ = run_pipeline(graph, parse("canonicalize,fold-affine,restore,bake"))
-    settle(measure(folded, [(x,)]), {})
-    text = f"quantize-weights,quantize-activations{{dialect={dialect}}}"
+    merge_ranges(measure(folded, [(x,)]), {})
+    text = f"quantize-weights,quantize-activations{{target={target}}}"
     return run_pipeline(folded, parse(text))[0], x
 
 
@@ -79,7 +79,7 @@ def test_scales_of_a_matrix_lie_along_its_outputs(
         layer.weight.mul_(torch.logspace(-2, 2, outputs)[:, None])
     x = torch.randn(3, 5, inputs)
     graph = capture(layer.eval(), (x,))
-    settle(measure(graph, [(x,)]), {})
+    merge_ranges(measure(graph, [(x,)]), {})
     after, _ = run_pipeline(graph, parse(f"quantize-weights{{bits={bits}}},quantize-activations"))
     export_onnx(after, tmp_path / "net.onnx", opset=21)
     (got,) = RuntimeSession(tmp_path / "net.onnx").run([x])
@@ -114,11 +114,11 @@ def test_dynamic_products(tmp_path: Path) -> None:
         assert float((got - layer(x)).norm() / layer(x).norm()) < 0.02
 
 
-@pytest.mark.parametrize("dialect", ["trt", "trt-rtx"])
-def test_tensorrt_gets_what_it_takes(dialect: str) -> None:
+@pytest.mark.parametrize("target", ["trt", "trt-rtx"])
+def test_tensorrt_gets_what_it_takes(target: str) -> None:
     from normfold.graph.graph import op_name
 
-    graph, _ = integers(residual, dialect)
+    graph, _ = integers(residual, target)
     grids = [node for node in graph.nodes if op_name(node) == "normfold::quantize"]
     assert grids
     for node in grids:

@@ -10,12 +10,12 @@ import torch
 
 import normfold
 from benchmarks import models
+from normfold.job import EngineOptions
+from normfold.job.presets import preset
 from normfold.ranges.calibration import Calibrated, Quantization, calibrate
-from normfold.rewrite.presets import preset
 from normfold.steps.quantize import quantise
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx
-from normfold.targets.tensorrt import EngineOptions
 
 pytestmark = pytest.mark.zoo
 OPTIONS = Quantization(data=torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))

@@ -19,9 +19,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from normfold.graph import Graph, capture
+from normfold.job.presets import preset
 from normfold.judge import Verifier
 from normfold.report import Check
-from normfold.rewrite.presets import preset
 from normfold.targets import export_onnx
 from tests.nets import perturb
 from tests.targets.halves import Lowered, lowered, x
@@ -50,7 +50,7 @@ def loud(scale: float = 400.0) -> nn.Module:
 
 def evaluated(graph: Graph, verifier: Verifier, path: Path) -> Check:
     """The verdict on the file, computed in the types of the file."""
-    exported = export_onnx(graph, path, dialect="trt-rtx")
+    exported = export_onnx(graph, path, target="trt-rtx")
     session = ReferenceEvaluator(str(path))
 
     def run(leaves: Any) -> list[Tensor]:

@@ -94,7 +94,7 @@ def test_rms_norms_stay_one_op_where_the_runtime_has_it(tmp_path: Path) -> None:
     net = perturb(Transformer(nn.RMSNorm))
     graph = folded(net, torch.randn(2, 3, 8, 8))
     native = export_onnx(graph, tmp_path / "native.onnx")
-    primitive = export_onnx(graph, tmp_path / "primitive.onnx", dialect="trt")
+    primitive = export_onnx(graph, tmp_path / "primitive.onnx", target="trt")
     assert (native.opset, primitive.opset) == (23, 20)
     assert native.census.norms == {"RMSNormalization": 5}
     assert primitive.census.norms == {}
@@ -138,7 +138,7 @@ def test_activations_that_tensorrt_has_not_in_bfloat16(
     x = torch.randn(2, 8)
     for dtype, casts in ((torch.float16, 0), (torch.bfloat16, 2)):
         graph = folded(net.to(dtype), x.to(dtype))
-        path = export_onnx(graph, tmp_path / "net.onnx", dialect="trt-rtx").path
+        path = export_onnx(graph, tmp_path / "net.onnx", target="trt-rtx").path
         model = onnx.load(path)
         assert sum(node.op_type == "Cast" for node in model.graph.node) == casts
         # torch translates it by a function: what it inlines is the module's all the same
@@ -170,7 +170,7 @@ def test_clamps_of_one_side_do_not_make_tensorrt_print(
             return torch.cat(parts, 1)
 
     x = torch.randn(2, 8).half()
-    exported = export_onnx(folded(Clamped(), x), tmp_path / "net.onnx", dialect="trt-rtx")
+    exported = export_onnx(folded(Clamped(), x), tmp_path / "net.onnx", target="trt-rtx")
     ops = exported.census.ops
     assert (ops["Max"], ops["Min"], ops.get("Clip", 0)) == (3, 3, 0)
     (result,) = RuntimeSession(exported.path, threads=1).run([x])

@@ -1,4 +1,4 @@
-"""Opsets, dialects, external data, metadata; and that a failure leaves nothing behind."""
+"""Opsets, targets, external data, metadata; and that a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from normfold.errors import ExportError, UsageError
 from normfold.graph import Graph
-from normfold.targets import RuntimeSession, dialect, export_onnx, write
+from normfold.target import target
+from normfold.targets import RuntimeSession, export_onnx, write
 from tests.targets.nets import ConvNet, TwoInputs, error, folded, perturb, reference
 
 INPUTS = (torch.linspace(-1, 1, 8).reshape(2, 4), torch.linspace(-1, 1, 6).reshape(2, 3))
@@ -47,9 +48,9 @@ def test_other_opsets_are_refused(graph: Graph, tmp_path: Path, opset: int, why:
 
 def test_an_unknown_dialect_gets_a_suggestion(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean `ort-x86`"):
-        export_onnx(graph, tmp_path / "net.onnx", dialect="ort-x64")
+        export_onnx(graph, tmp_path / "net.onnx", target="ort-x64")
     with pytest.raises(UsageError, match="known: ort-x86, ort-arm, trt, trt-rtx"):
-        dialect("coreml")
+        target("coreml")
 
 
 def test_a_missing_folder_is_a_usage_error(graph: Graph, tmp_path: Path) -> None:

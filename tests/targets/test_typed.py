@@ -55,10 +55,10 @@ def test_a_sound_transformer_is_in_half_precision_altogether(norm: Any, dtype: t
     assert found.error(x(5, 3, 8, 8)) < NEAR[dtype]
 
 
-@pytest.mark.parametrize("dialect", ["trt", "ort-x86"])
-def test_the_file_casts_inputs_and_outputs_only(dialect: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["trt", "ort-x86"])
+def test_the_file_casts_inputs_and_outputs_only(target: str, tmp_path: Path) -> None:
     graph = lowered(transformer()).typed.graph
-    exported = export_onnx(graph, tmp_path / "net.onnx", dialect=dialect)
+    exported = export_onnx(graph, tmp_path / "net.onnx", target=target)
     assert exported.census.ops["Cast"] == 2
     assert exported.census.norms == {"LayerNormalization": 5}
     session = RuntimeSession(exported.path, threads=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from normfold.rewrite.reasons import by_code
+from normfold.report.reasons import by_code
 from tests.zoo.trial import Row
 
 PROTOTYPE = 2771 / 2976  # BatchNorms gone in timm's families, as the research prototype had them

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from statistics import median
 
-from normfold.rewrite.reasons import by_code
+from normfold.report.reasons import by_code
 from tests.zoo.ln_trial import NormRow
 
 # What the research prototype reached on timm's families (feasibility.md): LayerNorms, converted, ops

@@ -24,10 +24,10 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import NORM_OPS
 from normfold.graph.precision import Float64Interpreter
+from normfold.job.presets import preset
 from normfold.passes.center_stream import CenterStream
 from normfold.report import PassReport
 from normfold.rewrite import parse, run_pipeline
-from normfold.rewrite.presets import preset
 from tests.zoo.ln_models import ln_build
 from tests.zoo.models import Member
 from tests.zoo.transformers_models import expectations

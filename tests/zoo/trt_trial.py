@@ -19,12 +19,13 @@ from torch.export import Dim
 
 from normfold.errors import CaptureError, NormfoldError
 from normfold.graph import Graph, capture
+from normfold.job import EngineOptions
+from normfold.job.presets import preset
 from normfold.judge import Verifier
 from normfold.report import Report
 from normfold.rewrite import parse, run_pipeline
-from normfold.rewrite.presets import preset
 from normfold.targets.deploy import lower_precision, parse_precision, write_engine
-from normfold.targets.tensorrt import EngineOptions, Range
+from normfold.targets.tensorrt import Range
 from tests.zoo import ln_models, models
 from tests.zoo.ln_models import ln_build
 from tests.zoo.models import Member, build

@@ -2,13 +2,11 @@
 
 from normfold.targets.tensorrt.backend import Backend, Gpu, candidates, find, gpu, probe
 from normfold.targets.tensorrt.builder import Built, build
-from normfold.targets.tensorrt.options import EngineOptions
 from normfold.targets.tensorrt.profiles import Range, parse_dynamic
 
 __all__ = [
     "Backend",
     "Built",
-    "EngineOptions",
     "Gpu",
     "Range",
     "build",

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from normfold.errors import EnvironmentMissing, UsageError
-from normfold.targets.dialects import DIALECTS, Dialect
-from normfold.targets.tensorrt.options import LEVELS, EngineOptions
+from normfold.job import EngineOptions
+from normfold.target import TARGETS, Target
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _OLDEST = (10, 12)  # the first TensorRT whose strong typing covers what is emitted here
+# what TensorRT and its trtexec call the levels of hardware compatibility
+LEVELS = {
+    "ampere+": ("AMPERE_PLUS", "ampere+"),
+    "same-cc": ("SAME_COMPUTE_CAPABILITY", "sameComputeCapability"),
+}
 _NATIVE_RMS_NORM = (10, 15)
 AMPERE = 80
 
@@ -78,7 +83,7 @@ class Backend(ABC):
 
     @property
     @abstractmethod
-    def dialect(self) -> Dialect:
+    def target(self) -> Target:
         """What the parser of this version wants of an ONNX file."""
 
     @abstractmethod
@@ -122,9 +127,9 @@ class TensorRT(Backend):
     hint = "`pip install tensorrt` on a machine with an NVIDIA GPU"
 
     @property
-    def dialect(self) -> Dialect:
+    def target(self) -> Target:
         native = self.release >= _NATIVE_RMS_NORM
-        return replace(DIALECTS["trt"], rms_opset=23) if native else DIALECTS["trt"]
+        return replace(TARGETS["trt"], rms_opset=23) if native else TARGETS["trt"]
 
     def lacks(self) -> EnvironmentMissing | None:
         if self.release < _OLDEST:
@@ -200,8 +205,8 @@ class TensorRTRTX(Backend):
     hint = "`pip install tensorrt-rtx` (or `'normfold[trt-rtx]'`): it builds without a GPU"
 
     @property
-    def dialect(self) -> Dialect:
-        return DIALECTS["trt-rtx"]
+    def target(self) -> Target:
+        return TARGETS["trt-rtx"]
 
     def lacks(self) -> EnvironmentMissing | None:
         return None

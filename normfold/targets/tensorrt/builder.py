@@ -9,17 +9,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
+from normfold.job import EngineOptions
+from normfold.progress import Listener, Progress, silent
 from normfold.targets.cleanup import Origin
 from normfold.targets.tensorrt.backend import Backend
 from normfold.targets.tensorrt.messages import build_error, parse_error, tidy
-from normfold.targets.tensorrt.options import EngineOptions
 from normfold.targets.tensorrt.profiles import Shapes
 
 _MIB = 1 << 20
@@ -58,14 +59,14 @@ def build(
     profile: Mapping[str, Shapes] | None = None,
     *,
     origins: Mapping[str, Origin] | None = None,
-    progress: Callable[[str], None] | None = None,
+    say: Listener = silent,
 ) -> Built:
     """Build an engine from a strongly typed ONNX file.
 
     Args:
         profile: least, usual and largest shape of every input with a dynamic axis.
         origins: what the file's nodes come from, for messages (`Exported.origins`).
-        progress: called with a line of text; one that ends in ``%`` is a share that is done.
+        say: takes progress.
 
     Raises:
         UsageError: an option that the builder has not, or a profile that it refuses.
@@ -89,7 +90,7 @@ def build(
     backend.configure(config, options)
     if profile:
         config.add_optimization_profile(_profile(builder, profile))
-    monitor = _monitor(trt, progress)
+    monitor = _monitor(trt, say)
     config.progress_monitor = monitor
     with _interruptible(monitor), _clean_stdout():
         plan = builder.build_serialized_network(network, config)
@@ -163,9 +164,8 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, progress: Callable[[str], None] | None) -> Any:
+def _monitor(trt: Any, say: Listener) -> Any:
     """A progress monitor: says the innermost phase, and how much of the whole is done."""
-    say = progress or (lambda line: None)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -184,7 +184,7 @@ def _monitor(trt: Any, progress: Callable[[str], None] | None) -> Any:
                     item[2] = min(step + 1, item[1])
                 share, width = share + width * item[2] / item[1], width / item[1]
             self.most = max(self.most, min(int(share), 100))
-            say(f"building the engine: {phase.lower()} {self.most}%")
+            say(Progress("building the engine", self.most, 100, phase.lower()))
             return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:

@@ -20,7 +20,7 @@ _HINTS = {
 _PATTERNS = (
     (
         "Attention operation was not supported",
-        "attention must be plain ops, as the dialects `trt` and `trt-rtx` write it",
+        "attention must be plain ops, as the targets `trt` and `trt-rtx` write it",
         "Attention",
     ),
     ("Plugin not found", _NO_SUCH_OP, ""),

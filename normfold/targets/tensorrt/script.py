@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping
 from string import Template
 
-from normfold.targets.tensorrt.options import LEVELS, EngineOptions
+from normfold.job import EngineOptions
+from normfold.targets.tensorrt.backend import LEVELS
 from normfold.targets.tensorrt.profiles import Shapes
 from normfold.targets.tensorrt.sidecar import Sidecar
 

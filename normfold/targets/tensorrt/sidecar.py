@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
+from normfold.targets.order import sha256
 from normfold.targets.tensorrt.backend import AMPERE, capability, release
 from normfold.targets.tensorrt.profiles import Shapes
 
@@ -125,9 +125,3 @@ class Sidecar:
                 found=f"this GPU is {arch}",
                 hint="build it here, or with `--gpu-arch` (TensorRT-RTX) or `--hardware-compatible` (TensorRT)",
             )
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from normfold.errors import EnvironmentMissing, UsageError
-from normfold.targets.tensorrt import Backend, EngineOptions, candidates, find
+from normfold.job import EngineOptions
+from normfold.targets.tensorrt import Backend, candidates, find
 from normfold.targets.tensorrt.backend import TensorRT
 from tests.targets.tensorrt.conftest import NO_GPU, Machine
 from tests.targets.tensorrt.fakes import ADA, Config, tensorrt
@@ -141,9 +142,9 @@ def test_networks_are_strongly_typed() -> None:
 
 
 def test_native_rms_norms_by_version() -> None:
-    assert TensorRT(tensorrt("10.14.1")).dialect.rms_opset == 20
-    assert TensorRT(tensorrt("10.15.0")).dialect.rms_opset == 23
-    assert TensorRT(tensorrt("11.0.0")).dialect.rms_opset == 23
+    assert TensorRT(tensorrt("10.14.1")).target.rms_opset == 20
+    assert TensorRT(tensorrt("10.15.0")).target.rms_opset == 23
+    assert TensorRT(tensorrt("11.0.0")).target.rms_opset == 23
 
 
 def test_compatibility_is_configured(machine: Machine) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from normfold.errors import ExportError, UsageError
 from normfold.graph import Graph
+from normfold.job import EngineOptions
 from normfold.targets import export_onnx
-from normfold.targets.tensorrt import Backend, Built, EngineOptions, build
+from normfold.targets.tensorrt import Backend, Built, build
 from normfold.targets.tensorrt.builder import Binding
 from normfold.targets.tensorrt.profiles import Shapes
 from tests.targets.nets import ConvNet, Transformer, folded, perturb
@@ -33,7 +34,7 @@ def conv_net(dtype: torch.dtype = torch.float32, **options: Any) -> Graph:
 
 
 def made(graph: Graph, folder: Path, backend: Backend, *args: Any, **options: Any) -> Built:
-    exported = export_onnx(graph, folder / "net.onnx", dialect=backend.dialect)
+    exported = export_onnx(graph, folder / "net.onnx", target=backend.target)
     return build(exported.path, backend, *args, origins=exported.origins, **options)
 
 
@@ -87,7 +88,7 @@ def test_the_gpus_that_were_asked_for(tmp_path: Path, rtx: Backend) -> None:
 
 def test_weights_beside_the_file(tmp_path: Path, rtx: Backend) -> None:
     graph = folded(nn.Linear(64, 64).eval(), torch.randn(2, 64), dynamic=None, text="bake")
-    exported = export_onnx(graph, tmp_path / "net.onnx", dialect=rtx.dialect, external_data=True)
+    exported = export_onnx(graph, tmp_path / "net.onnx", target=rtx.target, external_data=True)
     assert exported.data_path is not None
     assert len(build(exported.path, rtx).plan) > exported.data_path.stat().st_size > 16_000
     exported.data_path.unlink()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from normfold.errors import EnvironmentMissing, UsageError
-from normfold.targets.tensorrt import Backend, EngineOptions, Gpu, build, probe
+from normfold.job import EngineOptions
+from normfold.targets.tensorrt import Backend, Gpu, build, probe
 from normfold.targets.tensorrt.builder import Binding
 from normfold.targets.tensorrt.engine import Engine, _layer_type, compare
 from normfold.targets.tensorrt.sidecar import Sidecar

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from normfold.errors import ExportError
+from normfold.job import EngineOptions
 from normfold.targets import export_onnx
-from normfold.targets.tensorrt import Backend, EngineOptions, build
+from normfold.targets.tensorrt import Backend, build
 from normfold.targets.tensorrt.messages import tidy
 from tests.targets.nets import Transformer, folded, perturb
 from tests.targets.tensorrt.fakes import attention, relu, value, written
@@ -122,7 +123,7 @@ class Net(nn.Module):
 
 def test_the_users_own_line_is_named(tmp_path: Path, rtx: Backend) -> None:
     graph = folded(Net().eval(), torch.randn(2, 4, 4), dynamic=None, text="bake")
-    exported = export_onnx(graph, tmp_path / "net.onnx", dialect=rtx.dialect)
+    exported = export_onnx(graph, tmp_path / "net.onnx", target=rtx.target)
     with pytest.raises(ExportError) as caught:
         build(exported.path, rtx, origins=exported.origins)
     where = caught.value.where or ""
@@ -138,7 +139,7 @@ def test_the_users_own_line_is_named(tmp_path: Path, rtx: Backend) -> None:
 
 
 def test_a_build_that_fails_names_the_module_too(tmp_path: Path, rtx: Backend) -> None:
-    """One Attention op in float32: what the dialect of onnxruntime writes, and this builder has no kernel for."""
+    """One Attention op in float32: what the target of onnxruntime writes, and this builder has no kernel for."""
     graph = folded(perturb(Transformer()), torch.randn(2, 3, 8, 8), dynamic=None)
     exported = export_onnx(graph, tmp_path / "net.onnx", opset=23)
     assert exported.census.ops["Attention"] == 2

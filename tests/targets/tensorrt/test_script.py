@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from normfold.targets.tensorrt import Backend, EngineOptions
+from normfold.job import EngineOptions
+from normfold.targets.tensorrt import Backend
 from normfold.targets.tensorrt.builder import Binding
 from normfold.targets.tensorrt.profiles import Shapes
 from normfold.targets.tensorrt.script import build_script, trtexec

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from normfold.errors import UsageError
-from normfold.targets.tensorrt.sidecar import Sidecar, sha256
+from normfold.targets.order import sha256
+from normfold.targets.tensorrt.sidecar import Sidecar
 
 EMPTY = Sidecar().to_json()
 

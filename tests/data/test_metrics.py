@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normfold.data import metrics
+from normfold.data.metrics import Comparison, Drift, Outputs
 from normfold.errors import LoadError, UsageError
-from normfold.train import metrics
-from normfold.train.metrics import Comparison, Drift, Outputs
 
 
 def compared(

@@ -1,0 +1,188 @@
+"""`normfold.convert`: every option of a job as a keyword. Written by `python -m tests.signature`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from normfold.conversion import Result, execute
+from normfold.job import EngineOptions, Job, Quantize, Train, all_options
+from normfold.job.option import same
+from normfold.progress import Listener, silent
+
+if TYPE_CHECKING:
+    from normfold.rewrite import Pass
+
+_DEFAULTS = {item.keyword: item.default for item in all_options()}
+
+
+def convert(
+    model: Any,
+    to: str = "folded",
+    *,
+    factory: str | None = None,
+    inputs: Sequence[Any] = (),
+    batch: Literal["dynamic", "static"] = "dynamic",
+    dynamic: str | Sequence[str] = (),
+    data: Any = None,
+    limit: int | None = None,
+    seed: int = 0,
+    trust_modules: str | Sequence[str] = (),
+    trust_pickle: bool = False,
+    passes: str | Sequence[Pass] | None = None,
+    untie: bool = False,
+    equalize: bool = False,
+    rotate: bool = False,
+    norms: str | Sequence[str] = (),
+    budget: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 64,
+    rate: float = 0.001,
+    clip: float = 1.0,
+    temperature: float = 1.0,
+    features: float = 1.0,
+    values: bool = False,
+    transition: float | None = None,
+    stages: int = 1,
+    hold_out: float = 0.1,
+    evaluations: int = 20,
+    patience: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+    keep_fp32: str | Sequence[str] = (),
+    quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"] | None = None,
+    evidence: Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"] = "auto",
+    images: int = 0,
+    synthesis_steps: int = 25,
+    flip: bool = True,
+    crop: int = 0,
+    blur: float = 0.0,
+    pixels: tuple[float, float] | None = None,
+    save_synthetic: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    target_size: float | None = None,
+    target_latency: float | None = None,
+    simulate: bool = False,
+    activation_bits: int = 8,
+    migrate: bool = False,
+    correct_bias: bool = False,
+    weights: str | None = None,
+    vnni: bool = True,
+    export: Literal["onnx", "pt2", "trt", "openvino"]
+    | Sequence[Literal["onnx", "pt2", "trt", "openvino"]]
+    | None = ("onnx",),
+    target: str | Sequence[str] = (),
+    opset: int | None = None,
+    output: str | os.PathLike[str] = "out",
+    verify: Literal["final", "each", "off"] = "final",
+    require: str | Sequence[str] = (),
+    require_judged: bool = False,
+    max_drop: float | None = None,
+    metric: str | None = None,
+    half_budget: float | None = None,
+    keep_if_faster: bool = False,
+    gpu_arch: str | Sequence[str] = (),
+    workspace: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: Literal["none", "ampere+", "same-cc"] = "none",
+    training: Train | None = None,
+    quantization: Quantize | None = None,
+    engine: EngineOptions | None = None,
+    progress: Listener | None = None,
+) -> Result:
+    """Load, capture, rewrite, verify, export, and verify again what was exported.
+
+    Args:
+        model: any MODEL of the command line, a module, or a captured graph.
+        to: exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: prepbn, repbn, bn, un,
+            affine.
+        factory: builds the network that a state dict belongs to.
+        inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.
+        batch: capture with a free or a fixed batch.
+        dynamic: another axis that stays free, as `input_ids:1`; for an engine with the sizes that it is built
+            for, as `x:0=1..8..64`; repeatable.
+        data: samples to train or to measure on: .npz, .npy, .pt, .safetensors, a folder of images, or a loader
+            pkg.mod:fn; labels optional.
+        limit: at most so many samples.
+        seed: seed of everything random.
+        trust_modules: allow a pickle to name classes of this package; repeatable.
+        trust_pickle: unpickle without an allow-list: runs whatever the file says.
+        passes: pipeline instead of a preset: `a,b{option=value}`.
+        untie: an embedding table that is also the head may be copied.
+        equalize: equalise channels across layers (exact).
+        rotate: rotate the residual streams that RMSNorms read (exact; --to rmsnorm).
+        norms: layerNorms to replace, by module path; repeatable.
+        budget: replace only the cheapest norms, as many as (95 % sure) lose at most so much before any
+            training.
+        steps: optimizer steps; 0: none.
+        batch_size: samples per step, over all ranks.
+        rate: peak learning rate.
+        clip: largest norm of the gradient.
+        temperature: of the softmax that is compared.
+        features: weight of the residual streams beside the outputs.
+        values: outputs are not class scores: compare their values.
+        transition: share of the steps over which the norms go from LayerNorm to what replaces it.
+        stages: groups in which the norms take turns, front to back; 0: one at a time.
+        hold_out: share of the samples that is only judged on.
+        evaluations: evaluations on the held-out samples.
+        patience: stop after so many evaluations without a better student.
+        checkpoint: file to resume from after an interruption; written at every evaluation.
+        precision: type of weights and activations; inputs and outputs keep theirs.
+        keep_fp32: module paths, ops or nodes that stay in float32 (`blocks.3.*`, `softmax`); repeatable.
+        quantize: write integers: weights and activations, inputs at run time, or weights alone.
+        evidence: without --data: inputs synthesised from the norms' statistics, joined with the statistics
+            themselves (auto), or one of them alone; noise is a control.
+        images: inputs to synthesise; 0: 64, or 16 above 128 pixels.
+        synthesis_steps: steps of their synthesis.
+        flip: mirror them every other step.
+        crop: shift them by up to so many pixels.
+        blur: deviation of their Gaussian blur.
+        pixels: smallest and largest value of valid inputs.
+        save_synthetic: file (.npz) for the synthesised inputs.
+        device: where ranges are found.
+        target_size: bytes that the weights may take, or their share of what 8 bits take (up to 1).
+        target_latency: milliseconds that the example inputs may take in onnxruntime on this machine.
+        simulate: 2, 4 or 8 bits for every layer, as in the ZeroQ paper; stored in 8.
+        activation_bits: below 8: simulated, and nothing is written.
+        migrate: move scales from behind norms into weights, by what was measured (exact).
+        correct_bias: take mean errors out of biases.
+        weights: what puts weights on grids, as `quantize-weights{bits=6 rounding=squant}`.
+        vnni: --no-vnni: x86 without VNNI, weights in 7 bits.
+        export: format to write; repeatable.
+        target: where the files run: ort-x86, ort-arm, openvino, trt, trt-rtx, pt2; repeatable.
+        opset: oNNX opset.
+        output: folder for the files and the report.
+        verify: when to judge: at the end, after every pass, or never.
+        require: fail (exit 1) unless the pass rewrote so many sites; repeatable.
+        require_judged: exit 3 where a file cannot be run on this machine.
+        max_drop: what training or quantising may lose: points of top-1, of agreement where there are no labels,
+            or of --metric; exit 1 beyond.
+        metric: fn(outputs, labels) on the held-out samples: reported, and what --max-drop judges; more is
+            better.
+        half_budget: relative error that half precision may cost.
+        keep_if_faster: write the original's own export instead, unless the result is faster (onnxruntime, CPU).
+        gpu_arch: gPUs that a TensorRT-RTX engine is for, as `sm89,sm120`.
+        workspace: memory that tactics may use.
+        timing_cache: keep TensorRT's timings there, by version and GPU.
+        version_compatible: the engine runs in newer TensorRT versions too.
+        hardware_compatible: the engine runs on other GPUs too.
+        training: options of training as one object.
+        quantization: options of quantising as one object.
+        engine: options of engines as one object.
+        progress: called with a `Progress` before each step.
+
+    Returns:
+        The result; ``result.ok`` is False where a verdict or the policy failed.
+
+    Raises:
+        NormfoldError: as `normfold.conversion.execute`.
+    """
+    whole = [group for group in (training, quantization, engine) if group is not None]
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name in _DEFAULTS and not same(value, _DEFAULTS[name])
+    }
+    return execute(Job.of({"model": model, **given}, whole=whole), progress or silent)

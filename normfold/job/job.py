@@ -1,0 +1,247 @@
+"""A job: what to load, what to do, what to write, and what it must satisfy."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from normfold.errors import UsageError
+from normfold.job.option import Option, build, given_options, options_of, same
+from normfold.job.output import EngineOptions, Export
+from normfold.job.policy import Policy
+from normfold.job.rules import RULES
+from normfold.job.source import Source
+from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
+
+GROUPS: tuple[type, ...] = (Source, Rewrite, Train, Cast, Quantize, Export, Policy, EngineOptions)
+# presets of one job: a command's own defaults, and the groups that it has nothing to do with
+COMMANDS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
+    "convert": ({}, ()),
+    "distill": ({"to": "prepbn"}, (Quantize,)),
+    "quantize": ({"quantize": "int8"}, (Train, Cast)),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Source, steps, targets and policy. `Job.of` makes one from options."""
+
+    source: Source
+    steps: tuple[Step, ...] = ()
+    export: Export = field(default_factory=Export)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    policy: Policy = field(default_factory=Policy)
+
+    @classmethod
+    def of(
+        cls, given: Mapping[str, Any], command: str = "convert", whole: Sequence[Any] = ()
+    ) -> Job:
+        """The job that options ask for.
+
+        Args:
+            given: by field name, what differs from the defaults; ``model`` beside it.
+            command: whose defaults are taken: ``convert``, ``distill`` or ``quantize``.
+            whole: groups that are given as objects, such as a `Quantize`.
+
+        Raises:
+            UsageError: an unknown option, a wrong value, one that means nothing here, or two that contradict.
+        """
+        known = {item.keyword: item for item in all_options()}
+        given = {**_flat(whole), **given}
+        wanted = {**COMMANDS[command][0], **given}
+        model = wanted.pop("model", None)
+        parts: dict[type, dict[str, Any]] = {group: {} for group in GROUPS}
+        for name, value in wanted.items():
+            if name not in known:
+                raise unknown(name, known)
+            parts[known[name].owner][known[name].name] = value
+        if parts[Rewrite].get("rotate") and not {"to", "passes"} & given.keys():
+            parts[Rewrite]["to"] = "rmsnorm"
+        if parts[Quantize].get("activation_bits", 8) < 8:
+            parts[Export].setdefault("export", ())
+        rewrite = build(Rewrite, parts[Rewrite])
+        rewrite.pipeline  # noqa: B018  refuses an unknown preset
+        steps: list[Step] = [rewrite]
+        if rewrite.trained:
+            steps.insert(0, replace(build(Train, parts[Train]), to=rewrite.to))
+        if parts[Cast].get("precision") is not None:
+            steps.append(build(Cast, parts[Cast]))
+        if parts[Quantize].get("scheme") is not None:
+            steps.append(build(Quantize, parts[Quantize]))
+        source = replace(build(Source, parts[Source]), model=model)
+        job = cls(
+            source,
+            tuple(_completed(step, whole) for step in steps),
+            build(Export, parts[Export]),
+            _completed(build(EngineOptions, parts[EngineOptions]), whole),
+            build(Policy, parts[Policy]),
+        )
+        for name in given:
+            if name != "model":
+                job._require(known[name], given[name])
+        job._require_consistent()
+        return job
+
+    def _step(self, kind: type) -> Any:
+        return next((step for step in self.steps if isinstance(step, kind)), None)
+
+    @property
+    def rewrite(self) -> Rewrite | None:
+        """The step of that kind, or None; so `train`, `cast` and `quantize`."""
+        return self._step(Rewrite)  # type: ignore[no-any-return]
+
+    @property
+    def train(self) -> Train | None:
+        return self._step(Train)  # type: ignore[no-any-return]
+
+    @property
+    def cast(self) -> Cast | None:
+        return self._step(Cast)  # type: ignore[no-any-return]
+
+    @property
+    def quantize(self) -> Quantize | None:
+        return self._step(Quantize)  # type: ignore[no-any-return]
+
+    def _require(self, item: Option, value: Any) -> None:
+        """An option that was given must mean something."""
+        rule = RULES[item.when or "always"]
+        if not same(item.value(value), item.default) and not rule.holds(self):
+            raise UsageError(f"`{item.flags[0]}`: {rule.why}", hint=rule.hint)
+
+    def _require_consistent(self) -> None:
+        requests = self.export.requests  # refuses an unknown target
+        if self.train is not None and self.source.data is None:
+            raise UsageError(
+                f"`{self.train.to}` changes the function: the network must learn from its original, and there are "
+                "no samples",
+                hint="give `--data` (`data=` in Python): inputs as the network meets them, labels optional",
+            )
+        integers = self.quantize
+        if integers is None:
+            return
+        if self.cast is not None:
+            raise UsageError(
+                f"`--precision {self.cast.precision}` and `--quantize {integers.scheme}` contradict each other",
+                hint="an integer network is made from the float32 one: leave one of them out",
+            )
+        if requests and integers.activation_bits < 8:
+            raise UsageError(
+                "activations of fewer than 8 bits are simulated: no runtime executes them",
+                hint="leave out `--export`",
+            )
+        for request in requests or ():
+            grids = request.target.grids
+            if grids is None:
+                raise UsageError(
+                    f"integers are not written as {request.format}", hint="`--export onnx` or `trt`"
+                )
+            if integers.scheme not in grids.schemes or (integers.mixed and not grids.by_layer):
+                raise UsageError(
+                    f"`{integers.scheme}`{' with formats by layer' if integers.mixed else ''} is not for "
+                    f"{request.target.runtime}",
+                    hint=f"{request.target.runtime} takes {', '.join(f'`{x}`' for x in grids.schemes)}",
+                )
+
+    def options(self) -> Iterator[tuple[Option, Any]]:
+        """Every option that differs from its default, and its value, in the order of the help."""
+        parts = {type(part): part for part in (self.source, *self.steps, self.export)}
+        parts |= {Policy: self.policy, EngineOptions: self.engine}
+        for group in GROUPS:
+            if group in parts:
+                yield from given_options(parts[group])
+
+    def to_toml(self) -> str:
+        """The job as the top of a normfold.toml, which `Job.from_toml` reads back.
+
+        What only Python can give (tensors, arrays, pass objects without a name) stands there as a comment.
+        """
+        lines, group = [], ""
+        if self.source.model is not None:
+            lines.append(_line("model", self.source.model))
+        for item, value in self.options():
+            if item.group != group:
+                group = item.group
+                lines += ["", f"# {group}"]
+            lines.append(_line(item.key, value))
+        return "\n".join(lines).strip() + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str) -> Job:
+        """The job of a text that `to_toml` wrote.
+
+        Raises:
+            UsageError: not TOML, or as `Job.of`.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError("the job is not valid TOML", found=str(error)) from error
+        keys = {item.key: item.keyword for item in all_options()}
+        for key in table:
+            if key != "model" and key not in keys:
+                raise unknown(key, keys)
+        return cls.of({keys.get(key, key): value for key, value in table.items()})
+
+
+def _flat(whole: Sequence[Any]) -> dict[str, Any]:
+    """The options of groups that are given as objects."""
+    found = {item.keyword: value for group in whole for item, value in given_options(group)}
+    if any(isinstance(group, Quantize) for group in whole):
+        found.setdefault("quantize", "int8")
+    return found
+
+
+def _completed(part: Any, whole: Sequence[Any]) -> Any:
+    """A group with the fields that are not options, of the object that it was given as."""
+    for group in whole:
+        if type(group) is type(part):
+            plain = [f.name for f in fields(group) if "option" not in f.metadata and f.name != "to"]
+            return replace(part, **{name: getattr(group, name) for name in plain})
+    return part
+
+
+def all_options() -> list[Option]:
+    """Every option of a job, in the order of the help."""
+    return [item for group in GROUPS for item in options_of(group)]
+
+
+def unknown(name: str, known: Mapping[str, Any]) -> UsageError:
+    """An error for a name that is not an option, with the nearest one."""
+    close = difflib.get_close_matches(name, known, 1)
+    return UsageError(
+        f"there is no option `{name}`",
+        hint=f"did you mean `{close[0]}`?" if close else "`normfold convert --help` lists them",
+    )
+
+
+def _line(key: str, value: Any) -> str:
+    text = _toml(value)
+    return (
+        f"{key} = {text}" if text is not None else f"# {key}: {_described(value)}, given in Python"
+    )
+
+
+def _toml(value: Any) -> str | None:
+    """A value as TOML, or None where TOML has no word for it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (str, Path)):
+        escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
+    if isinstance(value, (tuple, list)):
+        parts = [_toml(item) for item in value]
+        if all(part is not None for part in parts):
+            return f"[{', '.join(part for part in parts if part is not None)}]"
+        if all(hasattr(item, "exactness") for item in value):  # passes print as pipeline text
+            return _toml(",".join(map(str, value)))
+    return None
+
+
+def _described(value: Any) -> str:
+    return f"a {type(value).__name__}"

@@ -1,0 +1,220 @@
+"""An option is declared once, as a field of a frozen dataclass; all who ask for it read that field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from normfold.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a field says of its option beside type and default.
+
+    Attributes:
+        help: one or two sentences; values in backticks.
+        flags: spellings on the command line where they are not ``--field-name``; the first one is also its key
+            in normfold.toml and, in upper case, in the environment.
+        metavar: what stands for the value in the help.
+        group: heading in the help.
+        when: name of the rule in `normfold.job.rules` that says when the option means something.
+        low, high: least and largest value.
+        default_text: what happens without it, where the default does not say so.
+        keyword: of Python's `convert`, where it is not the field's name.
+    """
+
+    help: str
+    flags: tuple[str, ...]
+    metavar: str | None
+    group: str
+    when: str | None
+    low: float | None
+    high: float | None
+    default_text: str
+    keyword: str
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    metavar: str | None = None,
+    group: str = "",
+    when: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    default_text: str = "",
+    keyword: str = "",
+) -> Any:
+    """A field that is an option; see `Declared`. Without ``group`` and ``when`` those of the class are taken."""
+    said = Declared(help, flags, metavar, group, when, low, high, default_text, keyword)
+    return dataclasses.field(default=default, metadata={"option": said})
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declared option: the field's name, its type taken apart, and what `Declared` says.
+
+    Attributes:
+        kind: of one value: ``str``, ``int``, ``float``, ``bool``, ``path`` or ``any``.
+        choices: the values that it takes; empty for all of its kind.
+        many: it may be repeated.
+        count: values that belong together, as the two of an interval.
+        owner: the dataclass that declares it.
+    """
+
+    name: str
+    kind: Literal["str", "int", "float", "bool", "path", "any"]
+    choices: tuple[str, ...]
+    many: bool
+    count: int
+    optional: bool
+    default: Any
+    declared: Declared
+    group: str
+    when: str | None
+    owner: type
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Spellings on the command line; the long one that counts comes first."""
+        return self.declared.flags or (f"--{self.name.replace('_', '-')}",)
+
+    @property
+    def key(self) -> str:
+        """The spelling in normfold.toml."""
+        return self.flags[0].removeprefix("--")
+
+    @property
+    def keyword(self) -> str:
+        """The keyword of Python's `convert`."""
+        return self.declared.keyword or self.name
+
+    def value(self, given: Any) -> Any:
+        """A given value as the field holds it.
+
+        Raises:
+            UsageError: another type, not one of the choices, or out of range.
+        """
+        if given is None and (self.optional or self.many):
+            return () if self.many else None
+        if self.many:
+            items = given if isinstance(given, (list, tuple)) else [given]
+            return tuple(self._one(item) for item in items)
+        if self.count > 1:
+            if not isinstance(given, (list, tuple)) or len(given) != self.count:
+                raise self._wrong(given, f"{self.count} values")
+            return tuple(self._one(item) for item in given)
+        return self._one(given)
+
+    def _one(self, given: Any) -> Any:
+        if self.kind == "any":
+            return given
+        if self.kind == "bool":
+            if not isinstance(given, bool):
+                raise self._wrong(given, "true or false")
+            return given
+        if self.kind == "path":
+            return Path(given)
+        if self.kind == "str":
+            if not isinstance(given, str):
+                raise self._wrong(given, "a text")
+            return self._chosen(given)
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not number or (self.kind == "int" and given != int(given)):
+            raise self._wrong(given, "a whole number" if self.kind == "int" else "a number")
+        low, high = self.declared.low, self.declared.high
+        if (low is not None and not given >= low) or (high is not None and not given <= high):
+            raise self._wrong(given, _span(low, high))
+        return int(given) if self.kind == "int" else float(given)
+
+    def _chosen(self, given: str) -> str:
+        if not self.choices or given in self.choices:
+            return given
+        close = difflib.get_close_matches(given.lower(), self.choices, 1)
+        known = f"one of: {', '.join(self.choices)}"
+        raise UsageError(
+            f"`{self.flags[0]}` does not take `{given}`",
+            hint=f"did you mean `{close[0]}`? {known}" if close else known,
+        )
+
+    def _wrong(self, given: Any, wanted: str) -> UsageError:
+        return UsageError(f"`{self.flags[0]}` takes {wanted}", found=f"{given!r}")
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"a number of at least {low:g}"
+    return f"a number up to {high:g}" if low is None else f"a number from {low:g} to {high:g}"
+
+
+@cache
+def options_of(owner: type) -> tuple[Option, ...]:
+    """The options that a dataclass declares, in order; fields that are no options are left out."""
+    hints = typing.get_type_hints(owner)
+    return tuple(
+        _read(owner, item, hints[item.name])
+        for item in dataclasses.fields(owner)
+        if "option" in item.metadata
+    )
+
+
+def _read(owner: type, item: dataclasses.Field[Any], hint: Any) -> Option:
+    said: Declared = item.metadata["option"]
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    parts = typing.get_args(hint) if union else (hint,)
+    optional = type(None) in parts
+    (inner,) = [part for part in parts if part is not type(None)] if optional else [hint]
+    many, count = False, 1
+    if typing.get_origin(inner) is tuple:
+        arguments = typing.get_args(inner)
+        many, count = Ellipsis in arguments, 1 if Ellipsis in arguments else len(arguments)
+        inner = arguments[0]
+    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+    kinds: dict[Any, Any] = {int: "int", float: "float", bool: "bool", Path: "path", Any: "any"}
+    return Option(
+        item.name,
+        "str" if choices else kinds.get(inner, "str"),
+        choices,
+        many,
+        count,
+        optional,
+        item.default,
+        said,
+        said.group or getattr(owner, "GROUP", ""),
+        said.when or getattr(owner, "WHEN", None),
+        owner,
+    )
+
+
+def given_options(values: Any) -> Iterator[tuple[Option, Any]]:
+    """The options of a dataclass object that differ from their defaults, and their values."""
+    for item in options_of(type(values)):
+        value = getattr(values, item.name)
+        if not same(value, item.default):
+            yield item, value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of plain values; arrays and tensors in it are never equal to a default."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return isinstance(a, (str, int, float, bool, Path)) and bool(a == b)
+
+
+def build(owner: type, given: Mapping[str, Any]) -> Any:
+    """An object of an option class from given values by field name; the others keep their defaults."""
+    known = {item.name: item for item in options_of(owner)}
+    return owner(**{name: known[name].value(value) for name, value in given.items()})

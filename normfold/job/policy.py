@@ -1,0 +1,57 @@
+"""What a result must satisfy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from normfold.job.option import option
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to judge, and by what.
+
+    Integer files are judged by agreement with the float original, by the signal-to-noise ratio, and by that of the
+    simulation that promised it: see `normfold.report.Budget` for the default; ``max_drop`` replaces it.
+    """
+
+    GROUP: ClassVar[str] = "Policy"
+
+    verify: Literal["final", "each", "off"] = option(
+        "final", "When to judge: at the end, after every pass, or never."
+    )
+    require: tuple[str, ...] = option(
+        (),
+        "Fail (exit 1) unless the pass rewrote so many sites; repeatable.",
+        metavar="PASS>=N",
+    )
+    require_judged: bool = option(
+        False, "Exit 3 where a file cannot be run on this machine.", when="judged"
+    )
+    max_drop: float | None = option(
+        None,
+        "What training or quantising may lose: points of top-1, of agreement where there are no labels, or of "
+        "--metric; exit 1 beyond.",
+        metavar="POINTS",
+        low=0,
+        when="approximate",
+    )
+    metric: str | None = option(
+        None,
+        "fn(outputs, labels) on the held-out samples: reported, and what --max-drop judges; more is better.",
+        metavar="PKG.MOD:FN",
+        when="training",
+    )
+    half_budget: float | None = option(
+        None,
+        "Relative error that half precision may cost.",
+        low=0,
+        when="half",
+        default_text="fp16 0.02, bf16 0.1",
+    )
+    keep_if_faster: bool = option(
+        False,
+        "Write the original's own export instead, unless the result is faster (onnxruntime, CPU).",
+        when="onnxruntime",
+    )

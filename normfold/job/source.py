@@ -1,0 +1,61 @@
+"""What to load, and the samples that are measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from normfold.job.option import option
+
+MODEL_HELP = (
+    "A pickled module (.pt), a state dict (.pt, .safetensors) with --model, a .pt2 program, a Hugging Face "
+    "folder, timm:NAME, or pkg.mod:factory."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The network, its example inputs and the user's samples."""
+
+    GROUP: ClassVar[str] = "What goes in"
+
+    model: Any = None
+    factory: str | None = option(
+        None,
+        "Builds the network that a state dict belongs to.",
+        "--model",
+        metavar="PKG.MOD:FACTORY",
+    )
+    inputs: tuple[Any, ...] = option(
+        (),
+        "Example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.",
+        "--input",
+        metavar="NAME:SHAPE",
+    )
+    batch: Literal["dynamic", "static"] = option("dynamic", "Capture with a free or a fixed batch.")
+    dynamic: tuple[str, ...] = option(
+        (),
+        "Another axis that stays free, as `input_ids:1`; for an engine with the sizes that it is built for, as "
+        "`x:0=1..8..64`; repeatable.",
+        metavar="NAME:AXIS",
+    )
+    data: Any = option(
+        None,
+        "Samples to train or to measure on: .npz, .npy, .pt, .safetensors, a folder of images, or a loader "
+        "pkg.mod:fn; labels optional.",
+        metavar="FILE|FOLDER|LOADER",
+        when="samples",
+    )
+    limit: int | None = option(
+        None, "At most so many samples.", low=1, when="data", default_text="quantising takes 256"
+    )
+    seed: int = option(0, "Seed of everything random.", low=0, high=2**63 - 1)
+    trust_modules: tuple[str, ...] = option(
+        (),
+        "Allow a pickle to name classes of this package; repeatable.",
+        "--trust-module",
+        metavar="PKG",
+    )
+    trust_pickle: bool = option(
+        False, "Unpickle without an allow-list: runs whatever the file says."
+    )

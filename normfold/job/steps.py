@@ -1,0 +1,274 @@
+"""The steps of a job. Their fields are the options; what a step does is in `normfold.steps`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from normfold.errors import UsageError
+from normfold.job.option import option
+from normfold.job.presets import TRAINED, preset
+from normfold.target import SCHEMES
+
+Evidence = Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Run passes: a preset, or a pipeline of the user's own (text, or pass objects in Python)."""
+
+    GROUP: ClassVar[str] = "What to do"
+
+    to: str = option(
+        "folded",
+        "Exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: prepbn, repbn, bn, un, affine.",
+        metavar="PRESET",
+    )
+    passes: Any = option(
+        None,
+        "Pipeline instead of a preset: `a,b{option=value}`.",
+        "--passes",
+        "-p",
+        metavar="TEXT",
+    )
+    untie: bool = option(False, "An embedding table that is also the head may be copied.")
+    equalize: bool = option(False, "Equalise channels across layers (exact).")
+    rotate: bool = option(
+        False, "Rotate the residual streams that RMSNorms read (exact; --to rmsnorm)."
+    )
+
+    @property
+    def trained(self) -> bool:
+        """True if the preset replaces norms by others that must be trained."""
+        return self.passes is None and self.to in TRAINED
+
+    @property
+    def pipeline(self) -> Any:
+        """Pipeline text, or the pass objects that were given; `untie` is not yet in it."""
+        if self.passes is not None and not isinstance(self.passes, str):
+            return self.passes
+        text = self.passes or preset("rmsnorm" if self.trained else self.to)
+        extra = [
+            name
+            for name, on in (("equalize", self.equalize), ("rotate-stream", self.rotate))
+            if on and name not in text
+        ]
+        return insert_exact(text, extra)
+
+
+def insert_exact(text: str, extra: list[str]) -> str:
+    """Exact passes stand in front of what puts norms back together."""
+    if not extra:
+        return text
+    parts = text.split(",")
+    at = next((n for n, p in enumerate(parts) if p.strip() in ("restore", "bake")), len(parts))
+    return ",".join([*parts[:at], *extra, *parts[at:]])
+
+
+@dataclass(frozen=True)
+class Train:
+    """Replace LayerNorms by norms that fold away, and distil the student from the original.
+
+    ``to`` is the kind of norm; ``warmup`` the share of the steps in which the rate rises; ``retries`` how often a
+    student that diverges is taken back, each time with a third of the rate.
+    """
+
+    GROUP: ClassVar[str] = "Training (--to prepbn, repbn, bn, un, affine)"
+    WHEN: ClassVar[str] = "training"
+
+    norms: tuple[str, ...] = option(
+        (),
+        "LayerNorms to replace, by module path; repeatable.",
+        metavar="PATTERN",
+        default_text="all",
+    )
+    budget: float | None = option(
+        None,
+        "Replace only the cheapest norms, as many as (95 % sure) lose at most so much before any training.",
+        metavar="POINTS",
+        low=0,
+    )
+    steps: int | None = option(
+        None, "Optimizer steps; 0: none.", low=0, default_text="four epochs, at least 300"
+    )
+    batch_size: int = option(64, "Samples per step, over all ranks.", low=1)
+    rate: float = option(1e-3, "Peak learning rate.")
+    clip: float = option(1.0, "Largest norm of the gradient.")
+    temperature: float = option(1.0, "Of the softmax that is compared.")
+    features: float = option(1.0, "Weight of the residual streams beside the outputs.", low=0)
+    values: bool = option(False, "Outputs are not class scores: compare their values.")
+    transition: float | None = option(
+        None,
+        "Share of the steps over which the norms go from LayerNorm to what replaces it.",
+        low=0,
+        high=1,
+        default_text="0.5 for prepbn, else 0",
+    )
+    stages: int = option(
+        1, "Groups in which the norms take turns, front to back; 0: one at a time.", low=0
+    )
+    hold_out: float = option(0.1, "Share of the samples that is only judged on.")
+    evaluations: int = option(20, "Evaluations on the held-out samples.", low=1)
+    patience: int | None = option(
+        None, "Stop after so many evaluations without a better student.", low=1
+    )
+    checkpoint: Path | None = option(
+        None, "File to resume from after an interruption; written at every evaluation."
+    )
+    to: str = "prepbn"
+    warmup: float = 0.05
+    retries: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "clip", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"`--{name}` must be above 0", found=f"{getattr(self, name)}")
+        if not 0 < self.hold_out < 1:
+            raise UsageError("`--hold-out` must be above 0 and below 1", found=f"{self.hold_out}")
+
+    @property
+    def logits(self) -> bool:
+        """True if outputs are compared as class scores: KL(teacher || student) over the last axis."""
+        return not self.values
+
+    def steps_for(self, samples: int) -> int:
+        """How many steps to take on so many training samples."""
+        return self.steps or max(300, 4 * math.ceil(samples / self.batch_size))
+
+    def transition_for(self, steps: int) -> int:
+        """How many of the steps the norms take to get away from the LayerNorm."""
+        usual = 0.5 if self.to == "prepbn" else 0.0
+        return round((usual if self.transition is None else self.transition) * steps)
+
+    def share_of_rate(self, step: int, steps: int) -> float:
+        """Share of the peak learning rate at a step (from 0): linear warm-up, then a cosine to zero."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Weights and activations in another type; inputs and outputs keep theirs."""
+
+    GROUP: ClassVar[str] = "What to do"
+
+    precision: Literal["fp32", "fp16", "bf16"] | None = option(
+        None,
+        "Type of weights and activations; inputs and outputs keep theirs.",
+        default_text="as captured",
+    )
+    keep_fp32: tuple[str, ...] = option(
+        (),
+        "Module paths, ops or nodes that stay in float32 (`blocks.3.*`, `softmax`); repeatable.",
+        metavar="PATTERN",
+        when="half",
+    )
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights, or weights and activations, on integer grids.
+
+    ``clip_ranges``: below 8 bits, narrow every interval as far as makes the squared error of its grid least.
+    """
+
+    GROUP: ClassVar[str] = "Quantising (--quantize)"
+    WHEN: ClassVar[str] = "integers"
+    RANGES: ClassVar[str] = "Quantising: ranges of activations"
+    LAYERS: ClassVar[str] = "Quantising: formats by layer"
+
+    scheme: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"] | None = option(
+        None,
+        "Write integers: weights and activations, inputs at run time, or weights alone.",
+        "--quantize",
+        "--scheme",
+        group="What to do",
+        when="always",
+        keyword="quantize",
+    )
+    evidence: Evidence = option(
+        "auto",
+        "Without --data: inputs synthesised from the norms' statistics, joined with the statistics themselves "
+        "(auto), or one of them alone; noise is a control.",
+        group=RANGES,
+        when="synthesis",
+    )
+    images: int = option(
+        0,
+        "Inputs to synthesise; 0: 64, or 16 above 128 pixels.",
+        low=0,
+        group=RANGES,
+        when="synthesis",
+    )
+    synthesis_steps: int = option(
+        25, "Steps of their synthesis.", low=1, group=RANGES, when="synthesis"
+    )
+    flip: bool = option(True, "Mirror them every other step.", group=RANGES, when="synthesis")
+    crop: int = option(
+        0, "Shift them by up to so many pixels.", low=0, group=RANGES, when="synthesis"
+    )
+    blur: float = option(
+        0.0, "Deviation of their Gaussian blur.", low=0, group=RANGES, when="synthesis"
+    )
+    pixels: tuple[float, float] | None = option(
+        None,
+        "Smallest and largest value of valid inputs.",
+        group=RANGES,
+        default_text="from the network's config",
+    )
+    save_synthetic: Path | None = option(
+        None, "File (.npz) for the synthesised inputs.", group=RANGES, when="synthesis"
+    )
+    device: str | None = option(
+        None,
+        "Where ranges are found.",
+        metavar="cpu|cuda",
+        group=RANGES,
+        default_text="cuda where there is one",
+    )
+    target_size: float | None = option(
+        None,
+        "Bytes that the weights may take, or their share of what 8 bits take (up to 1).",
+        low=0,
+        group=LAYERS,
+    )
+    target_latency: float | None = option(
+        None,
+        "Milliseconds that the example inputs may take in onnxruntime on this machine.",
+        low=0,
+        group=LAYERS,
+    )
+    simulate: bool = option(
+        False, "2, 4 or 8 bits for every layer, as in the ZeroQ paper; stored in 8.", group=LAYERS
+    )
+    activation_bits: int = option(
+        8, "Below 8: simulated, and nothing is written.", low=2, high=8, group=LAYERS
+    )
+    migrate: bool = option(
+        False, "Move scales from behind norms into weights, by what was measured (exact)."
+    )
+    correct_bias: bool = option(False, "Take mean errors out of biases.")
+    weights: str | None = option(
+        None,
+        "What puts weights on grids, as `quantize-weights{bits=6 rounding=squant}`.",
+        metavar="PIPELINE",
+        default_text="as the scheme says",
+    )
+    vnni: bool = option(True, "--no-vnni: x86 without VNNI, weights in 7 bits.")
+    clip_ranges: bool = True
+
+    @property
+    def mixed(self) -> bool:
+        """True if every layer gets a format of its own."""
+        return self.target_size is not None or self.target_latency is not None or self.simulate
+
+    def schemes(self) -> tuple[str, ...]:
+        """What may be asked for."""
+        return SCHEMES
+
+
+Step = Rewrite | Train | Cast | Quantize

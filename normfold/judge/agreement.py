@@ -1,0 +1,115 @@
+"""The verdict on integers: a file in its runtime, against the float original and its simulation in torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.data.metrics import Comparison
+from normfold.graph import Graph
+from normfold.report.verdict import AgreementCheck, Budget
+
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+_QUIET = 1e-30
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What an integer file must keep: inputs, labels, what the float original answers, and what the simulation
+    does; outputs are those in floats, by batch."""
+
+    inputs: Sequence[Sequence[Tensor]]
+    labels: Tensor | None
+    original: list[list[Tensor]]
+    simulated: list[list[Tensor]]
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Sequence[Sequence[Tensor]],
+        labels: Tensor | None,
+        original: Graph,
+        simulation: Graph,
+    ) -> Promise:
+        """Run both networks on the inputs."""
+        return cls(
+            inputs, labels, float_outputs(original, inputs), float_outputs(simulation, inputs)
+        )
+
+    def drift(self) -> dict[str, Any]:
+        """How far the simulation is from the original, with ``snr_db`` of the noisiest output."""
+        found = compare(self.simulated, self.original, self.labels)
+        return {**found, "snr_db": min(ratios(self.simulated, self.original))}
+
+    def check(self, kind: str, artefact: str, run: Run, budget: Budget) -> AgreementCheck:
+        """Run the file on the inputs, and compare."""
+        start, mine = time.perf_counter(), []
+        for leaves in self.inputs:
+            with torch.no_grad():
+                mine.append(floats(run([leaf for leaf in leaves if isinstance(leaf, Tensor)])))
+        if [len(outputs) for outputs in mine] != [len(outputs) for outputs in self.original]:
+            nothing = tuple(-math.inf for _ in self.original[0])
+            return AgreementCheck(
+                kind, artefact, 0, None, None, nothing, nothing, budget, note="other outputs"
+            )
+        found = compare(mine, self.original, self.labels)
+        agreement, drop = found.get("agreement"), found.get("drop")
+        lost = drop if drop is not None or agreement is None else 100 * (1 - agreement)
+        return AgreementCheck(
+            kind,
+            artefact,
+            int(found["samples"]),
+            agreement,
+            lost,
+            tuple(ratios(mine, self.original)),
+            tuple(ratios(self.simulated, self.original)),
+            budget,
+            time.perf_counter() - start,
+        )
+
+
+def compare(
+    mine: Iterable[Sequence[Tensor]], theirs: Iterable[Sequence[Tensor]], labels: Tensor | None
+) -> dict[str, Any]:
+    """Drift of the first outputs, batch by batch."""
+    compared, at = Comparison(), 0
+    for outputs, references in zip(mine, theirs, strict=True):
+        got, expected = outputs[0], references[0]
+        rows = labels[at : at + len(expected)] if labels is not None else None
+        at += len(expected)
+        compared.add(got, expected, rows)
+    return compared.drift().to_dict()
+
+
+def ratios(mine: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Signal-to-noise ratio of every output in dB, over all batches; NaN where an output is not finite."""
+    found = []
+    for place in range(len(theirs[0])):
+        signal = noise = 0.0
+        for outputs, references in zip(mine, theirs, strict=True):
+            expected, got = references[place].double(), outputs[place].double()
+            signal += float(expected.square().sum())
+            noise += float((got - expected).square().sum())
+        ratio = max(signal, _QUIET) / max(noise, _QUIET) if math.isfinite(noise) else math.nan
+        found.append(10 * math.log10(ratio) if ratio == ratio else math.nan)
+    return found
+
+
+@torch.no_grad()
+def float_outputs(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """The outputs in floats of a graph, for each of the batches."""
+    runner = fx.Interpreter(graph.module)
+    runs = (runner.run(*leaves, enable_io_processing=False) for leaves in inputs)
+    return [floats(pytree.tree_leaves(outputs)) for outputs in runs]
+
+
+def floats(outputs: Sequence[Any]) -> list[Tensor]:
+    """Those of the outputs that are tensors of floating-point numbers."""
+    return [leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point()]

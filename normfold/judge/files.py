@@ -1,0 +1,102 @@
+"""The verdict of a file: of its own bytes, in its own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from normfold.errors import EnvironmentMissing
+from normfold.judge.agreement import Promise
+from normfold.judge.verifier import Verifier
+from normfold.report.objects import AnyCheck
+from normfold.report.verdict import Artefact, Budget, Verdict
+from normfold.targets.order import Draft, sha256
+
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "OpenVINO": "openvino",
+    "PyTorch": "torch",
+    "TensorRT": "tensorrt",
+    "TensorRT-RTX": "tensorrt-rtx",
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What files are compared with.
+
+    Attributes:
+        verifier: knows the original; None judges nothing.
+        half_budget: relative error of a network in half precision.
+        promise: of an integer network; its files are judged by ``budget``.
+        training: the original is a trained student.
+    """
+
+    verifier: Verifier | None
+    half_budget: float | None = None
+    promise: Promise | None = None
+    budget: Budget = field(default_factory=Budget)
+    trained: bool = False
+
+    def judge(self, draft: Draft, emit: Callable[[Any], None]) -> Verdict:
+        """Run a file in each of its ways and compare; every comparison is emitted.
+
+        Raises:
+            ExportError: its runtime refuses it.
+        """
+        runtime = runtime_name(draft.runtime)
+        if self.verifier is None:
+            return Verdict("not judged", runtime, "not judged: --verify off")
+        checks: list[AnyCheck] = []
+        try:
+            for kind, run in draft.runs():
+                checks.append(self._check(kind, draft.path.name, run))
+                emit(checks[-1])
+        except EnvironmentMissing as error:
+            why = error.what + (f": {error.found}" if error.found else "")
+            return Verdict("not judged", runtime, f"not judged here ({why})")
+        bad = [f"{check.kind}: {text}" for check in checks for text in check.failures()]
+        if bad:
+            return Verdict("fail", runtime, bad[0])
+        return Verdict("pass", runtime, f"{self._words(checks)} in {runtime}")
+
+    def _check(self, kind: str, name: str, run: Any) -> AnyCheck:
+        assert self.verifier is not None
+        if self.promise is not None:
+            return self.promise.check(kind, name, run, self.budget)
+        return replace(self.verifier.outputs(kind, run, self.half_budget), artefact=name)
+
+    def _words(self, checks: list[AnyCheck]) -> str:
+        if self.promise is not None:
+            return f"within the budget ({checks[0].words})"  # type: ignore[union-attr]
+        student = " to the trained student" if self.trained else ""
+        if self.half_budget is not None:
+            return (
+                f"within {self.half_budget:g} of the original{student and ', the trained student,'}"
+            )
+        return f"equivalent{student}"
+
+
+def artefact(draft: Draft, kind: str, target: str, folder: Any, verdict: Verdict) -> Artefact:
+    """A file as the report lists it, under the path that it will have in ``folder``."""
+    return Artefact(
+        path=str(folder / draft.path.name),
+        format=kind,
+        target=target,
+        size=draft.size,
+        sha256=sha256(draft.path),
+        verdict=verdict,
+        files=tuple(file.name for file in draft.files),
+        written=verdict.state != "fail",
+    )
+
+
+def runtime_name(name: str) -> str:
+    """A runtime with its installed version: ``onnxruntime 1.31.1``."""
+    package = _PACKAGES.get(name, name)
+    try:
+        return f"{name} {version(package)}"
+    except PackageNotFoundError:
+        return name

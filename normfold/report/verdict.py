@@ -1,0 +1,142 @@
+"""What is said of a written file: its artefact, the verdict of its own bytes, and the budget of integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an integer file may lose against the float original, on the samples that it is judged on.
+
+    Attributes:
+        agreement: least share of equal answers (top-1), or within two standard errors of it.
+        snr_db: least signal-to-noise ratio in dB, of every output.
+        below_simulation_db: how far it may lie below that of the simulation in torch.
+        max_drop: points that may be lost, of accuracy where there are labels, else of agreement; it replaces the
+            other three.
+    """
+
+    agreement: float = 0.97
+    snr_db: float = 10.0
+    below_simulation_db: float = 3.0
+    max_drop: float | None = None
+
+    def __str__(self) -> str:
+        if self.max_drop is not None:
+            return f"{self.max_drop:g} points may be lost"
+        return (
+            f"agreement {self.agreement:.0%} within two standard errors, {self.snr_db:g} dB, at most "
+            f"{self.below_simulation_db:g} dB below the simulation"
+        )
+
+
+@dataclass(frozen=True)
+class AgreementCheck:
+    """A file of integers in its runtime, against the float original and against its simulation in torch.
+
+    Attributes:
+        kind: the runtime and its way of running: ``onnxruntime-all``.
+        artefact: name of the file.
+        samples: rows that were compared.
+        agreement: share of equal answers; None where outputs are not class scores.
+        lost: points of accuracy, or of agreement where there are no labels; None where there are no answers.
+        snr_db: signal-to-noise ratio of each output, in dB.
+        simulated_db: the same of the simulation.
+        budget: what it is judged by.
+    """
+
+    kind: str
+    artefact: str
+    samples: int
+    agreement: float | None
+    lost: float | None
+    snr_db: tuple[float, ...]
+    simulated_db: tuple[float, ...]
+    budget: Budget = field(default_factory=Budget)
+    seconds: float = 0.0
+    note: str = ""
+
+    def failures(self) -> list[str]:
+        """What breaks the budget, in words."""
+        if not all(map(math.isfinite, self.snr_db)):
+            return ["an output is not finite"]
+        budget = self.budget
+        if budget.max_drop is not None and self.lost is not None:
+            lost = f"{self.lost:.3g} points lost, {budget.max_drop:g} allowed"
+            return [] if self.lost <= budget.max_drop else [lost]
+        found = []
+        if budget.max_drop is None and self.agreement is not None:
+            least = self._least_agreement()
+            if self.agreement < least:
+                found.append(f"agreement {self.agreement:.1%}, at least {least:.1%} asked for")
+        for mine, promised in zip(self.snr_db, self.simulated_db, strict=True):
+            if mine < budget.snr_db:
+                found.append(f"{mine:.1f} dB, at least {budget.snr_db:g} dB asked for")
+            elif mine < promised - budget.below_simulation_db:
+                found.append(f"{mine:.1f} dB, the simulation has {promised:.1f} dB")
+        return found
+
+    def _least_agreement(self) -> float:
+        """The budget's share less two standard errors of it on so many samples."""
+        share = self.budget.agreement
+        return share - 2 * math.sqrt(share * (1 - share) / max(1, self.samples))
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures()
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def words(self) -> str:
+        """What was found: ``agreement 99.2 %, 24.1 dB on 64 samples``."""
+        parts = [] if self.agreement is None else [f"agreement {self.agreement:.1%}"]
+        parts.append(f"{min(self.snr_db, default=math.nan):.1f} dB")
+        return f"{', '.join(parts)} on {self.samples} samples"
+
+
+State = Literal["pass", "fail", "not judged"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What its own runtime says of a file: ``why`` in words, ``runtime`` with its version."""
+
+    state: State
+    runtime: str
+    why: str
+
+    def __str__(self) -> str:
+        return self.why
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file that was made.
+
+    Attributes:
+        path: where it is, or would be had its verdict not failed.
+        files: companions that belong to it (external weights, sidecars), by name.
+        size: bytes of the file and its external weights.
+        sha256: of the file.
+        written: False where it was not published.
+    """
+
+    path: str
+    format: str
+    target: str
+    size: int
+    sha256: str
+    verdict: Verdict
+    files: tuple[str, ...] = ()
+    written: bool = True
+
+
+def failed(artefacts: Sequence[Artefact]) -> list[Artefact]:
+    """Those whose verdict failed."""
+    return [item for item in artefacts if item.verdict.state == "fail"]

@@ -1,0 +1,164 @@
+"""Write every file that a job asks for, and judge each of them before it is published."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from normfold.errors import EnvironmentMissing
+from normfold.graph import Graph
+from normfold.job import Request
+from normfold.judge import Verifier
+from normfold.judge.bench import time_against_original
+from normfold.judge.files import Judge, artefact
+from normfold.ranges import sidecar
+from normfold.report.events import Counted, KeptOriginal, Missing
+from normfold.report.timing import duration
+from normfold.report.verdict import Budget, Verdict
+from normfold.steps.prepare import Prepared
+from normfold.steps.quantize import to_grids
+from normfold.steps.work import Work
+from normfold.target import Target
+from normfold.targets.order import Draft, Order, drafts, runs_of
+from normfold.targets.tensorrt.write import builder, wanted
+
+
+def deliver(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Graph:
+    """Write the files of a job into ``folder``, a staging one; stops at the first that fails.
+
+    Returns:
+        The graph of the first file: on the grids of its target if the job quantises.
+    """
+    requests, made = work.job.export.requests, list[Graph]()
+    if not requests and work.job.quantize is not None:
+        return to_grids(work.job.export.first.name, work)[0]
+    for request in requests:
+        if not work.record.ok:
+            break
+        stem = prepared.name
+        if request.format == "onnx" and any(
+            item.format == "onnx" for item in requests[: requests.index(request)]
+        ):
+            stem += f".{request.target.name}"
+        try:
+            made.append(_write(request, graph, work, prepared, folder / stem))
+        except EnvironmentMissing as error:  # what else was asked for is written all the same
+            hint = f"; {error.hint}" if error.hint else ""
+            work.record.emit(Missing(f"no {request.format}: {error.what}{hint}"))
+    if requests and ("pt2" in work.job.export.export or work.calibrated is not None):
+        sidecar.save(graph, sidecar.sidecar_of(folder / f"{prepared.name}.onnx"))
+    return made[0] if made else graph
+
+
+def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem: Path) -> Graph:
+    job, target = work.job, _target(request, prepared)
+    promise = None
+    if work.calibrated is not None:
+        graph, promise = to_grids(target.name, work)
+    report = work.record.report()
+    order = Order(
+        graph,
+        stem,
+        target,
+        opset=job.export.opset,
+        engine=prepared.engine,
+        ranges=prepared.ranges,
+        metadata={"pipeline": report.pipeline, "source": report.model},
+        precision=report.precision.dtype if report.precision is not None else "as captured",
+        normalisation=work.normalisation,
+        emit=work.record.emit,
+        say=work.say,
+    )
+    judge = Judge(
+        work.verifier,
+        work.half_budget,
+        promise,
+        Budget(max_drop=job.policy.max_drop),
+        trained=job.train is not None,
+    )
+    work.tell(f"writing {request.format}", target.name)
+    for draft in drafts(request.format, order):
+        work.tell(f"judging {draft.path.name}")
+        verdict = judge.judge(draft, work.record.emit)
+        _publish(draft, request, verdict, work)
+        if verdict.state == "fail":
+            return graph
+        if promise is not None and request.format == "onnx":
+            _count(draft, target, work)
+        if job.policy.keep_if_faster and request.format == "onnx":
+            graph = _faster(draft, request, graph, work)
+    return graph
+
+
+def _target(request: Request, prepared: Prepared) -> Target:
+    """The row that a request is written for: that of the builder, where one builds."""
+    if request.format != "trt":
+        return request.target
+    return wanted(prepared.engine, builder(prepared.engine)[0])
+
+
+def _publish(draft: Draft, request: Request, verdict: Verdict, work: Work) -> None:
+    """Record a file with its verdict."""
+    job = work.job
+    made = artefact(draft, request.format, request.target.name, job.export.output, verdict)
+    work.record.emit(made)
+    unjudged = verdict.state == "not judged" and job.policy.verify != "off"
+    if unjudged and job.policy.require_judged:
+        work.record.emit(Missing(f"`{draft.path.name}` is {verdict.why}"))
+
+
+def _count(draft: Draft, target: Target, work: Work) -> None:
+    """Which ops onnxruntime runs in integers, where it is the target and here."""
+    if target.runtime != "onnxruntime" or target.cannot_run():
+        return
+    from normfold.targets.integer_census import integer_census
+
+    found = integer_census(draft.path)
+    work.record.emit(Counted(found.integer, found.floats, found.ops, found.blocked))
+
+
+def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
+    """Keep the file if it is faster than the original's own export, else put that in its place."""
+    report, captured = work.record.report(), work.captured
+    timing, bare, plain = time_against_original(
+        captured,
+        draft.path,
+        report.pipeline,
+        opset=work.job.export.opset,
+        target=request.target.name,
+        say=work.say,
+    )
+    folder = draft.path.parent / "original"
+    work.record.emit(timing)
+    if timing.faster:
+        shutil.rmtree(folder)
+        return graph
+    for file in (draft.path, *draft.files):
+        file.unlink()
+    files = []
+    for file in sorted(folder.iterdir()):
+        os.replace(file, draft.path.with_name(file.name))
+        files.append(draft.path.with_name(file.name))
+    folder.rmdir()
+    slow, fast = duration(timing.b_seconds), duration(timing.a_seconds)
+    work.record.emit(
+        KeptOriginal(
+            plain,
+            f"not faster, so the original's own export was written: `{report.pipeline}` takes {slow}, the "
+            f"original {fast}",
+        )
+    )
+    verifier = None
+    if work.verifier is not None:
+        verifier = Verifier(captured, work.job.source.seed, work.samples)
+        work.record.emit(verifier.rounding(bare))
+    kept = replace(
+        draft,
+        files=tuple(file for file in files if file != draft.path),
+        runs=lambda: runs_of(request.target, draft.path),
+    )
+    verdict = Judge(verifier).judge(kept, work.record.emit)
+    _publish(kept, request, verdict, work)
+    return bare

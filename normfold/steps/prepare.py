@@ -1,0 +1,98 @@
+"""What can be refused before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.graph.placed import device_of
+from normfold.job import EngineOptions, Job
+from normfold.report.policy import Requirement
+from normfold.rewrite import Pass
+from normfold.steps.rewrite import passes_of
+from normfold.targets.staging import require_writable
+from normfold.targets.tensorrt.profiles import parse_dynamic
+from normfold.targets.tensorrt.write import builder
+
+_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a job's texts mean.
+
+    Attributes:
+        requirements: of the policy, on passes that run.
+        axes, ranges: dynamic axes as ``NAME:AXIS``, and the sizes that an engine is built for.
+        engine: how one is built, with the builder that the target names.
+        name: of the files.
+    """
+
+    requirements: list[Requirement]
+    axes: Sequence[str]
+    ranges: dict[str, Any]
+    engine: EngineOptions
+    name: str
+
+
+def prepare(job: Job) -> Prepared:
+    """Read the texts of a job.
+
+    Raises:
+        UsageError: a wrong pipeline, requirement or axis, options that the builder of engines has not, a folder
+            that cannot be written to. EnvironmentMissing: a GPU is asked for, and torch sees none.
+    """
+    passes: list[Pass] = []
+    if job.rewrite is not None:
+        passes = passes_of(job.rewrite.pipeline, job.rewrite.untie)
+    names = [item.name for item in passes]
+    requirements = [Requirement.parse(text, names) for text in job.policy.require]
+    axes, ranges = parse_dynamic(job.source.dynamic)
+    engine = engine_of(job)
+    if "trt" in job.export.export:
+        builder(engine)
+    elif ranges:
+        raise UsageError(
+            "sizes of dynamic axes are what an engine is built for, and none is built",
+            found=", ".join(
+                f"`{n}:{axis}={r}`" for n, asked in ranges.items() for axis, r in asked.items()
+            ),
+            hint="name the axis only (`--dynamic NAME:AXIS`), or build an engine with `--export trt`",
+        )
+    if job.quantize is not None:
+        device_of(job.quantize.device)
+    if job.export.export:
+        require_writable(job.export.output)
+    return Prepared(requirements, axes, ranges, engine, name_of(job.source.model))
+
+
+def engine_of(job: Job) -> EngineOptions:
+    """The options of engines, with the builder of the target that was named."""
+    builders = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}
+    named = [builders[name] for name in job.export.target if name in builders]
+    if job.engine.backend != "auto" or not named:
+        return job.engine
+    return replace(job.engine, backend=named[0])  # type: ignore[arg-type]
+
+
+def name_of(model: Any) -> str:
+    """The stem of the files: the module's class, or what stands last in the model's path, without its suffix."""
+    if isinstance(model, Graph):
+        model = model.original if model.original is not None else model.module
+    if isinstance(model, nn.Module):
+        return type(model).__name__.lower()
+    text = str(model)
+    if Path(text).exists():
+        tail = Path(text).resolve().name
+    else:
+        tail = text.split("(")[0].rstrip("/").rsplit(":", 1)[-1].rsplit("/", 1)[-1]
+    for suffix in _SUFFIXES:
+        tail = tail.removesuffix(suffix)
+    allowed = (letter if letter.isalnum() or letter in "-_." else "_" for letter in tail)
+    return "".join(allowed).strip("_") or "model"

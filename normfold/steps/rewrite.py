@@ -1,0 +1,127 @@
+"""Run passes, judged as they go: what the facade's `run` and the step of a job both do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+from normfold.errors import UsageError
+from normfold.graph import Graph
+from normfold.graph.bake import bake
+from normfold.job import Rewrite
+from normfold.judge import Verifier
+from normfold.progress import Listener, Progress, silent
+from normfold.report import PassReport
+from normfold.report.events import Noted, Recorder, Rewritten
+from normfold.report.policy import Requirement
+from normfold.report.sites import site_statuses
+from normfold.rewrite import Pass, parse, run_pipeline
+from normfold.steps.work import Work
+
+Verify = Literal["final", "each", "off"]
+
+
+def passes_of(pipeline: str | Sequence[Pass], untie: bool = False) -> list[Pass]:
+    """The passes of a pipeline text, or those given; with ``untie`` in every pass that has the option.
+
+    Raises:
+        UsageError: the text is wrong.
+    """
+    passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    return [_untied(item) for item in passes] if untie else passes
+
+
+def _untied(item: Any) -> Any:
+    has_option = any(field.name == "untie" for field in fields(item))
+    return replace(item, untie=True) if has_option else item
+
+
+def run_judged(
+    graph: Graph,
+    passes: Sequence[Pass],
+    verify: Verify,
+    record: Recorder,
+    *,
+    verifier: Verifier | None,
+    say: Listener = silent,
+    copy: bool = True,
+    capture: bool = True,
+) -> Graph:
+    """Run passes on ``graph`` (a copy unless ``copy`` is off), judge and record.
+
+    ``each`` judges after every pass, ``final`` the algebra before baking and the result at the end. ``capture``
+    also judges the captured graph against the module.
+    """
+    bakes = [index for index, item in enumerate(passes) if item.name == "bake"]
+    judged = {(bakes[0] if bakes else len(passes)) - 1, len(passes) - 1}
+    if verifier is not None and verify != "off" and capture:
+        say(Progress("checking the capture"))
+        record.emit(verifier.capture())
+    done = 0
+
+    def after(item: Pass, current: Graph, report: PassReport) -> None:
+        nonlocal done
+        index, done = done, done + 1
+        text = f"{report.rewrites} rewrites, {len(report.declined)} declined"
+        say(Progress(str(item), done, len(passes), text))
+        if verifier is not None and (verify == "each" or (verify == "final" and index in judged)):
+            check = verifier.rounding if current.baked else verifier.algebra
+            report.check = check(current)
+
+    result, reports = run_pipeline(graph, passes, after, copy)
+    sites = site_statuses(result, [*record.report().passes, *reports])
+    record.emit(Rewritten(tuple(reports), tuple(sites), result.parameter_bytes()))
+    for text in [*result.notes, *_nothing_done(reports)]:
+        record.emit(Noted(text))
+    return result
+
+
+def _nothing_done(reports: Sequence[PassReport]) -> list[str]:
+    """A note for every pass that met sites and could rewrite none."""
+    notes = []
+    for item in reports:
+        if item.declined and not item.applied:
+            codes = Counter(declined.code for declined in item.declined)
+            why = ", ".join(f"{code} ({count})" for code, count in codes.most_common())
+            notes.append(f"{item.name} changed nothing: it declined {why}")
+    return notes
+
+
+def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
+    """The step of a job: run its pipeline, and bake where files are written and the pipeline does not."""
+    passes = passes_of(step.pipeline, step.untie)
+    policy = work.job.policy
+    keep = work.verifier is not None or policy.keep_if_faster or not work.disposable
+    result = run_judged(
+        graph,
+        passes,
+        policy.verify,
+        work.record,
+        verifier=work.verifier,
+        say=work.say,
+        copy=keep,
+    )
+    if work.job.export.export and not result.baked:
+        bake(result)
+        result.recompile()
+        work.record.emit(Noted("the pipeline does not bake: baked before the export"))
+        if work.verifier is not None:
+            work.record.emit(work.verifier.rounding(result))
+    return result
+
+
+def requirements(texts: Sequence[str], passes: Sequence[Pass]) -> list[Requirement]:
+    """Requirements of a policy on the passes of a job.
+
+    Raises:
+        UsageError: a text that is not one, or about a pass that does not run.
+    """
+    return [Requirement.parse(text, [item.name for item in passes]) for text in texts]
+
+
+def require_mode(mode: str) -> None:
+    """Refuse a wrong ``verify``."""
+    if mode not in ("final", "each", "off"):
+        raise UsageError("`verify` is `final`, `each` or `off`", found=f"`{mode}`")
