@@ -66,3 +66,9 @@ class PassError(NormfoldError):
 
 class ExportError(NormfoldError):
     """The rewritten graph could not be written in the asked format."""
+
+
+class InternalError(NormfoldError):
+    """A bug in normfold: what nobody foresaw."""
+
+    exit_code = 70

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.api import Progress, bisect, run
+from normfold.api import bisect, run
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, kind_of, operands, producer
@@ -20,6 +20,7 @@ from normfold.graph.text import graph_text
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
 from normfold.passes.canonicalize import Canonicalize
+from normfold.progress import Listener
 from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
 from normfold.rewrite import Pass, parse, text_of
@@ -184,7 +185,7 @@ def list_spaces(graph: Graph) -> list[SpaceInfo]:
 
 
 def find_culprit(
-    graph: Graph, pipeline: str | None, to: str, seed: int, progress: Progress
+    graph: Graph, pipeline: str | None, to: str, seed: int, progress: Listener
 ) -> Culprit | None:
     """`bisect` for a pipeline text or a preset."""
     return bisect(

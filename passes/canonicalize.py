@@ -194,7 +194,7 @@ def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rew
 
 
 def _plain(node: fx.Node, rewriter: Rewriter) -> fx.Node:
-    """The norm with one result, unless somebody reads the mean and deviation that come beside it."""
+    """The norm with one result, unless another op reads the mean and deviation beside it."""
     op = _PLAIN.get(op_name(node))
     results = list(node.users)
     if op is None or any(user.args[1] != 0 for user in results):

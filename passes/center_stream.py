@@ -31,7 +31,7 @@ aten = torch.ops.aten
 @dataclass(frozen=True)
 class CenterStream(Pass):
     """Centre the writers of residual streams (and of private inputs of norms), and turn LayerNorms into RMSNorms
-    (Jiang et al. 2023, arXiv 2305.14858). What is centred where is one minimum cut over the whole graph.
+    (Jiang et al. 2023, arXiv 2305.14858). One minimum cut over the whole graph decides what is centred where.
 
     Options:
         op_cost: price of one explicit centring op, in units of what a norm of the same size gains.

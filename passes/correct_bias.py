@@ -1,11 +1,11 @@
-"""correct-bias: the mean error that integers make behind a linear op is taken out of its bias.
+"""correct-bias: subtract the mean error of a quantised linear op from its bias.
 
 y' = W' x' + c  ->  c - (E[y'] - E[y])          per output channel, over samples and positions
 
-analytic  E[y'] - E[y] = (W' - W) E[x], with E[x] from the norms' statistics (Nagel et al. 2019, section 4.2). What
-          rounded activations add is not in it.
-samples   measured: front to back, each op with the inputs that the corrected ones in front of it give; E[y] is
-          what the float network gave on the same samples (Finkelstein et al. 2019).
+analytic  E[y'] - E[y] = (W' - W) E[x], with E[x] from the norms' statistics (Nagel et al. 2019, section 4.2). The
+          error of rounded activations is not included.
+samples   measured front to back, each op on the outputs of the corrected ops in front of it; E[y] is the mean of
+          the float network on the same samples (Finkelstein et al. 2019).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class CorrectBias(Pass):
     """Correct the biases of ops with integer weights, by ``graph.samples``.
 
     Options:
-        heads: correct ops whose result the network returns too: a few samples do not tell the mean of class
-            scores, and correcting them has cost accuracy.
+        heads: also correct ops whose result is an output of the network. A few samples estimate the mean of
+            class scores badly, and correcting it has cost accuracy.
         limit: largest correction, in deviations of the channel.
         source: ``samples``, ``analytic``, or the former where there are any.
 
@@ -128,7 +128,7 @@ def _measured(graph: Graph, wanted: set[fx.Node], limit: float) -> dict[fx.Node,
 
 
 class _Corrector(fx.Interpreter):
-    """Runs the integer network, and takes each op's mean error out of what the next ones read."""
+    """Runs the integer network, and subtracts each op's mean error before the next ops read its result."""
 
     def __init__(self, module: fx.GraphModule, wanted: set[fx.Node], limit: float) -> None:
         super().__init__(module)

@@ -184,7 +184,7 @@ class _Attempt:
         return [*edits, leave], "bias"
 
     def why_gain_stays(self, match: Match) -> Decline | None:
-        """None if there is no gain: then all of the affine is folded."""
+        """Why the gain cannot be folded; None if nothing stops it."""
         try:
             self._transport().push(self.node, Flow(self.scale, None))
         except Blocked as error:
@@ -216,7 +216,7 @@ class _Attempt:
 
     @property
     def _of_norm(self) -> bool:
-        """True for the gain and bias of a norm that stays: left there they cost nothing."""
+        """True for the gain and bias of a norm that stays, where they cost nothing."""
         return op_name(self.x) in NORM_OPS
 
     def warnings(self, match: Match) -> list[Warned]:
@@ -230,7 +230,7 @@ class _Attempt:
 
 
 def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:
-    """One reason for a site that no way works for: the more telling of the backward and the forward one."""
+    """The reason why a site folds neither way: the more informative of the backward and the forward one."""
     errors = [blocked[way] for way in ("forward", "backward") if way in blocked]
     if not errors:
         return Decline(Reason.DIRECTION, match.node)

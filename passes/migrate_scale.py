@@ -1,9 +1,9 @@
-"""migrate-scale: part of what makes a channel of activations large goes into the weights that read it.
+"""migrate-scale: part of the scale of each channel of activations moves into the weights that read it.
 
 W norm(x)  =  (W S) (S^-1 norm(x))        s_j = max|x_j|^a / max|W_j|^(1 - a)
 
-S^-1 becomes the gain of the norm, so that nothing is computed that was not before (Xiao et al. 2023,
-"SmoothQuant", arXiv 2211.10438). max|x_j| is measured on ``graph.samples``.
+S^-1 goes into the gain of the norm, so that no op is added (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438).
+max|x_j| is measured on ``graph.samples``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from normfold.rewrite.flow import Blocked
 
 @dataclass(frozen=True)
 class MigrateScale(Pass):
-    """Scale what LayerNorms and RMSNorms give to linear layers so that both are easier to quantise.
+    """Scale the channels between a LayerNorm or RMSNorm and linear layers: both sides get easier to quantise.
 
     Options:
-        alpha: how much of the difficulty the weights take: 0 none, 1 all.
+        alpha: the share of the scale that moves into the weights: 0 none, 1 all.
 
     Exact:    up to rounding.
     Declines: no-samples, and what keeps a positive scale from the weights.

@@ -2,8 +2,8 @@
 
 x  ->  s (Q - z)        Q = clip(round(x / s) + z), half to even
 
-One scale and zero point per tensor, from the interval that was measured or derived for it. Which tensors, and
-which grids, is what the runtime wants (`normfold.target`).
+One scale and zero point per tensor, from the interval that was measured or derived for it. The
+target decides which tensors, and which grids (`normfold.target`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class QuantizeActivations(Pass):
 
     Options:
         target: the runtime that will read the file.
-        bits: fewer than 8 are simulated, and no runtime executes them; what the network reads and what its last
-            layers read keeps 8.
+        bits: fewer than 8 are simulated, and no runtime executes them; the inputs of the network and of its last
+            layers keep 8.
 
     Exact:    no: values are rounded.
     Declines: no-interval.
@@ -100,7 +100,7 @@ class QuantizeActivations(Pass):
         rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}")
 
     def _bias(self, node: fx.Node, rewriter: Rewriter) -> None:
-        """An integer bias, of the product's scale: what a kernel needs that gives floats."""
+        """Store the bias in integers of the product's scale, as kernels with a float result need it."""
         linear = linear_of(node)
         assert linear is not None
         source: Any = linear.data
@@ -132,7 +132,7 @@ def _hand_over(
 
 
 def _at_an_end(tensor: fx.Node) -> bool:
-    """True for what the network reads, and for what ops read whose result it returns."""
+    """True for inputs of the network, and for inputs of ops whose result is an output of the network."""
     if tensor.op == "placeholder":
         return True
     return any(reader.op == "output" for user in tensor.users for reader in user.users)

@@ -1,8 +1,8 @@
-"""quantize-dynamic: matrix products in integers whose inputs find their grid at run time.
+"""quantize-dynamic: matrix products in integers, with the grid of each input found at run time.
 
 y = x W + c  ->  (s_x Q_x) (Q_W s_W) + c        s_x from the smallest and largest value of this x
 
-Nothing needs to be known of the activations; each product costs a pass over its input.
+No ranges of activations are needed; each product costs one more pass over its input.
 """
 
 from __future__ import annotations

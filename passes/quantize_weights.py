@@ -2,7 +2,7 @@
 
 W  ->  s Q        Q = round(W / s), s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
 
-What rounds to which neighbour is `normfold.graph.grids`' business.
+Rounding is in `normfold.graph.grids`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class QuantizeWeights(Pass):
         rewriter.record(f"{match.node.name}: weight in {self.bits} bits")
 
     def _blocks(self, linear: Linear, grid: Grid, name: str, rewriter: Rewriter) -> None:
-        """x @ W + b with W as (inputs, outputs) and blocks along the inputs: what runtimes have a kernel for."""
+        """x @ W + b with W as (inputs, outputs) and blocks along the inputs: the form that kernels take."""
         steps, scale = grid.steps, grid.scale
         if linear.in_axis == 1:
             steps, scale = steps.t().contiguous(), scale.t().contiguous()

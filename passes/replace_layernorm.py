@@ -2,7 +2,7 @@
 
 layer_norm(x) * g + b  ->  x * a + c      per channel, in eval mode, whatever the kind
 
-a = cov(x, y) / var(x), c = E[y] - a E[x], with y what the LayerNorm gives on the samples: the affine that is
+a = cov(x, y) / var(x), c = E[y] - a E[x], with y the LayerNorm's output on the samples: the affine that is
 nearest to it. Every kind starts as this affine; they differ in what they are in training mode:
 
 affine   x * a + c, both trained

@@ -1,18 +1,16 @@
-"""The Typer application and its exit codes: 0 equivalent, 1 verdict failed, 2 usage, 3 environment, 4 model."""
+"""The typer application, and how it ends: the exit codes of design.md, no traceback on the terminal."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any, NoReturn
 
 import typer
 
-from normfold.cli import commands
-from normfold.cli.bench import bench
-from normfold.cli.quantize import quantize
 from normfold.cli.settings import Option, settings
-from normfold.cli.training import distill
+from normfold.cli.table import TABLE
 from normfold.errors import NormfoldError
 
 # typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
@@ -52,27 +50,16 @@ def _root(
         for param in command.params:
             if param.param_type_name != "option":
                 continue
-            long = max(param.opts, key=len).removeprefix("--")
-            table[name][long] = Option(param.name, param.multiple)
+            long = [flag.removeprefix("--") for flag in param.opts if flag.startswith("--")]
+            for key in long:
+                table[name][key] = Option(param.name, param.multiple or param.nargs > 1)
             # as the option is spelled, not as its parameter is called
-            param.envvar = f"NORMFOLD_{name}_{long}".upper().replace("-", "_")
+            param.envvar = f"NORMFOLD_{name}_{long[0]}".upper().replace("-", "_")
     ctx.default_map = settings(table)
 
 
-for command in (
-    commands.convert,
-    distill,
-    quantize,
-    commands.inspect,
-    commands.plan,
-    commands.verify,
-    commands.bisect,
-    commands.passes,
-    commands.explain,
-    commands.doctor,
-    bench,
-):
-    app.command()(command)
+for _command in TABLE:
+    _command.add_to(app)
 
 
 def main() -> None:
@@ -83,12 +70,12 @@ def main() -> None:
         status = app(standalone_mode=False)
         sys.stdout.flush()
     except NormfoldError as error:
-        _fail(str(error), error.exit_code)
+        _fail(error.what, error.exit_code, error.where, error.found, error.hint)
     except _ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
-        _fail(_message(error), 2)
+        _fail(str(error.format_message()), 2, hint=_help_of(error))  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -98,17 +85,21 @@ def main() -> None:
         if isinstance(error.__context__, BrokenPipeError):
             _reader_left()
         raise
+    except Exception as error:
+        from normfold.cli.crash import crash
+
+        found = crash(error)
+        _fail(found.what, found.exit_code, found.where, found.found, found.hint)
     if status == _INTERRUPTED:  # typer turns Ctrl-C into a return value
         _fail("interrupted", _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _message(error: BaseException) -> str:
-    text = str(error.format_message())  # type: ignore[attr-defined]
+def _help_of(error: Any) -> str | None:
     context = getattr(error, "ctx", None)
-    if isinstance(error, _UsageError) and context is not None:
-        text += f"\n\nhint: `{context.command_path} --help` lists the options"
-    return text
+    if not isinstance(error, _UsageError) or context is None:
+        return None
+    return f"`{context.command_path} --help` lists the options"
 
 
 def _reader_left() -> NoReturn:
@@ -117,6 +108,18 @@ def _reader_left() -> NoReturn:
     sys.exit(141)  # 128 + SIGPIPE, as other programs end
 
 
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(
+    what: str,
+    status: int,
+    where: str | None = None,
+    found: str | None = None,
+    hint: str | None = None,
+) -> NoReturn:
+    """Print an error, as JSON where JSON was asked for, and exit."""
+    if "--json" in sys.argv[1:]:
+        error = {"what": what, "where": where, "found": found, "hint": hint}
+        print(json.dumps({"ok": False, "exit_code": status, "error": error}, indent=2))
+    else:
+        text = str(NormfoldError(what, where=where, found=found, hint=hint))
+        print(f"error: {text}", file=sys.stderr)
     sys.exit(status)

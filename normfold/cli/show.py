@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
-import re
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from normfold.progress import Listener, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from normfold.report import Report
 
+_last = Progress("starting")
+
+
+def last_progress() -> Progress:
+    """What the run was doing when it was last heard of."""
+    return _last
+
 
 def console() -> Console:
-    """Console on stdout; wide enough that a pipe gets whole lines."""
+    """Console on stdout; COLUMNS sets its width, and a pipe gets whole lines."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    narrow = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console() if narrow else Console(width=200)
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A spinner with the current step and its seconds on stderr; silent when stderr is no terminal.
-
-    A line that ends in ``42%`` moves a bar.
-    """
+def progress() -> Iterator[Listener]:
+    """A spinner with the current stage and its seconds on stderr; silent when stderr is not a terminal."""
+    global _last
     if not sys.stderr.isatty():
-        yield lambda line: None
+
+        def remember(event: Progress) -> None:
+            global _last
+            _last = event
+
+        yield remember
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # the stream of now: it goes on moving while a capture keeps torch's chatter off stderr
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with Bar(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("loading torch", total=None)
 
-        def say(line: str) -> None:
-            share = re.search(r" (\d+)%$", line)
-            total, done = (100, int(share[1])) if share else (None, 0)
-            bar.update(task, description=line[:100], total=total, completed=done)
+        def show(event: Progress) -> None:
+            global _last
+            _last = event
+            text = f"{event.stage}{f', {event.text}' if event.text else ''}"
+            bar.update(task, description=text[:100], total=event.total, completed=event.done)
 
-        yield say
+        yield show
 
 
 def emit(report: Report, as_json: bool, verbose: bool) -> None:
@@ -58,7 +73,7 @@ def emit(report: Report, as_json: bool, verbose: bool) -> None:
     print_report(report, console(), verbose)
 
 
-def warn_pickle(trusted: bool) -> None:
+def warn_pickle(given: dict[str, Any]) -> None:
     """Say what --trust-pickle means, every time."""
-    if trusted:
+    if given.get("trust_pickle"):
         print("warning: --trust-pickle runs whatever code the file contains", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The two ops that normfold adds to a captured graph, both composite, so that re-export expands them.
+"""Two composite ops for captured graphs, which a re-export expands (the ops of quantised graphs: `integer_ops`).
 
 ``normfold::channel_affine(x, scale?, shift?, dim)`` is ``x * scale + shift`` along one axis of ``x``.
 ``normfold::channel_pad(x, pad, value, dim)`` is ``F.pad`` whose constant differs per channel.

@@ -1,4 +1,4 @@
-"""Weights on integer grids: which scale, and which of its two neighbours a weight becomes.
+"""Weights on integer grids: choice of the scale, and rounding.
 
 With v = w / s, q the integers and e = q - v:
 
@@ -23,7 +23,7 @@ _CLIPS = [1.0 - 0.025 * step for step in range(17)]  # down to 0.6 of the larges
 @dataclass(frozen=True)
 class Grid:
     """Integers and scales: ``steps`` (int8, the weight's shape), ``scale`` (C,) along ``axis``, or (..., blocks)
-    with blocks of ``block`` weights along it; ``bits`` of which the integers make use."""
+    with blocks of ``block`` weights along it; ``bits`` that the integers use."""
 
     steps: Tensor
     scale: Tensor

@@ -121,7 +121,7 @@ def pull(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
 
 
 def pull_part(node: fx.Node, groups: Tensor) -> Tensor | None:
-    """Groups of the tensor that ``node`` takes a part of, on that part only; None if ``node`` is no such op.
+    """Groups of the tensor that ``node`` takes a part of, on that part only; None if ``node`` takes no part.
 
     `pull` asks for the same groups on all of a site axis, read or not, as the tokens of a stream want it; a
     fused projection wants just the rows that are read.

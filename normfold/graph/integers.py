@@ -25,7 +25,7 @@ class Plan:
     Attributes:
         linears: the ops whose weights become integers.
         tensors: activations on a grid, to the tensor whose grid it is (itself, or where its values come from).
-        readers: who reads an activation from its grid; all of its readers where it is not here.
+        readers: the readers of an activation's integers; all of its readers if it has no entry.
         floats: linears whose result stays in floats.
     """
 
@@ -46,12 +46,12 @@ def plan(graph: Graph, grids: Grids) -> Plan:
 
 
 def keep_floats(node: fx.Node) -> None:
-    """Mark a product that stays in floats: what it reads has outliers that it is there to spread."""
+    """Mark a product that stays in floats: it spreads the outliers of its input."""
     node.meta[_FLOATS] = True
 
 
 def weighted(node: fx.Node) -> Linear | None:
-    """A convolution or matrix product with a stored weight; tables are no arithmetic."""
+    """A convolution or matrix product with a stored weight; an embedding is not arithmetic."""
     if node.op != "call_function" or is_static(node) or op_name(node) == "embedding":
         return None
     if _FLOATS in node.meta:
@@ -90,7 +90,7 @@ def integer_arithmetic(linear: Linear) -> bool:
 
 
 def fused_output(node: fx.Node) -> fx.Node:
-    """The tensor that leaves an op's kernel: that of the ReLU behind it, if nobody else reads the op."""
+    """The result of an op's kernel: that of the ReLU behind it, if nothing else reads the op."""
     users = list(node.users)
     if len(users) == 1 and op_name(users[0]) in _CLIPS and bounds(users[0]).low >= 0:
         return users[0]
@@ -98,7 +98,7 @@ def fused_output(node: fx.Node) -> fx.Node:
 
 
 def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
-    """Integer kernels read and give integers: every tensor between them is on a grid."""
+    """Integer kernels read and write integers: every tensor between them is on a grid."""
     integer = {linear.node for linear in linears}
     integer |= {node for node in graph.nodes if _glue(node, grids)}
     while True:  # the largest set of ops that can run in integers together
@@ -137,7 +137,7 @@ def _glue(node: fx.Node, grids: Grids) -> bool:
 
 
 def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
-    """True if everything that a glue op reads and everybody who reads it is in integers."""
+    """True if all inputs and all readers of a glue op are in integers."""
     sources = _activations(node)
     if (
         not sources

@@ -1,4 +1,4 @@
-"""The values that a tensor takes, as far as they are known: what its grid is made for."""
+"""Value ranges and means of tensors, as far as they are known."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ EVERYTHING = Interval(float("-inf"), float("inf"))
 
 
 def set_range(node: fx.Node, found: Interval) -> None:
-    """Set the values that the tensor of ``node`` takes."""
+    """Set the value range of the tensor of ``node``."""
     node.meta[_KEY] = found
 
 
 def range_of(node: fx.Node) -> Interval | None:
-    """The values that the tensor of ``node`` takes, if they were measured or derived."""
+    """The value range of the tensor of ``node``, if it was measured or derived."""
     found = node.meta.get(_KEY)
     return found if isinstance(found, Interval) else None
 
 
 def bounds(node: fx.Node) -> Interval:
-    """What an op can give whatever it reads: sigmoid stays between 0 and 1."""
+    """The range of an op's result for any input: 0 to 1 for a sigmoid."""
     infinity = float("inf")
     match op_name(node):
         case "relu":
@@ -70,7 +70,7 @@ def bounds(node: fx.Node) -> Interval:
 
 
 def measured_mean(node: fx.Node) -> Tensor | None:
-    """The mean of the tensor of ``node`` per channel on the samples, where it was measured."""
+    """The mean per channel of the tensor of ``node`` on the samples, where it was measured."""
     found = node.meta.get(_MEAN)
     return found if isinstance(found, Tensor) else None
 
@@ -81,22 +81,22 @@ def note_mean(node: fx.Node, mean: Tensor) -> None:
 
 
 def read_mean(node: fx.Node) -> Tensor | None:
-    """The mean per input channel of what a linear op reads, where the norms' statistics tell it."""
+    """The mean per input channel of a linear op, where the norms' statistics give it."""
     found = node.meta.get(_READ)
     return found if isinstance(found, Tensor) else None
 
 
 def note_read_mean(node: fx.Node, mean: Tensor) -> None:
-    """Set the mean per input channel, (C,) in float64, of what a linear op reads."""
+    """Set the mean per input channel, (C,) in float64, of a linear op."""
     node.meta[_READ] = mean
 
 
 def mean_shift(node: fx.Node) -> Tensor | None:
-    """By how much rounding its weight moves the mean of a linear op's result, where that is known."""
+    """The shift of a linear op's mean that rounding its weight causes, where it is known."""
     found = node.meta.get(_SHIFT)
     return found if isinstance(found, Tensor) else None
 
 
 def note_mean_shift(node: fx.Node, shift: Tensor) -> None:
-    """Set by how much a rounded weight moves the mean per output channel, (C,) in float64."""
+    """Set the shift per output channel, (C,) in float64, that a rounded weight causes."""
     node.meta[_SHIFT] = shift

@@ -1,4 +1,4 @@
-"""Feature spaces: tensors that share one set of features, who writes them, who reads them, what stays free.
+"""Feature spaces: tensors that share one set of features, with their writers, readers and symmetry.
 
 A space is found from one tensor and its feature axis by flooding, in both directions, through every op that
 keeps features apart (movement, sums, averages, products with a number). What produces a member by other

@@ -1,8 +1,8 @@
-"""What a network remembers of its training data: mean and deviation of what its BatchNorms read and make.
+"""Statistics of the training data that a network stores: means and deviations around its BatchNorms.
 
-A BatchNorm's running statistics say what its input was like, and its gain and bias what its output is like. Both
-are kept with the tensor, not with the norm, so that they outlive it: whoever makes a tensor hold ``a x + b``
-instead of ``x`` says so (`Statistics.moved`), and folding and quantising commute.
+A BatchNorm's running statistics describe its input, its gain and bias describe its output. Both are stored with
+the tensor, not with the norm, so that they outlive it: a rewrite that stores ``a x + b`` instead of ``x`` updates
+them (`Statistics.moved`), so that folding and quantising commute.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Statistics:
 
 
 def set_statistics(node: fx.Node, found: Statistics | None) -> None:
-    """Set what is known of the tensor that ``node`` makes; None: nothing."""
+    """Set or clear (None) the statistics of the tensor of ``node``."""
     if found is None:
         node.meta.pop(_KEY, None)
     else:
@@ -56,7 +56,7 @@ def set_statistics(node: fx.Node, found: Statistics | None) -> None:
 
 
 def statistics_of(node: fx.Node) -> Statistics | None:
-    """The statistics of the tensor that ``node`` makes, if a norm has told them."""
+    """The statistics of the tensor of ``node``, if a norm stored them and they fit its shape."""
     found = node.meta.get(_KEY)
     if not isinstance(found, Statistics) or found.mean.numel() != shape_of(node)[found.dim]:
         return None

@@ -39,9 +39,10 @@ class Policy:
     )
     metric: str | None = option(
         None,
-        "fn(outputs, labels) on the held-out samples: reported, and what --max-drop judges; more is better.",
+        "fn(outputs, labels) on samples that are not trained on: reported, and what --max-drop judges; more is "
+        "better.",
         metavar="PKG.MOD:FN",
-        when="training",
+        when="samples-given",
     )
     half_budget: float | None = option(
         None,

@@ -32,6 +32,11 @@ RULES = {
         "it goes with `--to` prepbn, repbn, bn, un or affine, or with `--quantize`",
     ),
     "data": Rule(lambda job: job.source.data is not None, "there are no samples", "give `--data`"),
+    "samples-given": Rule(
+        lambda job: job.source.data is not None and (job.train or job.quantize) is not None,
+        "there are no samples to apply it to",
+        "it goes with `--data`, to train or to quantise",
+    ),
     "half": Rule(
         lambda job: job.cast is not None and job.cast.precision in ("fp16", "bf16"),
         "nothing is in half precision",

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.data.metrics import Comparison
 from normfold.graph import Graph
+from normfold.report.quantization import lost
 from normfold.report.verdict import AgreementCheck, Budget
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -23,12 +24,13 @@ _QUIET = 1e-30
 @dataclass(frozen=True)
 class Promise:
     """What an integer file must keep: inputs, labels, what the float original answers, and what the simulation
-    does; outputs are those in floats, by batch."""
+    does; outputs are those in floats, by batch. ``metric`` is the user's, of outputs and labels."""
 
     inputs: Sequence[Sequence[Tensor]]
     labels: Tensor | None
     original: list[list[Tensor]]
     simulated: list[list[Tensor]]
+    metric: str | None = None
 
     @classmethod
     def of(
@@ -37,15 +39,15 @@ class Promise:
         labels: Tensor | None,
         original: Graph,
         simulation: Graph,
+        metric: str | None = None,
     ) -> Promise:
         """Run both networks on the inputs."""
-        return cls(
-            inputs, labels, float_outputs(original, inputs), float_outputs(simulation, inputs)
-        )
+        answers = (float_outputs(graph, inputs) for graph in (original, simulation))
+        return cls(inputs, labels, *answers, metric)
 
     def drift(self) -> dict[str, Any]:
         """How far the simulation is from the original, with ``snr_db`` of the noisiest output."""
-        found = compare(self.simulated, self.original, self.labels)
+        found = compare(self.simulated, self.original, self.labels, self.metric)
         return {**found, "snr_db": min(ratios(self.simulated, self.original))}
 
     def check(self, kind: str, artefact: str, run: Run, budget: Budget) -> AgreementCheck:
@@ -59,15 +61,13 @@ class Promise:
             return AgreementCheck(
                 kind, artefact, 0, None, None, nothing, nothing, budget, note="other outputs"
             )
-        found = compare(mine, self.original, self.labels)
-        agreement, drop = found.get("agreement"), found.get("drop")
-        lost = drop if drop is not None or agreement is None else 100 * (1 - agreement)
+        found = compare(mine, self.original, self.labels, self.metric)
         return AgreementCheck(
             kind,
             artefact,
             int(found["samples"]),
-            agreement,
-            lost,
+            found.get("agreement"),
+            lost(found),
             tuple(ratios(mine, self.original)),
             tuple(ratios(self.simulated, self.original)),
             budget,
@@ -76,10 +76,13 @@ class Promise:
 
 
 def compare(
-    mine: Iterable[Sequence[Tensor]], theirs: Iterable[Sequence[Tensor]], labels: Tensor | None
+    mine: Iterable[Sequence[Tensor]],
+    theirs: Iterable[Sequence[Tensor]],
+    labels: Tensor | None,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Drift of the first outputs, batch by batch."""
-    compared, at = Comparison(), 0
+    compared, at = Comparison(metric=metric), 0
     for outputs, references in zip(mine, theirs, strict=True):
         got, expected = outputs[0], references[0]
         rows = labels[at : at + len(expected)] if labels is not None else None

@@ -1,1 +1,1 @@
-"""Quantisation without data: norm statistics, analytic ranges, distilled inputs, sensitivity, allocation."""
+"""Quantisation without data: norm statistics, analytic ranges, synthesised inputs, sensitivity, allocation."""

@@ -1,4 +1,4 @@
-"""Which layer gets which format: the frontier of cost against harm, by dynamic programming over dominated labels.
+"""The format of each layer: the frontier of cost against harm, by dynamic programming over labels.
 
 Harms are taken as additive (Cai et al. 2020, section 3.3, arXiv 2001.00281), so that the best choice for every
 cost is a multiple-choice knapsack: layer by layer, every label (cost, harm) is extended by every format of the

@@ -1,10 +1,10 @@
-"""What values the tensors of a network take, derived from the statistics that its norms remember.
+"""Value ranges of tensors, derived from the statistics that the norms of a network store.
 
 The network is run on moments: every tensor is a mean, a variance and an interval for each element. Linear ops and
 moves are run as they are (on the variance with squared weights), elementwise functions are integrated against a
 normal density (for a ReLU: Nagel et al. 2019, "Data-free quantization through weight equalization and bias
-correction", appendix B), and where a norm has told the mean and deviation of a tensor, they are taken instead.
-Elements are taken as independent. A tensor that no norm reaches is unknown, never guessed.
+correction", appendix B). Where statistics give the mean and deviation of a tensor, those are used instead.
+Elements are treated as independent. A tensor that no statistics reach is unknown, never guessed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PER_CHANNEL = {"group-norm", "instance-norm"}  # gain and bias stand along axis
 
 @dataclass(frozen=True)
 class Moments:
-    """Of every element of a tensor: mean, variance, and the interval that its values lie in."""
+    """Mean, variance and interval of every element of a tensor."""
 
     mean: Tensor
     variance: Tensor
@@ -84,7 +84,7 @@ def moments(graph: Graph, inputs: Interval | None = None) -> dict[fx.Node, Momen
 
 
 def derive(graph: Graph, inputs: Interval | None = None) -> dict[fx.Node, Interval]:
-    """The interval of every tensor that can be derived; what linear ops read on average is noted with them."""
+    """The range of every tensor that can be derived; the mean input of every linear op is noted with it."""
     found = moments(graph, inputs)
     for node in graph.nodes:
         linear = weighted(node)
@@ -96,7 +96,7 @@ def derive(graph: Graph, inputs: Interval | None = None) -> dict[fx.Node, Interv
 
 
 def assumed(graph: Graph) -> set[fx.Node]:
-    """Tensors whose interval rests on a LayerNorm or RMSNorm: that its result is normal is no statistic."""
+    """Tensors whose range rests on the assumption that a LayerNorm or RMSNorm gives a normal distribution."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         rests = op_name(node) in NORM_OPS or any(part in found for part in node.all_input_nodes)

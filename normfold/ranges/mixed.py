@@ -1,4 +1,4 @@
-"""Which weights get how many bits: measured harm, summed cost, and the choices that nothing beats.
+"""Bits of each layer's weights: measured harm, summed cost, and the choices that no other one beats.
 
 A layer's formats are those that the runtime executes: a convolution in 8 bits or in floats, a matrix product also
 in blocks of 4 bits. Layers that may stay in floats and whose results meet in a sum or a concatenation share a
@@ -108,7 +108,7 @@ def coupled(
 
 
 def _meetings(node: fx.Node) -> list[fx.Node]:
-    """Sums and concatenations that read the result of a linear op, as it is."""
+    """Sums and concatenations that read the result of a linear op directly."""
     return [user for user in node.users if op_name(user) in ("add", "cat")]
 
 

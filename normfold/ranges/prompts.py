@@ -1,4 +1,4 @@
-"""Inputs for networks that read tokens: random ones, which reach every row of the table alike."""
+"""Random tokens for networks that read tokens: every row of the table is equally likely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the tensors of a network lie: measured on inputs, checked against what its norms tell."""
+"""Value ranges of tensors: measured on inputs, checked against the statistics of the norms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARES = [1.0 - 0.05 * step for step in range(15)]
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one tensor on inputs: the interval of its values, and the mean per channel of a linear op's."""
+    """The value range of one tensor on inputs, and for the result of a linear op the mean per channel."""
 
     interval: Interval
     mean: Tensor | None = None
@@ -34,7 +34,7 @@ class Measured:
 def measure(
     graph: Graph, inputs: Sequence[Sequence[Tensor]], device: torch.device | str = "cpu"
 ) -> dict[fx.Node, Measured]:
-    """Run the graph on every tuple of inputs and note where each float tensor lies.
+    """Run the graph on every tuple of inputs and note the range of each float tensor.
 
     Memory: one tuple's activations at a time.
     """
@@ -51,15 +51,16 @@ def merge_ranges(
     derived: dict[fx.Node, Interval],
     joined: Collection[fx.Node] = (),
 ) -> dict[str, Any]:
-    """Give every tensor its interval, within what its op can give: the measured one, for those that are ``joined``
-    its union with the derived one, and the derived one where nothing was measured.
+    """Set the range of every tensor, within the bounds of its op.
 
-    The two fail in opposite directions: distilled inputs where an image cannot reach what training data did,
-    statistics where a tensor is no normal distribution. The union is never much worse than the better one.
+    That is the measured range, for tensors in ``joined`` its union with the derived range, and the derived range
+    where nothing was measured. The two fail in opposite directions: synthesised inputs do not reach all values of
+    the training data, and statistics mislead where a tensor is not normally distributed. The union is never much
+    worse than the better one.
 
     Returns:
-        ``apart``: tensors on which they disagree: name, and by what factor the measured interval is wider than the
-        derived; ``distance``: mean |log2| of that factor over all tensors, None if none is known twice.
+        ``apart``: the tensors on which they disagree, by name, with the width of the measured range over that of
+        the derived one; ``distance``: mean |log2| of that ratio over all tensors, None if none has both.
     """
     apart, ratios = {}, []
     for node in {**derived, **measured}:
@@ -81,7 +82,7 @@ def merge_ranges(
 def widen(
     graph: Graph, inputs: Sequence[Sequence[Tensor]], device: torch.device | str = "cpu"
 ) -> None:
-    """Make every interval hold what its tensor takes on these inputs too."""
+    """Widen every range to hold the values on these inputs too."""
     for node, item in measure(graph, inputs, device).items():
         known = range_of(node)
         if known is not None:

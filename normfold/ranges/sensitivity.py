@@ -1,7 +1,7 @@
 """How much each layer suffers from fewer bits: the divergence of the outputs when its weights alone have them.
 
 Omega_i(k) = 1/2 (KL(p || q) + KL(q || p)), mean over the inputs, p the float network's softmax and q that with
-layer i at k bits (Cai et al. 2020, section 3.3, in its symmetric form). Ranks layers; it is no estimate of a loss.
+layer i at k bits (Cai et al. 2020, section 3.3, made symmetric). It ranks layers; it does not estimate a loss.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def joint_divergence(graph: Graph, lowered: Graph, inputs: Sequence[Sequence[Ten
 
 
 def first_float(outputs: Sequence[Tensor]) -> Tensor:
-    """The first output that is no integer: what is compared."""
+    """The first floating-point output, the one that is compared."""
     return next(leaf for leaf in outputs if leaf.is_floating_point())
 
 

@@ -1,8 +1,8 @@
-"""Statistics of norms in a file beside what was exported, so that it can be quantised later as well as now.
+"""Statistics of norms in a file beside an exported model, so that the model can be quantised later.
 
 A safetensors file: for each tensor ``<n>.mean`` and ``<n>.std``, float64, (C,); in the metadata, as JSON, which
-norm they come from, the channel axis, and which tensor they are of. Tensors are told by op, shape of a sample, and
-how many of the same kind come before: names of nodes do not survive a ``.pt2`` file.
+norm they come from, the channel axis, and the tensor. Tensors are identified by op, shape of a sample, and the
+number of tensors of the same kind in front of them: names of nodes do not survive a ``.pt2`` file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def sidecar_of(path: str | os.PathLike[str]) -> Path:
 
 
 def save(graph: Graph, path: Path) -> int:
-    """Write what is known of a graph's tensors; how many. Nothing is written for none."""
+    """Write the statistics of a graph's tensors, and return how many there are; no file for none."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -58,7 +58,7 @@ def save(graph: Graph, path: Path) -> int:
 
 
 def restore(graph: Graph, path: Path) -> int:
-    """Give a graph's tensors the statistics of a file; how many were found again.
+    """Set the statistics of a graph's tensors from a file, and return how many tensors were found again.
 
     Raises:
         LoadError: the file is not one of these, or is damaged.

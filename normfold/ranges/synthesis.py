@@ -1,4 +1,4 @@
-"""Inputs made from the network itself: images on which its norms see what they saw in training.
+"""Inputs synthesised from the network: images whose batch statistics match those that the norms store.
 
 Three objectives, each a sum over tensors of the graph:
 
@@ -57,7 +57,7 @@ class Synthesised:
 
 
 class Objective(Protocol):
-    """What is asked of the tensors of a graph: the nodes to look at, and the loss of their values."""
+    """The loss of a synthesis: the nodes that it reads, and its value for theirs."""
 
     @property
     def nodes(self) -> Sequence[fx.Node]: ...
@@ -158,7 +158,7 @@ def synthesise(
     """
     start = time.perf_counter()
     if not objective.nodes:
-        raise UsageError("the network has no tensor of which anything is known to start from")
+        raise UsageError("the network has no tensor with known statistics to start from")
     shapes, steps = image_shapes(graph, options.images), options.synthesis_steps
     pixels = [Pixels(shape, options, seed, bounds, device) for shape in shapes]
     optimizer = torch.optim.Adam([p.values for p in pixels], lr=_RATE)

@@ -87,8 +87,6 @@ class QuantizationReport:
         integer, floats: ops of the runtime's own optimised model by kind (``{"Conv": 20}``), in integers and not.
         census: every op type of that model (of the typed network for TensorRT: layers by type), counted.
         blocked: linear ops and sums that stay in floats: name, and which rule keeps them there.
-        optimised: onnxruntime with all graph optimisations against none: samples, agreement, and signal-to-noise
-            in dB.
         mixed: the formats of the layers, where they differ.
         max_drop: points that may be lost; None for no limit.
         warnings: what should be looked at before deployment.
@@ -105,7 +103,6 @@ class QuantizationReport:
     floats: dict[str, int] = field(default_factory=dict)
     census: dict[str, int] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
-    optimised: dict[str, float] = field(default_factory=dict)
     mixed: MixedReport | None = None
     max_drop: float | None = None
     warnings: list[str] = field(default_factory=list)
@@ -113,11 +110,8 @@ class QuantizationReport:
 
     @property
     def lost(self) -> float | None:
-        """Points of accuracy, or of agreement where there were no labels."""
-        if self.drift.get("drop") is not None:
-            return float(self.drift["drop"])
-        agreement = self.drift.get("agreement")
-        return None if agreement is None else 100 * (1 - float(agreement))
+        """See `lost`: of the simulation."""
+        return lost(self.drift)
 
     @property
     def ok(self) -> bool:
@@ -131,3 +125,13 @@ class QuantizationReport:
             return ""
         lost = "an unknown number of" if self.lost is None else f"{self.lost:.3g}"
         return f"quantising loses {lost} points, {self.max_drop:g} allowed"
+
+
+def lost(drift: dict[str, Any]) -> float | None:
+    """What is lost by a comparison: of the user's metric, else points of accuracy, else of agreement."""
+    if drift.get("metric_teacher") is not None:
+        return float(drift["metric_teacher"] - drift["metric_student"])
+    if drift.get("drop") is not None:
+        return float(drift["drop"])
+    agreement = drift.get("agreement")
+    return None if agreement is None else 100 * (1 - float(agreement))

@@ -70,17 +70,10 @@ def _print_census(made: QuantizationReport, line: Callable[[str], None], verbose
         line(f"          {name}: {rule}")
     if len(blocked) > _FEW and not verbose:
         line(f"          ... and {len(blocked) - _FEW} more (--verbose)")
-    if made.optimised:
-        agreement, ratio = made.optimised["agreement"], made.optimised["snr_db"]
-        verdict = "" if made.same else ": NOT the same network"
-        line(
-            f"census    all of onnxruntime's optimisations against none: top-1 agreement {agreement:.2%}, "
-            f"signal to noise {ratio:.1f} dB{verdict}"
-        )
 
 
 def _print_mixed(mixed: MixedReport, line: Callable[[str], None], verbose: bool) -> None:
-    """The frontier as bars of the harm over the cost, and the layers that are not in the usual format."""
+    """The frontier as bars of the harm over the cost, and the layers that are not in the common format."""
     counts: dict[int, int] = {}
     for bits in mixed.bits.values():
         counts[bits] = counts.get(bits, 0) + 1

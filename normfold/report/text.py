@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normfold.report.objects import outcome
 from normfold.report.timing import duration
+from normfold.report.verdict import AgreementCheck
 
 if TYPE_CHECKING:
     from normfold.report.engine import EngineReport
-    from normfold.report.objects import Check, Declined, Precision, Report
+    from normfold.report.objects import AnyCheck, Declined, Precision, Report
     from normfold.report.timing import Timing
 
 STATES = ("gone", "converted", "left", "kept")
@@ -89,25 +91,29 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         console.print()
         print_timing(report.timing, console)
     console.print()
-    before, after = report.parameters_before / 1e6, report.parameters_after / 1e6
-    _line(console, f"parameters {before:.2f} MB -> {after:.2f} MB")
+    _print_sizes(report, console)
     if report.seconds:
         _line(console, f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB")
-    for path in report.artifacts:
-        _line(console, f"wrote {path}")
     for text in report.unmet:
         _line(console, f"UNMET     {text}")
-    if report.all_checks():
-        equivalent = all(check.ok for check in report.all_checks())
-        verdict = "equivalent" if equivalent else "NOT equivalent"
-        if report.precision is not None:
-            verdict += f" (budget of {report.precision.dtype})"
-        if report.training is not None:
-            verdict += " to the trained student" if equivalent else ""
-            verdict += "" if report.training.ok else "; the student is NOT accepted"
-    else:
-        verdict = "not verified (verify=off)"
-    _line(console, f"verdict: {verdict}")
+    _line(console, outcome(report))
+
+
+def _print_sizes(report: Report, console: Console) -> None:
+    """Sizes of the files: of the model, and of what was made of it."""
+    before = f"{report.size_before / 1e6:.2f} MB"
+    for item in report.artefacts:
+        name = item.path.rpartition("/")[2]
+        state = "" if item.written else ", not written"
+        _line(
+            console,
+            f"file      {name}: {item.target}, {before} -> {item.size / 1e6:.2f} MB{state}, "
+            f"sha256 {item.sha256[:12]}",
+        )
+        _line(console, f"          {item.verdict}")
+    if not report.artefacts:
+        after = report.parameters_after / 1e6
+        _line(console, f"parameters {report.parameters_before / 1e6:.2f} MB -> {after:.2f} MB")
 
 
 def _print_precision(precision: Precision, console: Console, verbose: bool) -> None:
@@ -169,10 +175,12 @@ def print_legend(declined: Iterable[Declined], console: Console) -> None:
         console.print(table("", ("code", "meaning"), [rows[code] for code in sorted(rows)]))
 
 
-def print_checks(checks: Sequence[Check], console: Console) -> None:
+def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:
     """Verdicts, one line each: the output that used most of its tolerance."""
     rows = []
     for check in checks:
+        if isinstance(check, AgreementCheck):
+            continue
         worst = check.worst
         rows.append(
             (
@@ -185,12 +193,28 @@ def print_checks(checks: Sequence[Check], console: Console) -> None:
                 check.note,
             )
         )
-    console.print(
-        table(
-            "verdicts",
-            ("check", "", "max rel error", "allowed", "original's own", "worst at", "note"),
-            rows,
-        )
+    columns = ("check", "", "max rel error", "allowed", "original's own", "worst at", "note")
+    console.print(table("verdicts", columns, rows))
+    integers = [check for check in checks if isinstance(check, AgreementCheck)]
+    if integers:
+        console.print()
+        console.print(table("integer files", _INTEGER_COLUMNS, map(_integer_row, integers)))
+        _line(console, f"budget    {integers[0].budget}")
+
+
+_INTEGER_COLUMNS = ("check", "", "file", "samples", "agreement", "dB", "simulation's", "note")
+
+
+def _integer_row(check: AgreementCheck) -> tuple[Any, ...]:
+    return (
+        check.kind,
+        "ok" if check.ok else "FAILED",
+        check.artefact,
+        check.samples,
+        None if check.agreement is None else f"{check.agreement:.2%}",
+        ", ".join(f"{value:.1f}" for value in check.snr_db),
+        ", ".join(f"{value:.1f}" for value in check.simulated_db),
+        "; ".join([*filter(None, [check.note]), *check.failures()]),
     )
 
 

@@ -80,6 +80,7 @@ def to_grids(target: str, work: Work) -> tuple[Graph, Promise]:
         target,
         mixed,
         max_drop=work.job.policy.max_drop,
+        metric=work.job.policy.metric,
         data=work.job.source.data is not None,
     )
     known = work.record.report()
@@ -95,6 +96,7 @@ def make_integers(
     mixed: MixedReport | None = None,
     *,
     max_drop: float | None = None,
+    metric: str | None = None,
     data: bool = False,
 ) -> tuple[Graph, list[PassReport], QuantizationReport, Promise]:
     """Put weights and activations on the grids that the runtime of a target wants.
@@ -106,7 +108,7 @@ def make_integers(
     bits = mixed.bits if mixed is not None else None
     result, passes = run_pipeline(calibrated.graph, parse(pipeline(step, target, bits)))
     result.samples = None
-    promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result)
+    promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
     scheme = step.scheme or "int8"
     grids = [node for node in result.nodes if op_name(node) in _GRIDS]
     covered = [node for node in grids if str(node.args[0]) in calibrated.covered]

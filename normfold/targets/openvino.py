@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -198,6 +198,15 @@ class OpenvinoSession:
         # numpy has no bfloat16: the binding shows the bits as float16
         value.data[...] = tensor.view(torch.int16).numpy().view(np.float16)
         return value
+
+
+def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list[Tensor]]]]:
+    """An ONNX file or an IR, in float32.
+
+    Raises:
+        EnvironmentMissing, ExportError: as `OpenvinoSession`.
+    """
+    yield "openvino", OpenvinoSession(path).run
 
 
 def write_ir(onnx_path: str | os.PathLike[str], path: str | os.PathLike[str]) -> list[Path]:

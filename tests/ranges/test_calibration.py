@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,14 +13,14 @@ import normfold
 from normfold.errors import UsageError
 from normfold.graph import Graph, capture
 from normfold.graph.intervals import Interval, range_of
+from normfold.job import Quantize, Source
 from normfold.job.presets import preset
-from normfold.ranges.calibration import Quantization, calibrate
-from normfold.ranges.synthesis import Recipe
+from normfold.ranges.calibration import calibrate
 from tests.nets import perturb
 from tests.ranges.nets import Attention, plain, residual
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-RECIPE = Recipe(images=8, steps=5)
+QUICK = Quantize(scheme="int8", images=8, synthesis_steps=5, pixels=(-2.0, 2.0))
 
 
 def folded(module: nn.Module) -> Graph:
@@ -27,7 +28,7 @@ def folded(module: nn.Module) -> Graph:
 
 
 def found(graph: Graph, **options: Any) -> dict[str, Interval]:
-    calibrated = calibrate(graph, Quantization(recipe=RECIPE, pixels=(-2.0, 2.0), **options))
+    calibrated = calibrate(graph, replace(QUICK, **options))
     intervals = ((node.name, range_of(node)) for node in calibrated.graph.nodes)
     return {name: item for name, item in intervals if item is not None}
 
@@ -35,7 +36,7 @@ def found(graph: Graph, **options: Any) -> dict[str, Interval]:
 def test_the_default_is_the_union_of_what_is_measured_and_what_statistics_tell() -> None:
     graph = folded(residual())
     together = found(graph)
-    told, seen = found(graph, source="analytic"), found(graph, source="distilled")
+    told, seen = found(graph, evidence="analytic"), found(graph, evidence="synthetic")
     assert told.keys() <= together.keys()
     assert any(told[name] != seen[name] for name in told)
     for name in told:
@@ -45,7 +46,7 @@ def test_the_default_is_the_union_of_what_is_measured_and_what_statistics_tell()
 
 
 def test_statistics_that_do_not_fit_are_not_relied_upon() -> None:
-    """The same function with a tenth of its deviations: noise widens what distilled inputs reach."""
+    """The same function with a tenth of its deviations: noise widens what synthesised inputs reach."""
     module = perturb(residual())
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -54,11 +55,10 @@ def test_statistics_that_do_not_fit_are_not_relied_upon() -> None:
             norm.eps /= 100
             norm.weight.data /= 10
     graph, _ = normfold.run(capture(module, (X,)), preset("folded"), verify="off")
-    options = Quantization(recipe=RECIPE, pixels=(-2.0, 2.0))
-    calibrated = calibrate(graph, options)
+    calibrated = calibrate(graph, QUICK)
     assert calibrated.evidence.doubtful
     assert calibrated.evidence.source.endswith("so noise widens the ranges")
-    together, noise = found(graph), found(graph, source="noise")
+    together, noise = found(graph), found(graph, evidence="noise")
     for name, interval in noise.items():
         assert together[name].low <= interval.low
         assert together[name].high >= interval.high
@@ -67,7 +67,7 @@ def test_statistics_that_do_not_fit_are_not_relied_upon() -> None:
 def test_data_are_taken_alone_and_checked_against_the_statistics() -> None:
     graph = folded(residual())
     quiet = 1e-3 * torch.randn(8, 3, 16, 16)
-    calibrated = calibrate(graph, Quantization(data=quiet, pixels=(-2.0, 2.0)))
+    calibrated = calibrate(graph, QUICK, Source(data=quiet))
     first = next(node for node in calibrated.graph.nodes if node.op == "placeholder")
     interval = range_of(first)
     assert interval is not None
@@ -76,27 +76,27 @@ def test_data_are_taken_alone_and_checked_against_the_statistics() -> None:
     assert calibrated.evidence.source.endswith("8 samples")
 
 
-@pytest.mark.parametrize("source", ["auto", "patches", "analytic"])
-def test_without_batch_norms(source: str) -> None:
+@pytest.mark.parametrize("evidence", ["auto", "patches", "analytic"])
+def test_without_batch_norms(evidence: str) -> None:
     """LayerNorms tell what leaves them, and patches show the rest."""
-    intervals = found(folded(Attention()), source=source)
+    intervals = found(folded(Attention()), evidence=evidence)
     assert any("layer_norm" in name for name in intervals)
     assert all(item.low < item.high for item in intervals.values())
 
 
-@pytest.mark.parametrize("source", ["auto", "zeroq", "distilled", "analytic"])
-def test_nothing_to_go_on(source: str) -> None:
+@pytest.mark.parametrize("evidence", ["auto", "zeroq", "synthetic", "analytic"])
+def test_nothing_to_go_on(evidence: str) -> None:
     with pytest.raises(UsageError, match="nothing is known of the activations"):
-        found(folded(plain()), source=source)
+        found(folded(plain()), evidence=evidence)
 
 
 def test_noise_is_there_for_those_who_ask() -> None:
-    assert found(folded(plain()), source="noise")
+    assert found(folded(plain()), evidence="noise")
 
 
 def test_weights_alone_need_samples_only_for_their_biases() -> None:
     graph = folded(residual())
     for correct, samples in ((False, 2), (True, 8)):
-        options = Quantization(scheme="int4-weights", recipe=RECIPE, correct_bias=correct)
+        options = replace(QUICK, scheme="int4-weights", correct_bias=correct)
         calibrated = calibrate(graph, options)
         assert sum(len(x[0]) for x in calibrated.inputs) == samples

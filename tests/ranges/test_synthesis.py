@@ -1,4 +1,4 @@
-"""Inputs that are distilled: nearer to the statistics than noise, within bounds, the same for the same seed."""
+"""Inputs that are synthesised: nearer to the statistics than noise, within bounds, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from normfold.errors import UsageError
 from normfold.graph import Graph, capture
+from normfold.job import Quantize
 from normfold.ranges.synthesis import (
     Bounds,
     Matching,
     Patches,
     PerImage,
-    Recipe,
     Watch,
     image_shapes,
     synthesise,
@@ -23,7 +23,7 @@ from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.ranges.nets import Attention
 
-QUICK = Recipe(images=8, steps=30)
+QUICK = Quantize(images=8, synthesis_steps=30)
 
 
 def network() -> Graph:
@@ -84,7 +84,10 @@ def test_pixels_stay_within_bounds() -> None:
         torch.tensor([[[-0.5]], [[-0.2]], [[0.0]]]), torch.tensor([[[0.5]], [[0.1]], [[2.0]]])
     )
     x = synthesise(
-        graph, Matching(graph), Recipe(images=4, steps=8, crop=4, blur=1.0), bounds
+        graph,
+        Matching(graph),
+        Quantize(images=4, synthesis_steps=8, crop=4, blur=1.0),
+        bounds=bounds,
     ).inputs[0]
     assert bool((x >= bounds.low - 1e-6).all())
     assert bool((x <= bounds.high + 1e-6).all())
@@ -92,10 +95,9 @@ def test_pixels_stay_within_bounds() -> None:
 
 
 def test_the_seed_decides() -> None:
-    graph = network()
+    graph, options = network(), Quantize(images=4, synthesis_steps=4, crop=2)
     one, same, other = (
-        synthesise(graph, Matching(graph), Recipe(images=4, steps=4, seed=seed, crop=2)).inputs[0]
-        for seed in (1, 1, 2)
+        synthesise(graph, Matching(graph), options, seed).inputs[0] for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -104,7 +106,7 @@ def test_the_seed_decides() -> None:
 def test_the_network_is_not_changed() -> None:
     graph = network()
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
-    synthesise(graph, Matching(graph), Recipe(images=2, steps=3))
+    synthesise(graph, Matching(graph), Quantize(images=2, synthesis_steps=3))
     assert all(
         torch.equal(before[name], tensor) for name, tensor in graph.module.state_dict().items()
     )
@@ -117,19 +119,19 @@ def test_patches_become_different() -> None:
     assert not Matching(graph).nodes
     objective = Patches(graph)
     assert len(objective.nodes) == 1
-    found = synthesise(graph, objective, Recipe(images=4, steps=30))
+    found = synthesise(graph, objective, Quantize(images=4, synthesis_steps=30))
     assert found.loss < found.noise
 
 
 def test_nothing_to_go_on() -> None:
     module = Compose(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 4, 1))
     graph = capture(module.eval(), (torch.randn(2, 3, 5, 5),))
-    with pytest.raises(UsageError, match="no tensor of which"):
+    with pytest.raises(UsageError, match="no tensor with known statistics"):
         synthesise(graph, Matching(graph), QUICK)
 
 
-def test_tokens_are_no_images() -> None:
+def test_tokens_are_not_images() -> None:
     module = Compose(lambda m, x: m.table(x), table=nn.Embedding(5, 4))
     graph = capture(module.eval(), (torch.randint(0, 5, (2, 3)),))
-    with pytest.raises(UsageError, match="no batch of images"):
-        image_shapes(graph, QUICK)
+    with pytest.raises(UsageError, match="not a batch of images"):
+        image_shapes(graph, 8)

@@ -1,0 +1,119 @@
+"""Commands from declarations: parameters, groups of the help and examples come from the options themselves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from normfold.job import Option
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool}
+Given = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A positional argument."""
+
+    name: str
+    metavar: str
+    help: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: ``run`` gets the arguments and the options that were given, and returns the exit status."""
+
+    name: str
+    help: str
+    run: Callable[[Given], int]
+    arguments: Sequence[Argument]
+    options: Sequence[Option]
+    examples: Sequence[str]
+
+    def add_to(self, app: typer.Typer) -> None:
+        """Make a typer command of it."""
+
+        def call(**values: Any) -> int:
+            return self.run({name: value for name, value in values.items() if value is not None})
+
+        parameters = [*map(_argument, self.arguments), *map(_option, self.options)]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {item.name: item.annotation for item in parameters}
+        app.command(self.name, cls=_Grouped, help=self.help, epilog="\n".join(self.examples))(call)
+
+
+class _Grouped(TyperCommand):
+    """A command whose help lists options under the headings of their groups, and ends with examples."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                is_argument = parameter.param_type_name == "argument"
+                title = getattr(parameter, "rich_help_panel", None) or "Other options"
+                groups.setdefault("Arguments" if is_argument else title, []).append(record)
+        other = groups.pop("Other options", [])
+        for title, records in [*groups.items(), ("Other options", other)]:
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=26)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.splitlines():
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+def _argument(item: Argument) -> inspect.Parameter:
+    kind: Any = str | None if item.optional else str
+    said = typer.Argument(metavar=item.metavar, help=item.help, show_default=False)
+    default = None if item.optional else inspect.Parameter.empty
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, said],
+    )
+
+
+def _option(item: Option) -> inspect.Parameter:
+    kind: Any = Path if item.kind == "path" else _TYPES.get(item.kind, str)
+    if item.count > 1:
+        kind = tuple[(kind,) * item.count]  # type: ignore[misc]
+    elif item.many:
+        kind = list[kind]
+    flags = list(item.flags)
+    if item.kind == "bool":
+        flags[0] = f"{flags[0]}/--no-{item.key}" if item.default else flags[0]
+    said = typer.Option(
+        *flags,
+        metavar=item.declared.metavar or ("|".join(item.choices) or None),
+        help=_help(item),
+        show_default=False,
+        show_envvar=False,
+        rich_help_panel=item.group or None,
+    )
+    return inspect.Parameter(
+        item.keyword,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, said],
+    )
+
+
+def _help(item: Option) -> str:
+    text, default = item.declared.help, item.declared.default_text
+    if not default and item.kind != "bool" and item.default not in (None, (), ""):
+        value = item.default[0] if isinstance(item.default, tuple) else item.default
+        default = str(value)
+    return f"{text} [default: {default}]" if default else text

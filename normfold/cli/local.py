@@ -1,0 +1,51 @@
+"""Options that belong to commands and not to jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from normfold.job import option
+
+
+@dataclass(frozen=True)
+class Printing:
+    """How a command prints."""
+
+    verbose: bool = option(False, "List every site.", "--verbose", "-v", when="always")
+    as_json: bool = option(False, "Print JSON on stdout instead of tables.", "--json")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` prints."""
+
+    graph: bool = option(False, "Print the captured graph instead.")
+    spaces: bool = option(False, "Print the feature spaces and their symmetries instead.")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How `bench` measures."""
+
+    GROUP: ClassVar[str] = "Measuring"
+
+    runtime: Literal["ort", "torch", "trt"] = option(
+        "ort", "onnxruntime (a MODEL is exported as it is), torch, or TensorRT (engines)."
+    )
+    rounds: int = option(20, "Rounds of A B B A, at least.", low=6)
+    seconds: float = option(5.0, "Time to measure for, at least.", low=0)
+    threads: int | None = option(
+        None, "Threads within one op.", low=1, default_text="the runtime's choice"
+    )
+    provider: str | None = option(
+        None, "Execution provider, with --runtime ort.", metavar="NAME", default_text="cpu"
+    )
+    device: str | None = option(
+        None,
+        "Device, with --runtime torch.",
+        metavar="cpu|cuda",
+        default_text="cuda where there is one",
+    )
+    compiled: bool = option(False, "Use torch.compile, with --runtime torch.", "--compile")
+    batch: int = option(1, "Size of a free first axis.", metavar="N", low=1)

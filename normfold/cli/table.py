@@ -1,0 +1,133 @@
+"""The table of commands: their arguments, options and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from normfold.cli import commands
+from normfold.cli.command import Argument, Command
+from normfold.cli.local import Bench, Inspection, Printing
+from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Rewrite, Source, options_of
+
+_MODEL = Argument("model", "MODEL", MODEL_HELP)
+_JSON = [item for item in options_of(Printing) if item.name == "as_json"]
+
+
+def _job(name: str, help: str, *examples: str) -> Command:
+    """A preset of a job: every group of options that means something in it."""
+    left_out = COMMANDS[name][1]
+    options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
+    own = [*options, *options_of(Printing)]
+    return Command(name, help, partial(commands.run_job, name), [_MODEL], own, examples)
+
+
+def _some(owner: type, *names: str) -> list[Option]:
+    return [item for item in options_of(owner) if item.name in names]
+
+
+_LOADING = _some(Source, "factory", "inputs", "trust_modules", "trust_pickle")
+_CAPTURE = [*_LOADING, *_some(Source, "batch")]
+_SEED = _some(Source, "seed")
+_WHAT = _some(Rewrite, "to", "passes")
+_ONE: Sequence[Argument] = [_MODEL]
+
+TABLE = (
+    _job(
+        "convert",
+        "Rewrite a trained network, prove it, and write it.",
+        "normfold convert model.pt --trust-module mypkg --to rmsnorm -o out/",
+        "normfold convert timm:vit_tiny_patch16_224 --export trt --precision fp16",
+    ),
+    _job(
+        "distill",
+        "Replace LayerNorms, learn from the original, fold, judge and write.",
+        "normfold distill model.pt --data samples.npz --max-drop 1",
+        "normfold distill model.pt --to affine --data pkg.mod:loader --steps 2000",
+    ),
+    _job(
+        "quantize",
+        "Fold a trained network, find its ranges without data, and write what integer kernels run.",
+        "normfold quantize model.pt --target ort-x86 -o out/",
+        "normfold quantize gpt2/ --scheme int4-weights",
+    ),
+    Command(
+        "inspect",
+        "List every norm: path, kind, position, foldable or why not, float16 risk.",
+        commands.inspect,
+        _ONE,
+        [*options_of(Inspection), *_some(Rewrite, "passes"), *_CAPTURE, *_JSON],
+        (
+            "normfold inspect timm:resnet18",
+            "normfold inspect model.pt --graph --passes canonicalize",
+        ),
+    ),
+    Command(
+        "plan",
+        "Say what a conversion would do to each site, and write nothing.",
+        commands.plan,
+        _ONE,
+        [*_WHAT, *_CAPTURE, *_JSON],
+        (
+            "normfold plan gpt2/ --to rmsnorm",
+            "normfold plan model.pt --passes canonicalize,fold-affine",
+        ),
+    ),
+    Command(
+        "verify",
+        "Judge whether one model computes what another computes.",
+        commands.verify,
+        [
+            Argument("original", "ORIGINAL", MODEL_HELP),
+            Argument("result", "RESULT", "Another MODEL, or an .onnx file."),
+        ],
+        [*_CAPTURE, *_SEED, *_JSON],
+        (
+            "normfold verify model.pt out/model.onnx",
+            "normfold verify timm:resnet18 out/resnet18.pt2",
+        ),
+    ),
+    Command(
+        "bisect",
+        "Name the first pass, then the first site, that breaks the verdict.",
+        commands.bisect,
+        _ONE,
+        [*_WHAT, *_CAPTURE, *_SEED, *_JSON],
+        ("normfold bisect model.pt --to rmsnorm", "normfold bisect model.pt --passes my-pass"),
+    ),
+    Command(
+        "passes",
+        "List the passes with what they promise, and the presets.",
+        commands.passes,
+        [],
+        _JSON,
+        ("normfold passes", "normfold passes --json"),
+    ),
+    Command(
+        "explain",
+        "Say what a reason code means and what to do, or how a pass works.",
+        commands.explain,
+        [Argument("name", "CODE|PASS", "A reason code such as NF103, or a pass name.")],
+        _JSON,
+        ("normfold explain NF105", "normfold explain fold-affine"),
+    ),
+    Command(
+        "doctor",
+        "Say what is installed and what is missing; with MODEL, list every obstacle to its capture.",
+        commands.doctor,
+        [Argument("model", "[MODEL]", "Also try to capture this model.", optional=True)],
+        [*_LOADING, *_JSON],
+        ("normfold doctor", "normfold doctor model.pt --trust-module mypkg"),
+    ),
+    Command(
+        "bench",
+        "Time two networks in turn on this machine, and say whether one is faster.",
+        commands.bench,
+        [
+            Argument("a", "A", "An .onnx or .engine file, or any MODEL."),
+            Argument("b", "B", "The other: a file, or any MODEL."),
+        ],
+        [*options_of(Bench), *_LOADING, *_SEED, *_JSON],
+        ("normfold bench before.onnx after.onnx", "normfold bench a.engine b.engine --runtime trt"),
+    ),
+)
