@@ -60,8 +60,7 @@ if [ -z "$dry" ]; then
         fi
         packages=$(missing networkx numpy onnx onnxscript onnx_ir=onnx-ir onnxruntime safetensors typer rich \
             pytest hypothesis timm transformers)
-        # words, not one text
-        if [ -n "$packages" ]; then install 90 $packages; fi
+        if [ -n "$packages" ]; then install 90 $packages; fi # unquoted: several words
         for builder in tensorrt tensorrt_rtx=tensorrt-rtx; do
             package=$(missing "$builder")
             if [ -n "$package" ]; then install 60 "$package"; fi

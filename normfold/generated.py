@@ -96,8 +96,8 @@ def convert(
 
     Args:
         model: any MODEL of the command line, a module, or a captured graph.
-        to: exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: prepbn, repbn, bn, un,
-            affine.
+        to: exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: affine, bn, repbn, prepbn,
+            un.
         factory: builds the network that a state dict belongs to.
         inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.
         batch: capture with a free or a fixed batch.
@@ -159,8 +159,8 @@ def convert(
         require_judged: exit 3 where a file cannot be run on this machine.
         max_drop: what training or quantising may lose: points of top-1, of agreement where there are no labels,
             or of --metric; exit 1 beyond.
-        metric: fn(outputs, labels) on the held-out samples: reported, and what --max-drop judges; more is
-            better.
+        metric: fn(outputs, labels) on samples that are not trained on: reported, and what --max-drop judges;
+            more is better.
         half_budget: relative error that half precision may cost.
         keep_if_faster: write the original's own export instead, unless the result is faster (onnxruntime, CPU).
         gpu_arch: gPUs that a TensorRT-RTX engine is for, as `sm89,sm120`.

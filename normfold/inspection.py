@@ -19,12 +19,25 @@ from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
+from normfold.load.capture import capture_model
 from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
 from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
 from normfold.rewrite import Pass, parse, text_of
 from normfold.rewrite.registry import find
+
+__all__ = [
+    "NormInfo",
+    "SpaceInfo",
+    "capture_model",
+    "find_culprit",
+    "graph_text_after",
+    "inspect",
+    "list_spaces",
+    "plan",
+    "require_pipeline",
+]
 
 HALF_MAX = 65504.0
 

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.graph import shape_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.offline import fits, offline_norm, selected, slots, write_affine
-
-Kind = Literal["affine", "bn", "repbn", "prepbn", "un"]
+from normfold.rewrite.offline import KINDS, fits, offline_norm, selected, slots, write_affine
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ReplaceLayernorm(Pass):
     The affines are measured on ``graph.samples``. Train the result (`normfold distill`) before it is used.
 
     Options:
-        to: ``affine``, ``bn``, ``repbn``, ``prepbn`` or ``un``: what the norm is in training.
+        to: kind of the norm in training, as in `normfold.nn`: ``affine``, ``bn``, ...
         norms: patterns of the sites to replace (``blocks.*.norm1|norm``); all when empty.
         ridge: added to var(x), relative to it, so that a dead channel gets no gain.
 
@@ -44,9 +43,13 @@ class ReplaceLayernorm(Pass):
     name: ClassVar[str] = "replace-layernorm"
     exactness: ClassVar[Exactness] = Exactness.CHANGES_FUNCTION
 
-    to: Kind = "affine"
+    to: str = "affine"
     norms: tuple[str, ...] = ()
     ridge: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.to not in KINDS:
+            raise UsageError(f"there is no norm `{self.to}`", hint=f"one of: {', '.join(KINDS)}")
 
     def match(self, graph: Graph) -> Iterable[Match]:
         found = slots(graph)

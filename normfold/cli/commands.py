@@ -201,7 +201,7 @@ def _json_to_passes(given: Given) -> tuple[bool, str, str | None]:
 
 
 def _capture(given: Given, say: Any) -> Any:
-    from normfold.api import capture_model
+    from normfold.inspection import capture_model
     from normfold.progress import Progress
 
     say(Progress("loading and capturing"))

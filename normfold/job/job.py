@@ -148,8 +148,8 @@ class Job:
 
     def options(self) -> Iterator[tuple[Option, Any]]:
         """Every option that differs from its default, and its value, in the order of the help."""
-        parts = {type(part): part for part in (self.source, *self.steps, self.export)}
-        parts |= {Policy: self.policy, EngineOptions: self.engine}
+        whole: list[Any] = [self.source, *self.steps, self.export, self.policy, self.engine]
+        parts = {type(part): part for part in whole}
         for group in GROUPS:
             if group in parts:
                 yield from given_options(parts[group])

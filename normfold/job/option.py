@@ -156,9 +156,13 @@ def _span(low: float | None, high: float | None) -> str:
     return f"a number up to {high:g}" if low is None else f"a number from {low:g} to {high:g}"
 
 
-@cache
 def options_of(owner: type) -> tuple[Option, ...]:
-    """The options that a dataclass declares, in order; fields that are no options are left out."""
+    """The options that a dataclass declares, in order; fields that are not options are left out."""
+    return _options(owner)
+
+
+@cache
+def _options(owner: Any) -> tuple[Option, ...]:
     hints = typing.get_type_hints(owner)
     return tuple(
         _read(owner, item, hints[item.name])

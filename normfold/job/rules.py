@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from normfold.job.presets import trained
+
 if TYPE_CHECKING:
     from normfold.job.job import Job
 
@@ -19,17 +21,18 @@ class Rule:
     hint: str
 
 
+_TRAINED = " or ".join(trained())
 RULES = {
     "always": Rule(lambda job: True, "", ""),
     "training": Rule(
         lambda job: job.train is not None,
         "nothing is trained: this conversion is exact",
-        "it goes with `--to` prepbn, repbn, bn, un or affine, and `--data`",
+        f"it goes with `--to` {_TRAINED}, and `--data`",
     ),
     "samples": Rule(
         lambda job: job.train is not None or job.quantize is not None,
         "there is nothing to train and nothing to measure: this conversion is exact",
-        "it goes with `--to` prepbn, repbn, bn, un or affine, or with `--quantize`",
+        f"it goes with `--to` {_TRAINED}, or with `--quantize`",
     ),
     "data": Rule(lambda job: job.source.data is not None, "there are no samples", "give `--data`"),
     "samples-given": Rule(
@@ -53,7 +56,7 @@ RULES = {
     "approximate": Rule(
         lambda job: job.train is not None or job.quantize is not None,
         "this conversion is exact and loses nothing",
-        "it goes with `--quantize`, or with `--to` prepbn, repbn, bn, un or affine",
+        f"it goes with `--quantize`, or with `--to` {_TRAINED}",
     ),
     "engine": Rule(
         lambda job: "trt" in job.export.export,

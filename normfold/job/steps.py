@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from normfold.errors import UsageError
 from normfold.job.option import option
-from normfold.job.presets import TRAINED, preset
+from normfold.job.presets import PRESETS, preset, trained
 from normfold.target import SCHEMES
 
 Evidence = Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"]
@@ -23,7 +23,7 @@ class Rewrite:
 
     to: str = option(
         "folded",
-        "Exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: prepbn, repbn, bn, un, affine.",
+        f"Exact: {', '.join(PRESETS)}. Trained on --data, then folded: {', '.join(trained())}.",
         metavar="PRESET",
     )
     passes: Any = option(
@@ -42,7 +42,7 @@ class Rewrite:
     @property
     def trained(self) -> bool:
         """True if the preset replaces norms by others that must be trained."""
-        return self.passes is None and self.to in TRAINED
+        return self.passes is None and self.to in trained()
 
     @property
     def pipeline(self) -> Any:
@@ -75,7 +75,7 @@ class Train:
     student that diverges is taken back, each time with a third of the rate.
     """
 
-    GROUP: ClassVar[str] = "Training (--to prepbn, repbn, bn, un, affine)"
+    GROUP: ClassVar[str] = f"Training (--to {', '.join(trained())})"
     WHEN: ClassVar[str] = "training"
 
     norms: tuple[str, ...] = option(
@@ -104,7 +104,7 @@ class Train:
         "Share of the steps over which the norms go from LayerNorm to what replaces it.",
         low=0,
         high=1,
-        default_text="0.5 for prepbn, else 0",
+        default_text="the norm's own: 0.5 for prepbn, else 0",
     )
     stages: int = option(
         1, "Groups in which the norms take turns, front to back; 0: one at a time.", low=0
@@ -137,9 +137,8 @@ class Train:
         """How many steps to take on so many training samples."""
         return self.steps or max(300, 4 * math.ceil(samples / self.batch_size))
 
-    def transition_for(self, steps: int) -> int:
-        """How many of the steps the norms take to get away from the LayerNorm."""
-        usual = 0.5 if self.to == "prepbn" else 0.0
+    def transition_for(self, steps: int, usual: float = 0.0) -> int:
+        """How many of the steps the norms take to get away from the LayerNorm; by default the norm's own share."""
         return round((usual if self.transition is None else self.transition) * steps)
 
     def share_of_rate(self, step: int, steps: int) -> float:

@@ -42,8 +42,8 @@ class Promise:
         metric: str | None = None,
     ) -> Promise:
         """Run both networks on the inputs."""
-        answers = (float_outputs(graph, inputs) for graph in (original, simulation))
-        return cls(inputs, labels, *answers, metric)
+        mine, theirs = float_outputs(simulation, inputs), float_outputs(original, inputs)
+        return cls(inputs, labels, theirs, mine, metric)
 
     def drift(self) -> dict[str, Any]:
         """How far the simulation is from the original, with ``snr_db`` of the noisiest output."""

@@ -6,6 +6,8 @@ replaces) and was the most accurate replacement after a short distillation (`res
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from normfold.nn.statistics import wide
 
 class Affine(OfflineNorm):
     """Scale and shift per feature, the same function in both modes; see `OfflineNorm` for ``axis``."""
+
+    kind: ClassVar[str] = "affine"
 
     def __init__(
         self,

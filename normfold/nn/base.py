@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,12 @@ class OfflineNorm(nn.Module):
     Statistics leave padded tokens out; all positions are normalised alike, with non-finite values at padded
     ones taken for 0. ``replaced``: gain, bias and eps of the LayerNorm that this norm stands for, if known.
     """
+
+    # `--to KIND`; None for a base class. ``preset`` is off where it is for training loops of the user's own only
+    kind: ClassVar[str | None] = None
+    preset: ClassVar[bool] = True
+    # share of the training in which it goes from the LayerNorm to what replaces it
+    transition: ClassVar[float] = 0.0
 
     mask: Tensor | None
     recorder: Moments | None

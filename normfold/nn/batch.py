@@ -13,7 +13,7 @@ is the unbiased one, as torch's. SLAB (Guo et al., ICML 2024, arXiv 2405.11582),
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class BatchNorm(OfflineNorm):
     Raises (in training):
         UsageError: fewer than two tokens, another number of features, a mask that does not fit.
     """
+
+    kind: ClassVar[str] = "bn"
 
     running_mean: Tensor
     running_var: Tensor
@@ -130,6 +132,8 @@ class RepBN(BatchNorm):
             because its residual stream is large and nothing in it expects a second copy.
     """
 
+    kind: ClassVar[str] = "repbn"
+
     def __init__(
         self,
         features: int,
@@ -158,6 +162,9 @@ class PRepBN(RepBN):
     Args:
         ln_eps: eps of the LayerNorm, whose gain and bias are ``ln_weight`` and ``ln_bias``.
     """
+
+    kind: ClassVar[str] = "prepbn"
+    transition: ClassVar[float] = 0.5
 
     mix: Tensor
 

@@ -19,6 +19,8 @@ issue 9).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,6 +64,9 @@ class PowerNorm(UncentredNorm):
 
     The moments that `start` takes are those of the scaled input.
     """
+
+    kind: ClassVar[str] = "powernorm"
+    preset: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ to a loss of 2.61 in 500 steps instead of 2.08.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class UN(UncentredNorm):
     All state is in buffers and no decision waits for the device. Before fine-tuning on something else call
     ``norm.iters.zero_()``, or there is no warm-up.
     """
+
+    kind: ClassVar[str] = "un"
 
     buffer_x2: Tensor
     buffer_gz: Tensor

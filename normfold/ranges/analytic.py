@@ -148,7 +148,7 @@ class _Runner(fx.Interpreter):
             return concrete(made)
         if n.target is operator.getitem:
             parts = self.env[n.args[0]]  # type: ignore[index]
-            return parts[n.args[1]] if isinstance(parts, list | tuple) else None
+            return parts[n.args[1]] if isinstance(parts, list | tuple) else None  # type: ignore[index]
         if op_name(n) == "scaled_dot_product_attention":
             return self._attended(n)
         read = _read_by(n)

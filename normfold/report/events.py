@@ -131,9 +131,9 @@ def _with(report: Report, event: Event) -> Report:
         case Exported(census):
             return replace(report, census=report.census or census)
         case Counted(integer, floats, census, blocked):
-            *others, last = report.quantization
+            *made, last = report.quantization
             found = replace(last, integer=integer, floats=floats, census=census, blocked=blocked)
-            return replace(report, quantization=(*others, found))
+            return replace(report, quantization=(*made, found))
         case Unmet(text):
             return replace(report, unmet=(*report.unmet, text))
         case Missing(text):

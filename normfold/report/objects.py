@@ -290,10 +290,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with ``schema`` and what is derived: ``ok``, ``exit_code``, ``outcome``."""
-        data = {"schema": SCHEMA, "ok": self.ok, "exit_code": self.exit_code}
+        data: dict[str, Any] = {"schema": SCHEMA, "ok": self.ok, "exit_code": self.exit_code}
         data |= {"outcome": outcome(self), "pipeline": self.pipeline, **dataclasses.asdict(self)}
         data["counts"] = self.counts()
-        pairs = list(zip(self.checks, data["checks"], strict=True))
+        pairs: list[tuple[Any, Any]] = list(zip(self.checks, data["checks"], strict=True))
         pairs += [
             (item.check, raw["check"])
             for item, raw in zip(self.passes, data["passes"], strict=True)

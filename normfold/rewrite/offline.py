@@ -26,7 +26,7 @@ from normfold.rewrite.calibration import Fit, measure
 from normfold.rewrite.rewriter import Rewriter
 
 # PowerNorm computes its group scaling at run time: it would not fold away
-KINDS = {name: kind for name, kind in KINDS_BY_NAME.items() if name != "powernorm"}
+KINDS = {name: kind for name, kind in KINDS_BY_NAME.items() if kind.preset}
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,9 @@ def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list
     Raises:
         EnvironmentMissing, ExportError: as `RuntimeSession`.
     """
-    for level in ("all", "none"):
-        session: Any = RuntimeSession(path, level)  # type: ignore[arg-type]
+    levels: tuple[Level, ...] = ("all", "none")
+    for level in levels:
+        session: Any = RuntimeSession(path, level)
         yield f"onnxruntime-{level}", session.run
         del session  # before the next one reads the weights again
 

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from normfold.data.samples import Data
 from normfold.graph import Graph
 from normfold.job import Train
-from normfold.nn import UN, Progressive
+from normfold.nn import KINDS, UN, Progressive
 from normfold.progress import Listener, Progress, silent
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 from normfold.train.checkpoint import load_checkpoint, save_checkpoint
@@ -94,7 +94,7 @@ class _Run:
             recipe.to, training.source, samples=len(training), held_out=len(held_out)
         )
         self.outputs, taps = outputs_of(student), streams(student)
-        transition = recipe.transition_for(self.steps)
+        transition = recipe.transition_for(self.steps, KINDS[recipe.to].transition)
         self.module = as_module(student, taps, blended=transition > 0)
         reference = as_module(teacher, taps)
         self.answers = Teacher(reference, training, self.outputs, recipe.batch_size)

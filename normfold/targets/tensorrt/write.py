@@ -150,7 +150,9 @@ def _sidecar(
         for item in asked
         if item.kind == "input"
     }
-    shapes, notes = profile(symbols, _examples(order.graph), order.ranges, _limits(order.graph))
+    shapes, notes = profile(
+        symbols, _examples(order.graph), dict(order.ranges), _limits(order.graph)
+    )
     for note in notes:
         order.emit(Noted(note))
     return Sidecar(
