@@ -8,6 +8,7 @@ Every point is one line of ``runs.jsonl`` and not made again if it is there.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,22 +19,30 @@ from examples import accuracy, shapes
 from examples.comparison import Row, logged, pyplot, read
 from examples.prepbn import VIT, training_images
 from normfold.report.training import Ranking
-from normfold.steps.train import Recipe, Training
 
 FACTORY = "examples.nets:vit_tiny_shapes"
 COUNTS = [3, 6, 9, 10, 11]
 
 
 def student(
-    output: Path, samples: int, recipe: Recipe | None, norms: list[str], limit: float | None = None
+    output: Path, samples: int, steps: int, norms: Sequence[str], limit: float | None = None
 ) -> tuple[Row, Ranking]:
     """Test top-1 in percent and other figures with these norms replaced by affines; the ranking.
 
-    With a limit, those of them are replaced that lose at most so many points of the held-out images, untrained,
-    and the student may lose no more.
+    Without steps they are not trained. With a limit, those of them are replaced that lose at most so many points
+    of the held-out images, untrained, and the student may lose no more.
     """
-    training = Training(training_images(samples), norms, limit, recipe, limit)
-    result = normfold.convert(VIT, "affine", factory=FACTORY, output=output, training=training)
+    result = normfold.convert(
+        VIT,
+        "affine",
+        factory=FACTORY,
+        output=output,
+        data=training_images(samples),
+        norms=norms,
+        budget=limit,
+        steps=steps,
+        max_drop=limit,
+    )
     report = result.report.training
     assert report is not None
     assert report.ranking is not None
@@ -76,19 +85,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     out, log = arguments.out, arguments.out / "runs.jsonl"
 
-    def recipe(key: Row) -> Recipe | None:
-        return Recipe(steps=key["steps"]) if key["steps"] else None
-
     @cache
     def harms() -> tuple[tuple[str, float], ...]:
-        return student(out, arguments.samples, None, [])[1].harms
+        return student(out, arguments.samples, 0, [])[1].harms
 
     def point(key: Row) -> Row:
         norms = [site for site, _ in harms()[: key["count"]]]
-        return student(out, arguments.samples, recipe(key), norms)[0]
+        return student(out, arguments.samples, key["steps"], norms)[0]
 
     def chosen(key: Row) -> Row:
-        return student(out, arguments.samples, recipe(key), [], key["limit"])[0]
+        return student(out, arguments.samples, key["steps"], [], key["limit"])[0]
 
     keys = [
         {"count": count, "steps": s} for count in arguments.counts for s in (0, arguments.steps)

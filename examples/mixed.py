@@ -4,7 +4,7 @@ python -m examples.mixed [--networks mobilenet_v2_small vit ...] [--shares 0.6 0
 
 3 or 8 bits for convolutions, which is a simulation (stored in 8 bits, run by onnxruntime's integer kernels); for
 the ViT blocks of 4 bits, 8 bits, or floats, which are executed. Sizes are shares of the weights in 8 bits. Harms
-are measured on distilled inputs. Every cell is one line of ``runs.jsonl`` and not made again if it is there.
+are measured on synthesised inputs. Every cell is one line of ``runs.jsonl`` and not made again if it is there.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 
 from examples.comparison import Row, logged, read
 from examples.quantize import NETWORKS, Bench
+from normfold.job import Quantize
 from normfold.ranges.allocate import within
-from normfold.ranges.calibration import Calibrated, Quantization, calibrate
+from normfold.ranges.calibration import Calibrated, calibrate
 from normfold.ranges.mixed import BLOCK, FLOAT, Allocation, allocate, executed, pipeline, size
 from normfold.ranges.sensitivity import Layer, joint_divergence, sensitivities
-from normfold.ranges.synthesis import Recipe
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.onnx import export_onnx
 
@@ -35,9 +35,8 @@ class Choices:
 
     def __init__(self, bench: Bench, steps: int) -> None:
         self.bench, self.simulated = bench, bench.name != "vit"
-        recipe = Recipe(images=64, steps=steps)
-        self.options = Quantization(recipe=recipe, pixels=bench.pixels)
-        self.calibrated: Calibrated = calibrate(bench.graph, self.options)
+        options = Quantize("int8", images=64, synthesis_steps=steps, pixels=bench.pixels)
+        self.calibrated: Calibrated = calibrate(bench.graph, options)
         formats = _simulated if self.simulated else executed
         blocks = 0 if self.simulated else BLOCK
         inputs = self.calibrated.inputs

@@ -14,7 +14,6 @@ import torch
 
 import normfold
 from examples import accuracy, shapes
-from normfold.steps.train import Recipe, Training
 
 MODELS = Path(__file__).parent / "models"
 VIT = MODELS / "vit_shapes.safetensors"
@@ -50,7 +49,7 @@ def student(
     to: str,
     output: Path,
     samples: int = shapes.TRAIN_IMAGES,
-    recipe: Recipe | None = None,
+    training: normfold.Train | None = None,
     images: int = shapes.TEST_IMAGES,
     network: str = "vit",
 ) -> Row:
@@ -61,26 +60,28 @@ def student(
         to,
         factory=factory,
         output=output,
-        training=Training(training_images(samples), recipe=recipe or Recipe()),
+        data=training_images(samples),
+        training=training,
         progress=_say,
     )
     _say("")
-    training = result.report.training
-    if not result.ok or training is None:
+    report = result.report.training
+    if not result.ok or report is None:
         raise SystemExit(f"{to}: the verdict failed")
     return Row(
         to,
         sum(result.report.census.get(name, 0) for name in NORMS),
         100 * accuracy.top1(accuracy.torch_predictor(accuracy.load(path)), images),
         100 * accuracy.top1(accuracy.onnx_predictor(output / f"{path.stem}.onnx"), images),
-        training.samples,
-        training.steps,
-        training.seconds,
+        report.samples,
+        report.steps,
+        report.seconds,
     )
 
 
-def _say(line: str) -> None:
+def _say(progress: normfold.Progress | str) -> None:
     """One moving line on a terminal, nothing elsewhere."""
+    line = str(progress)
     if sys.stderr.isatty():
         print(f"\r{line:100}", end="\r" if not line else "", file=sys.stderr, flush=True)
 
@@ -94,9 +95,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: four epochs")
     arguments = parser.parse_args()
     for to in arguments.to or ["prepbn", "un"]:
-        recipe = Recipe(steps=arguments.steps)
+        training = normfold.Train(steps=arguments.steps)
         row = student(
-            to, arguments.output / to, arguments.samples, recipe, network=arguments.network
+            to, arguments.output / to, arguments.samples, training, network=arguments.network
         )
         print(
             f"{row.to:8} norm ops {row.norms}; test accuracy {row.before:.2f} % -> {row.after:.2f} %; "

@@ -28,10 +28,11 @@ from examples.prepbn import MODELS
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.intervals import Interval, range_of
+from normfold.job import Quantize, Source
 from normfold.job.presets import preset
+from normfold.ranges.calibration import calibrate
 from normfold.ranges.ranges import distance, measure
-from normfold.ranges.synthesis import Recipe
-from normfold.steps.quantize import Quantization, calibrate, quantise
+from normfold.steps.quantize import make_integers
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx
 
@@ -41,7 +42,7 @@ NETWORKS = {
     "efficientnet_small": "efficientnet_small.pt",
     "vit": "vit_shapes.safetensors",
 }
-# optimisation steps of each source
+# steps of the synthesis
 SOURCES = {
     "float": 0,
     "noise": 0,
@@ -97,17 +98,16 @@ def run(bench: Bench, key: Row) -> Row:
     if source == "quantize_static":
         _quantize_static(bench, path)
         return _judged(bench, path)
-    recipe = Recipe(images=64, steps=max(1, steps), seed=seed)
-    plain = Quantization(recipe=recipe, pixels=bench.pixels)
-    chosen: dict[str, Quantization] = {
-        "noise": replace(plain, source="noise"),
-        "analytic": replace(plain, source="analytic"),
-        "zeroq": replace(plain, source="zeroq", recipe=replace(recipe, rate=0.5, flip=False)),
-        "real": replace(plain, data=(bench.real[:_REAL], bench.labels[:_REAL])),
+    plain = Quantize("int8", images=64, synthesis_steps=max(1, steps), pixels=bench.pixels)
+    chosen: dict[str, Quantize] = {
+        "noise": replace(plain, evidence="noise"),
+        "analytic": replace(plain, evidence="analytic"),
+        "zeroq": replace(plain, evidence="zeroq", synthesis_rate=0.5, flip=False),
     }
     options = chosen.get(source, plain)
-    calibrated = calibrate(bench.graph, options)
-    made, _, report = quantise(calibrated, options, "ort-x86")
+    data = (bench.real[:_REAL], bench.labels[:_REAL]) if source == "real" else None
+    calibrated = calibrate(bench.graph, options, Source(data=data, seed=seed))
+    made, _, report, _ = make_integers(calibrated, options, "ort-x86", data=data is not None)
     export_onnx(made, path)
     row = _judged(bench, path)
     names = _on_grids(made)

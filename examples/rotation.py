@@ -12,7 +12,6 @@ text is used to quantise.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,21 +21,21 @@ import normfold
 from examples import text
 from examples.gpt import GPT, load, onnx_predictor, torch_predictor
 from examples.train_gpt import RATE, train
-from normfold.steps.quantize import Quantization, calibrate, quantise
+from normfold.job import Quantize
+from normfold.ranges.calibration import calibrate
+from normfold.steps.quantize import make_integers
 from normfold.targets.onnx import export_onnx
 
 CHANNEL, CONSTANT = 40, 6.0
 # the head gets a table of its own: it reads the stream behind a gain, which the embedding does not
 _CENTRED = ("canonicalize", "fold-affine{split-norms=true untie=true}", "center-stream{untie=true}")
 SETTINGS = {
-    "W8A8": Quantization(correct_bias=True),
-    "W4 in blocks of 32": Quantization(
-        scheme="int4-weights",
-        weights="quantize-weights{bits=4 block=32 clip=true}",
-        correct_bias=True,
+    "W8A8": Quantize("int8", correct_bias=True),
+    "W4 in blocks of 32": Quantize(
+        "int4-weights", weights="quantize-weights{bits=4 block=32 clip=true}", correct_bias=True
     ),
-    "W4A8": Quantization(
-        weights="quantize-weights{bits=4 rounding=squant clip=true}", correct_bias=True
+    "W4A8": Quantize(
+        "int8", weights="quantize-weights{bits=4 rounding=squant clip=true}", correct_bias=True
     ),
 }
 
@@ -71,8 +70,8 @@ def perplexities(gpt: GPT, setting: str, rotate: bool, windows: int, folder: Pat
     ids = torch.from_numpy(text.windows(text.train_set(), 2)[0])
     passes = [*_CENTRED, *(["rotate-stream"] if rotate else []), "restore", "bake"]
     graph, _ = normfold.run(normfold.capture(gpt, (ids,)), ",".join(passes), verify="off")
-    options = replace(SETTINGS[setting], rotate=rotate)
-    made, _, _ = quantise(calibrate(graph, options), options, "ort-x86")
+    options = SETTINGS[setting]
+    made, *_ = make_integers(calibrate(graph, options), options, "ort-x86")
     path = folder / "gpt.onnx"
     export_onnx(made, path)
     return text.perplexity(onnx_predictor(path), windows)

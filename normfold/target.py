@@ -150,7 +150,7 @@ TARGETS = {
             "normfold.targets.openvino:runs",
             rms_opset=20,
             attention_opset=NEVER,
-            grids=Grids("uint8", False, False),
+            grids=Grids("uint8", False, False, schemes=("int8", "int8-weights", "int4-weights")),
         ),
         Target(
             "trt",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import normfold
-import normfold.bench as bench_module
+import normfold.judge.bench as bench_module
 from normfold.errors import UsageError
 from normfold.judge.pairs import Pair
 from normfold.report import Timing
@@ -105,7 +105,7 @@ def test_a_result_that_is_not_faster_gives_way(
     assert data["census"]["BatchNormalization"] == 2
     assert "gone" not in data["counts"]["batch-norm"]
     kinds = [check["kind"] for check in data["checks"]]
-    judged = ["capture", "rounding", "onnxruntime-all", "onnxruntime-none"]
+    judged = ["capture", "rounding", "onnxruntime-all", "onnxruntime-none", "pt2"]
     assert kinds == (judged if verify == "final" else [])
     names = ["tiny.onnx", *["tiny.onnx.data"] * beside, "tiny.pt2", "tiny.report.json"]
     names.append("tiny.statistics.safetensors")
@@ -132,6 +132,6 @@ def test_what_fails_its_verdict_is_not_timed(
     "options", [{"export": "pt2"}, {"export": None}, {"target": "trt"}, {"target": "trt-rtx"}]
 )
 def test_what_onnxruntime_cannot_time_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`keep-if-faster` times ONNX files in onnxruntime"):
+    with pytest.raises(UsageError, match="`--keep-if-faster`: it times ONNX files in onnxruntime"):
         normfold.convert("no.pt", keep_if_faster=True, output=tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []

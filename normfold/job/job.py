@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
-from normfold.job.option import Option, build, given_options, options_of, same
+from normfold.job.option import Option, given_options, options_of, same
 from normfold.job.output import EngineOptions, Export
 from normfold.job.policy import Policy
 from normfold.job.rules import RULES
@@ -63,22 +63,22 @@ class Job:
             parts[Rewrite]["to"] = "rmsnorm"
         if parts[Quantize].get("activation_bits", 8) < 8:
             parts[Export].setdefault("export", ())
-        rewrite = build(Rewrite, parts[Rewrite])
+        rewrite = Rewrite(**parts[Rewrite])
         rewrite.pipeline  # noqa: B018  refuses an unknown preset
         steps: list[Step] = [rewrite]
         if rewrite.trained:
-            steps.insert(0, replace(build(Train, parts[Train]), to=rewrite.to))
+            steps.insert(0, replace(Train(**parts[Train]), to=rewrite.to))
         if parts[Cast].get("precision") is not None:
-            steps.append(build(Cast, parts[Cast]))
+            steps.append(Cast(**parts[Cast]))
         if parts[Quantize].get("scheme") is not None:
-            steps.append(build(Quantize, parts[Quantize]))
-        source = replace(build(Source, parts[Source]), model=model)
+            steps.append(Quantize(**parts[Quantize]))
+        source = replace(Source(**parts[Source]), model=model)
         job = cls(
             source,
             tuple(_completed(step, whole) for step in steps),
-            build(Export, parts[Export]),
-            _completed(build(EngineOptions, parts[EngineOptions]), whole),
-            build(Policy, parts[Policy]),
+            Export(**parts[Export]),
+            _completed(EngineOptions(**parts[EngineOptions]), whole),
+            Policy(**parts[Policy]),
         )
         for name in given:
             if name != "model":

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,9 +151,18 @@ class Option:
 
 
 def _span(low: float | None, high: float | None) -> str:
+    ends = ["" if end is None else f"{end:,}" for end in (low, high)]
     if high is None:
-        return f"a number of at least {low:g}"
-    return f"a number up to {high:g}" if low is None else f"a number from {low:g} to {high:g}"
+        return f"a number of at least {ends[0]}"
+    return f"a number up to {ends[1]}" if low is None else f"a number from {ends[0]} to {ends[1]}"
+
+
+class Options:
+    """Base of the dataclasses that declare options: however one is made, its values are checked."""
+
+    def __post_init__(self) -> None:
+        for item in options_of(type(self)):
+            object.__setattr__(self, item.name, item.value(getattr(self, item.name)))
 
 
 def options_of(owner: type) -> tuple[Option, ...]:
@@ -216,9 +225,3 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return isinstance(a, (str, int, float, bool, Path)) and bool(a == b)
-
-
-def build(owner: type, given: Mapping[str, Any]) -> Any:
-    """An object of an option class from given values by field name; the others keep their defaults."""
-    known = {item.name: item for item in options_of(owner)}
-    return owner(**{name: known[name].value(value) for name, value in given.items()})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from normfold.errors import UsageError
-from normfold.job.option import option
+from normfold.job.option import Options, option
 from normfold.target import DEFAULTS, TARGETS, Target, target
 
 Format = Literal["onnx", "pt2", "trt", "openvino"]
@@ -25,7 +25,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Options):
     """Formats to write, the targets that they are for, and the folder."""
 
     GROUP: ClassVar[str] = "What comes out"
@@ -74,7 +74,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Options):
     """How an engine is built.
 
     Attributes:
@@ -108,6 +108,7 @@ class EngineOptions:
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parts = [part.strip().lower() for text in self.gpu_arch for part in text.split(",")]
         archs = tuple(dict.fromkeys(part for part in parts if part))
         object.__setattr__(self, "gpu_arch", archs)

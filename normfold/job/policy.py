@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from normfold.job.option import option
+from normfold.job.option import Options, option
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Options):
     """When to judge, and by what.
 
     Integer files are judged by agreement with the float original, by the signal-to-noise ratio, and by that of the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from normfold.job.option import option
+from normfold.job.option import Options, option
 
 MODEL_HELP = (
     "A pickled module (.pt), a state dict (.pt, .safetensors) with --model, a .pt2 program, a Hugging Face "
@@ -14,7 +14,7 @@ MODEL_HELP = (
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Options):
     """The network, its example inputs and the user's samples."""
 
     GROUP: ClassVar[str] = "What goes in"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from normfold.errors import UsageError
-from normfold.job.option import option
+from normfold.job.option import Options, option
 from normfold.job.presets import PRESETS, preset, trained
 from normfold.target import SCHEMES
 
@@ -16,7 +16,7 @@ Evidence = Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"]
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class Rewrite(Options):
     """Run passes: a preset, or a pipeline of the user's own (text, or pass objects in Python)."""
 
     GROUP: ClassVar[str] = "What to do"
@@ -68,7 +68,7 @@ def insert_exact(text: str, extra: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Options):
     """Replace LayerNorms by norms that fold away, and distil the student from the original.
 
     ``to`` is the kind of norm; ``warmup`` the share of the steps in which the rate rises; ``retries`` how often a
@@ -122,11 +122,14 @@ class Train:
     retries: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("rate", "clip", "temperature"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"`--{name}` must be above 0", found=f"{getattr(self, name)}")
         if not 0 < self.hold_out < 1:
             raise UsageError("`--hold-out` must be above 0 and below 1", found=f"{self.hold_out}")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError("`warmup` must be from 0 to 1", found=f"{self.warmup}")
 
     @property
     def logits(self) -> bool:
@@ -150,7 +153,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Options):
     """Weights and activations in another type; inputs and outputs keep theirs."""
 
     GROUP: ClassVar[str] = "What to do"
@@ -169,10 +172,11 @@ class Cast:
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Options):
     """Weights, or weights and activations, on integer grids.
 
-    ``clip_ranges``: below 8 bits, narrow every interval as far as makes the squared error of its grid least.
+    ``clip_ranges``: below 8 bits, narrow every interval as far as makes the squared error of its grid least;
+    ``synthesis_rate``: of Adam on the inputs, with a cosine to zero.
     """
 
     GROUP: ClassVar[str] = "Quantising (--quantize)"
@@ -259,6 +263,7 @@ class Quantize:
     )
     vnni: bool = option(True, "--no-vnni: x86 without VNNI, weights in 7 bits.")
     clip_ranges: bool = True
+    synthesis_rate: float = 0.1
 
     @property
     def mixed(self) -> bool:

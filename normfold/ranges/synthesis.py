@@ -33,7 +33,6 @@ from normfold.job import Quantize
 from normfold.progress import Listener, Progress, silent
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
-_RATE = 0.1  # of Adam, with a cosine to zero
 _PATIENCE = 25  # steps without a loss 1 % lower
 
 
@@ -161,14 +160,15 @@ def synthesise(
         raise UsageError("the network has no tensor with known statistics to start from")
     shapes, steps = image_shapes(graph, options.images), options.synthesis_steps
     pixels = [Pixels(shape, options, seed, bounds, device) for shape in shapes]
-    optimizer = torch.optim.Adam([p.values for p in pixels], lr=_RATE)
+    optimizer = torch.optim.Adam([p.values for p in pixels], lr=options.synthesis_rate)
     watch = Watch(graph, objective.nodes, device)
     noise = loss = best = math.inf
     made = since = 0
     random = torch.Generator().manual_seed(seed)
     for made in range(1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = _RATE * 0.5 * (1 + math.cos(math.pi * (made - 1) / steps))
+            share = 0.5 * (1 + math.cos(math.pi * (made - 1) / steps))
+            group["lr"] = options.synthesis_rate * share
         inputs = [p.seen(made, random) for p in pixels]
         result = objective.loss(inputs, watch(inputs))
         loss = float(result.detach())

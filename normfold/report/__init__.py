@@ -1,20 +1,26 @@
 """The result objects and their renderings."""
 
-from normfold.report.engine import EngineReport
-from normfold.report.objects import (
-    Applied,
-    Check,
-    Declined,
-    Island,
-    OutputCheck,
-    PassReport,
-    Precision,
-    Report,
-    SiteStatus,
-    Warned,
-    json_text,
-)
-from normfold.report.timing import Timing
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normfold.report.engine import EngineReport
+    from normfold.report.objects import (
+        Applied,
+        Check,
+        Declined,
+        Island,
+        OutputCheck,
+        PassReport,
+        Precision,
+        Report,
+        SiteStatus,
+        Warned,
+        json_text,
+    )
+    from normfold.report.timing import Timing
 
 __all__ = [
     "Applied",
@@ -31,3 +37,13 @@ __all__ = [
     "Warned",
     "json_text",
 ]
+
+# imported on first use, so that `normfold explain` reads the codes without the objects
+_HOMES = {"EngineReport": "engine", "Timing": "timing"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module `normfold.report` has no attribute `{name}`")
+    home = importlib.import_module(f"normfold.report.{_HOMES.get(name, 'objects')}")
+    return getattr(home, name)

@@ -321,11 +321,8 @@ def outcome(report: Report) -> str:
     failures = report.failures()
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        return (
-            f"NOT written: {failures[0]}{more}"
-            if report.artefacts
-            else f"FAILED: {failures[0]}{more}"
-        )
+        asked = report.job or report.artefacts
+        return f"{'NOT written' if asked else 'FAILED'}: {failures[0]}{more}"
     parts = [f"{item.path}: {item.verdict}" for item in report.artefacts if item.written]
     if not parts:
         judged = "equivalent" if report.all_checks() else "not judged: --verify off"

@@ -43,7 +43,8 @@ def deliver(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Graph
         ):
             stem += f".{request.target.name}"
         try:
-            made.append(_write(request, graph, work, prepared, folder / stem))
+            source = graph if work.kept is None else work.kept
+            made.append(_write(request, source, work, prepared, folder / stem))
         except EnvironmentMissing as error:  # what else was asked for is written all the same
             hint = f"; {error.hint}" if error.hint else ""
             work.record.emit(Missing(f"no {request.format}: {error.what}{hint}"))
@@ -76,7 +77,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.half_budget,
         promise,
         Budget(max_drop=job.policy.max_drop),
-        trained=job.train is not None,
+        trained=job.train is not None and work.kept is None,
     )
     work.tell(f"writing {request.format}", target.name)
     for draft in drafts(request.format, order):
@@ -150,15 +151,16 @@ def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
             f"original {fast}",
         )
     )
-    verifier = None
+    # from here on it is the original that is written, and judged by
+    work.kept, work.calibrated, work.half_budget = bare, None, None
     if work.verifier is not None:
-        verifier = Verifier(captured, work.job.source.seed, work.samples)
-        work.record.emit(verifier.rounding(bare))
+        work.verifier = Verifier(captured, work.job.source.seed, work.samples)
+        work.record.emit(work.verifier.rounding(bare))
     kept = replace(
         draft,
         files=tuple(file for file in files if file != draft.path),
         runs=lambda: runs_of(request.target, draft.path),
     )
-    verdict = Judge(verifier).judge(kept, work.record.emit)
+    verdict = Judge(work.verifier).judge(kept, work.record.emit)
     _publish(kept, request, verdict, work)
     return bare

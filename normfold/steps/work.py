@@ -30,6 +30,7 @@ class Work:
         half_budget: relative error that files are judged by; None where they are judged by ulps.
         calibrated: ranges of the activations, once the job quantises.
         mixed: the format of every layer, once chosen.
+        kept: the original, where it is written instead of a result that is not faster.
         rank: of this process under torchrun; only 0 writes.
     """
 
@@ -44,6 +45,7 @@ class Work:
     half_budget: float | None = None
     calibrated: Calibrated | None = None
     mixed: MixedReport | None = None
+    kept: Graph | None = None
     rank: int = 0
 
     def tell(self, stage: str, text: str = "") -> None:

@@ -308,7 +308,7 @@ def _tensor(value: Any) -> Tensor:
 
 def _refused(error: Exception, path: str | os.PathLike[str]) -> ExportError:
     text = _text(error)
-    lacks = "No conversion rule" in text
+    lacks = "No conversion rule" in text or "does not support the following" in text
     hint = "write the file at an older opset, or install a newer OpenVINO" if lacks else None
     return ExportError(
         "OpenVINO refuses the file or the inputs", where=str(path), found=text, hint=hint

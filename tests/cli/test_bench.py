@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 import torch
 
-import normfold.bench as bench_module
+import normfold.judge.bench as bench_module
 from tests.cli.conftest import ROOT, TINY, Cli, contents
 from tests.cli.nets import tiny
-from tests.test_contenders import written
+from tests.judge.test_pairs import written
 
 SCHEMA = json.loads((ROOT / "normfold" / "report" / "schema.json").read_text())
 QUICK = ("--rounds", "6", "--seconds", "0")

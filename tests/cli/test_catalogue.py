@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
@@ -72,9 +73,9 @@ def test_slugs_in_docstrings_exist() -> None:
     ],
 )
 def test_defaults(source: str, value: object) -> None:
-    tree = catalogue.ast.parse(source)
+    tree = ast.parse(source)
     field = tree.body[-1]
-    assert isinstance(field, catalogue.ast.AnnAssign)
+    assert isinstance(field, ast.AnnAssign)
     assert field.value is not None
     assert catalogue._value(field.value, tree) == value
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from normfold.cli.show import progress
+from normfold.progress import Progress
 from tests.cli.conftest import TINY, Cli
 from tests.cli.nets import tiny
 from tests.targets.tensorrt.fakes import ADA, tensorrt
@@ -244,7 +245,7 @@ def test_progress_is_for_terminals(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress() as say:
-        say("capturing")
+        say(Progress("capturing"))
     assert capsys.readouterr() == ("", "")
 
     class Terminal(io.StringIO):
@@ -254,7 +255,7 @@ def test_progress_is_for_terminals(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress() as say:
-        say("capturing")
+        say(Progress("capturing"))
     assert "capturing" in terminal.getvalue()
     assert capsys.readouterr().out == ""
 

@@ -29,10 +29,9 @@ GPT2 = "tests.cli.transformer_nets:gpt2"
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on every machine."""
-    from normfold import deploy
-    from normfold.targets.tensorrt import backend
+    from normfold.targets.tensorrt import backend, write
 
-    for module in (backend, deploy):
+    for module in (backend, write):
         monkeypatch.setattr(module, "probe", lambda: NO_GPU)
 
 
@@ -170,9 +169,10 @@ def test_without_any_tensorrt(
 
 def test_for_a_machine_that_has_tensorrt(cli: Cli) -> None:
     """What is not here by name is prepared for as well, though the other builder is."""
-    ran = cli(*QUICK, "--builder", "tensorrt", "--version-compatible")
+    ran = cli(*QUICK, "--target", "trt", "--version-compatible")
     assert ran.status == 3
-    ran.one_error("`tensorrt` is not installed", "--versionCompatible")
+    assert "--versionCompatible" in ran.out
+    assert "no engine: `tensorrt` is not installed" in ran.out.splitlines()[-1]
     assert sorted(contents(OUT)) == ["tiny.build.py", "tiny.report.json", "tiny.trt.onnx"]
     assert "VERSION_COMPATIBLE" in (OUT / "tiny.build.py").read_text()
 
@@ -183,10 +183,10 @@ def test_a_failing_verdict_builds_no_engine(
     def build(*_: Any, **__: Any) -> None:
         pytest.fail("an engine was built")
 
-    monkeypatch.setattr("normfold.targets.deploy.build", build)
+    monkeypatch.setattr("normfold.targets.tensorrt.write.build", build)
     ran = cli("convert", TINY, "-o", "out", "--export", "trt", "--passes", broken)
     assert ran.status == 1
-    assert "verdict: NOT equivalent" in ran.out
+    assert ran.out.splitlines()[-1].startswith("NOT written: ")
     assert "wrote" not in ran.out
     now = contents(OUT)
     assert {name: now[name] for name in old if "report" not in name} == {
@@ -204,7 +204,9 @@ def test_a_file_that_the_runtime_finds_wrong_is_not_built(
     monkeypatch.setattr(
         RuntimeSession, "run", lambda self, inputs: [y * 1.01 for y in run(self, inputs)]
     )
-    monkeypatch.setattr("normfold.targets.deploy.build", lambda *_, **__: pytest.fail("was built"))
+    monkeypatch.setattr(
+        "normfold.targets.tensorrt.write.build", lambda *_, **__: pytest.fail("was built")
+    )
     ran = cli("convert", TINY, "-o", "out", "--export", "trt")
     assert ran.status == 1, ran.err
     assert sorted(contents(OUT)) == ["tiny.report.json"]
@@ -216,7 +218,7 @@ def test_a_build_that_fails_leaves_the_older_engine(
     def build(*_: Any, **__: Any) -> None:
         raise ExportError("the engine could not be built", found="no kernel")
 
-    monkeypatch.setattr("normfold.targets.deploy.build", build)
+    monkeypatch.setattr("normfold.targets.tensorrt.write.build", build)
     ran = cli(*QUICK, "--precision", "fp16")
     assert ran.status == 1
     ran.one_error("could not be built", "no kernel")
@@ -286,7 +288,8 @@ def test_an_engine_and_its_sidecar_are_never_mixed(
     monkeypatch.setattr(os, "replace", watched)
     ran = cli(*QUICK, "--precision", "bf16", "--batch", "static")
     assert (ran.status, ran.err) == (0, "")
-    assert ran.out.splitlines()[-1] == "verdict: not verified (verify=off)"
+    last = ran.out.splitlines()[-1]
+    assert last.startswith("wrote out/tiny.trt.onnx: not judged: --verify off; out/tiny.engine: ")
     sidecar = Sidecar.read(OUT / "tiny.engine")
     assert (sidecar.precision, sidecar.profile) == ("bfloat16", {})
     assert sidecar.layers["bfloat16"] > 0

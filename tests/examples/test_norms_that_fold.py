@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from examples import comparison, dial, gpt_norms, prepbn, scratch, train_gpt
-from normfold.steps.train import Recipe
+from normfold.job import Train
 
-QUICK = Recipe(steps=20, batch=32, evaluations=2, hold_out=0.2)
+QUICK = Train(steps=20, batch_size=32, evaluations=2, hold_out=0.2)
 
 
 @pytest.mark.zoo
 def test_the_vit_without_layer_norms(tmp_path: Path) -> None:
-    row = prepbn.student("un", tmp_path, samples=400, recipe=QUICK, images=100)
+    row = prepbn.student("un", tmp_path, samples=400, training=QUICK, images=100)
     assert row.norms == 0
     assert (row.samples, row.steps) == (320, 20)
     assert row.after > 50
@@ -22,7 +22,7 @@ def test_the_vit_without_layer_norms(tmp_path: Path) -> None:
 
 @pytest.mark.zoo
 def test_untrained_and_a_few(tmp_path: Path) -> None:
-    row, ranking = dial.student(tmp_path, 160, None, ["blocks.4.norm2", "blocks.3.norm2"])
+    row, ranking = dial.student(tmp_path, 160, 0, ["blocks.4.norm2", "blocks.3.norm2"])
     assert row["gone"] == 2
     assert row["accuracy"] > 70
     assert len(ranking.harms) == 2

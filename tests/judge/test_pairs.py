@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import normfold
-import normfold.bench as bench_module
+import normfold.judge.bench as bench_module
 from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError
 from normfold.graph import Graph
 from normfold.judge.bench import bench

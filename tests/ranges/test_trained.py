@@ -16,14 +16,15 @@ from examples.prepbn import MODELS
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.intervals import range_of
+from normfold.job import Quantize, Source
 from normfold.job.presets import preset
-from normfold.ranges.calibration import Quantization
+from normfold.ranges.calibration import calibrate
 from normfold.ranges.ranges import distance, measure
-from normfold.ranges.synthesis import Recipe
-from normfold.steps.quantize import calibrate, quantise
+from normfold.report.quantization import QuantizationReport
+from normfold.steps.quantize import make_integers
 
 pytestmark = pytest.mark.zoo
-RECIPE = Recipe(images=64, steps=60)
+OPTIONS = Quantize("int8", images=64, synthesis_steps=60)
 JUDGED = 1000
 
 
@@ -39,19 +40,17 @@ class Network:
         test, right = shapes.test_set()
         self.test, self.right = torch.from_numpy(test[:JUDGED]), torch.from_numpy(right[:JUDGED])
 
-    def options(self, **changes: Any) -> Quantization:
-        return replace(Quantization(recipe=RECIPE, pixels=self.pixels), **changes)
-
-    def real_data(self, **changes: Any) -> Quantization:
-        return self.options(data=(self.real, self.labels), **changes)
+    def options(self, **changes: Any) -> Quantize:
+        return replace(OPTIONS, pixels=self.pixels, **changes)
 
     def accuracy(self, graph: Graph) -> float:
         with torch.no_grad():
             answers = torch.cat([graph.module(x) for x in self.test.split(250)])
         return 100 * float((answers.argmax(1) == self.right).float().mean())
 
-    def made(self, options: Quantization) -> tuple[float, Any]:
-        graph, _, report = quantise(calibrate(self.graph, options), options, "ort-x86")
+    def made(self, options: Quantize, data: Any = None) -> tuple[float, QuantizationReport]:
+        calibrated = calibrate(self.graph, options, Source(data=data))
+        graph, _, report, _ = make_integers(calibrated, options, "ort-x86", data=data is not None)
         return self.accuracy(graph), report
 
 
@@ -65,25 +64,25 @@ def test_ranges_are_nearer_to_those_of_real_images(mobilenet: Network) -> None:
     found = {}
     rows = [(x,) for x in mobilenet.real.split(64)]
     real = {node.name: item.interval for node, item in measure(mobilenet.graph, rows).items()}
-    for source in ("distilled", "analytic", "noise"):
-        options = mobilenet.options(source=source)
+    for evidence in ("synthetic", "analytic", "noise"):
+        options = mobilenet.options(evidence=evidence)
         calibrated = calibrate(mobilenet.graph, options)
-        made, _, _ = quantise(calibrated, options, "ort-x86")
+        made, *_ = make_integers(calibrated, options, "ort-x86")
         names = {str(node.args[0]) for node in made.nodes if op_name(node) == "normfold::quantize"}
         known = {n.name: range_of(n) for n in calibrated.graph.nodes if n.name in names}
-        found[source] = distance({name: item for name, item in known.items() if item}, real)
-    assert found["distilled"] < 0.6 * found["analytic"]
-    assert found["distilled"] < 0.5 * found["noise"]
+        found[evidence] = distance({name: item for name, item in known.items() if item}, real)
+    assert found["synthetic"] < 0.6 * found["analytic"]
+    assert found["synthetic"] < 0.5 * found["noise"]
 
 
 def test_four_bits(mobilenet: Network) -> None:
     """With clipped ranges and weights within 2 points of real images, and 3 above plain rounding."""
     best = "quantize-weights{bits=4 rounding=squant clip=true}"
     low: dict[str, Any] = {"activation_bits": 4, "weights": best, "correct_bias": True}
-    ours, _ = mobilenet.made(mobilenet.options(source="distilled", **low))
-    real, _ = mobilenet.made(mobilenet.real_data(**low))
+    ours, _ = mobilenet.made(mobilenet.options(evidence="synthetic", **low))
+    real, _ = mobilenet.made(mobilenet.options(**low), (mobilenet.real, mobilenet.labels))
     plain: dict[str, Any] = {"activation_bits": 4, "weights": "quantize-weights{bits=4}"}
-    rounded, _ = mobilenet.made(mobilenet.options(source="distilled", clip=False, **plain))
+    rounded, _ = mobilenet.made(mobilenet.options(evidence="synthetic", clip_ranges=False, **plain))
     assert ours > real - 2
     assert ours > rounded + 3
 
@@ -109,18 +108,19 @@ def test_statistics_that_lie(mobilenet: Network, factor: int, better: float) -> 
     lying = Network(module)
     assert abs(lying.accuracy(lying.graph) - mobilenet.accuracy(mobilenet.graph)) < 0.2
     together, report = lying.made(lying.options())
-    alone, _ = lying.made(lying.options(source="analytic"))
+    alone, _ = lying.made(lying.options(evidence="analytic"))
     assert together > alone + better
     assert any("statistics are not those of these weights" in text for text in report.warnings)
+    assert report.confidence is not None
     assert report.confidence.score < report.confidence.TRUSTED
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_small.pt", "resnet20.pt"])
 def test_honest_networks_raise_no_warning(name: str) -> None:
     network = Network(accuracy.load(MODELS / name))
-    options = network.options(recipe=Recipe(images=64, steps=25))
-    accuracy_, report = network.made(options)
+    accuracy_, report = network.made(network.options(synthesis_steps=25))
     assert report.warnings == []
+    assert report.confidence is not None
     assert report.confidence.score > report.confidence.TRUSTED
     assert accuracy_ > network.accuracy(network.graph) - 1.0
 
@@ -128,7 +128,7 @@ def test_honest_networks_raise_no_warning(name: str) -> None:
 def test_activations_really_are_on_grids(mobilenet: Network) -> None:
     """Ranges of noise that is ten times too small cost accuracy."""
     quiet = 0.1 * torch.randn(256, *mobilenet.real.shape[1:], generator=_seeded())
-    found, _ = mobilenet.made(mobilenet.options(data=quiet))
+    found, _ = mobilenet.made(mobilenet.options(), quiet)
     assert found < mobilenet.accuracy(mobilenet.graph) - 5
 
 

@@ -23,7 +23,7 @@ Inputs = tuple[Tensor, ...]
 
 
 def heads(x: Tensor, count: int = HEADS) -> Tensor:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def tokens(seed: int = 0) -> Tensor:

@@ -9,31 +9,6 @@ from normfold.report.quantization_text import print_quantization
 from normfold.steps.quantize import confidence
 
 
-@pytest.mark.parametrize(
-    ("samples", "agreement", "same"),
-    [
-        (64, 1.0, True),
-        (64, 63 / 64, True),
-        (64, 61 / 64, False),
-        (2000, 0.98, False),
-        (2, 0.5, False),
-    ],
-)
-def test_one_answer_of_a_few_is_chance(samples: int, agreement: float, same: bool) -> None:
-    made = QuantizationReport(
-        "int8", "ort-x86", optimised={"samples": samples, "agreement": agreement}
-    )
-    assert made.same is same
-    assert made.ok is same
-
-
-@pytest.mark.parametrize(("decibels", "same"), [(32.6, True), (10.0, False)])
-def test_answers_between_classes_may_turn(decibels: float, same: bool) -> None:
-    """Measured: 61 of 64 distilled images at 32.6 dB; a wrong axis leaves about 10."""
-    optimised = {"samples": 64, "agreement": 61 / 64, "snr_db": decibels}
-    assert QuantizationReport("int8", "ort-x86", optimised=optimised).same is same
-
-
 def test_a_limit_on_the_loss() -> None:
     made = QuantizationReport("int8", "ort-x86", drift={"agreement": 0.97}, max_drop=1.0)
     assert made.lost == pytest.approx(3.0)

@@ -36,6 +36,7 @@ from normfold.report.quantization import (
 )
 from normfold.report.text import print_report
 from normfold.report.training import TrainingReport
+from normfold.report.verdict import AgreementCheck, Artefact, Budget, Verdict
 from tests.report.runs import mixed
 
 SCHEMA: dict[str, Any] = json.loads(
@@ -47,6 +48,12 @@ Validator = jsonschema.Draft202012Validator
 @pytest.fixture(scope="module")
 def report() -> Report:
     return mixed()
+
+
+def made(path: str, state: Any = "pass", why: str = "equivalent in onnxruntime 1.31") -> Artefact:
+    """A file of a run."""
+    verdict = Verdict(state, "onnxruntime 1.31", why)
+    return Artefact(path, "onnx", "ort-x86", 1_500_000, "0123456789abcdef", verdict)
 
 
 def errors(report: Report) -> list[str]:
@@ -75,7 +82,7 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
 
     parts = {"report": SCHEMA, **SCHEMA["$defs"]}
     assert [gap for name, part in parts.items() for gap in missing(part, name)] == []
-    assert SCHEMA["properties"]["schema"]["const"] == 1
+    assert SCHEMA["properties"]["schema"]["const"] == 2
 
 
 @pytest.mark.parametrize(
@@ -94,12 +101,17 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("evidence", Evidence),
         ("confidence", Confidence),
         ("mixed", MixedReport),
+        ("agreement", AgreementCheck),
+        ("budget", Budget),
+        ("artefact", Artefact),
+        ("verdict", Verdict),
     ],
 )
 def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any) -> None:
     schema = SCHEMA["$defs"][part] if part else SCHEMA
     derived = {
-        "": {"schema", "ok", "counts"},
+        "": {"schema", "ok", "counts", "exit_code", "outcome", "pipeline"},
+        "agreement": {"ok"},
         "check": {"ok", "needed_tolerance"},
         "timing": {"faster", "verdict"},
         "training": {"ok"},
@@ -122,7 +134,7 @@ def test_a_report_made_by_hand_follows_the_schema() -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda data: data.update(schema=2),
+        lambda data: data.update(schema=1),
         lambda data: data.pop("ok"),
         lambda data: data.update(extra=1),
         lambda data: data["sites"][0].update(state="lost"),
@@ -204,14 +216,13 @@ def test_counts(report: Report) -> None:
 
 
 def test_the_text_fits_80_columns_and_says_it_all(report: Report) -> None:
-    report = copy.deepcopy(report)
-    report.artifacts = ["out/net.onnx"]
+    report = dataclasses.replace(report, artefacts=(made("out/net.onnx"),))
     text = rendered(report)
     assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) <= 80
     lines = text.splitlines()
-    assert lines[-1] == "verdict: equivalent"
-    assert lines[-2] == "wrote out/net.onnx"
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "wrote out/net.onnx: equivalent in onnxruntime 1.31"
+    assert "file      net.onnx: ort-x86, 0.00 MB -> 1.50 MB, sha256 0123456789ab" in lines
     (stuck,) = [line for line in lines if line.startswith("stuck ")]
     assert stuck.split()[:4] == ["stuck", "batch-norm", "left", "NF105"]
     (free,) = [line for line in lines if line.startswith("free ")]
@@ -225,19 +236,84 @@ def test_the_text_fits_80_columns_and_says_it_all(report: Report) -> None:
 
 
 def test_a_failed_verdict_is_said(report: Report) -> None:
-    failed = copy.deepcopy(report)
     output = OutputCheck("logits", "x100", 1e-7, 0.25, 2e-6, 3.0)
-    failed.checks.append(Check("rounding", (output,), note="look here"))
-    assert not failed.ok
+    check = Check("rounding", (output,), note="look here")
+    failed = dataclasses.replace(report, checks=(*report.checks, check))
+    assert (failed.ok, failed.exit_code) == (False, 1)
     text = rendered(failed, width=120)
-    assert "verdict: NOT equivalent" in text
-    (line,) = [line for line in text.splitlines() if "FAILED" in line]
+    assert text.splitlines()[-1] == (
+        "FAILED: rounding: error 2.50e-01 at logits / x100, 2.00e-06 allowed"
+    )
+    (line,) = [line for line in text.splitlines() if " FAILED" in line]
     expected = "rounding FAILED 2.50e-01 2.00e-06 1.00e-07 logits / x100 look here"
     assert " ".join(line.split()) == expected
 
 
 def test_a_run_without_checks_claims_nothing() -> None:
-    assert "verdict: not verified (verify=off)" in rendered(mixed(verify="off"))
+    assert "nothing written: not judged: --verify off" in rendered(mixed(verify="off"))
+
+
+def integers(agreement: float, *decibels: float, max_drop: float | None = None) -> AgreementCheck:
+    budget = Budget(max_drop=max_drop)
+    lost = 100 * (1 - agreement)
+    return AgreementCheck(
+        "onnxruntime-all", "n.onnx", 64, agreement, lost, decibels, (20.0,) * len(decibels), budget
+    )
+
+
+@pytest.mark.parametrize(
+    ("check", "why"),
+    [
+        (integers(0.97, 18.0), ""),
+        (integers(0.93, 18.0), ""),  # 97 % less two standard errors of 64 samples: 92.7 %
+        (integers(0.92, 18.0), "agreement 92.0%, at least 92.7% asked for"),
+        (integers(1.0, 9.0), "9.0 dB, at least 10 dB asked for"),
+        (integers(1.0, 18.0, 16.0), "16.0 dB, the simulation has 20.0 dB"),
+        (integers(1.0, math.nan), "an output is not finite"),
+        (integers(0.5, 1.0, max_drop=60.0), ""),
+        (integers(0.5, 30.0, max_drop=10.0), "50 points lost, 10 allowed"),
+    ],
+)
+def test_the_budget_of_integers(check: AgreementCheck, why: str) -> None:
+    assert check.failures() == ([why] if why else [])
+    report = Report(checks=(check,), artefacts=(made("out/n.onnx"),))
+    assert errors(report) == []
+    text = rendered(report, width=160).splitlines()
+    assert report.exit_code == (1 if why else 0)
+    last = f"NOT written: onnxruntime-all: {why}" if why else "wrote out/n.onnx: equivalent"
+    assert text[-1].startswith(last)
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "last"),
+    [
+        (Report(unmet=("fold-affine>=30, found 3",)), 1, "FAILED: fold-affine>=30, found 3"),
+        (Report("a job", unmet=("a>=1, found 0",)), 1, "NOT written: a>=1, found 0"),
+        (
+            Report(unmet=("fold-affine>=30, found 3",), artefacts=(made("o/n.onnx"),)),
+            1,
+            "NOT written: fold-affine>=30, found 3",
+        ),
+        (
+            Report(artefacts=(made("o/n.engine", "not judged", "not judged here (no GPU)"),)),
+            0,
+            "wrote o/n.engine: not judged here (no GPU)",
+        ),
+        (
+            Report(artefacts=(made("o/n.onnx"),), missing=("no engine: no TensorRT",)),
+            3,
+            "wrote o/n.onnx: equivalent in onnxruntime 1.31; no engine: no TensorRT",
+        ),
+        (
+            Report(artefacts=(made("o/n.onnx"),), missing=("no engine",), unmet=("a>=1",)),
+            1,
+            "NOT written: a>=1",
+        ),
+    ],
+)
+def test_the_last_line_agrees_with_the_exit_code(report: Report, code: int, last: str) -> None:
+    assert report.exit_code == code
+    assert rendered(report, width=160).splitlines()[-1] == last
 
 
 def test_more_than_twenty_left_sites_are_counted() -> None:
@@ -256,13 +332,14 @@ def test_brackets_and_colons_are_printed_as_they_are() -> None:
         model=odd,
         inputs=odd,
         notes=[odd],
-        artifacts=[odd],
+        artefacts=[made(odd)],
         sites=[SiteStatus("a[red]", "batch-norm", "left", "NF105", "[/] at [dim]")],
         passes=[PassReport("p", "exact", warnings=[Warned("a[red]", "NF201", odd)])],
         checks=[Check("rounding", (OutputCheck("[y]", "rows", 0.0, 0.0, 0.0, 0.0),), note="[b]")],
     )
     text = rendered(report, width=140)
-    for label in ("model     ", "inputs    ", "note      ", "wrote ", "warning   NF201 a[red]: "):
+    for label in ("model     ", "inputs    ", "note      ", "warning   NF201 a[red]: "):
         assert f"{label}{odd}\n" in text
+    assert f"wrote {odd}: equivalent" in text
     for part in ("a[red] ", "[/] at [dim]", "[y] / rows", "[b]"):
         assert part in text

@@ -20,13 +20,15 @@ from normfold import passes as passes_by_name
 from normfold.errors import PassError, UsageError
 from normfold.graph import Graph, capture
 from normfold.graph.text import graph_text
-from normfold.job.presets import PRESETS, preset
+from normfold.job.presets import PRESETS, preset, trained
 from normfold.passes import BUILT_IN
 from normfold.report import PassReport
 from normfold.rewrite import Exactness, FxPass, Pass, parse, registry, run_pipeline, text_of
+from normfold.target import GRIDDED
 from tests.nets import Residual, perturb
 
 NAMES = passes_by_name.names()
+WORDS = {"target": GRIDDED, "to": trained()}  # what options of text take
 
 
 def graph() -> Graph:
@@ -58,8 +60,8 @@ def options(draw: st.DrawFn) -> Pass:
             values[field.name] = draw(st.floats(0, 1e30))
         elif hint is int:
             values[field.name] = draw(st.integers(0, 10**6))
-        elif hint is str:  # a target
-            values[field.name] = draw(st.sampled_from(["ort-x86", "trt"]))
+        elif hint is str:
+            values[field.name] = draw(st.sampled_from(WORDS[field.name]))
         elif hint == tuple[str, ...]:
             patterns = st.lists(st.sampled_from(["blocks.*.norm1", "norm"]), max_size=2)
             values[field.name] = tuple(draw(patterns))

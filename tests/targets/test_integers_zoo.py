@@ -10,15 +10,16 @@ import torch
 
 import normfold
 from benchmarks import models
-from normfold.job import EngineOptions
+from normfold.job import EngineOptions, Quantize, Source
 from normfold.job.presets import preset
-from normfold.ranges.calibration import Calibrated, Quantization, calibrate
-from normfold.steps.quantize import quantise
+from normfold.ranges.calibration import Calibrated, calibrate
+from normfold.steps.quantize import make_integers
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx
 
 pytestmark = pytest.mark.zoo
-OPTIONS = Quantization(data=torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+OPTIONS = Quantize("int8")
+DATA = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 # what has no kernel: BatchNorms in front of ReLUs that nothing can take in stay multiplications and additions
 FLOATS: dict[str, set[str]] = {"densenet121": {"Mul", "Add", "Concat"}}
 MODELS = {
@@ -34,14 +35,14 @@ MODELS = {
 def made(request: pytest.FixtureRequest) -> tuple[str, Calibrated]:
     graph = normfold.capture(models.make(request.param), (torch.randn(2, 3, 224, 224),))
     folded, _ = normfold.run(graph, preset("folded"), verify="off")
-    return request.param, calibrate(folded, OPTIONS)
+    return request.param, calibrate(folded, OPTIONS, Source(data=DATA))
 
 
 def test_onnxruntime_runs_every_convolution_in_integers(
     made: tuple[str, Calibrated], tmp_path: Path
 ) -> None:
     name, calibrated = made
-    graph, _, _ = quantise(calibrated, OPTIONS, "ort-x86")
+    graph, *_ = make_integers(calibrated, OPTIONS, "ort-x86", data=True)
     export_onnx(graph, tmp_path / "net.onnx")
     census = integer_census(tmp_path / "net.onnx")
     for kind, count in MODELS[name].items():
@@ -60,6 +61,7 @@ def test_tensorrt_builds_an_engine(made: tuple[str, Calibrated], tmp_path: Path)
         export="trt",
         output=tmp_path,
         engine=EngineOptions(backend="tensorrt-rtx"),
+        data=DATA,
         quantization=OPTIONS,
     )
     assert result.ok

@@ -11,25 +11,29 @@ from torch import Tensor
 
 from normfold.errors import LoadError, UsageError
 from normfold.graph import Graph
+from normfold.job import Job, Train
+from normfold.progress import Listener, Progress, silent
 from normfold.report.training import TrainingReport
 from normfold.rewrite.offline import KINDS
 from normfold.train.distill import distill
-from normfold.train.recipe import Recipe
 from normfold.train.student import as_module, streams
 from normfold.train.teacher import Teacher
 from tests.sampling import every_other
 from tests.train.nets import data, pair
 
-RECIPE = Recipe(steps=60, batch=32, rate=3e-3, evaluations=6, hold_out=0.2)
+RECIPE = Train(steps=60, batch_size=32, rate=3e-3, evaluations=6, hold_out=0.2)
 
 
 def state(graph: Graph) -> dict[str, Tensor]:
     return {str(node.target): graph.value(node) for node in graph.nodes if node.op == "get_attr"}
 
 
-def train(kind: str, recipe: Recipe = RECIPE, **options: object) -> tuple[Graph, TrainingReport]:
+def train(
+    kind: str, recipe: Train = RECIPE, checkpoint: Path | None = None, say: Listener = silent
+) -> tuple[Graph, TrainingReport]:
     teacher, student = pair(kind)
-    return student, distill(teacher, student, data(), recipe, to=kind, **options)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(recipe, to=kind, checkpoint=checkpoint)
+    return student, distill(teacher, student, data(), recipe, say=say)
 
 
 @pytest.mark.parametrize("kind", every_other(KINDS))
@@ -44,7 +48,7 @@ def test_the_student_comes_nearer(kind: str) -> None:
     assert report.best in (10, 20, 30, 40, 50, 60)
     # the graph itself is the student that was kept
     teacher, _ = pair(kind)
-    held_out = data().split(RECIPE.hold_out, RECIPE.seed)[1]
+    held_out = data().split(RECIPE.hold_out, 0)[1]
     (x,) = held_out.inputs(slice(None))
     with torch.no_grad():
         s, t = (torch.log_softmax(graph.module(x), -1) for graph in (student, teacher))
@@ -69,7 +73,7 @@ def test_every_kind_can_take_a_transition_in_stages(kind: str) -> None:
 
 
 def test_other_outputs_than_logits() -> None:
-    _, report = train("affine", dataclasses.replace(RECIPE, logits=False, features=0.0))
+    _, report = train("affine", dataclasses.replace(RECIPE, values=True, features=0.0))
     assert report.distance < 0.75 * report.start
 
 
@@ -97,7 +101,7 @@ def test_held_out_samples_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) ->
         return original(self, rows)
 
     monkeypatch.setattr(Teacher, "__call__", spy)
-    distill(teacher, student, all_data, RECIPE, to="affine")
+    distill(teacher, student, all_data, dataclasses.replace(RECIPE, to="affine"))
     assert len(seen) == 160
     assert not seen & held_out
 
@@ -109,20 +113,17 @@ class Stop(Exception):
 @pytest.mark.parametrize("kind", [pytest.param("bn", marks=pytest.mark.zoo), "prepbn", "un"])
 def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
     whole, expected = train(kind)
-    lines = 0
 
-    def interrupt(line: str) -> None:
-        nonlocal lines
-        lines += "distilling" in line
-        if lines == 37:
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "distilling" and progress.done == 37:
             raise Stop
 
     path = tmp_path / "run.ckpt"
     with pytest.raises(Stop):
-        train(kind, checkpoint=path, progress=interrupt)
-    said: list[str] = []
-    resumed, report = train(kind, checkpoint=path, progress=said.append)
-    assert "resumed at step 30 of 60" in said
+        train(kind, checkpoint=path, say=interrupt)
+    said: list[Progress] = []
+    resumed, report = train(kind, checkpoint=path, say=said.append)
+    assert Progress("distilling", 30, 60, "resumed") in said
     assert (report.distance, report.best, report.steps) == (
         expected.distance,
         expected.best,
@@ -196,15 +197,23 @@ def test_answers_are_the_same_whether_they_are_kept_or_not() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch": 0},
+        {"batch_size": 0},
         {"stages": -1},
         {"transition": 2.0},
         {"rate": 0.0},
-        {"warmup": 1.5},
         {"hold_out": 0.0},
-        {"steps": 0},
+        {"steps": -1},
     ],
 )
 def test_bad_recipes(options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):
-        Recipe(**options)  # type: ignore[arg-type]
+    flag = f"--{next(iter(options))}".replace("_", "-")
+    job = {"to": "prepbn", "data": data()}
+    with pytest.raises(UsageError, match=flag):
+        Job.of({**job, **options})
+    with pytest.raises(UsageError, match=flag):
+        Job.of(job, whole=[Train(**options)])  # type: ignore[arg-type]
+
+
+def test_a_warm_up_is_a_share() -> None:
+    with pytest.raises(UsageError, match="warmup"):
+        Train(warmup=1.5)

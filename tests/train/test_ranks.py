@@ -14,14 +14,13 @@ ROOT = Path(__file__).parents[2]
 _SCRIPT = """
 import sys
 import torch
-from normfold import convert
-from normfold.steps.train import Recipe, Training
+from normfold import Train, convert
 from tests.train.nets import classifier, samples
 torch.set_num_threads(1)
 kind, out = sys.argv[1:]
-recipe = Recipe(steps=12, batch=32, rate=1e-3, evaluations=3, hold_out=0.2)
+recipe = Train(steps=12, batch_size=32, rate=1e-3, evaluations=3, hold_out=0.2)
 result = convert(classifier(), kind, inputs=[samples()[0][:2]], output=out, export="pt2",
-                 training=Training(samples(), recipe=recipe))
+                 data=samples(), training=recipe)
 torch.save({name: value for name, value in result.graph.module.state_dict().items()},
            f"{out}.{__import__('os').environ.get('RANK', 'one')}")
 assert result.ok

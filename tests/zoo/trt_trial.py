@@ -13,18 +13,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import Dim
 
 from normfold.errors import CaptureError, NormfoldError
 from normfold.graph import Graph, capture
-from normfold.job import EngineOptions
+from normfold.job import Cast, EngineOptions, Job, Source
 from normfold.job.presets import preset
 from normfold.judge import Verifier
-from normfold.report import Report
+from normfold.progress import silent
+from normfold.report import Check
+from normfold.report.events import Recorder
 from normfold.rewrite import parse, run_pipeline
-from normfold.targets.deploy import lower_precision, parse_precision, write_engine
+from normfold.steps.cast import cast
+from normfold.steps.work import Work
+from normfold.target import target
+from normfold.targets.order import Order, drafts
 from normfold.targets.tensorrt import Range
 from tests.zoo import ln_models, models
 from tests.zoo.ln_models import ln_build
@@ -91,42 +95,42 @@ def engine_trial(member: Member, precision: str = "fp32") -> EngineRow:
 
 def _run(member: Member, precision: str, row: EngineRow) -> None:
     graph, ranges = _captured(member, row)
-    report = Report()
+    record = Recorder()
     start = time.perf_counter()
     result, _ = run_pipeline(graph, parse(preset(row.preset)))
     row.pass_seconds = time.perf_counter() - start
-    dtype, budget = parse_precision(precision, ()), None
-    if dtype not in (None, torch.float32):
-        result, budget = lower_precision(result, dtype, (), (), 0, report, Verifier(graph), None)
+    if precision != "fp32":
+        work = Work(Job(Source()), record, silent, graph, Verifier(graph), None)
+        result = cast(Cast(precision), result, work)  # type: ignore[arg-type]
+        report = record.report()
         check = report.checks[-1]
+        assert isinstance(check, Check)
         row.half = check.max_rel
         assert report.precision is not None
         row.sites = {
             f"{item.site or item.node} {item.op}": item.why for item in report.precision.islands
         }
         if not check:
-            row.error = f"{precision} error {row.half:.2g}, {budget:g} is allowed"
+            row.error = f"{precision} error {row.half:.2g}, {work.half_budget:g} is allowed"
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
-            missing = write_engine(
+            order = Order(
                 result,
-                Path(folder),
-                member.name,
-                report,
-                None,
-                options=EngineOptions(backend="tensorrt-rtx"),
+                Path(folder) / member.name,
+                target("trt-rtx"),
+                engine=EngineOptions(backend="tensorrt-rtx"),
                 ranges=ranges,
-                opset=None,
-                budget=budget,
-                normalisation=None,
-                progress=lambda text: None,
+                emit=record.emit,
             )
+            for _ in drafts("trt", order):  # written, not run
+                pass
         finally:
+            report = record.report()
             row.exported = any(Path(folder).glob("*.onnx"))
             row.nodes = sum(report.census.values())
             row.export_seconds = time.perf_counter() - start
-    assert missing is None
+    assert not report.missing
     assert report.engine is not None
     row.built = True
     row.layers, row.engine_bytes = sum(report.engine.layers.values()), report.engine.size

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from normfold import deploy, diagnosis
-from normfold.targets.tensorrt import Backend, Gpu, backend, engine, find
+from normfold import doctor
+from normfold.targets.tensorrt import Backend, Gpu, backend, engine, find, write
 
 NO_GPU = "no NVIDIA driver"
 Machine = Callable[[Gpu | str], None]
@@ -18,7 +18,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Sets which GPU there is, or why there is none."""
 
     def be(found: Gpu | str) -> None:
-        for module in (backend, engine, deploy, diagnosis):
+        for module in (backend, engine, write, doctor):
             monkeypatch.setattr(module, "probe", lambda: found)
 
     be(NO_GPU)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from normfold.errors import ExportError, UsageError
 from normfold.graph import Graph
 from normfold.job import EngineOptions
+from normfold.progress import Progress
 from normfold.targets import export_onnx
 from normfold.targets.tensorrt import Backend, Built, build
 from normfold.targets.tensorrt.builder import Binding
@@ -97,19 +98,19 @@ def test_weights_beside_the_file(tmp_path: Path, rtx: Backend) -> None:
 
 
 def test_progress_only_grows(tmp_path: Path, rtx: Backend) -> None:
-    said: list[str] = []
-    build(relu(tmp_path / "net.onnx"), rtx, progress=said.append)
-    shares = [int(line.rsplit(" ", 1)[1].removesuffix("%")) for line in said]
+    said: list[Progress] = []
+    build(relu(tmp_path / "net.onnx"), rtx, say=said.append)
+    shares = [event.done for event in said]
     assert shares == sorted(shares)
     assert shares[-1] > 80
-    assert all(line.startswith("building the engine: ") for line in said)
+    assert all(event.stage == "building the engine" and event.total == 100 for event in said)
 
 
 def test_control_c_ends_a_build(tmp_path: Path, rtx: Backend) -> None:
     """It arrives in the middle of a callback, whose exceptions the library swallows."""
-    path, said = relu(tmp_path / "net.onnx"), list[str]()
+    path, said = relu(tmp_path / "net.onnx"), list[Progress]()
 
-    def interrupt(line: str) -> None:
+    def interrupt(line: Progress) -> None:
         said.append(line)
         if len(said) == 5:
             os.kill(os.getpid(), signal.SIGINT)
@@ -118,7 +119,7 @@ def test_control_c_ends_a_build(tmp_path: Path, rtx: Backend) -> None:
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            build(path, rtx, progress=interrupt)
+            build(path, rtx, say=interrupt)
         assert len(said) < 10
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert build(path, rtx).plan

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from normfold.errors import UsageError
 from normfold.graph import capture
-from normfold.targets.deploy import _limits
 from normfold.targets.tensorrt.profiles import Range, Ranges, parse_dynamic, profile
+from normfold.targets.tensorrt.write import _limits
 
 IMAGES: dict[str, list[int | str | None]] = {"x": ["batch", 3, 8, 8]}
 TOKENS: dict[str, list[int | str | None]] = {

@@ -12,15 +12,20 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from normfold import deploy
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 from normfold.graph import capture
 from normfold.judge import Verifier
+from normfold.judge.files import Judge
 from normfold.report import EngineReport, Report
+from normfold.report.events import Recorder
 from normfold.report.text import print_report
-from normfold.targets.tensorrt import Gpu
+from normfold.report.verdict import Verdict
+from normfold.target import TARGETS
+from normfold.targets.order import Draft, Order
+from normfold.targets.tensorrt import Gpu, write
 from normfold.targets.tensorrt.builder import Binding
 from normfold.targets.tensorrt.sidecar import Sidecar
+from normfold.targets.tensorrt.write import engine_runs
 from tests.cli.nets import tiny
 from tests.targets.tensorrt.conftest import NO_GPU, Machine
 from tests.targets.tensorrt.fakes import ADA
@@ -56,18 +61,20 @@ class Engine:
 def opened(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     machine(ADA)
     kind = type("Fake", (Engine,), {})
-    monkeypatch.setattr(deploy, "Engine", kind)
+    monkeypatch.setattr(write, "Engine", kind)
     return kind
 
 
-def run(verify: bool = True) -> Report:
-    report = Report(pipeline="bake")
-    report.engine = EngineReport(
-        "tiny.engine", "tensorrt", "11.1.0.1", ("sm89",), {}, {"float32": 3}
-    )
-    verifier = Verifier(capture(tiny(), (torch.randn(2, 3, 8, 8),))) if verify else None
-    deploy._run(Path("tiny.engine"), SIDECAR, ASKED, report, verifier, None)
-    return report
+def run(verify: bool = True) -> tuple[Report, Verdict]:
+    """Judge the engine as `deliver` does."""
+    path, record = Path("tiny.engine"), Recorder()
+    graph = capture(tiny(), (torch.randn(2, 3, 8, 8),))
+    engine = EngineReport(path.name, "tensorrt", "11.1.0.1", ("sm89",), {}, {"float32": 3})
+    record.emit(engine)
+    order = Order(graph, Path("tiny"), TARGETS["trt"], emit=record.emit)
+    draft = Draft(path, "TensorRT", lambda: engine_runs(path, SIDECAR, ASKED, engine, order))
+    verdict = Judge(Verifier(graph) if verify else None).judge(draft, record.emit)
+    return record.report(), verdict
 
 
 def said(report: Report) -> Any:
@@ -78,19 +85,21 @@ def said(report: Report) -> Any:
     return report.engine, line
 
 
-def test_it_runs_and_joins_the_verdict(opened: type[Engine]) -> None:
-    report = run()
+def test_it_runs_and_is_judged(opened: type[Engine]) -> None:
+    report, verdict = run()
     assert [(check.kind, check.ok) for check in report.checks] == [("tensorrt", True)]
+    assert verdict.state == "pass"
+    assert verdict.why.startswith("equivalent in TensorRT")
     engine, line = said(report)
     assert (engine.opened, engine.ran, engine.layers) == (True, True, {"float16": 7})
     assert "built and run;" in line
-    assert report.notes == []
 
 
-def test_a_wrong_engine_fails_the_verdict(opened: type[Engine]) -> None:
+def test_a_wrong_engine_is_refused(opened: type[Engine]) -> None:
     opened.factor = 1.01
-    report = run()
+    report, verdict = run()
     assert not report.ok
+    assert verdict.state == "fail"
     assert [check.kind for check in report.checks if not check.ok] == ["tensorrt"]
 
 
@@ -109,19 +118,19 @@ def test_another_type_than_was_asked_for(opened: type[Engine]) -> None:
 )
 def test_what_cannot_be_run_is_kept_and_said(error: Exception, opened: type[Engine]) -> None:
     opened.fails = error
-    report = run()
+    report, verdict = run()
     engine, line = said(report)
-    assert (engine.opened, engine.ran, report.checks) == (True, False, [])
+    assert (engine.opened, engine.ran, list(report.checks)) == (True, False, [])
     assert "built, opened, not run;" in line
-    (note,) = report.notes
-    assert "not run" in note
-    assert str(error).splitlines()[0] in note
+    assert verdict.state == "not judged"
+    assert verdict.why.startswith("not judged here (")
+    assert str(error).splitlines()[0] in verdict.why
 
 
-def test_without_a_verdict_it_is_opened_only(opened: type[Engine]) -> None:
-    report = run(verify=False)
-    assert said(report)[0].opened
-    assert report.checks == []
+def test_without_a_verdict_it_is_not_opened(opened: type[Engine]) -> None:
+    report, verdict = run(verify=False)
+    assert not said(report)[0].opened
+    assert verdict.why == "not judged: --verify off"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +141,8 @@ def test_where_it_cannot_run(
 ) -> None:
     machine(found)
     opened.fails = AssertionError("it was run")
-    report = run()
+    report, verdict = run()
     engine, line = said(report)
     assert (engine.opened, engine.ran) == (False, False)
     assert "built, not run;" in line
-    assert f"built, not run ({why})" in report.notes[0]
+    assert verdict.why == f"not judged here ({why})"
