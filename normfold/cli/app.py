@@ -75,7 +75,8 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
-        _fail(str(error.format_message()), 2, hint=_help_of(error))  # type: ignore[attr-defined]
+        text = str(error.format_message())  # type: ignore[attr-defined]
+        _fail(text, 2, where=_origin(error), hint=_help_of(error))
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -93,6 +94,19 @@ def main() -> None:
     if status == _INTERRUPTED:  # typer turns Ctrl-C into a return value
         _fail("interrupted", _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _origin(error: Any) -> str | None:
+    """Where a wrong value is from, unless it is the command line."""
+    context, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or param is None:
+        return None
+    source = context.get_parameter_source(param.name)
+    if source is not None and source.name == "ENVIRONMENT":
+        return f"the environment: {param.envvar}"
+    if source is not None and source.name == "DEFAULT_MAP":
+        return "normfold.toml or pyproject.toml"
+    return None
 
 
 def _help_of(error: Any) -> str | None:

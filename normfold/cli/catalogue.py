@@ -23,6 +23,9 @@ from normfold.errors import UsageError
 from normfold.passes import BUILT_IN
 from normfold.report.reasons import by_code, codes
 
+_DEFINITION = re.compile(r"^(?:@|(?:async )?def |class )", re.MULTILINE)
+_METHOD = re.compile(r"^    (?:@|(?:async )?def )", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -103,7 +106,8 @@ def _entry(name: str) -> Entry:
 def built_in(name: str) -> Entry:
     """A built-in pass, read from its source."""
     module, _, attribute = BUILT_IN[name].partition(":")
-    tree = ast.parse(_head(_source(module), attribute))
+    source = _source(module)
+    tree = _head(source, _METHOD, source.index(f"\nclass {attribute}("))
     kind = next(
         node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute
     )
@@ -133,11 +137,10 @@ def _source(module: str) -> str:
     return home.joinpath(*rest.split(".")).with_suffix(".py").read_text("utf-8")
 
 
-def _head(source: str, kind: str) -> str:
-    """A source up to the first method of a class: to parse all of it takes ten times as long."""
-    methods = re.compile(r"^    (?:@|(?:async )?def )", re.MULTILINE)
-    first = methods.search(source, source.index(f"\nclass {kind}("))
-    return source[: first.start()] if first else source
+def _head(source: str, end: re.Pattern[str], start: int = 0) -> ast.Module:
+    """A source up to where ``end`` matches: to parse all of it takes ten times as long."""
+    found = end.search(source, start)
+    return ast.parse(source[: found.start()] if found else source)
 
 
 def _value(expression: ast.expr, tree: ast.Module) -> object:
@@ -148,7 +151,7 @@ def _value(expression: ast.expr, tree: ast.Module) -> object:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             for alias in node.names:
                 if (alias.asname or alias.name) == expression.id:
-                    return _value(ast.Name(alias.name), ast.parse(_source(node.module)))
+                    return _value(ast.Name(alias.name), _head(_source(node.module), _DEFINITION))
         elif isinstance(node, ast.Assign):
             for name, value in _assigned(node):
                 if name == expression.id:

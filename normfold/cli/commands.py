@@ -9,7 +9,9 @@ from typing import Any
 
 import typer
 
+from normfold.cli.local import Bench
 from normfold.cli.show import console, emit, progress, warn_pickle
+from normfold.job import options_of
 
 Given = dict[str, Any]
 
@@ -184,6 +186,8 @@ def bench(given: Given) -> int:
     from normfold.report.text import print_timing
 
     as_json = given.pop("as_json", False)
+    names = {item.name for item in options_of(Bench)}
+    Bench(**{name: value for name, value in given.items() if name in names})  # refuses wrong values
     warn_pickle(given)
     with progress() as say:
         import normfold

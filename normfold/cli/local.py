@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from normfold.job import option
+from normfold.job.option import Options, option
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Options):
     """How `bench` measures."""
 
     GROUP: ClassVar[str] = "Measuring"

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
     "distill": ({"to": "prepbn"}, (Quantize,)),
     "quantize": ({"quantize": "int8"}, (Train, Cast)),
 }
+_MODEL = "network"  # `model` is the key of the factory, as `--model` is its flag
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Job:
         """
         lines, group = [], ""
         if self.source.model is not None:
-            lines.append(_line("model", self.source.model))
+            lines.append(_line(_MODEL, self.source.model))
         for item, value in self.options():
             if item.group != group:
                 group = item.group
@@ -182,9 +183,10 @@ class Job:
             raise UsageError("the job is not valid TOML", found=str(error)) from error
         keys = {item.key: item.keyword for item in all_options()}
         for key in table:
-            if key != "model" and key not in keys:
+            if key != _MODEL and key not in keys:
                 raise unknown(key, keys)
-        return cls.of({keys.get(key, key): value for key, value in table.items()})
+        keys[_MODEL] = "model"
+        return cls.of({keys[key]: value for key, value in table.items()})
 
 
 def _flat(whole: Sequence[Any]) -> dict[str, Any]:

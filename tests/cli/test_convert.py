@@ -32,8 +32,8 @@ def test_the_shipped_resnet(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     ran = cli("convert", model, "--trust-module", "examples", "--export", "onnx", "-o", out)
     assert ran.status == 0, ran.err
     assert ran.err == ""
-    assert ran.out.rstrip().endswith("verdict: equivalent")
-    assert f"wrote {out / 'resnet20.onnx'}" in ran.out
+    last = ran.out.splitlines()[-1]
+    assert last.startswith(f"wrote {out / 'resnet20.onnx'}: equivalent in onnxruntime ")
     assert sorted(contents(out)) == ["resnet20.onnx", "resnet20.report.json"]
     counted = census(out / "resnet20.onnx")
     assert counted.batch_norms == 0
@@ -42,7 +42,11 @@ def test_the_shipped_resnet(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     report = checked_report(out / "resnet20.report.json")
     assert report["ok"] is True
     assert report["counts"] == {"batch-norm": {"gone": 21}}
-    assert report["artifacts"] == [str(out / "resnet20.onnx")]
+    (made,) = report["artefacts"]  # type: ignore[misc]
+    assert made["path"] == str(out / "resnet20.onnx")
+    assert made["size"] == (out / "resnet20.onnx").stat().st_size
+    assert made["verdict"]["state"] == "pass"
+    assert normfold.Job.from_toml(str(report["job"])).source.model == model
     kinds = [check["kind"] for check in report["checks"]]  # type: ignore[attr-defined]
     assert kinds == ["capture", "onnxruntime-all", "onnxruntime-none"]
 
@@ -71,7 +75,7 @@ def test_a_factory_and_the_file_that_it_makes(cli: Cli) -> None:
     """The file computes what the network computes, at another batch size too."""
     ran = cli("convert", TINY, "-o", "out", "--verify", "off")
     assert ran.status == 0, ran.err
-    assert "verdict: not verified (verify=off)" in ran.out
+    assert "not judged: --verify off" in ran.out.splitlines()[-1]
     x = torch.randn(5, 3, 8, 8)
     (got,) = RuntimeSession("out/tiny.onnx").run([x])
     torch.testing.assert_close(got, tiny()(x).detach())
@@ -104,12 +108,13 @@ def test_a_failing_verdict_writes_the_report_and_no_artefact(cli: Cli, broken: s
     ran = cli("convert", TINY, "-o", out, "--passes", broken)
     assert ran.status == 1
     assert ran.err == ""
-    assert "verdict: NOT equivalent" in ran.out
+    assert ran.out.splitlines()[-1].startswith("NOT written: algebra: error ")
     assert "wrote" not in ran.out
     assert (out / "tiny.onnx").read_bytes() == old
     report = checked_report(out / "tiny.report.json")
     assert report["ok"] is False
-    assert report["artifacts"] == []
+    assert report["artefacts"] == []
+    assert report["exit_code"] == 1
     assert report["pipeline"] == broken
     assert report["census"] == {}  # nothing was exported either
     assert sorted(contents(out)) == ["tiny.onnx", "tiny.report.json"]
@@ -136,7 +141,7 @@ def test_a_pipeline_that_does_not_bake_is_baked_and_judged(cli: Cli) -> None:
         "convert", TINY, "-p", "canonicalize,fold-affine,restore", "--export", "pt2", "--json"
     )
     assert ran.status == 0, ran.err
-    assert [check["kind"] for check in ran.json["checks"]] == ["capture", "rounding"]
+    assert [check["kind"] for check in ran.json["checks"]] == ["capture", "rounding", "pt2"]
     assert any("does not bake" in note for note in ran.json["notes"])
 
 

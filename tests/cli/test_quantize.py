@@ -17,7 +17,7 @@ SCHEMA = json.loads((ROOT / "normfold" / "report" / "schema.json").read_text())
 RESIDUAL = ["tests.ranges.nets:made_residual", "--input", "2x3x12x10"]
 ATTENTION = ["tests.ranges.nets:made_attention", "--input", "2x3x16x16"]
 SPEAKER = ["tests.ranges.nets:made_speaker", "--input", "2x6:i64"]
-QUICK = ["--images", "16", "--steps", "5"]
+QUICK = ["--images", "16", "--synthesis-steps", "5"]
 
 
 def report_of(folder: Path) -> Any:
@@ -33,12 +33,15 @@ def types(path: Path) -> set[str]:
 
 def test_without_any_data(cli: Any, tmp_path: Path) -> None:
     out, images = tmp_path / "out", tmp_path / "images.npz"
-    ran = cli("quantize", *RESIDUAL, *QUICK, "--save-distilled", str(images), "-o", str(out))
+    ran = cli("quantize", *RESIDUAL, *QUICK, "--save-synthetic", str(images), "-o", str(out))
     assert ran.status == 0, ran.err
     (made,) = report_of(out)["quantization"]
     assert made["integer"] == {"Conv": 3, "Gemm": 1, "Add": 1, "GlobalAveragePool": 1}
     assert made["floats"] == made["blocked"] == {}
-    assert made["optimised"]["agreement"] >= 0.99
+    checks = [c for c in report_of(out)["checks"] if "snr_db" in c]
+    assert [c["kind"] for c in checks] == ["onnxruntime-all", "onnxruntime-none"]
+    assert all(c["ok"] and c["agreement"] >= 0.97 for c in checks)
+    assert "within the budget" in ran.out.splitlines()[-1]
     assert made["evidence"]["loss"] < made["evidence"]["noise"]
     (saved,) = np.load(images).values()
     assert saved.shape == (16, 3, 12, 10)
@@ -93,7 +96,7 @@ def test_patches(cli: Any, tmp_path: Path) -> None:
     ran = cli("quantize", *ATTENTION, *QUICK, "-o", str(tmp_path))
     assert ran.status == 0, ran.err
     (made,) = report_of(tmp_path)["quantization"]
-    assert made["evidence"]["source"].startswith("distilled patches: 16 images")
+    assert made["evidence"]["source"].startswith("synthesised patches: 16 images")
     assert made["integer"]["MatMul"] >= 2
 
 
@@ -107,8 +110,9 @@ def test_patches(cli: Any, tmp_path: Path) -> None:
     ],
 )
 def test_tokens(scheme: str, op: str, cli: Any, tmp_path: Path) -> None:
-    ran = cli("quantize", *SPEAKER, "--scheme", scheme, "-o", str(tmp_path))
-    assert ran.status == 0, ran.err
+    loose = ["--max-drop", "20"] if "int4" in scheme else []  # untrained: near ties
+    ran = cli("quantize", *SPEAKER, "--scheme", scheme, *loose, "-o", str(tmp_path))
+    assert ran.status == 0, ran.out
     (made,) = report_of(tmp_path)["quantization"]
     assert made["evidence"]["source"] == "random tokens: 64 prompts"
     assert made["integer"]["MatMul"] == 3
@@ -118,7 +122,13 @@ def test_tokens(scheme: str, op: str, cli: Any, tmp_path: Path) -> None:
 def test_rotated_and_migrated(cli: Any, tmp_path: Path) -> None:
     ran = cli("quantize", *SPEAKER, "--rotate", "--migrate", "-o", str(tmp_path))
     assert ran.status == 0, ran.err
-    assert "rotate-stream" in report_of(tmp_path)["pipeline"]
+    report = report_of(tmp_path)
+    names = [item.partition("{")[0] for item in report["pipeline"].split(",")]
+    assert names == [
+        *["canonicalize", "fold-affine", "center-stream", "rotate-stream", "restore", "bake"],
+        *["migrate-scale", "restore", "bake", "quantize-weights", "quantize-activations"],
+    ]
+    assert [item["spec"] for item in report["passes"]] == report["pipeline"].split(",")
 
 
 def test_a_target_of_size(cli: Any, tmp_path: Path) -> None:
@@ -151,7 +161,7 @@ def test_a_limit_on_the_loss(cli: Any, tmp_path: Path) -> None:
     harsh = ["--weights", "quantize-weights{bits=2}", "--max-drop", "0"]
     ran = cli("quantize", *RESIDUAL, *QUICK, *harsh, "-o", str(tmp_path))
     assert ran.status == 1
-    assert "NOT within 0" in ran.out
+    assert ran.out.splitlines()[-1].startswith("NOT written: quantising loses ")
     assert not list(tmp_path.glob("*.onnx"))
 
 
@@ -162,7 +172,7 @@ def test_simulated_bits(cli: Any, tmp_path: Path) -> None:
     report = json.loads(ran.out)
     (made,) = report["quantization"]
     assert set(made["mixed"]["bits"].values()) <= {2, 4, 8}
-    assert report["artifacts"] == []
+    assert report["artefacts"] == []
     ran = cli("quantize", *RESIDUAL, *few, "--export", "onnx", "-o", str(tmp_path))
     assert ran.status == 2
     assert "simulated" in ran.err

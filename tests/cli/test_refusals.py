@@ -95,7 +95,7 @@ USAGE = {
     "malformed pipeline": (["plan", "no.pt", "-p", "bake,,bake"], ["     ^"]),
     "unknown target to bisect": (["bisect", "no.pt", "--to", "backed"], ["mean `baked`?"]),
     "unknown pass to show": (["inspect", "no.pt", "--graph", "-p", "baker"], ["mean `bake`?"]),
-    "unknown format": (["convert", "no.pt", "--export", "tflite"], ["`tflite`", "`onnx`"]),
+    "unknown format": (["convert", "no.pt", "--export", "tflite"], ["`tflite`", "onnx, pt2"]),
     "unknown target": (["convert", "no.pt", "--target", "ort-x68"], ["mean `ort-x86`?"]),
     "unknown command": (["confert", "no.pt"], ["confert", "--help"]),
     "unknown option": (["convert", "no.pt", "--ot", "folded"], ["--ot", "--help"]),

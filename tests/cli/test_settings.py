@@ -12,6 +12,7 @@ import normfold
 from normfold.cli.settings import Option, settings
 from normfold.conversion import Result
 from normfold.errors import UsageError
+from normfold.job import Job
 from normfold.report import Report
 from tests.cli.conftest import Cli
 
@@ -25,45 +26,41 @@ COMMANDS = {
     "verify": {"seed": Option("seed", False), "model": Option("factory", False)},
 }
 
-Given = Callable[..., dict[str, Any]]
+Given = Callable[..., Job]
 
 
 @pytest.fixture
 def given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Given:
-    """What a convert command line gives to the facade."""
-    seen: dict[str, Any] = {}
+    """The job that a convert command line asks for."""
+    seen: list[Job] = []
 
-    def convert(model: str, to: str, **options: Any) -> Result:
-        seen.clear()
-        seen.update(model=model, to=to, **options)
+    def execute(job: Job, say: Any) -> Result:
+        seen.append(job)
         return Result(None, Report(), [])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(normfold, "convert", convert)
+    monkeypatch.setattr(normfold, "execute", execute)
 
-    def run(*arguments: str) -> dict[str, Any]:
+    def run(*arguments: str) -> Job:
         ran = cli("convert", "net.pt", *arguments)
         assert ran.status == 0, ran.err
-        return dict(seen)
+        return seen[-1]
 
     return run
 
 
 def test_the_defaults(given: Given) -> None:
-    found = given()
-    assert (found["model"], found["to"], found["output"]) == ("net.pt", "folded", Path("out"))
-    assert (found["seed"], found["verify"], found["batch"]) == (0, "final", "dynamic")
-    assert (found["export"], found["passes"], found["factory"]) == ("onnx", None, None)
-    assert (found["inputs"], found["trust_modules"], found["trust_pickle"]) == ((), (), False)
+    assert given() == Job.of({"model": "net.pt"})
+    assert given().export.output == Path("out")
 
 
 def test_each_source_wins_over_the_next(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("pyproject.toml").write_text('[tool.normfold]\noutput = "from-pyproject"\nseed = 1\n')
-    assert (given()["output"], given()["seed"]) == (Path("from-pyproject"), 1)
+    assert (given().export.output, given().source.seed) == (Path("from-pyproject"), 1)
     Path("normfold.toml").write_text('output = "from-file"\n')
-    assert (given()["output"], given()["seed"]) == (Path("from-file"), 0)
+    assert (given().export.output, given().source.seed) == (Path("from-file"), 0)
     monkeypatch.setenv("NORMFOLD_CONVERT_OUTPUT", "from-environment")
-    assert given()["output"] == Path("from-environment")
-    assert given("-o", "from-flag")["output"] == Path("from-flag")
+    assert given().export.output == Path("from-environment")
+    assert given("-o", "from-flag").export.output == Path("from-flag")
 
 
 def test_environment_and_keys_are_spelled_like_the_options(
@@ -73,20 +70,19 @@ def test_environment_and_keys_are_spelled_like_the_options(
         'model = "pkg:make"\ntrust_module = "mine"\ninput = ["x:2x3", "y:2x4"]\njson = true\n'
         '[convert]\nverify = "each"\nexport = ["onnx", "pt2"]\n'
     )
-    found = given()
-    assert found["factory"] == "pkg:make"
-    assert list(found["trust_modules"]) == ["mine"]
-    assert list(found["inputs"]) == ["x:2x3", "y:2x4"]
-    assert list(found["export"]) == ["onnx", "pt2"]
-    assert found["verify"] == "each"
+    job = given()
+    assert job.source.factory == "pkg:make"
+    assert job.source.trust_modules == ("mine",)
+    assert job.source.inputs == ("x:2x3", "y:2x4")
+    assert job.export.export == ("onnx", "pt2")
+    assert job.policy.verify == "each"
     monkeypatch.setenv("NORMFOLD_CONVERT_MODEL", "pkg:other")
     monkeypatch.setenv("NORMFOLD_CONVERT_INPUT", "z:2x5")
     monkeypatch.setenv("NORMFOLD_CONVERT_TRUST_MODULE", "a b")
-    found = given()
-    assert found["factory"] == "pkg:other"
-    assert list(found["inputs"]) == ["z:2x5"]
-    assert list(found["trust_modules"]) == ["a", "b"]
-    assert given("--trust-module", "c")["trust_modules"] == ["c"]
+    source = given().source
+    assert (source.factory, source.inputs) == ("pkg:other", ("z:2x5",))
+    assert source.trust_modules == ("a", "b")
+    assert given("--trust-module", "c").source.trust_modules == ("c",)
 
 
 def test_a_file_cannot_trust_pickles(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from normfold.errors import UsageError
 from normfold.graph import Graph, capture
 from normfold.graph.graph import op_name
 from normfold.graph.precision import Float64Interpreter
-from normfold.job.presets import TRAINED
+from normfold.job.presets import trained
 from normfold.nn import PRepBN
-from normfold.passes.replace_layernorm import Kind, ReplaceLayernorm
+from normfold.passes.replace_layernorm import ReplaceLayernorm
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.offline import KINDS
 from tests.passes.centred import TOKENS, D, pre_norm
@@ -204,7 +205,12 @@ def test_the_original_stays_as_it_is() -> None:
 
 
 def test_every_kind_can_be_asked_for() -> None:
-    assert set(KINDS) == set(TRAINED) == set(get_args(Kind))
+    """What the sources of `normfold.nn` say, read without torch, is what the pass takes."""
+    assert set(KINDS) == set(trained())
+    for kind in KINDS:
+        assert ReplaceLayernorm(to=kind).to == kind
+    with pytest.raises(UsageError, match="there is no norm `powernorm`"):
+        ReplaceLayernorm(to="powernorm")
 
 
 def test_it_says_that_the_function_changes() -> None:
