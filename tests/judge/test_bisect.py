@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import normfold
 from normfold.graph import Graph, capture
 from normfold.graph.text import graph_text
+from normfold.progress import Progress
 from normfold.rewrite import Pass, parse
 from tests.judge.broken_passes import DropBias, ScaleLinears
 from tests.judge.nets import FOLDED, images, small
@@ -50,7 +51,7 @@ def test_the_pass_and_the_site_are_named(chain: Graph, wrong: str, baked: bool) 
     """Un-baked the algebra judges in float64; behind bake the result in its own dtype."""
     broken: list[Pass] = [ScaleLinears((wrong,))]
     pipeline = [*parse("canonicalize"), *(parse("bake") if baked else []), *broken, *parse("bake")]
-    seen: list[str] = []
+    seen: list[Progress] = []
     culprit = normfold.bisect(chain, pipeline, progress=seen.append)
     assert culprit is not None
     assert culprit.spec == f"scale-linears{{wrong={wrong}}}"
@@ -60,7 +61,7 @@ def test_the_pass_and_the_site_are_named(chain: Graph, wrong: str, baked: bool) 
     assert not culprit.after
     assert culprit.before is not None
     assert culprit.before
-    assert seen == [
+    assert [f"{item.stage}: {item.text}" for item in seen] == [
         "canonicalize: ok",
         *(["bake: ok"] if baked else []),
         f"{culprit.spec}: over tolerance",
@@ -90,7 +91,9 @@ def test_a_pass_on_the_whole_graph_has_no_site(chain: Graph) -> None:
 def test_a_right_pipeline_has_no_culprit_and_nothing_is_changed() -> None:
     graph = capture(small(), (images(),))
     before = graph_text(graph)
-    seen: list[str] = []
+    seen: list[Progress] = []
     assert normfold.bisect(graph, FOLDED, progress=seen.append) is None
-    assert seen == [f"{name}: ok" for name in FOLDED.split(",")]
+    assert [f"{item.stage}: {item.text}" for item in seen] == [
+        f"{name}: ok" for name in FOLDED.split(",")
+    ]
     assert graph_text(graph) == before

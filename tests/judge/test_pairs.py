@@ -166,9 +166,9 @@ def test_a_model_is_exported_as_it_is(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     graph = normfold.capture(stuck(), (images(),))
     before = [str(node) for node in graph.nodes]
-    said: list[str] = []
+    said: list[Any] = []
     file = written(tmp_path, "b.onnx", 2, 3, 8, 8)
-    bench(graph, file, threads=1, progress=said.append)
+    bench(graph, file, threads=1, say=said.append)
     (pair,) = pairs
     results: Any = pair.a()
     assert results[0].shape() == [2, 5]  # a batch that one side fixes

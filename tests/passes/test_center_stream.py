@@ -34,9 +34,7 @@ from tests.passes.centred import (
 from tests.passes.declined import REFUSALS
 from tests.passes.judge import golden_pass, untouched
 
-ROWS = [
-    code for code, row in REFUSALS.items() if row.step == "center-stream" and row.canonical
-]
+ROWS = [code for code, row in REFUSALS.items() if row.step == "center-stream" and row.canonical]
 
 
 def blocks(m: Any, x: Tensor) -> Any:

@@ -1,0 +1,96 @@
+"""What nobody foresaw ends in one line and exit 70, and errors are JSON where JSON was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import TINY, Cli
+
+STAGES = {
+    "loading": "normfold.steps.open.load",
+    "capturing": "normfold.steps.open.capture_loaded",
+    "writing onnx": "normfold.targets.files.export_onnx",
+    "judging tiny.onnx": "normfold.judge.verifier.Verifier.outputs",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fault_ends_in_one_line(
+    stage: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody foresaw this\nand not this")
+
+    monkeypatch.setattr(STAGES[stage], broken)
+    ran = cli("convert", TINY, "-o", "out")
+    assert ran.status == 70
+    ran.one_error(f"a fault in normfold while {stage}", "RuntimeError: nobody foresaw this", "try ")
+    (saved,) = re.findall(r"`([^`]+\.traceback\.txt)`", ran.err)
+    assert "Traceback" in Path(saved).read_text()
+    assert "nobody foresaw this\nand not this" in Path(saved).read_text()
+    Path(saved).unlink()
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_the_line_of_the_network_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("nets_of_user.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return x @ x\n\ndef make():\n    raise KeyError('lost')\n"
+    )
+
+    def broken(*_: Any, **__: Any) -> None:
+        import nets_of_user  # type: ignore[import-not-found]
+
+        nets_of_user.make()
+
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setattr("normfold.steps.open.load", broken)
+    ran = cli("convert", TINY)
+    assert ran.status == 70
+    ran.one_error("nets_of_user.py:8", "KeyError: 'lost'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "what"),
+    [
+        (["convert", "no.pt"], 4, "there is no such file"),
+        (["convert", TINY, "--to", "foldd"], 2, "unknown target `foldd`"),
+        (["convert", TINY, "--quantize", "int8", "--precision", "fp16"], 2, "contradict"),
+        (["explain", "NF999"], 2, "nothing is called `NF999`"),
+        (["convert"], 2, "MODEL"),
+        (["convert", TINY, "--seed", "x"], 2, "--seed"),
+    ],
+)
+def test_errors_are_json_too(arguments: list[str], status: int, what: str, cli: Cli) -> None:
+    ran = cli(*arguments, "--json")
+    assert ran.status == status
+    assert ran.err == ""
+    found = json.loads(ran.out)
+    assert (found["ok"], found["exit_code"]) == (False, status)
+    assert what in found["error"]["what"]
+    assert set(found["error"]) == {"what", "where", "found", "hint"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--quantize", "int8", "--max-drop", "0"],
+        ["--quantize", "int8", "--keep-if-faster"],
+    ],
+)
+def test_no_option_is_dropped_in_silence(arguments: list[str], cli: Cli) -> None:
+    """A4: `convert` does what `quantize` does, or refuses."""
+    ran = cli("convert", "tests.ranges.nets:made_residual", "--input", "2x3x12x10", *arguments)
+    words = ran.out.splitlines()[-1]
+    if "--max-drop" in arguments:
+        lost = re.search(r"drift     lost ([\d.e+-]+) points", ran.out)
+        assert lost is not None
+        assert ran.status == (1 if float(lost[1]) > 0 or "NOT written" in words else 0)
+    else:
+        assert ran.status == 0, ran.out
+        assert "timing" in ran.out
