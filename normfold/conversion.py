@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from normfold.files import publish, staging
 from normfold.graph import Graph
 from normfold.job import Cast, Job, Quantize, Rewrite, Train
 from normfold.judge import Verifier
@@ -18,6 +16,7 @@ from normfold.judge.inputs import own_samples
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Report
 from normfold.report.events import Loaded, Recorder, Unmet
+from normfold.report.machine import peak_memory_mb, versions
 from normfold.steps.cast import cast
 from normfold.steps.deliver import deliver
 from normfold.steps.open import open_source
@@ -26,7 +25,6 @@ from normfold.steps.quantize import quantize
 from normfold.steps.rewrite import rewrite
 from normfold.steps.train import train
 from normfold.steps.work import Work
-from normfold.targets.staging import publish, staging
 
 STEPS: dict[type, Any] = {Rewrite: rewrite, Train: train, Cast: cast, Quantize: quantize}
 
@@ -102,20 +100,3 @@ def execute(job: Job, say: Listener = silent) -> Result:
         (folder / f"{prepared.name}.report.json").write_text(report.to_json() + "\n")
         publish(folder, output)
     return Result(graph, report, files)
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on, for the report."""
-    found = {"python": sys.version.split()[0]}
-    for package in ("normfold", "torch", "onnx", "onnxscript", "onnxruntime"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.api import bisect, run
 from normfold.graph import Graph
+from normfold.graph.capture import quiet
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, kind_of, operands, producer
 from normfold.graph.provenance import module_path
@@ -19,6 +21,7 @@ from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
+from normfold.load import load
 from normfold.load.capture import capture_model
 from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
@@ -26,15 +29,18 @@ from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
 from normfold.rewrite import Pass, parse, text_of
 from normfold.rewrite.registry import find
+from normfold.targets.environment import environment
 
 __all__ = [
     "NormInfo",
     "SpaceInfo",
     "capture_model",
+    "environment",
     "find_culprit",
     "graph_text_after",
     "inspect",
     "list_spaces",
+    "obstacles",
     "plan",
     "require_pipeline",
 ]
@@ -216,3 +222,16 @@ def pass_class(name: str) -> type[Pass]:
         UsageError: no such pass, or a plug-in that cannot be imported or is not a pass.
     """
     return find(name)
+
+
+def obstacles(model: str, inputs: Sequence[Any] = (), **loading: Any) -> list[str]:
+    """What torch.export's draft mode reports about a model: one text for each obstacle, none if it captures."""
+    loaded = load(model, inputs=inputs, **loading)
+    if loaded.exported is not None:
+        return []
+    from torch.export import draft_export
+
+    with quiet(), torch.no_grad():
+        program = draft_export(loaded.module, loaded.args, loaded.kwargs)
+    report = getattr(program, "_report", None)
+    return [failure.print({}) for failure in report.failures] if report is not None else []

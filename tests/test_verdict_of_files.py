@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -162,6 +162,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
 
     class Stand:
         wrong = 0.0
+        asked: ClassVar[list[Any]] = []
 
         def __init__(self, path: Path) -> None:
             self.session = RuntimeSession(path.with_suffix(".trt.onnx"), "none")
@@ -176,7 +177,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     same = write.require_same
 
     def remember(asked: Any, found: Any, engine: Path) -> None:
-        Stand.asked = list(asked)  # type: ignore[attr-defined]
+        Stand.asked = list(asked)
         same(asked, found, engine)
 
     monkeypatch.setattr(write, "require_same", remember)

@@ -162,13 +162,13 @@ def doctor(given: Given) -> int:
     warn_pickle(given)
     obstacles: list[str] = []
     with progress() as say:
-        from normfold import doctor as diagnosis
+        from normfold import inspection
         from normfold.progress import Progress
 
-        found = diagnosis.environment()
+        found = inspection.environment()
         if model is not None:
             say(Progress("capturing with draft_export"))
-            obstacles = diagnosis.obstacles(model, **given)
+            obstacles = inspection.obstacles(model, **given)
     if as_json:
         typer.echo(json.dumps({"environment": found, "obstacles": obstacles}, indent=2))
     else:

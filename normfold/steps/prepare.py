@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from normfold.errors import UsageError
+from normfold.files import require_writable
 from normfold.graph import Graph
 from normfold.graph.placed import device_of
 from normfold.job import EngineOptions, Job
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import passes_of
-from normfold.targets.staging import require_writable
 from normfold.targets.tensorrt.profiles import parse_dynamic
 from normfold.targets.tensorrt.write import builder
 

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, NormfoldError, UsageError
+from normfold.files import atomic
 from normfold.graph.graph import Graph, is_symbolic
 from normfold.target import Target
 from normfold.target import target as find_target
@@ -120,11 +121,11 @@ def export_onnx(
     _check_dynamic(graph, counted)
     try:
         if external:
-            with write.atomic(data_path, path) as (data, main):
+            with atomic(data_path, path) as (data, main):
                 message.write_data(data)
                 message.write_external(main)
         else:
-            with write.atomic(path) as (main,):
+            with atomic(path) as (main,):
                 message.write_single(main)
             data_path.unlink(missing_ok=True)  # weights of a file that is no more
     except OSError as error:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
-from normfold.targets.write import atomic
+from normfold.files import atomic
+from normfold.targets.feeds import by_name
 
 Precision = Literal["f32", "bf16", "f16", "auto"]
 _TYPES = {  # OpenVINO's names and onnxruntime's, which signatures are written in
@@ -167,7 +168,7 @@ class OpenvinoSession:
         return found
 
     def _give(self, request: Any, inputs: Any) -> None:
-        named = self._named(inputs)
+        named = by_name(inputs, self.input_names)
         for place, name in enumerate(self.input_names):
             tensor = named[name].detach().cpu().contiguous()
             _require_narrow(name, tensor)
@@ -175,21 +176,6 @@ class OpenvinoSession:
                 request.set_input_tensor(place, self._value(tensor))
             except Exception as error:
                 raise _refused(error, self.path) from error
-
-    def _named(self, inputs: Any) -> dict[str, Tensor]:
-        if isinstance(inputs, Mapping):
-            given = dict(inputs)
-        elif len(inputs) == len(self.input_names):
-            given = dict(zip(self.input_names, inputs, strict=True))
-        else:
-            given = dict(enumerate(inputs))
-        if set(given) != set(self.input_names):
-            raise UsageError(
-                "these are not the inputs of the file",
-                found=", ".join(map(str, given)),
-                hint=f"it takes {', '.join(self.input_names)}",
-            )
-        return given
 
     def _value(self, tensor: Tensor) -> Any:
         if tensor.dtype != torch.bfloat16:

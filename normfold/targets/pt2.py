@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, UsageError
+from normfold.files import atomic
 from normfold.graph.graph import Graph
 from normfold.targets.program import exported_program
-from normfold.targets.write import atomic
 
 
 def export_pt2(graph: Graph, path: str | os.PathLike[str]) -> Path:

@@ -13,6 +13,7 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
+from normfold.targets.feeds import by_name
 
 Level = Literal["all", "none"]
 _CPU = "CPUExecutionProvider"
@@ -87,7 +88,9 @@ class RuntimeSession:
 
         Tensors must have the file's types: nothing is cast. bfloat16 goes in and out by its bits.
         """
-        feeds = {name: self._value(tensor) for name, tensor in self._named(inputs).items()}
+        feeds = {
+            name: self._value(tensor) for name, tensor in by_name(inputs, self.input_names).items()
+        }
         try:
             results = self._session.run_with_ort_values(None, feeds)
         except Exception as error:
@@ -96,28 +99,15 @@ class RuntimeSession:
 
     def prepare(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> Callable[[], object]:
         """A forward pass on these inputs, which are converted once; outputs stay the runtime's own."""
-        feeds = {name: self._value(tensor) for name, tensor in self._named(inputs).items()}
+        feeds = {
+            name: self._value(tensor) for name, tensor in by_name(inputs, self.input_names).items()
+        }
         return lambda: self._session.run_with_ort_values(None, feeds)
 
     def signature(self) -> list[tuple[str, tuple[int | str | None, ...], str]]:
         """Name, shape (a text or None where a size is free) and type (``tensor(float)``) of each input."""
         inputs = self._session.get_inputs()
         return [(item.name, tuple(item.shape), item.type) for item in inputs]
-
-    def _named(self, inputs: Any) -> dict[str, Any]:
-        if isinstance(inputs, Mapping):
-            given = dict(inputs)
-        elif len(inputs) == len(self.input_names):
-            given = dict(zip(self.input_names, inputs, strict=True))
-        else:
-            given = dict(enumerate(inputs))
-        if set(given) != set(self.input_names):
-            raise UsageError(
-                "these are not the inputs of the file",
-                found=", ".join(map(str, given)),
-                hint=f"it takes {', '.join(self.input_names)}",
-            )
-        return given
 
     def _value(self, tensor: Tensor) -> Any:
         value = self._ort.OrtValue
@@ -155,7 +145,7 @@ def run_onnx(
     """
     session = RuntimeSession(path, level, threads)
     try:
-        return list(session._session.run(None, session._named(feeds)))
+        return list(session._session.run(None, by_name(feeds, session.input_names)))
     except (EnvironmentMissing, ExportError, UsageError):
         raise
     except Exception as error:

@@ -7,10 +7,6 @@ place that the format has for them.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from normfold.errors import ExportError
@@ -25,7 +21,6 @@ _PAGE, _LARGE = (
     4096,
     1 << 20,
 )  # tensors of a megabyte and more start on a page, so that runtimes can map them
-_TEMPORARY = ".normfold-tmp"
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -124,42 +119,3 @@ def _write_tensor(tensor: Any, file: IO[bytes]) -> None:
         file.write(tensor.tobytes())
     if file.tell() - before != tensor.nbytes:
         raise ExportError(f"the weight `{tensor.name}` was not written whole")
-
-
-@contextmanager
-def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
-    """Open temporary files beside ``paths``; when the block ends well, they take their places, last one last.
-
-    Where more than one file is written and an older last one exists, it is removed before the first
-    replacement: a reader, or a process killed in between, sees the old set, the new one or none, never a mixture.
-    On failure nothing is changed and the temporary files are gone.
-    """
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}") for path in paths]
-    files: list[IO[bytes]] = []
-    try:
-        for path in temporary:
-            files.append(open(path, "wb"))  # noqa: SIM115
-        yield files
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        if any(path.exists() for path in paths[:-1]):
-            paths[-1].unlink(missing_ok=True)
-        for source, path in zip(temporary, paths, strict=True):
-            os.replace(source, path)
-        _sync_folder(paths[0].parent)
-    finally:
-        for file in files:
-            file.close()
-        for path in temporary:
-            path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system lets a folder be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from normfold.errors import LoadError, UsageError
+from normfold.files import atomic
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 
 _FORMAT = 1
@@ -19,12 +19,8 @@ def save_checkpoint(path: Path, key: dict[str, Any], saved: dict[str, Any]) -> N
     """Write what a run needs to go on; ``key`` says which run it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {"format": _FORMAT, "key": _plain(key), **saved, "report": asdict(saved["report"])}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(data, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(path) as (file,):
+        torch.save(data, file)
 
 
 def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:

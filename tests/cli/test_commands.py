@@ -185,7 +185,7 @@ def engines(cli: Cli) -> dict[str, tuple[str, str]]:
 
 
 def test_doctor_on_engines(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from normfold import doctor as diagnosis
+    from normfold.targets import environment as diagnosis
     from normfold.targets.tensorrt import Gpu, backend, find
 
     def machine(found: Gpu | str) -> None:

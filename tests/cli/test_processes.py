@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from normfold.targets.staging import publish, staging
+from normfold.files import publish, staging
 from tests.cli.conftest import ROOT, TINY, Cli, contents, start
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from normfold import doctor
+from normfold.targets import environment
 from normfold.targets.tensorrt import Backend, Gpu, backend, engine, find, write
 
 NO_GPU = "no NVIDIA driver"
@@ -18,7 +18,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Sets which GPU there is, or why there is none."""
 
     def be(found: Gpu | str) -> None:
-        for module in (backend, engine, write, doctor):
+        for module in (backend, engine, write, environment):
             monkeypatch.setattr(module, "probe", lambda: found)
 
     be(NO_GPU)

@@ -1,16 +1,12 @@
-"""doctor: what this machine has, and what stands in the way of capturing a model."""
+"""What this machine has of all that targets need."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
-from normfold.graph.capture import quiet
-from normfold.load import load
 from normfold.targets.tensorrt import Gpu, candidates, probe
 
 _PACKAGES = {
@@ -67,16 +63,3 @@ def _engines() -> list[dict[str, str]]:
 
 def _row(what: str, found: str, purpose: str) -> dict[str, str]:
     return {"what": what, "version": found, "needed for": purpose}
-
-
-def obstacles(model: str, inputs: Sequence[Any] = (), **loading: Any) -> list[str]:
-    """What torch.export's draft mode reports about a model: one text for each obstacle, none if it captures."""
-    loaded = load(model, inputs=inputs, **loading)
-    if loaded.exported is not None:
-        return []
-    from torch.export import draft_export
-
-    with quiet(), torch.no_grad():
-        program = draft_export(loaded.module, loaded.args, loaded.kwargs)
-    report = getattr(program, "_report", None)
-    return [failure.print({}) for failure in report.failures] if report is not None else []

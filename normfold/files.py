@@ -1,4 +1,4 @@
-"""Output folders: files are made out of sight and renamed into place, whole or not at all."""
+"""Files are made out of sight and renamed into place, whole or not at all: single ones, and whole folders."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from normfold.errors import NormfoldError, UsageError
 
 _COMPANIONS = (".onnx.data", ".engine.json")
+_TEMPORARY = ".normfold-tmp"
 _ORDER = {".onnx": 1, ".engine": 2}  # an engine is there only when all that it was made from is
 
 
@@ -113,3 +115,42 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def atomic(*paths: Path) -> Iterator[list[IO[bytes]]]:
+    """Open temporary files beside ``paths``; when the block ends well, they take their places, last one last.
+
+    Where more than one file is written and an older last one exists, it is removed before the first
+    replacement: a reader, or a process killed in between, sees the old set, the new one or none, never a mixture.
+    On failure nothing is changed and the temporary files are gone.
+    """
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}") for path in paths]
+    files: list[IO[bytes]] = []
+    try:
+        for path in temporary:
+            files.append(open(path, "wb"))  # noqa: SIM115
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        if any(path.exists() for path in paths[:-1]):
+            paths[-1].unlink(missing_ok=True)
+        for source, path in zip(temporary, paths, strict=True):
+            os.replace(source, path)
+        _sync_folder(paths[0].parent)
+    finally:
+        for file in files:
+            file.close()
+        for path in temporary:
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system lets a folder be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
