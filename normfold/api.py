@@ -23,7 +23,10 @@ from normfold.report import Check, Report
 from normfold.report.events import Recorder
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import Verify, passes_of, require_mode, run_judged
-from normfold.targets.runtime import runs
+from normfold.target import target
+
+# files that a runtime runs, by suffix
+_RUNTIMES = {".onnx": "ort-x86", ".xml": "openvino"}
 
 
 def capture(
@@ -90,7 +93,8 @@ def verify(
 
     Args:
         original: a module, a captured graph, or any MODEL that `convert` takes.
-        result: a graph, a module, what `convert` returned, an ``.onnx`` file, or another MODEL.
+        result: a graph, a module, what `convert` returned, an ``.onnx`` file, OpenVINO's IR (``.xml``), or another
+            MODEL.
         inputs: example inputs (tensors, which are judged too) or `--input` texts; not needed for a captured
             graph.
 
@@ -101,7 +105,8 @@ def verify(
         LoadError: a model or the ONNX file cannot be read. CaptureError: the original cannot be captured.
         UsageError: the result does not run on the original's inputs.
     """
-    is_file = isinstance(result, (str, Path)) and Path(result).suffix == ".onnx"
+    runtime = _RUNTIMES.get(Path(result).suffix) if isinstance(result, (str, Path)) else None
+    is_file = runtime is not None
     if is_file and not Path(result).is_file():
         raise LoadError("there is no such file", where=str(result))
     given: dict[str, Any] = {
@@ -124,7 +129,8 @@ def verify(
     if not is_file:
         return _rounding(verifier, capture_model(str(result), inputs, batch, **given))
     try:
-        return max((verifier.outputs(kind, call) for kind, call in runs(result)), key=_excess)
+        runs = target(runtime).runner()(result)  # type: ignore[arg-type]
+        return max((verifier.outputs(kind, call) for kind, call in runs), key=_excess)
     except ExportError as error:
         raise LoadError(error.what, where=error.where, found=error.found) from error
 

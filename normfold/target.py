@@ -72,6 +72,7 @@ class Target:
         grids: None where it takes no integers.
         runs: ``module:function``, called with a path: yields (name, run) for each way in which the file is judged
             here, and raises `EnvironmentMissing` where it cannot be run.
+        builder: of its engines, by package; empty where files need none.
         stands_in: ``runs`` is another runtime, for ONNX files; what is built from them is judged by its writer.
         processors: machines (`platform.machine`) that it runs on; every one when empty.
         runtime: the name of the runtime in sentences.
@@ -87,6 +88,7 @@ class Target:
     rms_opset: int = 23
     attention_opset: int = 23
     grids: Grids | None = None
+    builder: str = ""
     stands_in: bool = False
     processors: tuple[str, ...] = ()
 
@@ -96,6 +98,11 @@ class Target:
         if not self.processors or here in self.processors:
             return ""
         return f"this processor is {here}, the file is for {self.processors[0]}"
+
+    @property
+    def times_here(self) -> bool:
+        """True if its ONNX files run in the onnxruntime of this machine, which can time and count them."""
+        return self.runtime == "onnxruntime" and not self.cannot_run()
 
     def runner(self) -> Any:
         """The function that ``runs`` names."""
@@ -163,6 +170,7 @@ TARGETS = {
             rms_opset=20,
             attention_opset=NEVER,
             grids=_TENSORRT,
+            builder="tensorrt",
             stands_in=True,
         ),
         Target(
@@ -175,6 +183,7 @@ TARGETS = {
             _ORT,
             attention_opset=NEVER,
             grids=_TENSORRT,
+            builder="tensorrt-rtx",
             stands_in=True,
         ),
         Target(

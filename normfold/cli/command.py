@@ -47,7 +47,13 @@ class Command:
         parameters = [*map(_argument, self.arguments), *map(_option, self.options)]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {item.name: item.annotation for item in parameters}
-        app.command(self.name, cls=_Grouped, help=self.help, epilog="\n".join(self.examples))(call)
+        app.command(
+            self.name,
+            cls=_Grouped,
+            help=self.help,
+            epilog="\n".join(self.examples),
+            context_settings={"max_content_width": 120},
+        )(call)
 
 
 class _Grouped(TyperCommand):

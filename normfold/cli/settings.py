@@ -34,7 +34,7 @@ def settings(commands: Commands, folder: Path | None = None) -> dict[str, dict[s
         folder: where the files are; the current one by default.
 
     Raises:
-        UsageError: the file is not valid TOML, has a key that is no command and no option, or asks to trust
+        UsageError: the file is not valid TOML, has a key that is neither a command nor an option, or asks to trust
             pickles.
     """
     name, table = _read(folder or Path.cwd())

@@ -79,7 +79,7 @@ TABLE = (
         commands.verify,
         [
             Argument("original", "ORIGINAL", MODEL_HELP),
-            Argument("result", "RESULT", "Another MODEL, or an .onnx file."),
+            Argument("result", "RESULT", "Another MODEL, an .onnx file, or OpenVINO's .xml."),
         ],
         [*_CAPTURE, *_SEED, *_JSON],
         (

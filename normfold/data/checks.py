@@ -86,7 +86,7 @@ def finite(names: Sequence[str], inputs: Sequence[Tensor], where: str) -> None:
 
 
 def classes(labels: Tensor | None, where: str) -> Tensor | None:
-    """Labels as int64; UsageError for what is no class index."""
+    """Labels as int64; UsageError for what is not a class index."""
     if labels is None:
         return None
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:

@@ -57,7 +57,7 @@ def crop_size(shape: Shape | None, size: Size | None) -> tuple[int, int, int]:
     """Channels, height and width of what a network takes.
 
     Raises:
-        UsageError: its input is no image, or its size is not known.
+        UsageError: its input is not an image, or its size is not known.
     """
     channels, height, width = shape[1:] if shape and len(shape) == 4 else (None, None, None)
     if shape is not None and (len(shape) != 4 or channels not in (None, 1, 3)):

@@ -29,7 +29,7 @@ class Drift:
         labelled: positions with a label: as many, unless they are tokens or pixels.
         agreement: share of positions where both have the same largest logit.
         kl: mean of KL(teacher || student) over the positions, in nats.
-        relative_mse: |student - teacher|^2 / |teacher|^2 of the worst output, where outputs are no logits.
+        relative_mse: |student - teacher|^2 / |teacher|^2 of the worst output, where outputs are not logits.
         accuracy_teacher, accuracy_student: share of labelled positions that are right.
         drop: the teacher's accuracy less the student's, in points of a hundred.
         paired_se: standard error of ``drop``. Both answer the same samples, so only what one alone got right
@@ -89,7 +89,7 @@ class Comparison:
         Labels of -100 do not count. Those of tokens are what each position should predict: they are not moved.
 
         Raises:
-            UsageError: the outputs differ in shape or are no logits, or labels do not fit them.
+            UsageError: the outputs differ in shape or are not logits, or labels do not fit them.
         """
         mine, theirs = _tensors(student), _tensors(teacher)
         shapes = [[tuple(tensor.shape) for tensor in side] for side in (mine, theirs)]
@@ -139,7 +139,7 @@ class Comparison:
             raise UsageError(
                 "the outputs are not logits of two or more classes",
                 found=f"shape {tuple(mine.shape)}, {str(mine.dtype).removeprefix('torch.')}",
-                hint="say that they are no logits, so that they are compared by their squared error",
+                hint="say that they are not logits, so that they are compared by their squared error",
             )
         mine, theirs = mine.movedim(self.axis, -1), theirs.movedim(self.axis, -1)
         rows = max(1, _CHUNK // max(1, mine[:1].numel()))
@@ -227,7 +227,7 @@ class _Sums:
 
 
 def _best(logits: Tensor) -> Tensor:
-    """The largest logit's class; -1 where one is NaN, which is no answer."""
+    """The largest logit's class; -1 where one is NaN, which is not an answer."""
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 
 

@@ -1,4 +1,4 @@
-"""Samples to calibrate and distil with: read once, checked against the network, served by row."""
+"""Samples to train and to measure on: read once, checked against the network, served by row."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ RULES = {
     ),
     "onnxruntime": Rule(
         lambda job: any(
-            item.format == "onnx" and item.target.name.startswith("ort")
+            item.format == "onnx" and item.target.runtime == "onnxruntime"
             for item in job.export.requests
         ),
         "it times ONNX files in onnxruntime, and none is written for it",

@@ -231,6 +231,6 @@ def _require_sane(batch: int, rounds: int, seconds: float, threads: int | None) 
             hint=f"a 95 % interval of the median needs at least {FEWEST_ROUNDS}",
         )
     if not 0 <= seconds < math.inf:
-        raise UsageError(f"`{seconds}` is no time to measure for", hint="seconds, 0 or more")
+        raise UsageError(f"`{seconds}` is not a time to measure for", hint="seconds, 0 or more")
     if batch < 1 or (threads is not None and threads < 1):
         raise UsageError("the batch and the threads are at least 1")

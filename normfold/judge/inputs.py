@@ -18,7 +18,7 @@ from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
 
 KINDS = ("random", "x100", "constant", "zeros")
-# what half precision is measured and judged on: of the others it holds too little, or nothing but noise
+# what half precision is measured and judged on: the other cases overflow or underflow in half precision
 TYPICAL = ("random", "constant")
 
 

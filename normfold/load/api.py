@@ -142,7 +142,7 @@ def _without_cache(found: Found) -> None:
     config: Any = getattr(found.module, "config", None)
     if hasattr(found.module, "main_input_name") and getattr(config, "use_cache", False):
         config.use_cache = False
-        found.notes.append("`use_cache` was switched off: the key/value cache is no output")
+        found.notes.append("`use_cache` was switched off: the key/value cache is not an output")
 
 
 def _file(path: Path, factory: str | None, trust: Trust, seed: int) -> Found:

@@ -183,7 +183,7 @@ def valid_tokens(model: nn.Module, mask: Tensor) -> Iterator[None]:
         UsageError: not a bool tensor, or fewer than two valid tokens on the only rank.
     """
     if mask.dtype != torch.bool:
-        raise UsageError("the mask of valid tokens is no bool tensor", found=str(mask.dtype))
+        raise UsageError("the mask of valid tokens is not a bool tensor", found=str(mask.dtype))
     norms = list(offline_norms(model).values())
     trains = any(norm.training for norm in norms)
     if trains and world_size() == 1 and int(mask.sum()) < 2:

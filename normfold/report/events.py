@@ -181,7 +181,11 @@ class Recorder:
 
     def report(self, **costs: Any) -> Report:
         """The report so far, with the fields that are known at the end."""
-        return replace(fold(self.events, self.base), **costs)
+        report = replace(fold(self.events, self.base), **costs)
+        if report.ok:
+            return report
+        unpublished = tuple(replace(item, written=False) for item in report.artefacts)
+        return replace(report, artefacts=unpublished)
 
     @property
     def ok(self) -> bool:

@@ -11,9 +11,9 @@ class Evidence:
     """What the ranges of activations rest on.
 
     Attributes:
-        source: in words: "distilled: 64 images, 25 steps".
+        source: in words: "synthesised: 64 images, 25 steps".
         loss, noise: distance of the inputs' statistics from those of the norms, scale-free, and that of the noise
-            that they started from; None where nothing was distilled.
+            that they started from; None where nothing was synthesised.
         covered: share of the tensors on grids that the norms' statistics reach.
         apart: tensors on which inputs and statistics disagree, and by what factor.
         distance: mean |log2| of the ratio of measured and derived widths; None where only one of them is known.
@@ -26,7 +26,7 @@ class Evidence:
     apart: dict[str, float] = field(default_factory=dict)
     distance: float | None = None
 
-    # of the loss that distilled inputs keep; sound networks come far below, lying statistics far above
+    # of the loss that synthesised inputs keep; sound networks come far below, lying statistics far above
     SUSPICIOUS: ClassVar[float] = 0.25
 
     @property
@@ -41,7 +41,7 @@ class Confidence:
 
     Attributes:
         score: the least of the parts. Below `TRUSTED` the network should be judged on data.
-        parts: each from 0 to 1: ``statistics`` (what distilled inputs keep of the loss), ``ranges`` (measured
+        parts: each from 0 to 1: ``statistics`` (what synthesised inputs keep of the loss), ``ranges`` (measured
             against derived), ``divergence`` (of the outputs on those inputs), ``coverage`` (tensors that the
             statistics reach).
     """

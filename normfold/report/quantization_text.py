@@ -81,7 +81,8 @@ def _print_mixed(mixed: MixedReport, line: Callable[[str], None], verbose: bool)
     allowed = "" if mixed.budget is None else f" of {mixed.budget:,.4g} allowed"
     line(f"formats   {text}: {mixed.cost:,.4g} {mixed.unit}{allowed}")
     line(
-        f"formats   divergence {mixed.divergence:.3g}, foretold {mixed.harm:.3g} (which ranks, and is no estimate)"
+        f"formats   divergence {mixed.divergence:.3g}, foretold {mixed.harm:.3g} (which ranks choices, and is "
+        "not an estimate)"
     )
     worst = max((harm for _, harm in mixed.frontier), default=0.0) or 1.0
     step = max(1, -(-len(mixed.frontier) // _BARS))

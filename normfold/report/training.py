@@ -32,9 +32,9 @@ class Rollback:
 @dataclass(frozen=True)
 class DialPoint:
     """Outputs with ``count`` norms replaced, ``last`` the one that came last, without training: divergence from
-    the teacher, top-1 agreement in percent (None where outputs are no scores), accuracy in percent (None without
+    the teacher, top-1 agreement in percent (None where outputs are not scores), accuracy in percent (None without
     labels) and the user's metric (None without one). ``error``: standard error, in points, of what accuracy or
-    agreement lost (None where outputs are no scores)."""
+    agreement lost (None where outputs are not scores)."""
 
     count: int
     last: str
@@ -129,7 +129,7 @@ class TrainingReport:
     @property
     def drop(self) -> float | None:
         """What is lost on the held-out samples: of the user's metric if there is one, else points of accuracy if
-        there are labels, else of agreement; None where outputs are no scores and there is no metric."""
+        there are labels, else of agreement; None where outputs are not scores and there is no metric."""
         drift = self.drift
         if drift.get("metric_teacher") is not None:
             return float(drift["metric_teacher"] - drift["metric_student"])

@@ -321,5 +321,5 @@ def _no_writer(node: fx.Node) -> Obstacle:
         text = f"what `{source.name}` returns is added there"
         return Obstacle(Reason.RESIDUAL_AFTER_NORM, residual, text)
     return Obstacle(
-        Reason.WRITER_FIXED, node, f"`{op_name(node)}` is no linear op over the features"
+        Reason.WRITER_FIXED, node, f"`{op_name(node)}` is not a linear op over the features"
     )

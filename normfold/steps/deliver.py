@@ -88,7 +88,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
             return graph
         if promise is not None and request.format == "onnx":
             _count(draft, target, work)
-        if job.policy.keep_if_faster and request.format == "onnx":
+        if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
 
@@ -112,7 +112,7 @@ def _publish(draft: Draft, request: Request, verdict: Verdict, work: Work) -> No
 
 def _count(draft: Draft, target: Target, work: Work) -> None:
     """Which ops onnxruntime runs in integers, where it is the target and here."""
-    if target.runtime != "onnxruntime" or target.cannot_run():
+    if not target.times_here:
         return
     from normfold.targets.integer_census import integer_census
 

@@ -117,7 +117,7 @@ def _picked(
 
 
 def _latencies(graph: Graph, layers: Sequence[Layer], say: Listener) -> tuple[Cost, float]:
-    """Milliseconds of a layer in a format, and of everything that is no layer."""
+    """Milliseconds of a layer in a format, and of everything that is not a layer."""
     times = layer_times(graph.module, layers, executed, say)
     whole = time_graph(graph)
     fixed = max(0.0, whole - sum(times[layer.path, FLOAT] for layer in layers))

@@ -17,6 +17,7 @@ from normfold.job import EngineOptions, Job
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import passes_of
+from normfold.target import target
 from normfold.targets.tensorrt.profiles import parse_dynamic
 from normfold.targets.tensorrt.write import builder
 
@@ -74,8 +75,7 @@ def prepare(job: Job) -> Prepared:
 
 def engine_of(job: Job) -> EngineOptions:
     """The options of engines, with the builder of the target that was named."""
-    builders = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}
-    named = [builders[name] for name in job.export.target if name in builders]
+    named = [row.builder for row in map(target, job.export.target) if row.builder]
     if job.engine.backend != "auto" or not named:
         return job.engine
     return replace(job.engine, backend=named[0])  # type: ignore[arg-type]

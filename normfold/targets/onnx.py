@@ -127,7 +127,7 @@ def export_onnx(
         else:
             with atomic(path) as (main,):
                 message.write_single(main)
-            data_path.unlink(missing_ok=True)  # weights of a file that is no more
+            data_path.unlink(missing_ok=True)  # weights of a file that is gone
     except OSError as error:
         raise ExportError(
             "the ONNX file could not be written", where=str(path), found=str(error)

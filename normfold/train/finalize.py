@@ -12,7 +12,7 @@ from normfold.train.surgery import put
 def finalize(model: nn.Module) -> nn.Module:
     """Replace every norm of normfold by an `Affine` with what it computes in eval mode, in place.
 
-    A PowerNorm with groups keeps its scaling in front, which is no affine. Modes, devices and dtypes stay.
+    A PowerNorm with groups keeps its scaling in front, which is not an affine. Modes, devices and dtypes stay.
 
     Returns:
         The model; another module only if the model itself is a norm.

@@ -50,7 +50,7 @@ def size_and_axis(norm: nn.Module) -> tuple[int, int] | str:
     if type(norm) is nn.LayerNorm:
         return features, -1
     if any(p.is_meta for p in norm.parameters()):
-        return f"is no nn.LayerNorm but a {type(norm).__name__} without data: cannot be tried"
+        return f"is not nn.LayerNorm but a {type(norm).__name__} without data: cannot be tried"
     for probe, axis in _PROBES:
         if _agrees(norm, [features if n < 0 else n for n in probe], axis, weight, bias):
             return features, axis

@@ -46,10 +46,10 @@ def test_other_opsets_are_refused(graph: Graph, tmp_path: Path, opset: int, why:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_dialect_gets_a_suggestion(graph: Graph, tmp_path: Path) -> None:
+def test_an_unknown_target_gets_a_suggestion(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean `ort-x86`"):
         export_onnx(graph, tmp_path / "net.onnx", target="ort-x64")
-    with pytest.raises(UsageError, match="known: ort-x86, ort-arm, trt, trt-rtx"):
+    with pytest.raises(UsageError, match="known: ort-x86, ort-arm, openvino, trt, trt-rtx, pt2"):
         target("coreml")
 
 

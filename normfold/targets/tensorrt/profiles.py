@@ -66,7 +66,7 @@ def profile(
     """Least, usual and largest shape of every input with a dynamic axis, and notes on what was assumed.
 
     Args:
-        shapes: of the file's inputs; what is no number is dynamic.
+        shapes: of the file's inputs; what is not a number is dynamic.
         examples: shapes that the network was captured with.
         ranges: what was asked for.
         limits: the largest size that the network takes, of axes that have one.
@@ -81,7 +81,7 @@ def profile(
             if shape is None or axis >= len(shape) or isinstance(shape[axis], int):
                 found = "no such input" if shape is None else f"shape {list(shape)}"
                 raise UsageError(
-                    f"`{name}:{axis}` is no dynamic axis of the exported network",
+                    f"`{name}:{axis}` is not a dynamic axis of the exported network",
                     found=found,
                     hint=f"its inputs: {', '.join(shapes)}",
                 )

@@ -124,8 +124,9 @@ def wanted(options: EngineOptions, backend: Backend | None) -> Target:
     """The target that a typed ONNX file is written for: the builder's, or what an absent one would want."""
     if backend is not None:
         return backend.target
-    rtx = options.backend == "tensorrt-rtx" or options.gpu_arch
-    return TARGETS["trt-rtx" if rtx else "trt"]
+    name = options.backend if options.backend != "auto" else ""
+    name = name or ("tensorrt-rtx" if options.gpu_arch else "tensorrt")
+    return next(row for row in TARGETS.values() if row.builder == name)
 
 
 def builder(options: EngineOptions) -> tuple[Backend | None, EnvironmentMissing | None]:

@@ -72,9 +72,9 @@ def test_fixed_inputs_have_no_profile() -> None:
 @pytest.mark.parametrize(
     ("ranges", "parts"),
     [
-        ({"y": {0: Range(1, 2, 3)}}, ["`y:0` is no dynamic axis", "no such input", "x, ids"]),
-        ({"x": {1: Range(1, 2, 3)}}, ["`x:1` is no dynamic axis", "3, 8, 8"]),
-        ({"x": {4: Range(1, 2, 3)}}, ["`x:4` is no dynamic axis"]),
+        ({"y": {0: Range(1, 2, 3)}}, ["`y:0` is not a dynamic axis", "no such input", "x, ids"]),
+        ({"x": {1: Range(1, 2, 3)}}, ["`x:1` is not a dynamic axis", "3, 8, 8"]),
+        ({"x": {4: Range(1, 2, 3)}}, ["`x:4` is not a dynamic axis"]),
         ({"ids": {1: Range(1, 2, 41)}}, ["at most 40 along `ids:1`", "1..2..41"]),
         (
             {"ids": {1: Range(1, 2, 3)}, "mask": {1: Range(1, 2, 4)}},
