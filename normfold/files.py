@@ -11,9 +11,14 @@ from typing import IO
 
 from normfold.errors import NormfoldError, UsageError
 
-_COMPANIONS = (".onnx.data", ".engine.json")
+# ending of a companion -> that of the file that it belongs to
+_COMPANIONS = {".onnx.data": ".onnx", ".engine.json": ".engine", ".bin": ".xml"}
 _TEMPORARY = ".normfold-tmp"
-_ORDER = {".onnx": 1, ".engine": 2}  # an engine is there only when all that it was made from is
+_ORDER = {
+    ".onnx": 1,
+    ".xml": 1,
+    ".engine": 2,
+}  # an engine is there only when all that it was made from is
 
 
 def require_writable(folder: Path) -> None:
@@ -62,9 +67,10 @@ def staging(folder: Path) -> Iterator[Path]:
 def publish(temporary: Path, folder: Path) -> list[Path]:
     """Rename every finished file into ``folder``: each is the old one or the new one, never half of it.
 
-    A model file goes with a companion: an ``.onnx`` with its weights, an ``.engine`` with its sidecar. The old one
-    goes before its companion is replaced: killed in between, there is none, not a mixture. Companions that the
-    new file does not have go last, and so does an engine whose ONNX file was replaced without it.
+    A model file goes with a companion: an ``.onnx`` or ``.xml`` with its weights, an ``.engine`` with its
+    sidecar. The old one goes before its companion is replaced: killed in between, there is none, not a mixture.
+    Companions that the new file does not have go last, and so does an engine whose ONNX file was replaced
+    without it.
     """
     published = []
     paths = sorted(temporary.iterdir(), key=lambda path: _ORDER.get(path.suffix, 0))
@@ -73,8 +79,10 @@ def publish(temporary: Path, folder: Path) -> list[Path]:
             os.fsync(file.fileno())
     for path in paths:
         target = folder / path.name
-        if path.name.endswith(_COMPANIONS):
-            target.with_suffix("").unlink(missing_ok=True)
+        for ending, owner in _COMPANIONS.items():
+            if path.name.endswith(ending):
+                name = path.name.removesuffix(ending) + owner
+                target.with_name(name).unlink(missing_ok=True)
         os.replace(path, target)
         published.append(target)
     for target in published:

@@ -22,9 +22,11 @@ def write_openvino(order: Order) -> Iterator[Draft]:
     from normfold.targets.openvino import write_ir
 
     exported = export(order, ".ir.onnx")
-    path, *weights = write_ir(exported.path, order.path(".xml"))
-    for file in exported.files:
-        file.unlink()
+    try:
+        path, *weights = write_ir(exported.path, order.path(".xml"))
+    finally:
+        for file in exported.files:
+            file.unlink()
     yield Draft(path, order.target.runtime, lambda: runs_of(order.target, path), tuple(weights))
 
 
