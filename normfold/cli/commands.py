@@ -33,7 +33,7 @@ def run_job(command: str, given: Given) -> int:
 
 
 def inspect(given: Given) -> int:
-    from normfold.report.text import table
+    from normfold.report.table import table
 
     as_json, passes = given.pop("as_json", False), given.pop("passes", None)
     graph, spaces = given.pop("graph", False), given.pop("spaces", False)
@@ -63,7 +63,8 @@ def _cell(value: Any) -> str:
 
 
 def plan(given: Given) -> int:
-    from normfold.report.text import print_legend, table
+    from normfold.report.table import table
+    from normfold.report.text import print_legend
 
     as_json, to, passes = _json_to_passes(given)
     warn_pickle(given)
@@ -135,7 +136,7 @@ def bisect(given: Given) -> int:
 
 def passes(given: Given) -> int:
     from normfold.cli import catalogue
-    from normfold.report.text import table
+    from normfold.report.table import table
 
     rows, presets = catalogue.list_passes()
     if given.get("as_json"):
@@ -156,7 +157,7 @@ def explain(given: Given) -> int:
 
 
 def doctor(given: Given) -> int:
-    from normfold.report.text import table
+    from normfold.report.table import table
 
     as_json, model = given.pop("as_json", False), given.pop("model", None)
     warn_pickle(given)

@@ -13,7 +13,7 @@ from normfold.errors import UsageError
 from normfold.job.option import Option, given_options, options_of, same
 from normfold.job.output import EngineOptions, Export
 from normfold.job.policy import Policy
-from normfold.job.rules import RULES
+from normfold.job.rules import RULES, Facts
 from normfold.job.source import Source
 from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
 
@@ -107,10 +107,25 @@ class Job:
     def quantize(self) -> Quantize | None:
         return self._step(Quantize)  # type: ignore[no-any-return]
 
+    def _facts(self) -> Facts:
+        """What rules ask for."""
+        cast, requests = self.cast, self.export.requests
+        return Facts(
+            trains=self.train is not None,
+            quantizes=self.quantize is not None,
+            has_data=self.source.data is not None,
+            half=cast is not None and cast.precision in ("fp16", "bf16"),
+            judges=self.policy.verify != "off",
+            formats=frozenset(self.export.export),
+            times=any(
+                item.format == "onnx" and item.target.runtime == "onnxruntime" for item in requests
+            ),
+        )
+
     def _require(self, item: Option, value: Any) -> None:
         """An option that was given must mean something."""
         rule = RULES[item.when or "always"]
-        if not same(item.value(value), item.default) and not rule.holds(self):
+        if not same(item.value(value), item.default) and not rule.holds(self._facts()):
             raise UsageError(f"`{item.flags[0]}`: {rule.why}", hint=rule.hint)
 
     def _require_consistent(self) -> None:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from normfold.job.presets import trained
 
-if TYPE_CHECKING:
-    from normfold.job.job import Job
+
+@dataclass(frozen=True)
+class Facts:
+    """What a job does, as far as options depend on it."""
+
+    trains: bool
+    quantizes: bool
+    has_data: bool
+    half: bool
+    judges: bool
+    formats: frozenset[str]
+    times: bool
+
+    @property
+    def approximate(self) -> bool:
+        """True if the result is not exact."""
+        return self.trains or self.quantizes
 
 
 @dataclass(frozen=True)
 class Rule:
     """``holds`` for jobs in which the option means something; ``why`` it does not in others; what to do."""
 
-    holds: Callable[[Job], bool]
+    holds: Callable[[Facts], bool]
     why: str
     hint: str
 
@@ -25,59 +39,56 @@ _TRAINED = " or ".join(trained())
 RULES = {
     "always": Rule(lambda job: True, "", ""),
     "training": Rule(
-        lambda job: job.train is not None,
+        lambda job: job.trains,
         "nothing is trained: this conversion is exact",
         f"it goes with `--to` {_TRAINED}, and `--data`",
     ),
     "samples": Rule(
-        lambda job: job.train is not None or job.quantize is not None,
+        lambda job: job.approximate,
         "there is nothing to train and nothing to measure: this conversion is exact",
         f"it goes with `--to` {_TRAINED}, or with `--quantize`",
     ),
-    "data": Rule(lambda job: job.source.data is not None, "there are no samples", "give `--data`"),
+    "data": Rule(lambda job: job.has_data, "there are no samples", "give `--data`"),
     "samples-given": Rule(
-        lambda job: job.source.data is not None and (job.train or job.quantize) is not None,
+        lambda job: job.has_data and job.approximate,
         "there are no samples to apply it to",
         "it goes with `--data`, to train or to quantise",
     ),
     "half": Rule(
-        lambda job: job.cast is not None and job.cast.precision in ("fp16", "bf16"),
+        lambda job: job.half,
         "nothing is in half precision",
         "it goes with `--precision fp16` or `bf16`",
     ),
     "integers": Rule(
-        lambda job: job.quantize is not None, "nothing is quantised", "it goes with `--quantize`"
+        lambda job: job.quantizes, "nothing is quantised", "it goes with `--quantize`"
     ),
     "synthesis": Rule(
-        lambda job: job.quantize is not None and job.source.data is None,
+        lambda job: job.quantizes and not job.has_data,
         "no inputs are synthesised",
         "it goes with `--quantize`, without `--data`",
     ),
     "approximate": Rule(
-        lambda job: job.train is not None or job.quantize is not None,
+        lambda job: job.approximate,
         "this conversion is exact and loses nothing",
         f"it goes with `--quantize`, or with `--to` {_TRAINED}",
     ),
     "engine": Rule(
-        lambda job: "trt" in job.export.export,
+        lambda job: "trt" in job.formats,
         "an option of engines, and no engine is built",
         "`--export trt` builds one",
     ),
     "onnx-file": Rule(
-        lambda job: any(kind != "pt2" for kind in job.export.export),
+        lambda job: bool(job.formats - {"pt2"}),
         "no ONNX file is written",
         "it goes with `--export onnx`, `openvino` or `trt`",
     ),
     "onnxruntime": Rule(
-        lambda job: any(
-            item.format == "onnx" and item.target.runtime == "onnxruntime"
-            for item in job.export.requests
-        ),
+        lambda job: job.times,
         "it times ONNX files in onnxruntime, and none is written for it",
         "export `onnx` for `ort-x86` or `ort-arm`; other runtimes time their engines themselves",
     ),
     "judged": Rule(
-        lambda job: job.policy.verify != "off" and bool(job.export.export),
+        lambda job: job.judges and bool(job.formats),
         "nothing is judged",
         "leave out `--verify off`, and write a file",
     ),

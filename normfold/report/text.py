@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from normfold.report.objects import outcome
+from normfold.report.table import print_line, table
 from normfold.report.timing import duration
 from normfold.report.verdict import AgreementCheck
 
@@ -22,29 +21,14 @@ STATES = ("gone", "converted", "left", "kept")
 _FEW = 10
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A plain table; empty cells for None."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    return grid
-
-
-def _line(console: Console, text: str) -> None:
-    """One line as it is: paths and messages may hold brackets and colons that rich would read."""
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
     """The whole run: passes, sites, verdicts, artefacts. ``verbose`` lists every site."""
     if report.model:
-        _line(console, f"model     {report.model}")
+        print_line(console, f"model     {report.model}")
     if report.inputs:
-        _line(console, f"inputs    {report.inputs}")
+        print_line(console, f"inputs    {report.inputs}")
     for note in report.notes:
-        _line(console, f"note      {note}")
+        print_line(console, f"note      {note}")
     console.print()
     console.print(
         table(
@@ -69,17 +53,17 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         console.print(table("sites", ("kind", *STATES), rows))
     _print_left(report, console, verbose)
     for warned in report.warnings():
-        _line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
+        print_line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
     if report.training is not None:
         from normfold.report.training_text import print_training
 
-        print_training(report.training, console, lambda text: _line(console, text), verbose)
+        print_training(report.training, console, lambda text: print_line(console, text), verbose)
     if report.quantization:
         from normfold.report.quantization_text import print_quantization
 
         console.print()
         for made in report.quantization:
-            print_quantization(made, lambda text: _line(console, text), verbose)
+            print_quantization(made, lambda text: print_line(console, text), verbose)
     if report.precision is not None:
         _print_precision(report.precision, console, verbose)
     if report.engine is not None:
@@ -93,10 +77,12 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print()
     _print_sizes(report, console)
     if report.seconds:
-        _line(console, f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB")
+        print_line(
+            console, f"took {report.seconds:.1f} s, peak memory {report.peak_memory_mb:.0f} MB"
+        )
     for text in report.unmet:
-        _line(console, f"UNMET     {text}")
-    _line(console, outcome(report))
+        print_line(console, f"UNMET     {text}")
+    print_line(console, outcome(report))
 
 
 def _print_sizes(report: Report, console: Console) -> None:
@@ -105,21 +91,21 @@ def _print_sizes(report: Report, console: Console) -> None:
     for item in report.artefacts:
         name = item.path.rpartition("/")[2]
         state = "" if item.written else ", not written"
-        _line(
+        print_line(
             console,
             f"file      {name}: {item.target}, {before} -> {item.size / 1e6:.2f} MB{state}, "
             f"sha256 {item.sha256[:12]}",
         )
-        _line(console, f"          {item.verdict}")
+        print_line(console, f"          {item.verdict}")
     if not report.artefacts:
         after = report.parameters_after / 1e6
-        _line(console, f"parameters {report.parameters_before / 1e6:.2f} MB -> {after:.2f} MB")
+        print_line(console, f"parameters {report.parameters_before / 1e6:.2f} MB -> {after:.2f} MB")
 
 
 def _print_precision(precision: Precision, console: Console, verbose: bool) -> None:
     islands = precision.islands
     console.print()
-    _line(console, f"precision {precision.dtype}; {len(islands)} ops stay in float32")
+    print_line(console, f"precision {precision.dtype}; {len(islands)} ops stay in float32")
     if islands:
         shown = islands if verbose else islands[:_FEW]
         rows = [(item.site, item.op, item.why) for item in shown]
@@ -131,17 +117,17 @@ def _print_precision(precision: Precision, console: Console, verbose: bool) -> N
 def _print_engine(engine: EngineReport, console: Console) -> None:
     console.print()
     state = "built, opened, not run" if engine.opened else "built, not run"
-    _line(
+    print_line(
         console,
         f"engine    {engine.name}: {'built and run' if engine.ran else state}; "
         f"{engine.builder} {engine.version} for {', '.join(engine.targets)}; "
         f"{engine.size / 1e6:.1f} MB in {engine.seconds:.1f} s",
     )
     layers = [f"{count} {dtype}" for dtype, count in engine.layers.items() if "float" in dtype]
-    _line(console, f"layers    {', '.join(layers)}")
+    print_line(console, f"layers    {', '.join(layers)}")
     for name, shapes in engine.profile.items():
         sizes = ["x".join(map(str, shape)) for shape in shapes]
-        _line(console, f"profile   {name}: {sizes[0]} to {sizes[2]}, for {sizes[1]}")
+        print_line(console, f"profile   {name}: {sizes[0]} to {sizes[2]}, for {sizes[1]}")
 
 
 def _print_left(report: Report, console: Console, verbose: bool) -> None:
@@ -165,7 +151,7 @@ def _print_left(report: Report, console: Console, verbose: bool) -> None:
         print_legend(codes, console)
         if len(rows) < len(shown):
             more = len(shown) - len(rows)
-            _line(console, f"... and {more} more: see the report, or --verbose")
+            print_line(console, f"... and {more} more: see the report, or --verbose")
 
 
 def print_legend(declined: Iterable[Declined], console: Console) -> None:
@@ -199,7 +185,7 @@ def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:
     if integers:
         console.print()
         console.print(table("integer files", _INTEGER_COLUMNS, map(_integer_row, integers)))
-        _line(console, f"budget    {integers[0].budget}")
+        print_line(console, f"budget    {integers[0].budget}")
 
 
 _INTEGER_COLUMNS = ("check", "", "file", "samples", "agreement", "dB", "simulation's", "note")
@@ -221,15 +207,19 @@ def _integer_row(check: AgreementCheck) -> tuple[Any, ...]:
 def print_timing(timing: Timing, console: Console) -> None:
     """Both medians, the ratio with its spread, how it was measured, and the verdict in words."""
     for note in timing.notes:
-        _line(console, f"note      {note}")
+        print_line(console, f"note      {note}")
     rows = [
         ("A", duration(timing.a_seconds), timing.a),
         ("B", duration(timing.b_seconds), timing.b),
     ]
     console.print(table("timing", ("", "median", "what"), rows))
     low, high = timing.quartiles
-    _line(console, f"B/A {timing.ratio:.3f}, half of the rounds between {low:.3f} and {high:.3f}")
+    print_line(
+        console, f"B/A {timing.ratio:.3f}, half of the rounds between {low:.3f} and {high:.3f}"
+    )
     threads = "" if timing.threads is None else f", threads: {timing.threads}"
-    _line(console, f"{timing.runtime}{threads}, inputs {timing.inputs}")
-    _line(console, f"{timing.rounds} rounds of 4 x {timing.calls} runs in {timing.seconds:.1f} s")
-    _line(console, timing.verdict)
+    print_line(console, f"{timing.runtime}{threads}, inputs {timing.inputs}")
+    print_line(
+        console, f"{timing.rounds} rounds of 4 x {timing.calls} runs in {timing.seconds:.1f} s"
+    )
+    print_line(console, timing.verdict)

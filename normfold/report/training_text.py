@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from normfold.report.text import table
+from normfold.report.table import table
 from normfold.report.training import Ranking, TrainingReport
 
 _FEW = 5
