@@ -81,6 +81,10 @@ class Job:
             _completed(EngineOptions(**parts[EngineOptions]), whole),
             Policy(**parts[Policy]),
         )
+        _require_one(given, ("to", "passes"))
+        _require_one(given, ("target_size", "target_latency"))
+        for mixed in ("target_size", "target_latency", "simulate"):
+            _require_one(given, ("weights", mixed))
         for name in given:
             if name != "model":
                 job._require(known[name], given[name])
@@ -113,6 +117,7 @@ class Job:
         return Facts(
             trains=self.train is not None,
             quantizes=self.quantize is not None,
+            int8=self.quantize is not None and self.quantize.scheme == "int8",
             has_data=self.source.data is not None,
             half=cast is not None and cast.precision in ("fp16", "bf16"),
             judges=self.policy.verify != "off",
@@ -202,6 +207,13 @@ class Job:
                 raise unknown(key, keys)
         keys[_MODEL] = "model"
         return cls.of({keys[key]: value for key, value in table.items()})
+
+
+def _require_one(given: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Refuse two options of which one would be dropped."""
+    if all(given.get(name) not in (None, False) for name in names):
+        one, other = (f"`--{name.replace('_', '-')}`" for name in names)
+        raise UsageError(f"{one} and {other} contradict each other", hint="leave one of them out")
 
 
 def _flat(whole: Sequence[Any]) -> dict[str, Any]:

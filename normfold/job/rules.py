@@ -14,6 +14,7 @@ class Facts:
 
     trains: bool
     quantizes: bool
+    int8: bool
     has_data: bool
     half: bool
     judges: bool
@@ -61,6 +62,11 @@ RULES = {
     ),
     "integers": Rule(
         lambda job: job.quantizes, "nothing is quantised", "it goes with `--quantize`"
+    ),
+    "int8": Rule(
+        lambda job: job.int8,
+        "activations are not on grids of this scheme",
+        "it goes with `--quantize int8`",
     ),
     "synthesis": Rule(
         lambda job: job.quantizes and not job.has_data,

@@ -48,6 +48,8 @@ class Rewrite(Options):
     def pipeline(self) -> Any:
         """Pipeline text, or the pass objects that were given; `untie` is not yet in it."""
         if self.passes is not None and not isinstance(self.passes, str):
+            if self.equalize or self.rotate:
+                raise UsageError("pass objects are run as they are", hint="put the pass among them")
             return self.passes
         text = self.passes or preset("rmsnorm" if self.trained else self.to)
         extra = [
@@ -249,7 +251,12 @@ class Quantize(Options):
         False, "2, 4 or 8 bits for every layer, as in the ZeroQ paper; stored in 8.", group=LAYERS
     )
     activation_bits: int = option(
-        8, "Below 8: simulated, and nothing is written.", low=2, high=8, group=LAYERS
+        8,
+        "Below 8: simulated, and nothing is written.",
+        low=2,
+        high=8,
+        group=LAYERS,
+        when="int8",
     )
     migrate: bool = option(
         False, "Move scales from behind norms into weights, by what was measured (exact)."
@@ -261,7 +268,7 @@ class Quantize(Options):
         metavar="PIPELINE",
         default_text="as the scheme says",
     )
-    vnni: bool = option(True, "--no-vnni: x86 without VNNI, weights in 7 bits.")
+    vnni: bool = option(True, "--no-vnni: x86 without VNNI, weights in 7 bits.", when="int8")
     clip_ranges: bool = True
     synthesis_rate: float = 0.1
 

@@ -24,6 +24,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "samples-given": {"quantize": "int8", "data": "s.npz"},
     "half": {"precision": "fp16"},
     "integers": {"quantize": "int8"},
+    "int8": {"quantize": "int8"},
     "synthesis": {"quantize": "int8"},
     "approximate": {"quantize": "int8"},
     "engine": {"export": ("trt",)},
@@ -176,6 +177,17 @@ def test_commands_are_presets_of_one_job(command: str, asked: Callable[..., Job]
         ({"batch": "dynamics"}, "did you mean `dynamic`"),
         ({"opset": "20"}, "`--opset` takes a whole number"),
         ({"sed": 1}, r"no option `sed`[\s\S]*did you mean `seed`"),
+        ({"to": "rmsnorm", "passes": "bake"}, "`--to` and `--passes` contradict"),
+        (
+            {"quantize": "int8", "target_size": 0.5, "target_latency": 3.0},
+            "`--target-size` and `--target-latency` contradict",
+        ),
+        (
+            {"quantize": "int8", "weights": "quantize-weights", "simulate": True},
+            "`--weights` and `--simulate` contradict",
+        ),
+        ({"quantize": "int8-weights", "vnni": False}, "`--quantize int8`"),
+        ({"passes": (), "rotate": True}, "pass objects are run as they are"),
         ({"keep_fp32": ["a"], "precision": "fp32"}, "nothing is in half precision"),
     ],
 )
