@@ -1,136 +1,113 @@
-"""What the README says is so: its Python runs, its commands parse, its links and tables are right."""
+"""What README and docs/ say is so: Python runs, commands parse and run, links and tables are right.
+
+python -m tests.test_docs        # writes the tables of docs/ that are made from the code
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from normfold.cli import app
-from normfold.job.presets import PRESETS
+from normfold.cli import app, main
+from normfold.cli.local import Bench, Inspection, Printing
+from normfold.cli.table import TABLE
+from normfold.errors import InternalError, NormfoldError
+from normfold.job import COMMANDS as JOBS
+from normfold.job import GROUPS, Job, Option, options_of
+from normfold.job.presets import PRESETS, trained
 from normfold.passes import BUILT_IN
-from normfold.rewrite import Reason
+from normfold.report.reasons import Caution, Reason
+from normfold.report.verdict import Budget
 from normfold.rewrite.registry import find
+from normfold.target import DEFAULTS, TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CHANGELOG.md", "examples/models/README.md"]
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", *DOCS]
+LINKED = [
+    *PAGES,
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "examples/models/README.md",
+    "examples/results/README.md",
+    "examples/results/integers.md",
+]
+TEXT = {page: (ROOT / page).read_text() for page in LINKED}
+README = TEXT["README.md"]
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"(?:\$ |.* -m )?(normfold [a-z].*)")
 
-def python_blocks(text: str) -> list[str]:
-    return [code for language, code in _FENCE.findall(text) if language == "python"]
+
+# -- reading a page ----------------------------------------------------------------------------------
+
+
+def python_blocks(page: str) -> list[str]:
+    """Behind as many empty lines as there are in front of them, so that errors name the right one."""
+    found = [part for part in _FENCE.finditer(TEXT[page]) if part[1] == "python"]
+    return ["\n" * TEXT[page].count("\n", 0, part.start(2)) + part[2] for part in found]
+
+
+def indented(text: str) -> list[str]:
+    return [line[4:] for line in _FENCE.sub("", text).splitlines() if line.startswith("    ")]
 
 
 def spans(text: str) -> Iterator[str]:
-    """Code of a page that is not Python: lines of fenced and indented blocks, and what is in backticks."""
-    for language, code in _FENCE.findall(text):
-        if language != "python":
-            yield from code.splitlines()
-    text = _FENCE.sub("", text)
-    yield from (line.strip() for line in text.splitlines() if line.startswith("    "))
-    text = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
-    yield from (code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", text))
+    """Code of a page outside fences: indented lines, and what is in backticks."""
+    yield from indented(text)
+    prose = [line for line in _FENCE.sub("", text).splitlines() if not line.startswith("    ")]
+    yield from (code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", "\n".join(prose)))
 
 
-def command_lines(text: str) -> list[str]:
-    """Every `normfold COMMAND ...` of a page."""
-    found = [span.removeprefix("$ ") for span in spans(text)]
-    return [line for line in found if re.match(r"normfold [a-z-]", line)]
+def command_lines(text: str) -> list[list[str]]:
+    """The words of every `normfold COMMAND ...` of a page, without `normfold`."""
+    found = filter(None, map(_COMMAND.fullmatch, spans(text)))
+    return [shlex.split(match[1], comments=True)[1:] for match in found]
 
 
 def options(command: str | None) -> set[str]:
     """Long and short options of a command, of all for None."""
     chosen = COMMANDS.values() if command is None else [COMMANDS[command]]
-    found = {name for item in chosen for param in item.params for name in param.opts}
+    params = [param for item in chosen for param in item.params]
+    found = {name for param in params for name in (*param.opts, *param.secondary_opts)}
     return found | {"--help", "-h", "--version"}
 
 
-def used_options(line: str) -> list[str]:
-    return [word.split("=")[0] for word in line.split() if re.match(r"--[a-z]|-[a-z]$", word)]
+def used_options(words: list[str]) -> set[str]:
+    return {word.split("=")[0] for word in words if re.match(r"--[a-z]|-[a-z]$", word)}
 
 
-def links(page: str) -> list[str]:
-    """Targets of links to files, relative to the page."""
-    targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", (ROOT / page).read_text())
-    return [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
+def links(page: str) -> list[tuple[str, str]]:
+    """Targets of links to files, relative to the page, and their anchors."""
+    targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", TEXT[page])
+    parts = [target.partition("#") for target in targets if not re.match(r"[a-z]+:", target)]
+    return [(path, anchor) for path, _, anchor in parts]
 
 
-def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one namespace; `print(...)  # text` says what is printed."""
-    monkeypatch.chdir(ROOT)
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    blocks = python_blocks(README)
-    assert blocks
-    for code in blocks:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), namespace)
-        for text in re.findall(r"^print\(.*\)\s+# (.*)$", code, re.MULTILINE):
-            assert text in printed.getvalue().splitlines()
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_the_command_lines_of_the_readme_parse() -> None:
-    lines = command_lines(README)
-    assert any("--export onnx" in line for line in lines)
-    for line in lines:
-        name = line.split()[1]
-        assert name in COMMANDS, line
-        assert set(used_options(line)) <= options(name), line
-        if len(line.split()) > 3:  # more than a name in a sentence: a whole command
-            COMMANDS[name].make_context(name, shlex.split(line)[2:])
-
-
-def test_options_named_in_the_readme_exist() -> None:
-    found = {name for span in spans(README) for name in used_options(span) if span[0] == "-"}
-    assert {"--trust-module", "--input"} <= found
-    assert found <= options(None)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files(page: str) -> None:
-    missing = [
-        target for target in links(page) if not (ROOT / page).parent.joinpath(target).exists()
-    ]
-    assert missing == []
-
-
-def test_the_readme_links_to_files() -> None:
-    assert "normfold/report/schema.json" in links("README.md")
-
-
-def test_files_named_in_the_readme_exist() -> None:
-    named = {
-        word.split(":")[0]
-        for span in spans(README)
-        for word in span.split()
-        if re.match(r"(examples|passes|normfold|tests|benchmarks)/[\w./-]+\.\w+$", word)
-    }
-    assert named
-    assert {name for name in named if not (ROOT / name).exists()} == set()
-
-
-def test_make_targets_named_in_the_readme_exist() -> None:
-    targets = set(re.findall(r"\bmake ([a-z]+)\b", " ".join(spans(README))))
-    assert {"demo", "test"} <= targets
-    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert targets <= known
-
-
-def table(*header: str) -> list[list[str]]:
-    """Rows of the README's table with this header."""
+def table(page: str, *header: str) -> list[list[str]]:
+    """Rows of the page's table with this header."""
     rows, found = [], False
-    for line in README.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT[page].splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
         if cells[: len(header)] == list(header):
             found = True
         elif found and not line.startswith("|"):
@@ -140,19 +117,238 @@ def table(*header: str) -> list[list[str]]:
     return rows
 
 
+# -- tables that are made from the code --------------------------------------------------------------
+
+
+def markdown(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell for cell in line)} |" for line in lines) + "\n"
+
+
+def code(text: str) -> str:
+    return f"`{text}`"
+
+
+def escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def targets_table() -> str:
+    rows = [
+        (
+            code(row.name),
+            ", ".join(map(code, row.formats)),
+            row.description,
+            row.wants,
+            ", ".join(map(code, row.grids.schemes)) if row.grids is not None else "",
+            "onnxruntime; the engine by itself" if row.stands_in else row.runtime,
+        )
+        for row in TARGETS.values()
+    ]
+    header = ("target", "formats", "runs", "what the file looks like", "integers", "judged by")
+    return markdown(header, rows)
+
+
+def commands_table() -> str:
+    rows = [(code(item.name), escaped(item.help)) for item in TABLE]
+    return markdown(("command", "what it does"), rows)
+
+
+def option_row(item: Option) -> tuple[str, ...]:
+    flags = [*item.flags, *([f"--no-{item.key}"] if item.kind == "bool" and item.default else [])]
+    value = item.declared.metavar or "|".join(item.choices)
+    names = ", ".join(map(code, flags)) + (f" {escaped(value)}" if value else "")
+    default = item.declared.default_text
+    if not default and item.kind != "bool" and item.default not in (None, (), ""):
+        default = str(item.default[0] if isinstance(item.default, tuple) else item.default)
+    if not default and item.kind == "bool" and item.default:
+        default = "on"
+    return names, escaped(item.declared.help), escaped(default), code(item.keyword)
+
+
+def options_tables() -> str:
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for owner in (*GROUPS, Bench, Inspection, Printing):
+        for item in options_of(owner):
+            row = option_row(item)
+            shown = row if owner in GROUPS else (*row[:3], "")
+            groups.setdefault(item.group or "Other options", []).append(shown)
+    groups["Measuring (normfold bench)"] = groups.pop(Bench.GROUP)
+    groups["Other options"] = groups.pop("Other options")
+    header = ("option", "what it does", "default", "keyword")
+    parts = [f"### {title}\n\n{markdown(header, rows)}" for title, rows in groups.items()]
+    return "\n".join(parts)
+
+
+def reasons_table() -> str:
+    places = {row[0]: row[-1] for row in table("docs/codes.md", "code", "name", "meaning")}
+    rows = [
+        (
+            reason.code,
+            code(reason.slug),
+            escaped(reason.summary),
+            escaped(reason.remedy),
+            places.get(reason.code, ""),
+        )
+        for reason in Reason
+    ]
+    return markdown(("code", "name", "meaning", "what helps", "typical place"), rows)
+
+
+def cautions_table() -> str:
+    rows = [
+        (item.code, code(item.slug), escaped(item.summary), escaped(item.remedy))
+        for item in Caution
+    ]
+    return markdown(("code", "name", "meaning", "what helps"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "targets": targets_table,
+    "commands": commands_table,
+    "options": options_tables,
+    "reasons": reasons_table,
+    "cautions": cautions_table,
+}
+_MARKED = re.compile(r"(<!-- (\w+): written by [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def written(text: str) -> str:
+    """The page with its tables as the code has them."""
+    return _MARKED.sub(lambda part: f"{part[1]}\n{TABLES[part[2]]().strip()}\n\n{part[3]}", text)
+
+
+def test_tables_that_are_made_from_the_code() -> None:
+    marked = {name for page in DOCS for _, name, _ in _MARKED.findall(TEXT[page])}
+    assert marked == set(TABLES)
+    for page in DOCS:
+        assert written(TEXT[page]) == TEXT[page], f"{page}: run `python -m tests.test_docs`"
+
+
+# -- tables that are written by hand -----------------------------------------------------------------
+
+
 def test_the_table_of_passes() -> None:
-    rows = {row[0].strip("`"): row[1] for row in table("pass", "exactness")}
+    rows = {row[0].strip("`"): row[1] for row in table("docs/passes.md", "pass", "exactness")}
     assert rows == {name: find(name).exactness.value for name in BUILT_IN}
-    for name in PRESETS:
-        assert f"`--to {name}`" in README
+
+
+def test_the_table_of_presets() -> None:
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table("docs/passes.md", "`--to`")}
+    assert rows == PRESETS
+    for name in trained():
+        assert f"`--to {name}`" in TEXT["docs/passes.md"]
+    kinds = {row[0].strip("`") for row in table("docs/training.md", "`--to`", "in training")}
+    assert kinds == set(trained())
 
 
 def test_the_table_of_reasons() -> None:
-    assert [row[0] for row in table("code", "reason")] == sorted(reason.code for reason in Reason)
+    rows = table("docs/codes.md", "code", "name", "meaning", "what helps", "typical place")
+    assert [row[0] for row in rows] == sorted(reason.code for reason in Reason)
 
 
 def test_the_table_of_exit_codes() -> None:
-    assert [row[0] for row in table("exit code")] == ["0", "1", "2", "3", "4"]
+    rows = [int(row[0]) for row in table("docs/verdict.md", "exit code")]
+    kinds: list[type[NormfoldError]] = [NormfoldError, *NormfoldError.__subclasses__()]
+    assert set(rows) == {0} | {kind.exit_code for kind in kinds}
+    assert rows[-1] == InternalError.exit_code
+    order = re.search(r"in this order: ([\d, ]+\d)\.", TEXT["docs/verdict.md"])
+    assert order is not None
+    assert sorted(map(int, order[1].split(", "))) == rows
+
+
+def test_the_budget_of_integers() -> None:
+    budget, text = Budget(), " ".join(TEXT["docs/integers.md"].split())
+    assert f"at least {budget.agreement * 100:g} % of the samples" in text
+    assert f"signal-to-noise ratio of at least {budget.snr_db:g} dB" in text
+    low, clear = budget.below_simulation_db, budget.clear_db
+    assert f"at most {low:g} dB below the simulation's, unless it is above {clear:g} dB" in text
+
+
+def test_schemes_and_evidence() -> None:
+    quantize = {item.name: item for group in GROUPS for item in options_of(group)}
+    for header, name in (("scheme", "scheme"), ("`--evidence`", "evidence")):
+        rows = [row[0].strip("`") for row in table("docs/integers.md", header)]
+        assert sorted(rows) == sorted(quantize[name].choices)
+
+
+def test_formats_and_their_targets() -> None:
+    text = TEXT["docs/targets.md"].split("<!--")[0]
+    for kind, name in DEFAULTS.items():
+        assert f"`{kind}`" in text
+        assert kind == "trt" or f"`{name}`" in text
+
+
+# -- options and commands ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_that_are_named_exist(page: str) -> None:
+    found = {
+        name for span in spans(TEXT[page]) if span[0] == "-" for name in used_options(span.split())
+    }
+    assert found <= options(None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page: str) -> None:
+    """And those that are jobs have options that go together."""
+    for words in command_lines(TEXT[page]):
+        name, rest = words[0], words[1:]
+        assert name in COMMANDS, words
+        assert used_options(rest) <= options(name), words
+        if not rest or rest[0].startswith("-"):  # a name in a sentence
+            continue
+        given = COMMANDS[name].make_context(name, rest).params
+        if name in JOBS:
+            asked = {key: value for key, value in given.items() if value not in (None, (), [])}
+            Job.of({key: asked[key] for key in asked.keys() - {"as_json", "verbose"}}, name)
+
+
+def test_examples_in_the_help_parse() -> None:
+    for item in TABLE:
+        for line in item.examples:
+            COMMANDS[item.name].make_context(item.name, shlex.split(line)[2:])
+
+
+def test_the_readme_shows_how_to_start() -> None:
+    assert len(README.splitlines()) <= 130
+    for text in ("make demo", "make test", "'.[hub]'", "'.[openvino]'", "'.[trt]'", "'.[trt-rtx]'"):
+        assert text in README
+    for page in DOCS:
+        assert f"]({page})" in README
+
+
+# -- links and names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for path, anchor in links(page):
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), path
+        assert not anchor or anchor in anchors(file.read_text()), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    named = {
+        word.split(":")[0].removesuffix(",")
+        for span in spans(TEXT[page])
+        for word in span.split()
+        if re.match(r"(examples|passes|normfold|tests|benchmarks)/[\w./-]+\.\w+,?$", word)
+    }
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    modules = set(re.findall(r"python -m ((?:examples|benchmarks|tests)[\w.]*)", TEXT[page]))
+    for module in modules:
+        assert importlib.util.find_spec(module) is not None, module
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_that_are_named_exist(page: str) -> None:
+    named = {span.split()[1] for span in spans(TEXT[page]) if re.match(r"make [a-z]", span)}
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named <= known
 
 
 @pytest.mark.parametrize(
@@ -164,3 +360,169 @@ def test_examples_are_importable_and_explain_themselves(
     module = importlib.import_module(f"examples.{name}")
     assert module.__doc__
     assert capsys.readouterr().out == ""  # a script does its work when it is run, not imported
+
+
+# -- what runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is empty but for `examples`, as the root of a clone has it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and the lines that it printed."""
+
+    status: int
+    lines: list[str]
+    errors: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process."""
+
+    def call(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["normfold", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, errors = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, [line for line in out.splitlines() if line.strip()], errors)
+
+    return call
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
+def test_python_runs(page: str, clone: Path) -> None:
+    """The blocks of a page, in one namespace; `print(...)  # text` says what is printed."""
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in python_blocks(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, page, "exec"), namespace)
+        for text in re.findall(r"^\s*print\(.*\)\s+# (.*)$", block, re.MULTILINE):
+            assert text in printed.getvalue().splitlines()
+
+
+def test_python_prints_what_settings_show(clone: Path) -> None:
+    (block,) = python_blocks("docs/settings.md")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "settings.md", "exec"), {})
+    shown = TEXT["docs/settings.md"].partition("It prints:")[2].partition("The line")[0]
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    assert lines == [line for line in printed.getvalue().splitlines() if line]
+
+
+def transcripts() -> dict[str, list[str]]:
+    """The commands of README that are shown with what they print."""
+    found: dict[str, list[str]] = {}
+    for line in indented(README):
+        if line.startswith("$ "):
+            found[line[2:]] = current = []
+        elif found and line and not line.startswith(("pip ", "make ")):
+            current.append(line)
+    return found
+
+
+def plain(line: str) -> str:
+    """A line without what differs from run to run and between machines: measured numbers, versions, hashes."""
+    line = re.sub(r"sha256 \w+", "sha256 #", line)
+    line = re.sub(r"sm\d+(, sm\d+)*", "sm#", line)
+    line = re.sub(r"\d+(\.\d+)+(e[+-]\d+)?", "#", line)
+    line = re.sub(r"\d+(?= (s|MB|images|steps|samples)\b)", "#", line)
+    line = re.sub(r"(\.onnx +)\d+", r"\1#", line)
+    line = re.sub(r" / (random|x100|constant|zeros)", " / #", line)
+    return " ".join(line.split())
+
+
+def assert_printed(shown: list[str], printed: list[str]) -> None:
+    """Every line that is shown was printed, in this order, and next to each other but for `...`."""
+    lines, at, gap = [plain(line) for line in printed], 0, False
+    for line in map(plain, shown):
+        if line == "...":
+            gap = True
+            continue
+        place = lines.index(line, at) if line in lines[at:] else None
+        assert place is not None, f"not printed: {line}\n" + "\n".join(lines[at:])
+        assert gap or place == at, f"not shown: {lines[at]}"
+        at, gap = place + 1, False
+    assert at == len(lines), f"not shown: {lines[at]}"
+
+
+QUICK = ["--images", "16", "--synthesis-steps", "6"]
+
+
+@pytest.mark.parametrize("command", transcripts())
+def test_transcripts(command: str, run: Run) -> None:
+    if "--export trt" in command:
+        _require_rtx_without_gpu()
+    ran = run(*shlex.split(command)[1:], *(QUICK if "quantize" in command else []))
+    assert ran.status == 0, ran.errors
+    assert_printed(transcripts()[command], ran.lines)
+
+
+def _require_rtx_without_gpu() -> None:
+    """The machine that README describes."""
+    pytest.importorskip("tensorrt_rtx")
+    from normfold.targets.tensorrt.backend import Gpu, probe
+
+    if isinstance(probe(), Gpu):
+        pytest.skip("there is a GPU: the engine is judged")
+
+
+def test_there_are_three_transcripts() -> None:
+    assert len(transcripts()) == 3
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as Hugging Face's tools write it: GPT-2 of two layers, random weights."""
+    from tests import torchvision_shim
+
+    torchvision_shim.install()  # transformers imports torchvision
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("hub") / "gpt2"
+    config = GPT2Config(
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        vocab_size=200,
+        n_positions=32,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", [words for words in command_lines(README) if "gpt2/" in words])
+def test_commands_on_a_language_model(words: list[str], gpt2: Path, clone: Path, run: Run) -> None:
+    (clone / "gpt2").symlink_to(gpt2)
+    ran = run(*words, *(QUICK if words[0] == "quantize" else []))
+    assert ran.status in (0, 1), ran.errors
+    assert "Traceback" not in ran.errors
+    report = json.loads((clone / "out" / "gpt2.report.json").read_text())
+    assert ran.lines[-1] == report["outcome"]
+    assert ran.lines[-1].startswith("wrote out/gpt2.onnx: " if ran.status == 0 else "NOT written: ")
+
+
+def test_a_language_model_in_4_bits_is_shown() -> None:
+    shown = [words for page in PAGES for words in command_lines(TEXT[page])]
+    assert ["quantize", "gpt2/", "--scheme", "int4-weights"] in shown
+
+
+if __name__ == "__main__":
+    for _page in DOCS:
+        (ROOT / _page).write_text(written(TEXT[_page]))

@@ -52,7 +52,7 @@ class Requirement:
     def check(self, passes: Sequence[PassReport]) -> str:
         """Empty if it is met, else what was found."""
         count = sum(len(item.applied) for item in passes if item.name == self.name)
-        return "" if _COMPARISONS[self.sign](count, self.number) else f"{self}: found {count}"
+        return "" if _COMPARISONS[self.sign](count, self.number) else f"{self}, found {count}"
 
     def __str__(self) -> str:
         return f"{self.name}{self.sign}{self.number}"
