@@ -27,11 +27,14 @@ from normfold.errors import InternalError, NormfoldError
 from normfold.job import COMMANDS as JOBS
 from normfold.job import GROUPS, Job, Option, options_of
 from normfold.job.presets import PRESETS, trained
+from normfold.judge.files import Judge
 from normfold.passes import BUILT_IN
+from normfold.report.policy import Requirement
 from normfold.report.reasons import Caution, Reason
 from normfold.report.verdict import Budget
 from normfold.rewrite.registry import find
 from normfold.target import DEFAULTS, TARGETS
+from normfold.targets.order import Draft
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -154,9 +157,13 @@ def commands_table() -> str:
     return markdown(("command", "what it does"), rows)
 
 
+_VALUES = {"int": "N", "float": "X", "path": "PATH"}
+
+
 def option_row(item: Option) -> tuple[str, ...]:
     flags = [*item.flags, *([f"--no-{item.key}"] if item.kind == "bool" and item.default else [])]
     value = item.declared.metavar or "|".join(item.choices)
+    value = value or " ".join([_VALUES.get(item.kind, "")] * item.count)
     names = ", ".join(map(code, flags)) + (f" {escaped(value)}" if value else "")
     default = item.declared.default_text
     if not default and item.kind != "bool" and item.default not in (None, (), ""):
@@ -255,6 +262,16 @@ def test_the_table_of_exit_codes() -> None:
     order = re.search(r"in this order: ([\d, ]+\d)\.", TEXT["docs/verdict.md"])
     assert order is not None
     assert sorted(map(int, order[1].split(", "))) == rows
+
+
+def test_last_lines_that_are_shown() -> None:
+    text, verify = (
+        TEXT["docs/verdict.md"],
+        Judge(None).judge(Draft(Path("x"), "onnxruntime", lambda: iter(())), print),
+    )
+    unmet = Requirement.parse("fold-affine>=30", ["fold-affine"]).check(())
+    assert f"NOT written: {unmet.replace('found 0', 'found 21')}" in text
+    assert f"`{verify}`" in text
 
 
 def test_the_budget_of_integers() -> None:

@@ -38,21 +38,21 @@ def test_a_fault_ends_in_one_line(
 
 
 def test_the_line_of_the_network_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("nets_of_user.py").write_text(
+    Path("lost_net.py").write_text(
         "from torch import nn\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
         "        return x @ x\n\ndef make():\n    raise KeyError('lost')\n"
     )
 
     def broken(*_: Any, **__: Any) -> None:
-        import nets_of_user  # type: ignore[import-not-found]
+        import lost_net  # type: ignore[import-not-found]
 
-        nets_of_user.make()
+        lost_net.make()
 
     monkeypatch.syspath_prepend(str(Path.cwd()))
     monkeypatch.setattr("normfold.steps.open.load", broken)
     ran = cli("convert", TINY)
     assert ran.status == 70
-    ran.one_error("nets_of_user.py:8", "KeyError: 'lost'")
+    ran.one_error("lost_net.py:8", "KeyError: 'lost'")
 
 
 @pytest.mark.parametrize(
