@@ -1,7 +1,4 @@
-"""What README and docs/ say is so: Python runs, commands parse and run, links and tables are right.
-
-python -m tests.test_docs        # writes the tables of docs/ that are made from the code
-"""
+"""What README and docs/ say is so: Python runs, commands parse and run, links and tables are right."""
 
 from __future__ import annotations
 
@@ -12,224 +9,55 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from normfold.cli import app, main
-from normfold.cli.local import Bench, Inspection, Printing
+from normfold.cli import main
 from normfold.cli.table import TABLE
 from normfold.errors import InternalError, NormfoldError
 from normfold.job import COMMANDS as JOBS
-from normfold.job import GROUPS, Job, Option, options_of
+from normfold.job import GROUPS, Job, options_of
 from normfold.job.presets import PRESETS, trained
 from normfold.judge.files import Judge
 from normfold.passes import BUILT_IN
 from normfold.report.policy import Requirement
-from normfold.report.reasons import Caution, Reason
+from normfold.report.reasons import Reason
 from normfold.report.verdict import Budget
 from normfold.rewrite.registry import find
-from normfold.target import DEFAULTS, TARGETS
+from normfold.target import DEFAULTS
 from normfold.targets.order import Draft
-
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-PAGES = ["README.md", *DOCS]
-LINKED = [
-    *PAGES,
-    "CHANGELOG.md",
-    "benchmarks/README.md",
-    "examples/models/README.md",
-    "examples/results/README.md",
-    "examples/results/integers.md",
-]
-TEXT = {page: (ROOT / page).read_text() for page in LINKED}
-README = TEXT["README.md"]
-COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
-
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_COMMAND = re.compile(r"(?:\$ |.* -m )?(normfold [a-z].*)")
-
-
-# -- reading a page ----------------------------------------------------------------------------------
-
-
-def python_blocks(page: str) -> list[str]:
-    """Behind as many empty lines as there are in front of them, so that errors name the right one."""
-    found = [part for part in _FENCE.finditer(TEXT[page]) if part[1] == "python"]
-    return ["\n" * TEXT[page].count("\n", 0, part.start(2)) + part[2] for part in found]
-
-
-def indented(text: str) -> list[str]:
-    return [line[4:] for line in _FENCE.sub("", text).splitlines() if line.startswith("    ")]
-
-
-def spans(text: str) -> Iterator[str]:
-    """Code of a page outside fences: indented lines, and what is in backticks."""
-    yield from indented(text)
-    prose = [line for line in _FENCE.sub("", text).splitlines() if not line.startswith("    ")]
-    yield from (code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", "\n".join(prose)))
-
-
-def command_lines(text: str) -> list[list[str]]:
-    """The words of every `normfold COMMAND ...` of a page, without `normfold`."""
-    found = filter(None, map(_COMMAND.fullmatch, spans(text)))
-    return [shlex.split(match[1], comments=True)[1:] for match in found]
-
-
-def options(command: str | None) -> set[str]:
-    """Long and short options of a command, of all for None."""
-    chosen = COMMANDS.values() if command is None else [COMMANDS[command]]
-    params = [param for item in chosen for param in item.params]
-    found = {name for param in params for name in (*param.opts, *param.secondary_opts)}
-    return found | {"--help", "-h", "--version"}
-
-
-def used_options(words: list[str]) -> set[str]:
-    return {word.split("=")[0] for word in words if re.match(r"--[a-z]|-[a-z]$", word)}
-
-
-def links(page: str) -> list[tuple[str, str]]:
-    """Targets of links to files, relative to the page, and their anchors."""
-    targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", TEXT[page])
-    parts = [target.partition("#") for target in targets if not re.match(r"[a-z]+:", target)]
-    return [(path, anchor) for path, _, anchor in parts]
-
-
-def anchors(text: str) -> set[str]:
-    """What GitHub makes of the headings."""
-    titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def table(page: str, *header: str) -> list[list[str]]:
-    """Rows of the page's table with this header."""
-    rows, found = [], False
-    for line in TEXT[page].splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
-        if cells[: len(header)] == list(header):
-            found = True
-        elif found and not line.startswith("|"):
-            break
-        elif found and not set(line) <= set("|- "):
-            rows.append(cells)
-    return rows
-
-
-# -- tables that are made from the code --------------------------------------------------------------
-
-
-def markdown(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell for cell in line)} |" for line in lines) + "\n"
-
-
-def code(text: str) -> str:
-    return f"`{text}`"
-
-
-def escaped(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def targets_table() -> str:
-    rows = [
-        (
-            code(row.name),
-            ", ".join(map(code, row.formats)),
-            row.description,
-            row.wants,
-            ", ".join(map(code, row.grids.schemes)) if row.grids is not None else "",
-            "onnxruntime; the engine by itself" if row.stands_in else row.runtime,
-        )
-        for row in TARGETS.values()
-    ]
-    header = ("target", "formats", "runs", "what the file looks like", "integers", "judged by")
-    return markdown(header, rows)
-
-
-def commands_table() -> str:
-    rows = [(code(item.name), escaped(item.help)) for item in TABLE]
-    return markdown(("command", "what it does"), rows)
-
-
-_VALUES = {"int": "N", "float": "X", "path": "PATH"}
-
-
-def option_row(item: Option) -> tuple[str, ...]:
-    flags = [*item.flags, *([f"--no-{item.key}"] if item.kind == "bool" and item.default else [])]
-    value = item.declared.metavar or "|".join(item.choices)
-    value = value or " ".join([_VALUES.get(item.kind, "")] * item.count)
-    names = ", ".join(map(code, flags)) + (f" {escaped(value)}" if value else "")
-    default = item.declared.default_text
-    if not default and item.kind != "bool" and item.default not in (None, (), ""):
-        default = str(item.default[0] if isinstance(item.default, tuple) else item.default)
-    if not default and item.kind == "bool" and item.default:
-        default = "on"
-    return names, escaped(item.declared.help), escaped(default), code(item.keyword)
-
-
-def options_tables() -> str:
-    groups: dict[str, list[tuple[str, ...]]] = {}
-    for owner in (*GROUPS, Bench, Inspection, Printing):
-        for item in options_of(owner):
-            row = option_row(item)
-            shown = row if owner in GROUPS else (*row[:3], "")
-            groups.setdefault(item.group or "Other options", []).append(shown)
-    groups["Measuring (normfold bench)"] = groups.pop(Bench.GROUP)
-    groups["Other options"] = groups.pop("Other options")
-    header = ("option", "what it does", "default", "keyword")
-    parts = [f"### {title}\n\n{markdown(header, rows)}" for title, rows in groups.items()]
-    return "\n".join(parts)
-
-
-def reasons_table() -> str:
-    places = {row[0]: row[-1] for row in table("docs/codes.md", "code", "name", "meaning")}
-    rows = [
-        (
-            reason.code,
-            code(reason.slug),
-            escaped(reason.summary),
-            escaped(reason.remedy),
-            places.get(reason.code, ""),
-        )
-        for reason in Reason
-    ]
-    return markdown(("code", "name", "meaning", "what helps", "typical place"), rows)
-
-
-def cautions_table() -> str:
-    rows = [
-        (item.code, code(item.slug), escaped(item.summary), escaped(item.remedy))
-        for item in Caution
-    ]
-    return markdown(("code", "name", "meaning", "what helps"), rows)
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "targets": targets_table,
-    "commands": commands_table,
-    "options": options_tables,
-    "reasons": reasons_table,
-    "cautions": cautions_table,
-}
-_MARKED = re.compile(r"(<!-- (\w+): written by [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def written(text: str) -> str:
-    """The page with its tables as the code has them."""
-    return _MARKED.sub(lambda part: f"{part[1]}\n{TABLES[part[2]]().strip()}\n\n{part[3]}", text)
+from tests.pages import (
+    COMMANDS,
+    DOCS,
+    LINKED,
+    MARKED,
+    PAGES,
+    README,
+    ROOT,
+    TABLES,
+    TEXT,
+    anchors,
+    command_lines,
+    indented,
+    links,
+    options,
+    python_blocks,
+    spans,
+    table,
+    used_options,
+    written,
+)
 
 
 def test_tables_that_are_made_from_the_code() -> None:
-    marked = {name for page in DOCS for _, name, _ in _MARKED.findall(TEXT[page])}
+    marked = {name for page in DOCS for _, name, _ in MARKED.findall(TEXT[page])}
     assert marked == set(TABLES)
     for page in DOCS:
-        assert written(TEXT[page]) == TEXT[page], f"{page}: run `python -m tests.test_docs`"
+        assert written(TEXT[page]) == TEXT[page], f"{page}: run `python -m tests.pages`"
 
 
 # -- tables that are written by hand -----------------------------------------------------------------
@@ -265,13 +93,10 @@ def test_the_table_of_exit_codes() -> None:
 
 
 def test_last_lines_that_are_shown() -> None:
-    text, verify = (
-        TEXT["docs/verdict.md"],
-        Judge(None).judge(Draft(Path("x"), "onnxruntime", lambda: iter(())), print),
-    )
+    draft = Draft(Path("model.onnx"), "onnxruntime", lambda: iter(()))
+    assert f"`{Judge(None).judge(draft, print)}`" in TEXT["docs/verdict.md"]
     unmet = Requirement.parse("fold-affine>=30", ["fold-affine"]).check(())
-    assert f"NOT written: {unmet.replace('found 0', 'found 21')}" in text
-    assert f"`{verify}`" in text
+    assert f"NOT written: {unmet.replace('found 0', 'found 21')}" in TEXT["docs/verdict.md"]
 
 
 def test_the_budget_of_integers() -> None:
@@ -538,8 +363,3 @@ def test_commands_on_a_language_model(words: list[str], gpt2: Path, clone: Path,
 def test_a_language_model_in_4_bits_is_shown() -> None:
     shown = [words for page in PAGES for words in command_lines(TEXT[page])]
     assert ["quantize", "gpt2/", "--scheme", "int4-weights"] in shown
-
-
-if __name__ == "__main__":
-    for _page in DOCS:
-        (ROOT / _page).write_text(written(TEXT[_page]))
