@@ -37,9 +37,10 @@ class NormfoldError(Exception):
 
 
 class UsageError(NormfoldError):
-    """A wrong option, unknown name or malformed pipeline text."""
+    """A wrong option, unknown name or malformed pipeline text; ``option`` is the keyword that it is about."""
 
     exit_code = 2
+    option: str | None = None
 
 
 class EnvironmentMissing(NormfoldError):

@@ -113,7 +113,7 @@ def convert(
         untie: an embedding table that is also the head may be copied.
         equalize: equalise channels across layers (exact).
         rotate: rotate the residual streams that RMSNorms read (exact; --to rmsnorm).
-        norms: layerNorms to replace, by module path; repeatable.
+        norms: LayerNorms to replace, by module path; repeatable.
         budget: replace only the cheapest norms, as many as (95 % sure) lose at most so much before any
             training.
         steps: optimizer steps; 0: none.
@@ -152,7 +152,7 @@ def convert(
         vnni: --no-vnni: x86 without VNNI, weights in 7 bits.
         export: format to write; repeatable.
         target: where the files run: ort-x86, ort-arm, openvino, trt, trt-rtx, pt2; repeatable.
-        opset: oNNX opset.
+        opset: ONNX opset.
         output: folder for the files and the report.
         verify: when to judge: at the end, after every pass, or never.
         require: fail (exit 1) unless the pass rewrote so many sites; repeatable.
@@ -163,7 +163,7 @@ def convert(
             more is better.
         half_budget: relative error that half precision may cost.
         keep_if_faster: write the original's own export instead, unless the result is faster (onnxruntime, CPU).
-        gpu_arch: gPUs that a TensorRT-RTX engine is for, as `sm89,sm120`.
+        gpu_arch: GPUs that a TensorRT-RTX engine is for, as `sm89,sm120`.
         workspace: memory that tactics may use.
         timing_cache: keep TensorRT's timings there, by version and GPU.
         version_compatible: the engine runs in newer TensorRT versions too.

@@ -99,7 +99,12 @@ def docstring(options: list[Option]) -> list[str]:
     rows = [(item.keyword, item.declared.help.rstrip(".")) for item in options]
     rows += [(name, words) for name, _, words in _WHOLE]
     for name, words in rows:
-        first, rest = words[0].lower() + words[1:], 8 * " "
+        first = (
+            words
+            if words[1:2].isupper() or "Norm" in words.split()[0]
+            else words[0].lower() + words[1:]
+        )
+        rest = 8 * " "
         wrapped = textwrap.wrap(f"{name}: {first}.", 104, subsequent_indent=4 * " ")
         lines += [rest + line for line in wrapped]
     lines += [

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from normfold.cli.command import origin
 from normfold.cli.settings import Option, settings
 from normfold.cli.table import TABLE
 from normfold.errors import NormfoldError
@@ -26,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "auto_envvar_prefix": "NORMFOLD",
         "max_content_width": 120,
     },
 )
@@ -80,7 +80,7 @@ def main() -> None:
             print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
         text = str(error.format_message())  # type: ignore[attr-defined]
-        _fail(text, 2, where=_origin(error), hint=_help_of(error))
+        _fail(text, 2, where=_origin_of(error), hint=_help_of(error))
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -100,17 +100,9 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _origin(error: Any) -> str | None:
-    """Where a wrong value is from, unless it is the command line."""
-    context, param = getattr(error, "ctx", None), getattr(error, "param", None)
-    if context is None or param is None:
-        return None
-    source = context.get_parameter_source(param.name)
-    if source is not None and source.name == "ENVIRONMENT":
-        return f"the environment: {param.envvar}"
-    if source is not None and source.name == "DEFAULT_MAP":
-        return "normfold.toml or pyproject.toml"
-    return None
+def _origin_of(error: Any) -> str | None:
+    param = getattr(error, "param", None)
+    return origin(getattr(error, "ctx", None), getattr(param, "name", None))
 
 
 def _help_of(error: Any) -> str | None:
@@ -126,6 +118,12 @@ def _reader_left() -> NoReturn:
     sys.exit(141)  # 128 + SIGPIPE, as other programs end
 
 
+def _wants_json() -> bool:
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    asked = os.environ.get(f"NORMFOLD_{command}_JSON".upper(), "")
+    return "--json" in sys.argv[1:] or asked.lower() in ("1", "true", "yes", "on")
+
+
 def _fail(
     what: str,
     status: int,
@@ -134,7 +132,7 @@ def _fail(
     hint: str | None = None,
 ) -> NoReturn:
     """Print an error, as JSON where JSON was asked for, and exit."""
-    if "--json" in sys.argv[1:]:
+    if _wants_json():
         error = {"what": what, "where": where, "found": found, "hint": hint}
         print(json.dumps({"ok": False, "exit_code": status, "error": error}, indent=2))
     else:

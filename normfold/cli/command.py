@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from normfold.errors import UsageError
 from normfold.job import Option
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool}
@@ -41,10 +42,22 @@ class Command:
     def add_to(self, app: typer.Typer) -> None:
         """Make a typer command of it."""
 
-        def call(**values: Any) -> int:
-            return self.run({name: value for name, value in values.items() if value is not None})
+        def call(ctx: typer.Context, **values: Any) -> int:
+            given = {name: value for name, value in values.items() if value is not None}
+            try:
+                return self.run(given)
+            except UsageError as error:
+                where = origin(ctx, error.option)
+                if where is None or error.where is not None:
+                    raise
+                raise UsageError(
+                    error.what, where=where, found=error.found, hint=error.hint
+                ) from error
 
-        parameters = [*map(_argument, self.arguments), *map(_option, self.options)]
+        context = inspect.Parameter(
+            "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        parameters = [context, *map(_argument, self.arguments), *map(_option, self.options)]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {item.name: item.annotation for item in parameters}
         app.command(
@@ -54,6 +67,19 @@ class Command:
             epilog="\n".join(self.examples),
             context_settings={"max_content_width": 120},
         )(call)
+
+
+def origin(context: Any, name: str | None) -> str | None:
+    """Where the value of a parameter is from, unless it is the command line."""
+    if name is None or context is None:
+        return None
+    source = context.get_parameter_source(name)
+    if source is not None and source.name == "ENVIRONMENT":
+        param = next(item for item in context.command.params if item.name == name)
+        return f"the environment: {param.envvar}"
+    if source is not None and source.name == "DEFAULT_MAP":
+        return "normfold.toml or pyproject.toml"
+    return None
 
 
 class _Grouped(TyperCommand):

@@ -42,7 +42,7 @@ def crash(error: BaseException) -> InternalError:
         f"a fault in normfold while {stage.stage}{f' ({stage.text})' if stage.text else ''}",
         where=_users_line(text),
         found=f"{type(error).__name__}: {first}",
-        hint=f"try {way}; please report it with `{Path(file.name)}`, where the traceback is",
+        hint=f"to try: {way}. Please report it, with the traceback in `{Path(file.name)}`",
     )
 
 

@@ -26,6 +26,7 @@ class Drift:
 
     Attributes:
         samples: rows of input.
+        positions: whose answers were compared: the rows, or the tokens of all rows.
         labelled: positions with a label: as many, unless they are tokens or pixels.
         agreement: share of positions where both have the same largest logit.
         kl: mean of KL(teacher || student) over the positions, in nats.
@@ -39,6 +40,7 @@ class Drift:
     """
 
     samples: int
+    positions: int = 0
     labelled: int = 0
     agreement: float | None = None
     kl: float | None = None
@@ -209,6 +211,7 @@ class _Sums:
             "agreement": self.agree / self.positions,
             "kl": self.kl / self.positions,
             "labelled": self.labelled,
+            "positions": self.positions,
         }
         n = self.labelled
         if n:

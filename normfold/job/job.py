@@ -13,6 +13,7 @@ from normfold.errors import UsageError
 from normfold.job.option import Option, given_options, options_of, same
 from normfold.job.output import EngineOptions, Export
 from normfold.job.policy import Policy
+from normfold.job.presets import trained
 from normfold.job.rules import RULES, Facts
 from normfold.job.source import Source
 from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
@@ -73,6 +74,7 @@ class Job:
             steps.append(Cast(**parts[Cast]))
         if parts[Quantize].get("scheme") is not None:
             steps.append(Quantize(**parts[Quantize]))
+        _require_command(command, steps)
         source = replace(Source(**parts[Source]), model=model)
         job = cls(
             source,
@@ -131,7 +133,7 @@ class Job:
         """An option that was given must mean something."""
         rule = RULES[item.when or "always"]
         if not same(item.value(value), item.default) and not rule.holds(self._facts()):
-            raise UsageError(f"`{item.flags[0]}`: {rule.why}", hint=rule.hint)
+            raise item.error(f"`{item.flags[0]}`: {rule.why}", hint=rule.hint)
 
     def _require_consistent(self) -> None:
         requests = self.export.requests  # refuses an unknown target
@@ -158,7 +160,8 @@ class Job:
             grids = request.target.grids
             if grids is None:
                 raise UsageError(
-                    f"integers are not written as {request.format}", hint="`--export onnx` or `trt`"
+                    f"integers are not written as {request.format}",
+                    hint="`--export onnx`, `openvino` or `trt`",
                 )
             if integers.scheme not in grids.schemes or (integers.mixed and not grids.by_layer):
                 raise UsageError(
@@ -176,7 +179,7 @@ class Job:
                 yield from given_options(parts[group])
 
     def to_toml(self) -> str:
-        """The job as the top of a normfold.toml, which `Job.from_toml` reads back.
+        """The job as TOML, which `Job.from_toml` reads back: ``network``, and every option by its key.
 
         What only Python can give (tensors, arrays, pass objects without a name) stands there as a comment.
         """
@@ -207,6 +210,22 @@ class Job:
                 raise unknown(key, keys)
         keys[_MODEL] = "model"
         return cls.of({keys[key]: value for key, value in table.items()})
+
+
+def _require_command(command: str, steps: Sequence[Step]) -> None:
+    """Refuse a preset of a job that does not do what it is called after, or does what it has no options for."""
+    kinds = {type(step) for step in steps}
+    left_out = COMMANDS[command][1]
+    if command == "distill" and Train not in kinds:
+        raise UsageError(
+            "nothing would be distilled: this conversion is exact",
+            hint=f"`--to` {', '.join(trained())}; `normfold convert` does the others",
+        )
+    if kinds & set(left_out):
+        raise UsageError(
+            f"`normfold {command}` has no options for that",
+            hint="`normfold convert` trains and quantises in one job",
+        )
 
 
 def _require_one(given: Mapping[str, Any], names: tuple[str, str]) -> None:

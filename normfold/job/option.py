@@ -141,13 +141,17 @@ class Option:
             return given
         close = difflib.get_close_matches(given.lower(), self.choices, 1)
         known = f"one of: {', '.join(self.choices)}"
-        raise UsageError(
-            f"`{self.flags[0]}` does not take `{given}`",
-            hint=f"did you mean `{close[0]}`? {known}" if close else known,
-        )
+        hint = f"did you mean `{close[0]}`? {known}" if close else known
+        raise self.error(f"`{self.flags[0]}` does not take `{given}`", hint=hint)
 
     def _wrong(self, given: Any, wanted: str) -> UsageError:
-        return UsageError(f"`{self.flags[0]}` takes {wanted}", found=f"{given!r}")
+        return self.error(f"`{self.flags[0]}` takes {wanted}", found=f"{given!r}")
+
+    def error(self, what: str, **parts: str) -> UsageError:
+        """An error about this option."""
+        error = UsageError(what, **parts)
+        error.option = self.keyword
+        return error
 
 
 def _span(low: float | None, high: float | None) -> str:

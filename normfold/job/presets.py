@@ -47,7 +47,7 @@ def preset(name: str) -> str:
         )
     close = difflib.get_close_matches(name, (*PRESETS, *trained()), 1)
     raise UsageError(
-        f"unknown target `{name}`",
+        f"unknown preset `{name}`",
         hint=f"did you mean `{close[0]}`?"
         if close
         else f"`--to` takes one of: {', '.join((*PRESETS, *trained()))}",

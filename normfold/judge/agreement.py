@@ -14,23 +14,30 @@ from torch.utils import _pytree as pytree
 
 from normfold.data.metrics import Comparison
 from normfold.graph import Graph
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import op_name
+from normfold.graph.ops import Kind, kind_of, linear_of
 from normfold.report.quantization import lost
 from normfold.report.verdict import AgreementCheck, Budget
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 _QUIET = 1e-30
+_SCORES = ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")
+_SHIFTS = ("add", "mul", "normfold::channel_affine", "normfold::dequantize", "normfold::quantize")
 
 
 @dataclass(frozen=True)
 class Promise:
     """What an integer file must keep: inputs, labels, what the float original answers, and what the simulation
-    does; outputs are those in floats, by batch. ``metric`` is the user's, of outputs and labels."""
+    does; outputs are those in floats, by batch. ``metric`` is the user's, of outputs and labels; ``scores``
+    says that the first output are scores of classes, whose answers can agree."""
 
     inputs: Sequence[Sequence[Tensor]]
     labels: Tensor | None
     original: list[list[Tensor]]
     simulated: list[list[Tensor]]
     metric: str | None = None
+    scores: bool = True
 
     @classmethod
     def of(
@@ -43,11 +50,11 @@ class Promise:
     ) -> Promise:
         """Run both networks on the inputs."""
         mine, theirs = float_outputs(simulation, inputs), float_outputs(original, inputs)
-        return cls(inputs, labels, theirs, mine, metric)
+        return cls(inputs, labels, theirs, mine, metric, gives_scores(original))
 
     def drift(self) -> dict[str, Any]:
         """How far the simulation is from the original, with ``snr_db`` of the noisiest output."""
-        found = compare(self.simulated, self.original, self.labels, self.metric)
+        found = compare(self.simulated, self.original, self.labels, self.metric, self.scores)
         return {**found, "snr_db": min(ratios(self.simulated, self.original))}
 
     def check(self, kind: str, artefact: str, run: Run, budget: Budget) -> AgreementCheck:
@@ -61,11 +68,11 @@ class Promise:
             return AgreementCheck(
                 kind, artefact, 0, None, None, nothing, nothing, budget, note="other outputs"
             )
-        found = compare(mine, self.original, self.labels, self.metric)
+        found = compare(mine, self.original, self.labels, self.metric, self.scores)
         return AgreementCheck(
             kind,
             artefact,
-            int(found["samples"]),
+            int(found["positions"] or found["samples"]),
             found.get("agreement"),
             lost(found),
             tuple(ratios(mine, self.original)),
@@ -80,9 +87,10 @@ def compare(
     theirs: Iterable[Sequence[Tensor]],
     labels: Tensor | None,
     metric: str | None = None,
+    scores: bool = True,
 ) -> dict[str, Any]:
-    """Drift of the first outputs, batch by batch."""
-    compared, at = Comparison(metric=metric), 0
+    """Drift of the first outputs, batch by batch; labels count where they are scores."""
+    compared, at = Comparison(logits=scores, metric=metric), 0
     for outputs, references in zip(mine, theirs, strict=True):
         got, expected = outputs[0], references[0]
         rows = labels[at : at + len(expected)] if labels is not None else None
@@ -103,6 +111,26 @@ def ratios(mine: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]])
         ratio = max(signal, _QUIET) / max(noise, _QUIET) if math.isfinite(noise) else math.nan
         found.append(10 * math.log10(ratio) if ratio == ratio else math.nan)
     return found
+
+
+def gives_scores(graph: Graph) -> bool:
+    """True if the first output in floats is scores of classes: a row, or a row for each token, written by a linear
+    op or a softmax. Features, images and boxes have no answer that could agree."""
+    leaves = pytree.tree_leaves(next(node for node in graph.nodes if node.op == "output").args)
+    nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    first = next((node for node in nodes if node.meta["val"].is_floating_point()), None)
+    if first is None or first.meta["val"].dim() not in (2, 3) or first.meta["val"].shape[-1] < 2:
+        return False
+    while first.op == "call_function" and first.all_input_nodes:
+        sources = [node for node in first.all_input_nodes if not is_static(node)]
+        if linear_of(first) is not None or op_name(first) in _SCORES:
+            return True
+        if kind_of(first) is not Kind.MOVE and not (
+            op_name(first) in _SHIFTS and len(sources) == 1
+        ):
+            return False
+        first = sources[0]
+    return False
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from normfold.errors import LoadError
+from normfold.errors import EnvironmentMissing, LoadError
 from normfold.load import opcodes
 from normfold.load.factory import optional, seeded
 from normfold.load.pickled import last_line
@@ -28,6 +28,12 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
     name = _architecture(config, folder)
     notes = _check_weights(folder, trust)
     transformers: Any = optional("transformers", "read Hugging Face folders")
+    try:
+        transformers.PreTrainedModel  # noqa: B018  imported now, with all that it needs
+    except Exception as error:  # what a broken neighbour such as torchvision raises
+        raise EnvironmentMissing(
+            "`transformers` is installed and cannot be imported", found=last_line(error)
+        ) from error
     cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
     if cls is None:
         close = difflib.get_close_matches(name, dir(transformers), n=2, cutoff=0.75)

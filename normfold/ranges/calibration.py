@@ -37,16 +37,18 @@ from normfold.report.quantization import Evidence
 from normfold.target import grids_of
 
 _MEASURED = 256  # rows of the user's data
+_COMPARED = 32  # rows that files without ranges are judged on
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What ranges are measured on and integer files are judged on: batches of flat inputs, labels if there are
-    any, and where they are from."""
+    any, and where they are from; ``ranges`` is off where the scheme needs none."""
 
     batches: list[tuple[Tensor, ...]]
     labels: Tensor | None
     evidence: Evidence
+    ranges: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def find_inputs(
     if source.data is not None:
         return _given(graph, source, normalisation)
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
-        leaves = tuple(pytree.tree_leaves((graph.args, graph.kwargs)))
-        return Inputs([leaves], None, Evidence("none needed"))
+        made = _like_the_example(graph, source.seed)
+        return Inputs(made, None, Evidence("none needed"), ranges=False)
     bounds = pixel_bounds(options, normalisation)
     if options.evidence == "noise":
         return Inputs([_noise(graph, options, source.seed, bounds)], None, Evidence("noise"))
@@ -115,7 +117,7 @@ def find_ranges(
     """
     start = time.perf_counter()
     evidence, batches = inputs.evidence, inputs.batches
-    if evidence.source == "none needed":
+    if not inputs.ranges:
         return Calibrated(graph, batches, inputs.labels, evidence, frozenset())
     say(Progress("finding value ranges"))
     device = device_of(options.device)
@@ -157,6 +159,20 @@ def calibrate(
         normalisation=normalisation,
         say=say,
     )
+
+
+def _like_the_example(graph: Graph, seed: int) -> list[tuple[Tensor, ...]]:
+    """Batches of the captured size, `_COMPARED` rows or more, to compare on: random where every input is in
+    floats, as the example inputs of a network are; else the example alone."""
+    leaves = tuple(pytree.tree_leaves((graph.args, graph.kwargs)))
+    random = all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
+    if not random or not leaves or not all(leaf.dim() for leaf in leaves):
+        return [leaves]
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        tuple(torch.randn(x.shape, generator=generator).to(x.dtype) for x in leaves)
+        for _ in range(-(-_COMPARED // max(1, len(leaves[0]))))
+    ]
 
 
 def samples_of(graph: Graph, inputs: Inputs) -> list[Any]:

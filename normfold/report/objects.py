@@ -326,6 +326,8 @@ def outcome(report: Report) -> str:
     parts = [f"{item.path}: {item.verdict}" for item in report.artefacts if item.written]
     if not parts:
         judged = "equivalent" if report.all_checks() else "not judged: --verify off"
+        if report.quantization:
+            judged = f"simulated, {report.quantization[-1].words}"
         parts = [f"nothing written: {judged}"]
     else:
         parts[0] = f"wrote {parts[0]}"

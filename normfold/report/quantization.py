@@ -119,6 +119,15 @@ class QuantizationReport:
         return self.max_drop is None or (self.lost is not None and self.lost <= self.max_drop)
 
     @property
+    def words(self) -> str:
+        """How far the simulation is from the float network."""
+        agreement, ratio = self.drift.get("agreement"), self.drift.get("snr_db")
+        parts = [] if agreement is None else [f"agreement {agreement:.1%}"]
+        return (
+            ", ".join([*parts, *([] if ratio is None else [f"{ratio:.1f} dB"])]) or "not compared"
+        )
+
+    @property
     def refusal(self) -> str:
         """Why it may not be used; empty if it may."""
         if self.ok:

@@ -44,7 +44,7 @@ def print_training(
         before, after = drift["accuracy_teacher"], drift["accuracy_student"]
         line(
             f"drift     accuracy {before:.2%} -> {after:.2%} "
-            f"({-training.drift['drop']:+.2f} points, standard error {drift['paired_se']:.2f})"
+            f"({0.0 - training.drift['drop']:+.2f} points, standard error {drift['paired_se']:.2f})"
         )
     for name in ("perplexity", "metric"):
         if drift.get(f"{name}_teacher") is not None:

@@ -43,7 +43,7 @@ class AgreementCheck:
     Attributes:
         kind: the runtime and its way of running: ``onnxruntime-all``.
         artefact: name of the file.
-        samples: rows that were compared.
+        samples: answers that were compared: rows, or the tokens of all rows.
         agreement: share of equal answers; None where outputs are not class scores.
         lost: points of accuracy, or of agreement where there are no labels; None where there are no answers.
         snr_db: signal-to-noise ratio of each output, in dB.

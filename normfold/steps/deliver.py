@@ -83,7 +83,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     for draft in drafts(request.format, order):
         work.tell(f"judging {draft.path.name}")
         verdict = judge.judge(draft, work.record.emit)
-        _publish(draft, request, verdict, work)
+        _publish(draft, request, target, verdict, work)
         if verdict.state == "fail":
             return graph
         if promise is not None and request.format == "onnx":
@@ -100,14 +100,14 @@ def _target(request: Request, prepared: Prepared) -> Target:
     return wanted(prepared.engine, builder(prepared.engine)[0])
 
 
-def _publish(draft: Draft, request: Request, verdict: Verdict, work: Work) -> None:
+def _publish(draft: Draft, request: Request, target: Target, verdict: Verdict, work: Work) -> None:
     """Record a file with its verdict."""
     job = work.job
-    made = artefact(draft, request.format, request.target.name, job.export.output, verdict)
+    made = artefact(draft, request.format, target.name, job.export.output, verdict)
     work.record.emit(made)
     unjudged = verdict.state == "not judged" and job.policy.verify != "off"
     if unjudged and job.policy.require_judged:
-        work.record.emit(Missing(f"`{draft.path.name}` is {verdict.why}"))
+        work.record.emit(Missing("--require-judged is not met"))
 
 
 def _count(draft: Draft, target: Target, work: Work) -> None:
@@ -162,5 +162,6 @@ def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
         runs=lambda: runs_of(request.target, draft.path),
     )
     verdict = Judge(work.verifier).judge(kept, work.record.emit)
-    _publish(kept, request, verdict, work)
+    verdict = replace(verdict, why=f"the original's own export, {verdict.why}")
+    _publish(kept, request, request.target, verdict, work)
     return bare

@@ -29,7 +29,9 @@ def test_a_fault_ends_in_one_line(
     monkeypatch.setattr(STAGES[stage], broken)
     ran = cli("convert", TINY, "-o", "out")
     assert ran.status == 70
-    ran.one_error(f"a fault in normfold while {stage}", "RuntimeError: nobody foresaw this", "try ")
+    ran.one_error(
+        f"a fault in normfold while {stage}", "RuntimeError: nobody foresaw this", "to try: "
+    )
     (saved,) = re.findall(r"`([^`]+\.traceback\.txt)`", ran.err)
     assert "Traceback" in Path(saved).read_text()
     assert "nobody foresaw this\nand not this" in Path(saved).read_text()
@@ -59,7 +61,7 @@ def test_the_line_of_the_network_is_named(cli: Cli, monkeypatch: pytest.MonkeyPa
     ("arguments", "status", "what"),
     [
         (["convert", "no.pt"], 4, "there is no such file"),
-        (["convert", TINY, "--to", "foldd"], 2, "unknown target `foldd`"),
+        (["convert", TINY, "--to", "foldd"], 2, "unknown preset `foldd`"),
         (["convert", TINY, "--quantize", "int8", "--precision", "fp16"], 2, "contradict"),
         (["explain", "NF999"], 2, "nothing is called `NF999`"),
         (["convert"], 2, "MODEL"),

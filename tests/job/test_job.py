@@ -165,7 +165,7 @@ def test_commands_are_presets_of_one_job(command: str, asked: Callable[..., Job]
     [
         ({"precision": "fp16", "quantize": "int8"}, "contradict each other"),
         ({"to": "prepbn"}, "the network must learn from its original"),
-        ({"to": "folder"}, r"unknown target `folder`[\s\S]*did you mean `folded`"),
+        ({"to": "folder"}, r"unknown preset `folder`[\s\S]*did you mean `folded`"),
         ({"target": "ort-x68"}, "did you mean `ort-x86`"),
         ({"target": "openvino", "export": "trt"}, "`openvino` takes none of the formats"),
         ({"quantize": "int8", "export": "pt2"}, "integers are not written as pt2"),
