@@ -84,7 +84,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The same random numbers in every test, whatever ran before it."""
+    """The same random numbers in every test, whatever ran before it; the width of no terminal."""
+    os.environ.pop("COLUMNS", None)  # pytest-xdist sets it
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
