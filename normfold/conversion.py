@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,17 @@ from typing import Any
 from normfold.files import publish, staging
 from normfold.graph import Graph
 from normfold.job import Cast, Job, Quantize, Rewrite, Train
-from normfold.judge import Verifier
-from normfold.judge.inputs import own_samples
-from normfold.progress import Listener, Progress, silent
+from normfold.progress import Listener, silent
 from normfold.report import Report
-from normfold.report.events import Loaded, Recorder, Unmet
+from normfold.report.events import Recorder, Unmet
 from normfold.report.machine import peak_memory_mb, versions
 from normfold.steps.cast import cast
 from normfold.steps.deliver import deliver
-from normfold.steps.open import open_source
+from normfold.steps.open import begin
 from normfold.steps.prepare import prepare
 from normfold.steps.quantize import quantize
 from normfold.steps.rewrite import rewrite
 from normfold.steps.train import train
-from normfold.steps.work import Work
 
 STEPS: dict[type, Any] = {Rewrite: rewrite, Train: train, Cast: cast, Quantize: quantize}
 
@@ -63,19 +59,8 @@ def execute(job: Job, say: Listener = silent) -> Result:
     """
     start, record = time.perf_counter(), Recorder(Report(job=job.to_toml(), versions=versions()))
     prepared = prepare(job)
-    say(Progress("loading"))
-    source = open_source(job.source, prepared.axes, say)
-    graph = source.graph
-    record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
-    samples = own_samples(graph, job.source.inputs)
-    verifier = Verifier(graph, job.source.seed, samples) if job.policy.verify != "off" else None
-    if (
-        verifier is None and source.private
-    ):  # nothing to compare with: old weights go while new ones are made
-        graph.original = None
-        gc.collect()  # torch.export leaves cycles that hold them
-    work = Work(job, record, say, graph, verifier, samples, source.normalisation, source.private)
-    del source
+    work = begin(job, prepared.axes, record, say)
+    graph = work.captured
     for step in job.steps:
         if record.ok:
             graph = STEPS[type(step)](step, graph, work)
@@ -85,18 +70,11 @@ def execute(job: Job, say: Listener = silent) -> Result:
         if text := requirement.check(record.report().passes):
             record.emit(Unmet(text))
     files: list[Path] = []
-    output = job.export.output
-    if not job.export.export:
-        graph = deliver(graph, work, prepared, output) if record.ok else graph
-        report = record.report(seconds=time.perf_counter() - start, peak_memory_mb=peak_memory_mb())
-        return Result(graph, report, files)
-    with staging(output) as folder:
-        if record.ok:
-            graph = deliver(graph, work, prepared, folder)
-        if record.ok:
-            files = publish(folder, output)
+    if record.ok:
+        graph, files = deliver(graph, work, prepared)
     report = record.report(seconds=time.perf_counter() - start, peak_memory_mb=peak_memory_mb())
-    with staging(output) as folder:
-        (folder / f"{prepared.name}.report.json").write_text(report.to_json() + "\n")
-        publish(folder, output)
+    if job.export.export:
+        with staging(job.export.output) as folder:
+            (folder / f"{prepared.name}.report.json").write_text(report.to_json() + "\n")
+            publish(folder, job.export.output)
     return Result(graph, report, files)

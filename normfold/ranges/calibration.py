@@ -146,7 +146,13 @@ def calibrate(
     normalisation: Any = None,
     say: Listener = silent,
 ) -> Calibrated:
-    """`find_inputs` and `find_ranges` on a copy of a baked graph."""
+    """`find_inputs` and `find_ranges` on a copy of a baked graph; scales are migrated by the step of a job only.
+
+    Raises:
+        UsageError: as `find_inputs`, or where scales are to be migrated.
+    """
+    if options.migrate:
+        raise UsageError("ranges are found on a graph whose scales have been migrated already")
     graph, source = graph.copy(), source or Source()
     inputs = find_inputs(graph, options, source, normalisation=normalisation, say=say)
     graph.samples = samples_of(graph, inputs)

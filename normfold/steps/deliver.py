@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from normfold.errors import EnvironmentMissing
+from normfold.files import publish, staging
 from normfold.graph import Graph
 from normfold.job import Request
 from normfold.judge import Verifier
@@ -25,15 +26,25 @@ from normfold.targets.order import Draft, Order, drafts, runs_of
 from normfold.targets.tensorrt.write import builder, wanted
 
 
-def deliver(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Graph:
-    """Write the files of a job into ``folder``, a staging one; stops at the first that fails.
+def deliver(graph: Graph, work: Work, prepared: Prepared) -> tuple[Graph, list[Path]]:
+    """Write and judge the files of a job out of sight, and publish them if every verdict passes.
 
     Returns:
-        The graph of the first file: on the grids of its target if the job quantises.
+        The graph of the first file, on the grids of its target if the job quantises; and the published files.
     """
+    export = work.job.export
+    if not export.export:
+        if work.job.quantize is not None:
+            graph, _ = to_grids(export.first.name, work)
+        return graph, []
+    with staging(export.output) as folder:
+        graph = _write_all(graph, work, prepared, folder)
+        return graph, publish(folder, export.output) if work.record.ok else []
+
+
+def _write_all(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Graph:
+    """The files of a job in a folder; stops at the first that fails. Returns the graph of the first one."""
     requests, made = work.job.export.requests, list[Graph]()
-    if not requests and work.job.quantize is not None:
-        return to_grids(work.job.export.first.name, work)[0]
     for request in requests:
         if not work.record.ok:
             break
@@ -48,7 +59,7 @@ def deliver(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Graph
         except EnvironmentMissing as error:  # what else was asked for is written all the same
             hint = f"; {error.hint}" if error.hint else ""
             work.record.emit(Missing(f"no {request.format}: {error.what}{hint}"))
-    if requests and ("pt2" in work.job.export.export or work.calibrated is not None):
+    if "pt2" in work.job.export.export or work.calibrated is not None:
         sidecar.save(graph, sidecar.sidecar_of(folder / f"{prepared.name}.onnx"))
     return made[0] if made else graph
 

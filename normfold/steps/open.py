@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,15 @@ from typing import Any
 from torch import nn
 
 from normfold.graph import Graph
-from normfold.job import Source
+from normfold.job import Job, Source
+from normfold.judge import Verifier
+from normfold.judge.inputs import own_samples
 from normfold.load import load
 from normfold.load.capture import capture_loaded, input_normalisation
 from normfold.progress import Listener, Progress
 from normfold.ranges import sidecar
+from normfold.report.events import Loaded, Recorder
+from normfold.steps.work import Work
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -32,7 +38,26 @@ class Opened:
     private: bool
 
 
-def open_source(source: Source, axes: Any, say: Listener) -> Opened:
+def begin(job: Job, axes: Sequence[str], record: Recorder, say: Listener) -> Work:
+    """Load and capture the network of a job, and get its judge.
+
+    Raises:
+        LoadError, CaptureError, UsageError: as the parts.
+    """
+    say(Progress("loading"))
+    source = open_source(job.source, axes, say)
+    graph, seed = source.graph, job.source.seed
+    record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
+    samples = own_samples(graph, job.source.inputs)
+    verifier = Verifier(graph, seed, samples) if job.policy.verify != "off" else None
+    if verifier is None and source.private:
+        # nothing to compare with: the old weights go while the new ones are made
+        graph.original = None
+        gc.collect()  # torch.export leaves cycles that hold them
+    return Work(job, record, say, graph, verifier, samples, source.normalisation, source.private)
+
+
+def open_source(source: Source, axes: Sequence[str], say: Listener) -> Opened:
     """Load and capture.
 
     Raises:
