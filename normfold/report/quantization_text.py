@@ -45,11 +45,15 @@ def _print_evidence(made: QuantizationReport, line: Callable[[str], None]) -> No
 
 def _print_drift(made: QuantizationReport, line: Callable[[str], None]) -> None:
     drift = made.drift
-    if drift.get("agreement") is not None:
-        line(
-            f"drift     on {drift['samples']} inputs: top-1 agreement {drift['agreement']:.2%}, "
-            f"KL {drift['kl']:.3g}, signal to noise {drift['snr_db']:.1f} dB"
-        )
+    figures = (
+        ("agreement", "top-1 agreement {:.2%}"),
+        ("kl", "KL {:.3g}"),
+        ("relative_mse", "relative squared error {:.3g}"),
+        ("snr_db", "signal to noise {:.1f} dB"),
+    )
+    found = [text.format(drift[name]) for name, text in figures if drift.get(name) is not None]
+    if found:
+        line(f"drift     on {drift['samples']} inputs: {', '.join(found)}")
     if drift.get("accuracy_teacher") is not None:
         before, after = drift["accuracy_teacher"], drift["accuracy_student"]
         line(f"drift     accuracy {before:.2%} -> {after:.2%}")

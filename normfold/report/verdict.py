@@ -98,7 +98,7 @@ class AgreementCheck:
     def words(self) -> str:
         """What was found: ``agreement 99.2 %, 24.1 dB on 64 samples``."""
         parts = [] if self.agreement is None else [f"agreement {self.agreement:.1%}"]
-        parts.append(f"{min(self.snr_db, default=math.nan):.1f} dB")
+        parts += [f"{min(self.snr_db):.1f} dB"] if self.snr_db else []
         return f"{', '.join(parts)} on {self.samples} samples"
 
 

@@ -1,0 +1,93 @@
+"""Which outputs have answers that can agree, and what integer files of the others are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import normfold
+from normfold.judge.agreement import gives_scores
+from normfold.report.verdict import AgreementCheck
+from tests.nets import Compose, perturb
+
+
+def conv() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+
+
+def net(forward: Callable[..., object], **parts: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return perturb(Compose(forward, stem=conv(), **parts))
+
+
+def classes() -> nn.Module:
+    return net(lambda m, x: m.head(m.stem(x).mean((2, 3))), head=nn.Linear(8, 5))
+
+
+def probabilities() -> nn.Module:
+    return net(lambda m, x: m.head(m.stem(x).mean((2, 3))).softmax(-1), head=nn.Linear(8, 5))
+
+
+def features() -> nn.Module:
+    return net(lambda m, x: m.stem(x).mean((2, 3)))
+
+
+def normalised() -> nn.Module:
+    return net(lambda m, x: F.normalize(m.stem(x).mean((2, 3))))
+
+
+def one_number() -> nn.Module:
+    return net(lambda m, x: m.head(m.stem(x).mean((2, 3))), head=nn.Linear(8, 1))
+
+
+def image() -> nn.Module:
+    return net(lambda m, x: m.head(m.stem(x)), head=nn.Conv2d(8, 3, 3, padding=1))
+
+
+def several() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.stem(x)  # type: ignore[operator]
+        return y, m.head(y.mean((2, 3)))  # type: ignore[operator]
+
+    return net(forward, head=nn.Linear(8, 5))
+
+
+def answers() -> nn.Module:
+    return net(lambda m, x: m.head(m.stem(x).mean((2, 3))).argmax(-1), head=nn.Linear(8, 5))
+
+
+SCORES = {classes: True, probabilities: True}
+OTHERS = (features, normalised, one_number, image, several)
+
+
+@pytest.mark.parametrize("build", [*SCORES, *OTHERS])
+def test_an_integer_file_is_judged_by_what_its_outputs_are(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    graph = normfold.capture(build(), (x,))
+    assert gives_scores(graph) == (build in SCORES)
+    data = torch.randn(32, 3, 8, 8)
+    result = normfold.convert(graph, quantize="int8", data=(data,), output=tmp_path)
+    checks = [item for item in result.report.checks if isinstance(item, AgreementCheck)]
+    assert len(checks) == 2
+    assert all((item.agreement is not None) == (build in SCORES) for item in checks)
+    assert all(len(item.snr_db) == (2 if build is several else 1) for item in checks)
+    assert all(min(item.snr_db) > 20 for item in checks)
+    assert result.report.artefacts[0].verdict.state == "pass"
+
+
+def test_answers_themselves_are_compared(tmp_path: Path) -> None:
+    """An integer output has no noise, but is right or wrong."""
+    data, x = torch.randn(64, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    result = normfold.convert(
+        answers(), quantize="int8", data=(data,), inputs=(x,), output=tmp_path
+    )
+    checks = [item for item in result.report.checks if isinstance(item, AgreementCheck)]
+    assert [(item.samples, item.snr_db) for item in checks] == [(64, ()), (64, ())]
+    assert all(item.agreement is not None and item.agreement > 0.9 for item in checks)
