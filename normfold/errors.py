@@ -64,6 +64,8 @@ class CaptureError(NormfoldError):
 class PassError(NormfoldError):
     """A pass broke its contract or raised: a bug in the pass, not in the model."""
 
+    exit_code = 70
+
 
 class ExportError(NormfoldError):
     """The rewritten graph could not be written in the asked format."""

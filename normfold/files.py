@@ -72,7 +72,8 @@ def publish(temporary: Path, folder: Path) -> list[Path]:
     Companions that the new file does not have go last, and so does an engine whose ONNX file was replaced
     without it.
     """
-    published = []
+    published, mask = [], os.umask(0)
+    os.umask(mask)
     paths = sorted(temporary.iterdir(), key=lambda path: _ORDER.get(path.suffix, 0))
     for path in paths:
         with path.open("rb") as file:
@@ -83,6 +84,7 @@ def publish(temporary: Path, folder: Path) -> list[Path]:
             if path.name.endswith(ending):
                 name = path.name.removesuffix(ending) + owner
                 target.with_name(name).unlink(missing_ok=True)
+        path.chmod(0o666 & ~mask)  # some libraries write for the owner alone
         os.replace(path, target)
         published.append(target)
     for target in published:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import typer
 from normfold.cli.command import origin
 from normfold.cli.settings import Option, settings
 from normfold.cli.table import TABLE
-from normfold.errors import NormfoldError
+from normfold.errors import NormfoldError, UsageError
 
 # typer carries its own copy of click from 0.24 on: take the classes from there, whichever it is
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -48,6 +49,7 @@ def _root(
     ),
 ) -> None:
     commands: dict[str, Any] = vars(ctx.command)["commands"]
+    known: dict[str, set[str]] = {}
     table: dict[str, dict[str, Option]] = {}
     for name, command in commands.items():
         table[name] = {}
@@ -58,8 +60,22 @@ def _root(
             for key in long:
                 table[name][key] = Option(param.name, param.multiple or param.nargs > 1)
             # as the option is spelled, not as its parameter is called
-            param.envvar = f"NORMFOLD_{name}_{long[0]}".upper().replace("-", "_")
+            param.envvar = [f"NORMFOLD_{name}_{key}".upper().replace("-", "_") for key in long]
+            known.setdefault(name, set()).update(param.envvar)
+    _require_known_variables(ctx.invoked_subcommand or "", known)
     ctx.default_map = settings(table)
+
+
+def _require_known_variables(command: str, known: dict[str, set[str]]) -> None:
+    """A variable of the command that is not one of its options is refused, as an unknown key of a file is."""
+    prefix = f"NORMFOLD_{command}_".upper()
+    for name in os.environ:
+        if name.startswith(prefix) and name not in known.get(command, set()):
+            close = difflib.get_close_matches(name, known.get(command, set()), 1)
+            raise UsageError(
+                f"the environment has an unknown variable `{name}`",
+                hint=f"did you mean `{close[0]}`?" if close else f"`normfold {command} --help`",
+            )
 
 
 for _command in TABLE:

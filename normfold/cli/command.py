@@ -76,7 +76,7 @@ def origin(context: Any, name: str | None) -> str | None:
     source = context.get_parameter_source(name)
     if source is not None and source.name == "ENVIRONMENT":
         param = next(item for item in context.command.params if item.name == name)
-        return f"the environment: {param.envvar}"
+        return f"the environment: {' or '.join(param.envvar)}"
     if source is not None and source.name == "DEFAULT_MAP":
         return "normfold.toml or pyproject.toml"
     return None

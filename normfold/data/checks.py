@@ -94,8 +94,7 @@ def classes(labels: Tensor | None, where: str) -> Tensor | None:
             "labels must be integers, the indices of classes",
             where=where,
             found=_short(labels.dtype),
-            hint="leave out other targets (regression, one-hot): the teacher's outputs are what is learned, "
-            "and `pkg.mod:fn` can compute any metric",
+            hint="leave other targets (regression, one-hot) out: the original's outputs are what is compared with",
         )
     labels = labels.long()
     wrong = labels[(labels < 0) & (labels != IGNORED)]

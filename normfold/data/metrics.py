@@ -141,7 +141,7 @@ class Comparison:
             raise UsageError(
                 "the outputs are not logits of two or more classes",
                 found=f"shape {tuple(mine.shape)}, {str(mine.dtype).removeprefix('torch.')}",
-                hint="say that they are not logits, so that they are compared by their squared error",
+                hint="`--values` (`values=True`) compares them by their squared error",
             )
         mine, theirs = mine.movedim(self.axis, -1), theirs.movedim(self.axis, -1)
         rows = max(1, _CHUNK // max(1, mine[:1].numel()))

@@ -60,7 +60,8 @@ class Judge:
         bad = [f"{check.kind}: {text}" for check in checks for text in check.failures()]
         if bad:
             return Verdict("fail", runtime, bad[0])
-        return Verdict("pass", runtime, f"{self._words(checks)} in {runtime}")
+        stands = f", standing in for {draft.stands_for}" if draft.stands_for else ""
+        return Verdict("pass", runtime, f"{self._words(checks)} in {runtime}{stands}")
 
     def _check(self, kind: str, name: str, run: Any) -> AnyCheck:
         assert self.verifier is not None

@@ -121,7 +121,7 @@ class Pass:
                 f"`{self.name}` failed while rewriting a site that its check had passed",
                 where=f"{match.path} {source_line(match.node)}".strip(),
                 found=f"{type(error).__name__}: {error}",
-                hint="this is a bug in the pass: leave the site out by `normfold bisect`, and report it",
+                hint="this is a bug in the pass: report it, and leave the pass out with `--passes`",
             ) from error
         report.rewrites += 1
         report.warnings += match.warnings

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from normfold.errors import UsageError
 from normfold.files import require_writable
@@ -49,6 +51,7 @@ def prepare(job: Job) -> Prepared:
         UsageError: a wrong pipeline, requirement or axis, options that the builder of engines has not, a folder
             that cannot be written to. EnvironmentMissing: a GPU is asked for, and torch sees none.
     """
+    _require_model(job.source.model)
     passes: list[Pass] = []
     if job.rewrite is not None:
         passes = passes_of(job.rewrite.pipeline, job.rewrite.untie)
@@ -68,9 +71,24 @@ def prepare(job: Job) -> Prepared:
         )
     if job.quantize is not None:
         device_of(job.quantize.device)
+        _require_folder(job.quantize.save_synthetic)
     if job.export.export:
         require_writable(job.export.output)
     return Prepared(requirements, axes, ranges, engine, name_of(job.source.model))
+
+
+def _require_folder(file: Path | None) -> None:
+    """Refuse a file whose folder is not there, before the work that it would hold."""
+    if file is not None and not file.parent.is_dir():
+        raise UsageError("the folder to write to does not exist", where=str(file.parent))
+
+
+def _require_model(model: Any) -> None:
+    if not isinstance(model, (str, os.PathLike, nn.Module, Graph, ExportedProgram)):
+        raise UsageError(
+            f"a model cannot be a `{type(model).__name__}`",
+            hint="give a path, a name such as `timm:resnet18`, a module, or a captured graph",
+        )
 
 
 def engine_of(job: Job) -> EngineOptions:

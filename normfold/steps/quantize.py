@@ -7,11 +7,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
 from normfold.graph.placed import device_of
 from normfold.job import Quantize
-from normfold.judge.agreement import Promise
+from normfold.judge.agreement import Promise, gives_scores
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
 from normfold.ranges.mixed import pipeline as pipeline_of_bits
 from normfold.report import PassReport
@@ -37,7 +38,13 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     """The step of a job: the float graph with the range of every tensor; `to_grids` makes integers of it, for each
     target its own. Scales that migrate do so here, since what moves is what was measured."""
     device_of(step.device)
-    source, start = work.job.source, time.perf_counter()
+    source, policy, start = work.job.source, work.job.policy, time.perf_counter()
+    if policy.max_drop is not None and policy.metric is None and not gives_scores(graph):
+        raise UsageError(
+            "there is nothing to judge `--max-drop` by: the first output is not scores of classes",
+            hint="give `--metric pkg.mod:fn` and `--data`, or leave `--max-drop` out: outputs are then judged by "
+            "their signal-to-noise ratio",
+        )
     given: dict[str, Any] = {"normalisation": work.normalisation, "say": work.say}
     work.tell("finding inputs to measure on")
     inputs = find_inputs(graph, step, source, **given)

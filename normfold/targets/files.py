@@ -10,11 +10,17 @@ from normfold.targets.onnx import export_onnx
 from normfold.targets.order import Draft, Order, runs_of
 
 
-def write_onnx(order: Order, suffix: str = ".onnx") -> Iterator[Draft]:
+def write_onnx(order: Order) -> Iterator[Draft]:
     """An ONNX file, with its weights beside it where they are large."""
-    exported = export(order, suffix)
+    exported, target = export(order, ".onnx"), order.target
     path = exported.path
-    yield Draft(path, order.target.runtime, lambda: runs_of(order.target, path), exported.files[1:])
+    yield Draft(
+        path,
+        "onnxruntime" if target.stands_in else target.runtime,
+        lambda: runs_of(target, path),
+        exported.files[1:],
+        stands_for=target.runtime if target.stands_in else "",
+    )
 
 
 def write_openvino(order: Order) -> Iterator[Draft]:

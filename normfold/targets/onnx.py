@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _NATIVE_RMS_NORM = 23
+_REGISTRATION = "torch.onnx._internal.exporter._registration"
 _IR_VERSIONS = {23: 11}  # the oldest file version that an opset goes with; 10 for older ones
 
 
@@ -193,6 +194,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(recorder)
+    logging.getLogger(_REGISTRATION).setLevel(logging.ERROR)  # ops of packages that are not here
     try:
         # stdout is for the user's data: torch marks each step there
         with (

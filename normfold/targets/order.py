@@ -59,7 +59,8 @@ class Draft:
 
     Attributes:
         files: companions that belong to it.
-        runtime: its name, for sentences.
+        runtime: what runs it here, by name.
+        stands_for: the runtime that it is for, where another one stands in.
         runs: yields each way in which the file is judged; raises `EnvironmentMissing` where it cannot be run.
     """
 
@@ -67,6 +68,7 @@ class Draft:
     runtime: str
     runs: Callable[[], Runs]
     files: tuple[Path, ...] = ()
+    stands_for: str = ""
 
     @property
     def size(self) -> int:

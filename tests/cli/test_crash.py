@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import normfold
+import normfold.errors
 from tests.cli.conftest import TINY, Cli
 
 STAGES = {
@@ -96,3 +98,46 @@ def test_no_option_is_dropped_in_silence(arguments: list[str], cli: Cli) -> None
     else:
         assert ran.status == 0, ran.out
         assert "timing" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--save-synthetic", "nowhere/x.npz"], "the folder to write to does not exist"),
+        (["--max-drop", "1", "--scheme", "int8-weights"], "nothing to judge `--max-drop` by"),
+    ],
+)
+def test_what_cannot_be_is_said_first(arguments: list[str], message: str, cli: Cli) -> None:
+    """The network returns an image: no answers that could be lost."""
+    model = ["tests.judge.test_agreement:image", "--input", "2x3x8x8"]
+    ran = cli("quantize", *model, *arguments, "-o", "out")
+    assert ran.status == 2
+    ran.one_error(message)
+    assert not Path("out").exists()
+
+
+def test_a_misspelt_variable_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMFOLD_CONVERT_TOO", "rmsnorm")
+    monkeypatch.setenv("NORMFOLD_VERSION", "0.1.0")  # of somebody else's
+    ran = cli("convert", TINY)
+    assert ran.status == 2
+    ran.one_error("`NORMFOLD_CONVERT_TOO`", "did you mean `NORMFOLD_CONVERT_TO`?")
+    monkeypatch.delenv("NORMFOLD_CONVERT_TOO")
+    monkeypatch.setenv("NORMFOLD_CONVERT_VERIFY", "of")
+    ran = cli("convert", TINY)
+    ran.one_error("at the environment: NORMFOLD_CONVERT_VERIFY", "did you mean `off`?")
+    monkeypatch.delenv("NORMFOLD_CONVERT_VERIFY")
+    assert cli("explain", "NF105").status == 0
+
+
+def test_published_files_can_be_read_by_others(cli: Cli) -> None:
+    assert cli("convert", TINY, "--export", "pt2", "-o", "out", "--verify", "off").status == 0
+    modes = {path.name: path.stat().st_mode & 0o777 for path in Path("out").iterdir()}
+    assert len(modes) == 3
+    assert len(set(modes.values())) == 1
+
+
+@pytest.mark.parametrize("model", [3, None, ["net.pt"]])
+def test_what_is_not_a_model(model: object, tmp_path: Path) -> None:
+    with pytest.raises(normfold.errors.UsageError, match="a model cannot be a"):
+        normfold.convert(model, output=tmp_path)
