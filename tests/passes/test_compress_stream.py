@@ -376,7 +376,6 @@ def test_convert_runs_in_onnxruntime_at_any_batch(basis: str, tmp_path: Path) ->
     text = preset("crmsnorm")
     result = normfold.convert(
         net,
-        to="crmsnorm",
         passes=text.replace("compress-stream", f"compress-stream{{basis={basis}}}"),
         output=tmp_path,
         inputs=(torch.randn(2, 3, 4, 4),),
