@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from normfold.errors import UsageError
-from normfold.job.option import Options, option
+from normfold.job.option import Options, given_options, option
 from normfold.target import DEFAULTS, TARGETS, Target, target
 
 Format = Literal["onnx", "pt2", "trt", "openvino"]
@@ -121,11 +121,9 @@ class EngineOptions(Options):
 
     def flags(self) -> tuple[str, ...]:
         """What was asked for, as on the command line; the builder and the cache do not change an engine."""
-        flags = [f"--gpu-arch {','.join(self.gpu_arch)}"] if self.gpu_arch else []
-        if self.workspace is not None:
-            flags.append(f"--workspace {self.workspace}")
-        if self.version_compatible:
-            flags.append("--version-compatible")
-        if self.hardware_compatible != "none":
-            flags.append(f"--hardware-compatible {self.hardware_compatible}")
-        return tuple(flags)
+        found = []
+        for item, value in given_options(self):
+            text = ",".join(value) if item.many else str(value)
+            if item.name != "timing_cache":
+                found.append(item.flags[0] if item.kind == "bool" else f"{item.flags[0]} {text}")
+        return tuple(found)
