@@ -75,3 +75,10 @@ class InternalError(NormfoldError):
     """A bug in normfold: what nobody foresaw."""
 
     exit_code = 70
+
+
+def last_line(error: BaseException) -> str:
+    """The type and the first informative line of an exception, as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    return f"{name}: {lines[0][:300]}" if lines else name

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from normfold.data.checks import Shape, shown
-from normfold.errors import EnvironmentMissing, LoadError, UsageError
-from normfold.load.pickled import last_line
+from normfold.errors import EnvironmentMissing, LoadError, UsageError, last_line
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Size = int | tuple[int, int]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from normfold.errors import LoadError, NormfoldError, UsageError
+from normfold.errors import LoadError, NormfoldError, UsageError, last_line
 from normfold.load import factory, pickled, state
 from normfold.load.trust import Trust
 
@@ -120,7 +120,7 @@ def _numpy(path: Path) -> Any:
         raise LoadError(
             "the file holds Python objects" if objects else "the file cannot be read as arrays",
             where=str(path),
-            found=pickled.last_line(error),
+            found=last_line(error),
             hint="store arrays of numbers, samples padded to one size" if objects else None,
         ) from None
 
@@ -225,7 +225,7 @@ def _guarded(source: Iterable[Any], where: str) -> Iterator[Any]:
         raise LoadError(
             "the data raised an exception",
             where=factory.origin(error) or where,
-            found=pickled.last_line(error),
+            found=last_line(error),
         ) from error
 
 

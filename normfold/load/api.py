@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import LoadError, UsageError
+from normfold.errors import LoadError, UsageError, last_line
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import pickled, state
@@ -92,7 +92,7 @@ def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
         mine = model
         training.update({module: module.training for module in model.modules()})
         notes.append(
-            f"the model cannot be copied ({pickled.last_line(error)}): it is used itself"
+            f"the model cannot be copied ({last_line(error)}): it is used itself"
             + (", in eval mode until `Loaded.restore()`" if was_training else "")
         )
     return Found(_evaluate(mine), f"a `{type(model).__name__}` given in Python", notes)

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError
-from normfold.load.pickled import last_line
+from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError, last_line
 from normfold.load.types import Found
 
 _FACTORY = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.\w+)*)\s*(\(.*\))?$")

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from normfold.errors import EnvironmentMissing, LoadError
-from normfold.load import opcodes
+from normfold.errors import EnvironmentMissing, LoadError, last_line
+from normfold.load import pickled
 from normfold.load.factory import optional, seeded
-from normfold.load.pickled import last_line
-from normfold.load.trust import Trust, refusal
+from normfold.load.trust import Trust
 from normfold.load.types import Found
 
 
@@ -26,7 +25,8 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
     """
     config = _read_config(folder)
     name = _architecture(config, folder)
-    notes = _check_weights(folder, trust)
+    weights = _weights(folder, trust)
+    notes = [] if weights is None else ["weights are pickled: read without running them"]
     transformers: Any = optional("transformers", "read Hugging Face folders")
     try:
         transformers.PreTrainedModel  # noqa: B018  imported now, with all that it needs
@@ -48,13 +48,22 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
         raise LoadError(f"`{name}` is not a model class", where=str(folder / "config.json"))
     try:
         with _quiet(), seeded(seed):
-            module, info = cls.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype="auto",
-                output_loading_info=True,
-            )
+            options: dict[str, Any] = {
+                "local_files_only": True,
+                "trust_remote_code": False,
+                "dtype": "auto",
+                "output_loading_info": True,
+            }
+            if weights is None:
+                module, info = cls.from_pretrained(str(folder), **options)
+            else:
+                known = transformers.AutoConfig.from_pretrained(
+                    str(folder), trust_remote_code=False
+                )
+                make = cls if name else transformers.AutoModel._model_mapping[type(known)]
+                module, info = make.from_pretrained(
+                    None, config=known, state_dict=weights, **options
+                )
     except Exception as error:
         raise LoadError(
             f"transformers could not load the folder as `{name or 'AutoModel'}`",
@@ -77,14 +86,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             hint="a folder must be a Hugging Face model (config.json and *.safetensors); "
             "otherwise give the checkpoint file itself",
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise LoadError(
-            "`config.json` is not valid", where=str(file), found=last_line(error)
-        ) from None
+    config = _read_json(file)
     remote = sorted(_remote_code(config))
     if remote:
         raise LoadError(
@@ -95,6 +97,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "`pkg.mod:factory`, or use the version of the model that transformers has",
         )
     return config
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise LoadError(
+            f"`{file.name}` is not valid", where=str(file), found=last_line(error)
+        ) from None
+    return content
 
 
 def _remote_code(config: Any) -> Iterator[str]:
@@ -124,10 +138,13 @@ def _architecture(config: dict[str, Any], folder: Path) -> str:
     return str(names[0]) if names else ""
 
 
-def _check_weights(folder: Path, trust: Trust) -> list[str]:
-    if list(folder.glob("*.safetensors")):
-        return []
-    pickles = sorted(folder.glob("*.bin"))
+def _weights(folder: Path, trust: Trust) -> dict[str, Any] | None:
+    """Pickled weights as a state dict, read without running them; None where transformers reads the files."""
+    stored = sorted(folder.glob("*.safetensors"))
+    _check_index(folder)
+    if stored:
+        return None
+    pickles = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("*.bin"))
     if not pickles:
         raise LoadError(
             "the folder has no weights",
@@ -135,25 +152,32 @@ def _check_weights(folder: Path, trust: Trust) -> list[str]:
             found=", ".join(sorted(p.name for p in folder.iterdir())[:6]),
             hint="`model.safetensors` or `pytorch_model.bin` is expected next to config.json",
         )
-    for path in pickles if not trust.pickle else ():
-        _check_pickle(path)
-    return [f"weights are pickled ({pickles[0].name}): read with weights_only"]
+    state: dict[str, Any] = {}
+    for path in pickles:
+        content = pickled.read(path, trust)
+        if not isinstance(content, dict):
+            found = f"an object of type `{type(content).__name__}`"
+            raise LoadError("the weights are not a state dict", where=str(path), found=found)
+        state.update(content)
+    return state
 
 
-def _check_pickle(path: Path) -> None:
-    import torch
-
-    try:
-        reader = torch._C.PyTorchFileReader(str(path))
-        found = opcodes.scan(reader.get_record("data.pkl"), str(path))
-    except RuntimeError:
-        # Not the zip format: transformers reads it with weights_only, this only names the culprit.
-        found = opcodes.Scan()
-        with contextlib.suppress(ValueError, IndexError):
-            opcodes._names_only(path.read_bytes(), found)
-    refused = {entry: "not a tensor type" for entry in found.names if not opcodes.torch_safe(entry)}
-    if refused:
-        raise refusal(str(path), refused)
+def _check_index(folder: Path) -> None:
+    """Weights lie in the folder: an index may name other files, which transformers would read."""
+    for path in folder.glob("*.index.json"):
+        names = _read_json(path).get("weight_map", {})
+        strange = sorted(
+            {str(name) for name in names.values() if Path(str(name)).name != name}
+            if isinstance(names, dict)
+            else {"no `weight_map`"}
+        )
+        if strange:
+            raise LoadError(
+                "the index of the weights names files outside the folder",
+                where=str(path),
+                found=", ".join(f"`{name}`" for name in strange[:3]),
+                hint="an index names files beside it, without a folder",
+            )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from normfold.load.pickled import last_line
+from normfold.errors import last_line
 
 
 @dataclass(frozen=True)

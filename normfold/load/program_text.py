@@ -42,7 +42,7 @@ def check_document(document: Any, where: str, depth: int = 0) -> None:
             if key == "from_node" and isinstance(value, str):
                 continue  # a node's history, in the names of former targets: nobody resolves them
             if key in _IMPORTING:
-                raise _refused("a class to import", f"{key}: {value}", where)
+                raise refused("a class to import", f"{key}: {value}", where)
             if key == "expr_str":
                 check_expression(value, where)
             elif (key == "target" and isinstance(value, str)) or key == "as_operator":
@@ -59,7 +59,7 @@ def check_document(document: Any, where: str, depth: int = 0) -> None:
             return
         check_document(inner, where, depth + 1)
     elif isinstance(document, str) and depth >= 8 and any(key in document for key in _IMPORTING):
-        raise _refused("text nested too deeply", document[:60], where)
+        raise refused("text nested too deeply", document[:60], where)
 
 
 def check_expression(text: Any, where: str) -> None:
@@ -69,7 +69,7 @@ def check_expression(text: Any, where: str) -> None:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         tree = None
     if tree is None:
-        raise _refused("a shape expression that cannot be checked", str(text)[:80], where)
+        raise refused("a shape expression that cannot be checked", str(text)[:80], where)
     named: set[int] = set()
     for node in ast.walk(tree):
         ok = isinstance(node, _NODES)
@@ -88,7 +88,7 @@ def check_expression(text: Any, where: str) -> None:
             number = isinstance(node.value, str) and _NUMBER.fullmatch(node.value)
             ok = isinstance(node.value, int | float) or bool(number) or id(node) in named
         if not ok:
-            raise _refused("a shape expression that is more than arithmetic", text[:80], where)
+            raise refused("a shape expression that is more than arithmetic", text[:80], where)
 
 
 def check_target(text: Any, where: str) -> None:
@@ -107,7 +107,7 @@ def check_target(text: Any, where: str) -> None:
     else:
         ok = parts[0].startswith("#")
     if not ok:
-        raise _refused("a callee that is not an operator", str(text)[:80], where)
+        raise refused("a callee that is not an operator", str(text)[:80], where)
 
 
 def _is_operator(names: list[str]) -> bool:
@@ -128,7 +128,8 @@ _OPERATORS = (
 )
 
 
-def _refused(what: str, text: str, where: str) -> LoadError:
+def refused(what: str, text: str, where: str) -> LoadError:
+    """The error for what a program may not contain."""
     return LoadError(
         f"the program was refused, nothing in it was executed: it contains {what}",
         where=where,

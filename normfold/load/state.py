@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import LoadError
+from normfold.errors import LoadError, last_line
 from normfold.load.factory import build, build_timm, optional
-from normfold.load.pickled import last_line
 from normfold.load.types import Found
 
 

@@ -1,0 +1,311 @@
+"""Which records of a pickle may become objects: admitted by form, and everything else refused by name.
+
+* Tensors: calls of torch's rebuilding functions, over storages of the file.
+* Plain values: numbers, strings, containers, dtypes, devices, sizes, enums.
+* Objects made without a constructor and given their state: see `normfold.load.admission`.
+* Functions: those of `library.PURE`, also with fixed arguments (`functools.partial`).
+
+The state of an object is data. It may not hide a method or a property of its class: admitted classes call
+``self.parameters()`` of each other, and who decides what that is runs it. In the arguments of a call no name may
+stand that the callee does not ask for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from normfold.load.admission import Admission, Refused, refusal
+from normfold.load.arrays import ARRAYS
+from normfold.load.library import HOOKS, LOADING, LOADING_HOOKS
+from normfold.load.records import Made, Name, Stored, parts_of
+from normfold.load.tensors import FROM_TYPE, REBUILDS, STORAGES, TYPES, dtype_of
+
+_CONTAINERS = {
+    Name("_codecs", "encode"), Name("builtins", "bytearray"), Name("builtins", "complex"),
+    Name("builtins", "frozenset"), Name("builtins", "range"), Name("builtins", "set"), Name("builtins", "slice"),
+    Name("collections", "Counter"), Name("collections", "OrderedDict"), Name("collections", "defaultdict"),
+    Name("collections", "deque"), Name("pathlib", "PosixPath"), Name("pathlib", "PurePosixPath"),
+    Name("pathlib", "PureWindowsPath"), Name("pathlib", "WindowsPath"), Name("torch", "Size"),
+    Name("torch", "device"), Name("torch.serialization", "_get_layout"),
+}  # fmt: skip
+PLAIN_TYPES = {
+    Name("builtins", name) for name in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
+}  # fmt: skip
+PARTIAL = Name("functools", "partial")
+GETATTR = Name("builtins", "getattr")
+ORDERED = Name("collections", "OrderedDict")
+TENSOR_FUNCTIONS = Name("torch._C", "_VariableFunctionsClass")  # where `torch.relu` lives
+_TORCH_PURE = {
+    "abs", "celu", "cos", "exp", "relu", "rsqrt", "selu", "sigmoid", "sin", "softmax", "sqrt", "tanh",
+}  # fmt: skip
+_MEMBERS = ("_modules", "_parameters", "_buffers")
+# Would answer for methods, or be called in place of `forward`.
+_NEVER_STATE = {"attribute_map", "_compiled_call_impl", "_forward_unimplemented"}
+
+
+def judge(root: Any, admission: Admission, where: str) -> None:
+    """Admit all that ``root`` holds, or nothing; what is admitted is then known to ``admission``.
+
+    Raises:
+        LoadError: with every offending name and the reason for each.
+    """
+    rules = _Rules(admission)
+    refused: dict[str, str] = {}
+    seen: set[int] = set()
+    left = [root]
+    while left:
+        record = left.pop()
+        if id(record) in seen:
+            continue
+        seen.add(id(record))
+        try:
+            left.extend(rules.data(record))
+        except Refused as reason:
+            refused.setdefault(_label(record), str(reason))
+            left.extend(part for part in parts_of(record) if not isinstance(part, Name))
+    if refused:
+        raise refusal(where, refused)
+
+
+def _label(record: Any) -> str:
+    if isinstance(record, Made):
+        callee = record.callee
+        if callee == GETATTR and isinstance(record.args, tuple) and len(record.args) == 2:
+            return f"getattr(..., {str(record.args[1])[:60]!r})"
+        return str(callee) if isinstance(callee, Name) else "<computed>"
+    return str(record) if isinstance(record, Name) else f"<{type(record).__name__.lower()}>"
+
+
+class _Rules:
+    """Each method gives the records that must be data for its own to be admitted, or raises `Refused`."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+
+    def data(self, record: Any) -> Iterable[Any]:
+        if isinstance(record, Name):
+            return self._name(record)
+        if isinstance(record, Made):
+            return self._new(record) if record.new else self._call(record)
+        if isinstance(record, Stored):
+            return _storage(record)
+        return parts_of(record)
+
+    def _name(self, name: Name) -> Iterable[Any]:
+        """A name that stands where a value stands."""
+        if dtype_of(name) is None and name not in PLAIN_TYPES:
+            self.admission.value(name)
+        return ()
+
+    def _call(self, record: Made) -> Iterable[Any]:
+        callee, args = record.callee, record.args
+        if not isinstance(callee, Name) or not isinstance(args, tuple):
+            raise Refused("what is called, or what with, is computed")
+        if callee in REBUILDS:
+            _without_states(record)
+            return _inert(args)
+        if callee == FROM_TYPE:
+            _without_states(record)
+            if len(args) != 4 or args[0] not in REBUILDS or args[1] not in TYPES:
+                raise Refused("it would rebuild what is no tensor")
+            return [*_inert(args[2]), *_inert(args[3])]
+        if callee in ARRAYS:
+            return [*ARRAYS[callee](record)]
+        if callee == Name("collections", "defaultdict"):
+            if not (args == () or (len(args) == 1 and (args[0] is None or args[0] in PLAIN_TYPES))):
+                raise Refused("the default of the dictionary is not a plain type")
+            return _filled(record)
+        if callee in _CONTAINERS:
+            return [*_inert(args), *_filled(record)]
+        if callee == PARTIAL:
+            return self._partial(record)
+        if callee == GETATTR:
+            if len(args) == 2 and args[0] == TENSOR_FUNCTIONS and args[1] in _TORCH_PURE:
+                return ()
+            raise Refused("it looks an attribute up")
+        self.admission.callee(callee)
+        return [*_inert(args), *record.states, *_filled(record)]
+
+    def _partial(self, record: Made) -> Iterable[Any]:
+        """A function or a class with fixed arguments: ``(function,)``, and its state."""
+        state = record.states[0] if len(record.states) == 1 else None
+        if not isinstance(state, tuple) or len(state) != 4 or state[0] is not record.args[0]:
+            raise Refused("it has another form than `functools.partial` writes")
+        function, args, keywords, more = state
+        if not isinstance(args, tuple) or not isinstance(keywords, dict) or more not in (None, {}):
+            raise Refused("it has another form than `functools.partial` writes")
+        return [function, *_inert(args), *_inert(keywords)]
+
+    def _new(self, record: Made) -> Iterable[Any]:
+        """An object made by ``__new__``, and the state that it is given."""
+        callee = record.callee
+        if not isinstance(callee, Name):
+            raise Refused("what is made is computed")
+        kind, trusted = self.admission.kind(callee)
+        if record.args != () and not trusted:
+            raise Refused("it would be made with arguments")
+        if record.entries or record.items:
+            raise Refused("it would be filled like a container")
+        if trusted and not issubclass(kind, nn.Module):
+            return [*_inert(record.args), *record.states]
+        if len(record.states) != 1:
+            raise Refused(f"it has {len(record.states)} states, not one")
+        state = record.states[0]
+        if not isinstance(state, dict):
+            raise Refused("its state is not a dictionary")
+        is_module = issubclass(kind, nn.Module)
+        found: list[Any] = []
+        for key, value in state.items():
+            if not isinstance(key, str) or not key.isprintable() or key.startswith("__"):
+                raise Refused(f"its attribute {str(key)[:40]!r} has no plain name")
+            if key in _NEVER_STATE and value is not None:
+                raise Refused(f"its attribute `{key}` would answer for its methods")
+            if key == "forward" and _own_forward(record, kind, value):
+                continue
+            if _hides(kind, key):
+                raise Refused(f"its attribute `{key}` would hide that of its class")
+            if is_module and key in _MEMBERS:
+                found += self._members(key, value)
+            elif is_module and key in LOADING_HOOKS:
+                _loading(value)
+            elif is_module and key.endswith("_hooks"):
+                found += self._hooks(key, value)
+            else:
+                found.append(value)
+        if is_module and not all(key in state for key in _MEMBERS):
+            raise Refused("its state is not that of a module")
+        return found
+
+    def _members(self, key: str, value: Any) -> Iterator[Any]:
+        for name, member in _items(key, value):
+            if not isinstance(name, str) or not name or not name.isprintable() or "." in name:
+                raise Refused(f"`{key}` has the name {str(name)[:60]!r}")
+            if member is None:
+                continue
+            if not isinstance(member, Made):
+                raise Refused(f"`{key}` holds what is neither a module nor a tensor")
+            if key == "_modules":
+                is_member = member.new and issubclass(
+                    self.admission.kind(member.callee)[0], nn.Module
+                )
+            else:
+                is_member = not member.new and (
+                    member.callee in REBUILDS or member.callee == FROM_TYPE
+                )
+            if not is_member:
+                raise Refused(f"`{key}` holds `{_label(member)}`")
+            yield member
+
+    def _hooks(self, key: str, value: Any) -> Iterator[Any]:
+        for _, hook in _items(key, value):
+            if hook is True:
+                continue
+            if not isinstance(hook, Made) or not hook.new or hook.callee not in HOOKS:
+                raise Refused(f"`{key}` would run `{_label(hook)}`")
+            yield hook
+
+
+def _own_forward(record: Made, kind: type, value: Any) -> bool:
+    """``self.forward = self.forward_train``: another method of the same object, which takes the same inputs."""
+    if not isinstance(value, Made) or value.callee != GETATTR or value.args[:1] != (record,):
+        return False
+    name = value.args[1] if len(value.args) == 2 else None
+    if not isinstance(name, str) or not name.lstrip("_").startswith("forward"):
+        return False
+    return inspect.isfunction(inspect.getattr_static(kind, name, None))
+
+
+def _hides(kind: type, key: str) -> bool:
+    """True if a class has a method, a property or a class of this name."""
+    missing = object()
+    value = inspect.getattr_static(kind, key, missing)
+    if value is missing:
+        return False
+    return callable(value) or hasattr(type(value), "__get__")
+
+
+def _items(key: str, value: Any) -> list[tuple[Any, Any]]:
+    """The items of a real dictionary; a subclass could answer anything."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, Made) and value.callee == ORDERED and value.args == () and not value.new:
+        if value.states or value.entries:
+            raise Refused(f"`{key}` has attributes of its own")
+        return value.items
+    raise Refused(f"`{key}` is not a dictionary")
+
+
+def _loading(value: Any) -> None:
+    """Hooks that save and load state dicts: they are not made, and may only be what libraries register."""
+    left = [hook for _, hook in _items("hooks", value)]
+    while left:
+        hook = left.pop()
+        if isinstance(hook, Made) and hook.new and hook.callee in LOADING:
+            for state in hook.states:
+                if not isinstance(state, dict):
+                    raise Refused("a hook without attributes")
+                left += [part for key, part in state.items() if key in ("fn", "hook")]
+        elif not _is_bound(hook):
+            raise Refused(f"its hooks would run `{_label(hook)}`")
+
+
+def _is_bound(hook: Any) -> bool:
+    """A bound method of an object that is judged where it stands."""
+    return (
+        isinstance(hook, Made)
+        and hook.callee == GETATTR
+        and len(hook.args) == 2
+        and isinstance(hook.args[0], Made)
+        and hook.args[0].new
+    )
+
+
+def _storage(record: Stored) -> Iterable[Any]:
+    match record.id:
+        case ("storage", Name() as kind, str(), str(), int()) if kind in STORAGES:
+            return ()
+        case ("storage", Name() as kind, str(), str(), int(), None) if kind in STORAGES:
+            return ()
+    raise Refused("a reference that is not to a tensor's numbers")
+
+
+def _inert(args: Any) -> list[Any]:
+    """Arguments of a call, where no name stands but of a dtype."""
+    left, found = [args], []
+    while left:
+        part = left.pop()
+        if isinstance(part, Name):
+            if dtype_of(part) is None:
+                raise Refused(f"`{part}` stands among its arguments")
+        elif isinstance(part, Made | Stored):
+            found.append(part)
+        else:
+            left.extend(parts_of(part))
+    return found
+
+
+def _filled(record: Made) -> list[Any]:
+    """What is put in a container that was made empty."""
+    if record.states and not (
+        record.callee == ORDERED and all(_is_metadata(state) for state in record.states)
+    ):
+        raise Refused("a container with attributes of its own")
+    found = list(record.entries)
+    for key, value in record.items:
+        if isinstance(key, Made | list | dict | set):
+            raise Refused("a key that is not a plain value")
+        found += [key, value]
+    return [*found, *record.states]
+
+
+def _is_metadata(state: Any) -> bool:
+    return isinstance(state, dict) and set(state) <= {"_metadata"}
+
+
+def _without_states(record: Made) -> None:
+    if record.states or record.entries or record.items:
+        raise Refused("a tensor with a state of its own")
