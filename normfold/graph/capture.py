@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from normfold.errors import CaptureError, UsageError
 from normfold.graph import expressions
 from normfold.graph.graph import Graph, is_symbolic
+from normfold.graph.names import require_printable, with_plain_names
 from normfold.graph.provenance import FRAME, is_user_file
 
 BATCH = 2  # the smallest size that torch.export does not specialise
@@ -47,6 +48,8 @@ def capture(
     kwargs = dict(kwargs or {})
     if isinstance(module, ExportedProgram):
         return _from_program(module, args, kwargs)
+    require_printable(name for name, _ in module.named_modules())
+    require_printable(name for name in module.state_dict(keep_vars=True))
     notes = []
     original = module
     if any(part.training for part in module.modules()):
@@ -174,11 +177,13 @@ def _from_program(program: ExportedProgram, args: Any, kwargs: Any) -> Graph:
     if not args and not kwargs and program.example_inputs is not None:
         args, kwargs = program.example_inputs
     with quiet():
+        program, own_names = with_plain_names(program)
         module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     expressions.hoist(module.graph)
     inputs = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
     graph = Graph(module, tuple(args), dict(kwargs), None, inputs, _output_names(module, program))
+    graph.own_names = own_names
     if any(is_symbolic(size) for node in _placeholders(graph) for size in _sizes(node)):
         graph.dynamic_shapes = _program_shapes(graph)
     graph.recompile()

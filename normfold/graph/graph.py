@@ -48,6 +48,8 @@ class Graph:
         samples: inputs, each ``(args, kwargs)``, that passes may measure on; None where there are none.
         trainable: norms that a pass put in, by the path that their tensors have in the graph: the graph holds
             what they are in eval mode, `normfold.train` what they are in training.
+        own_names: names that parameters have in the network, by those that they have in ``module``, where they
+            are no identifiers there.
     """
 
     module: fx.GraphModule
@@ -62,6 +64,7 @@ class Graph:
     baked: bool = False
     samples: Sequence[Any] | None = None
     trainable: dict[str, nn.Module] = field(default_factory=dict)
+    own_names: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-import operator
 import re
-from types import ModuleType
 from typing import Any
 
-import torch
-
 from normfold.errors import LoadError
+from normfold.load.operators import obstacle
 
 _ARITHMETIC = {
     "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor",
@@ -27,7 +24,9 @@ _NODES = (
     ast.Constant, ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Load,
     ast.Tuple,
 )  # fmt: skip
-_BANNED_OPERATORS = {"attrgetter", "itemgetter", "methodcaller", "call"}
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+# Never executed, and full of the user's text: where a node comes from.
+_REMARKS = {"metadata", "from_node"}
 _IMPORTING = {"__enum__", "default_factory_module"}
 
 
@@ -39,14 +38,21 @@ def check_document(document: Any, where: str, depth: int = 0) -> None:
     """
     if isinstance(document, dict):
         for key, value in document.items():
-            if key == "from_node" and isinstance(value, str):
-                continue  # a node's history, in the names of former targets: nobody resolves them
+            if key in _REMARKS and _is_remark(value):
+                continue
             if key in _IMPORTING:
                 raise refused("a class to import", f"{key}: {value}", where)
             if key == "expr_str":
                 check_expression(value, where)
             elif (key == "target" and isinstance(value, str)) or key == "as_operator":
                 check_target(value, where)
+            elif key == "name" and isinstance(value, str) and value:
+                check_name(value, where)
+            elif key == "forward_arg_names" and isinstance(value, list):
+                for name in value:
+                    check_name(str(name), where)
+            elif key.endswith("_name") and isinstance(value, str) and not value.isprintable():
+                raise refused("a name with control characters", value[:80], where)
             check_document(value, where, depth)
     elif isinstance(document, list):
         for value in document:
@@ -60,6 +66,12 @@ def check_document(document: Any, where: str, depth: int = 0) -> None:
         check_document(inner, where, depth + 1)
     elif isinstance(document, str) and depth >= 8 and any(key in document for key in _IMPORTING):
         raise refused("text nested too deeply", document[:60], where)
+
+
+def _is_remark(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    )
 
 
 def check_expression(text: Any, where: str) -> None:
@@ -92,40 +104,16 @@ def check_expression(text: Any, where: str) -> None:
 
 
 def check_target(text: Any, where: str) -> None:
-    """Allow registered operators and plain arithmetic functions as callees."""
-    parts = str(text).split(".")
-    ok = not any(part.startswith("__") for part in parts)
-    if parts[:2] == ["torch", "ops"]:
-        # The dunder operators of aten (`__and__`) are fine, `__class__` and so on are not.
-        ok = len(parts) > 3 and not parts[2].startswith("__") and _is_operator(parts[2:])
-    elif parts[0] == "torch":
-        ok = ok and len(parts) == 2 and re.fullmatch(r"sym_\w+|_sym_\w+", parts[1]) is not None
-    elif parts[0] == "_operator":
-        ok = len(parts) == 2 and parts[1] not in _BANNED_OPERATORS and hasattr(operator, parts[1])
-    elif parts[0] == "math":
-        ok = ok and len(parts) == 2
-    else:
-        ok = parts[0].startswith("#")
-    if not ok:
-        raise refused("a callee that is not an operator", str(text)[:80], where)
+    """Allow pure operators and arithmetic on sizes as callees."""
+    why = obstacle(text) if isinstance(text, str) else "not a text"
+    if why is not None:
+        raise refused(f"a callee that is not a pure operator ({why})", str(text)[:80], where)
 
 
-def _is_operator(names: list[str]) -> bool:
-    value: Any = torch.ops
-    for name in names:
-        value = getattr(value, name, None)
-        if not isinstance(value, _OPERATORS):
-            return False
-    return not isinstance(value, ModuleType)
-
-
-_OPERATORS = (
-    torch._ops._OpNamespace,
-    torch._ops._HigherOrderNamespace,
-    torch._ops.OpOverloadPacket,
-    torch._ops.OpOverload,
-    torch._ops.HigherOrderOperator,
-)
+def check_name(text: str, where: str) -> None:
+    """Names of values and inputs become variables of generated Python text."""
+    if not _VARIABLE.fullmatch(text):
+        raise refused("a name that is not an identifier", text[:80], where)
 
 
 def refused(what: str, text: str, where: str) -> LoadError:

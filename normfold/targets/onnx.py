@@ -251,6 +251,8 @@ def _set_names(model: ir.Model, graph: Graph) -> None:
                 unique, number = f"{name}_{number}", number + 1
             taken.add(unique)
             value.name = unique
+    for value in tuple(model.graph.initializers.values()):
+        value.name = graph.own_names.get(str(value.name), value.name)
     common.NameFixPass()(model)
 
 

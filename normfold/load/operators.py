@@ -1,0 +1,90 @@
+"""Operators that a `.pt2` program may call, by what they do: pure functions of tensors and numbers.
+
+That an operator is registered says nothing: `aten.from_file` maps a file, and what is copied into its result is
+written there; others print, send, or run on streams.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+_NAMESPACES = {"aten", "prims", "torchvision", "quantized_decomposed", "normfold"}
+# Texts that say how to compute: never a file, and nothing that is printed but the message of an assertion.
+_TEXTS = {
+    "UPLO", "activation", "algorithm", "approximate", "assert_msg", "driver", "equation", "indexing",
+    "interpolation", "mode", "norm", "ord", "p", "pad_mode", "padding", "padding_mode", "padding_side", "reduce",
+    "rounding_mode", "side",
+}  # fmt: skip
+_PART = re.compile(
+    r"(Optional|List|Future)?\[|\]|,|\s|Tensor|int|float|bool|complex|number|Scalar|SymInt|SymBool|SymFloat|str|"
+    r"Device|Layout|MemoryFormat|ScalarType|Generator|QScheme|NoneType"
+)
+# Asserted, and nothing returned.
+_ASSERTIONS = {
+    "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata", "aten::sym_constrain_range",
+    "aten::sym_constrain_range_for_size",
+}  # fmt: skip
+# They take sizes, offsets or indices on trust, and read or write beyond their memory.
+_UNCHECKED = re.compile(
+    r"aten::(set_?|set_data|_?sparse_.*unsafe.*|_nested_view_from.*|_reshape_alias.*)"
+)
+_HIGHER_ORDER = {
+    "associative_scan", "cond", "flex_attention", "map_impl", "scan", "while_loop", "wrap_with_autocast",
+    "wrap_with_set_grad_enabled",
+}  # fmt: skip
+_SYMBOLIC = re.compile(r"_?sym_\w+")
+_ARITHMETIC = {
+    "add", "and_", "eq", "floordiv", "ge", "getitem", "gt", "inv", "invert", "is_", "is_not", "le", "lshift", "lt",
+    "matmul", "mod", "mul", "ne", "neg", "not_", "or_", "pos", "pow", "rshift", "sub", "truediv", "truth", "xor",
+}  # fmt: skip
+_MATH = {"ceil", "floor", "pow", "sqrt", "trunc"}
+
+
+def obstacle(target: str) -> str | None:
+    """Why a program may not call ``target`` (``torch.ops.aten.add.Tensor``); None where it may."""
+    match target.split("."):
+        case ["torch", "ops", "higher_order", name]:
+            return None if name in _HIGHER_ORDER else "a higher-order operator that is not known"
+        case ["torch", "ops", namespace, name, overload]:
+            if namespace not in _NAMESPACES:
+                return f"operators of `{namespace[:40]}` are not known"
+            found: Any = _operator(namespace, name, overload)
+            return "there is no such operator" if found is None else _of_operator(found)
+        case ["torch", name] if _SYMBOLIC.fullmatch(name):
+            return None
+        case ["_operator", name] if name in _ARITHMETIC:
+            return None
+        case ["math", name] if name in _MATH:
+            return None
+    return None if target.startswith("#") else "not an operator"
+
+
+def _operator(namespace: str, name: str, overload: str) -> torch._ops.OpOverload | None:
+    plain = all(part.isidentifier() for part in (name, overload)) and not overload.startswith("__")
+    if not plain:
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    found = (
+        getattr(packet, overload, None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
+    )
+    return found if isinstance(found, torch._ops.OpOverload) else None
+
+
+def _of_operator(found: torch._ops.OpOverload) -> str | None:
+    schema = found._schema
+    if not torch._C._dispatch_has_kernel(found.name()):
+        return "it is not an operator on tensors"
+    if _UNCHECKED.fullmatch(str(schema.name)):
+        return "it takes sizes or memory on trust"
+    for argument in schema.arguments:
+        kind = str(argument.type)
+        if _PART.sub("", kind):
+            return f"its argument `{argument.name}` is neither tensor nor number"
+        if "str" in kind and argument.name not in _TEXTS:
+            return f"its argument `{argument.name}` is a text"
+    if schema.returns or schema.name in _ASSERTIONS:
+        return None
+    return "it returns nothing"
