@@ -9,7 +9,7 @@ from typing import Any
 
 from normfold.files import publish, staging
 from normfold.graph import Graph
-from normfold.job import Cast, Job, Quantize, Rewrite, Train
+from normfold.job import Cast, Job, Quantize, Rewrite, Train, confinement
 from normfold.progress import Listener, silent
 from normfold.report import Report
 from normfold.report.events import Recorder, Unmet
@@ -57,7 +57,9 @@ def execute(job: Job, say: Listener = silent) -> Result:
         LoadError, CaptureError, UsageError, ExportError, PassError, EnvironmentMissing: each with what, where,
             found and a hint; nothing is published then.
     """
-    start, record = time.perf_counter(), Recorder(Report(job=job.to_toml(), versions=versions()))
+    start = time.perf_counter()
+    gave_up = str(confinement.state())
+    record = Recorder(Report(job=job.to_toml(), versions=versions(), confinement=gave_up))
     prepared = prepare(job)
     work = begin(job, prepared.axes, record, say)
     graph = work.captured

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from normfold.cli.supervise import supervise
 from normfold.errors import UsageError
 from normfold.job import Option
 
@@ -28,9 +29,18 @@ class Argument:
     optional: bool = False
 
 
+def _never(given: Given) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Command:
-    """One command: ``run`` gets the arguments and the options that were given, and returns the exit status."""
+    """One command: ``run`` gets the arguments and the options that were given, and returns the exit status.
+
+    Attributes:
+        opens: it opens files that may be untrusted, and so works in a confined process.
+        why_not: why this call of it cannot be confined; None where it can.
+    """
 
     name: str
     help: str
@@ -38,12 +48,25 @@ class Command:
     arguments: Sequence[Argument]
     options: Sequence[Option]
     examples: Sequence[str]
+    opens: bool = True
+    why_not: Callable[[Given], str | None] = _never
+
+    def _writable(self, given: Given) -> list[Path]:
+        """The folders that the options name: all that are paths are written to."""
+        found = []
+        for item in self.options:
+            value = given.get(item.keyword, item.default)
+            if item.kind == "path" and value is not None:
+                found.append(Path(value) if item.folder else Path(value).parent)
+        return found
 
     def add_to(self, app: typer.Typer) -> None:
         """Make a typer command of it."""
 
         def call(ctx: typer.Context, **values: Any) -> int:
             given = {name: value for name, value in values.items() if value is not None}
+            if self.opens:
+                supervise(self._writable(given), self.why_not(given))
             try:
                 return self.run(given)
             except UsageError as error:

@@ -11,7 +11,7 @@ import typer
 
 from normfold.cli.local import Bench
 from normfold.cli.show import console, emit, progress, warn_pickle
-from normfold.job import options_of
+from normfold.job import confinement, options_of
 
 Given = dict[str, Any]
 
@@ -166,7 +166,7 @@ def doctor(given: Given) -> int:
         from normfold import inspection
         from normfold.progress import Progress
 
-        found = inspection.environment()
+        found = [*inspection.environment(), _confinement()]
         if model is not None:
             say(Progress("capturing with draft_export"))
             obstacles = inspection.obstacles(model, **given)
@@ -180,6 +180,13 @@ def doctor(given: Given) -> int:
         if model is not None and not obstacles:
             typer.echo("the model is captured without obstacles")
     return 4 if obstacles else 0
+
+
+def _confinement() -> dict[str, str]:
+    missing = confinement.lacks()
+    found = f"no {', no '.join(missing)}" if missing else "Landlock and seccomp"
+    purpose = "commands that open a file give up writing elsewhere, starting programs, connections"
+    return {"what": "confinement", "version": found, "needed for": purpose}
 
 
 def bench(given: Given) -> int:

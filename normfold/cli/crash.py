@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import traceback
-from pathlib import Path
 
 from normfold.cli.show import last_progress
+from normfold.cli.supervise import traceback_file
 from normfold.errors import InternalError
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -30,10 +29,7 @@ def crash(error: BaseException) -> InternalError:
     """What to say of an exception; its traceback is saved."""
     stage = last_progress()
     text = "".join(traceback.format_exception(error))
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="normfold-", suffix=".traceback.txt", delete=False
-    ) as file:
-        file.write(text)
+    saved = traceback_file(text)
     first = (str(error).strip().splitlines() or [""])[0][:200]
     way = _WAYS.get(
         stage.stage.split()[0], "`--passes canonicalize,restore,bake` leaves out most passes"
@@ -42,7 +38,7 @@ def crash(error: BaseException) -> InternalError:
         f"a fault in normfold while {stage.stage}{f' ({stage.text})' if stage.text else ''}",
         where=_users_line(text),
         found=f"{type(error).__name__}: {first}",
-        hint=f"to try: {way}. Please report it, with the traceback in `{Path(file.name)}`",
+        hint=f"to try: {way}. Please report it, with the traceback in `{saved}`",
     )
 
 

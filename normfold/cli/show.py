@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from normfold.cli.supervise import note_stage
 from normfold.progress import Listener, Progress
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def last_progress() -> Progress:
     return _last
 
 
+def _remember(event: Progress) -> None:
+    global _last
+    _last = event
+    note_stage(f"{event.stage}{f', {event.text}' if event.text else ''}")
+
+
 def console() -> Console:
     """Console on stdout; COLUMNS sets its width, and a pipe gets whole lines."""
     from rich.console import Console
@@ -36,12 +43,10 @@ def console() -> Console:
 @contextmanager
 def progress() -> Iterator[Listener]:
     """A spinner with the current stage and its seconds on stderr; silent when stderr is not a terminal."""
-    global _last
     if not sys.stderr.isatty():
 
         def remember(event: Progress) -> None:
-            global _last
-            _last = event
+            _remember(event)
 
         yield remember
         return
@@ -55,8 +60,7 @@ def progress() -> Iterator[Listener]:
         task = bar.add_task("loading torch", total=None)
 
         def show(event: Progress) -> None:
-            global _last
-            _last = event
+            _remember(event)
             text = f"{event.stage}{f', {event.text}' if event.text else ''}"
             bar.update(task, description=text[:100], total=event.total, completed=event.done)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from normfold.cli import commands
-from normfold.cli.command import Argument, Command
+from normfold.cli.command import Argument, Command, Given
 from normfold.cli.local import Bench, Inspection, Printing
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Rewrite, Source, options_of
 
@@ -19,11 +20,28 @@ def _job(name: str, help: str, *examples: str) -> Command:
     left_out = COMMANDS[name][1]
     options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
     own = [*options, *options_of(Printing)]
-    return Command(name, help, partial(commands.run_job, name), [_MODEL], own, examples)
+    return Command(
+        name, help, partial(commands.run_job, name), [_MODEL], own, examples, why_not=_why_not
+    )
 
 
 def _some(owner: type, *names: str) -> list[Option]:
     return [item for item in options_of(owner) if item.name in names]
+
+
+def _why_not(given: Given) -> str | None:
+    """Why a call cannot, or need not, be confined."""
+    if given.get("compiled"):
+        return "`--compile` starts a compiler"
+    texts = [str(given.get(name, "")) for name in ("model", "original", "result", "a", "b", "data")]
+    if any(
+        text.startswith("timm:") and "pretrained" in text
+        for text in [*texts, str(given.get("factory"))]
+    ):
+        return "`pretrained` downloads weights"
+    if not any(text and Path(text).exists() for text in texts):
+        return "no file is read, only code that you named"
+    return None
 
 
 _LOADING = _some(Source, "factory", "inputs", "trust_modules", "trust_pickle")
@@ -61,6 +79,7 @@ TABLE = (
             "normfold inspect timm:resnet18",
             "normfold inspect model.pt --graph --passes canonicalize",
         ),
+        why_not=_why_not,
     ),
     Command(
         "plan",
@@ -72,6 +91,7 @@ TABLE = (
             "normfold plan gpt2/ --to rmsnorm",
             "normfold plan model.pt --passes canonicalize,fold-affine",
         ),
+        why_not=_why_not,
     ),
     Command(
         "verify",
@@ -86,6 +106,7 @@ TABLE = (
             "normfold verify model.pt out/model.onnx",
             "normfold verify timm:resnet18 out/resnet18.pt2",
         ),
+        why_not=_why_not,
     ),
     Command(
         "bisect",
@@ -94,6 +115,7 @@ TABLE = (
         _ONE,
         [*_WHAT, *_CAPTURE, *_SEED, *_JSON],
         ("normfold bisect model.pt --to rmsnorm", "normfold bisect model.pt --passes my-pass"),
+        why_not=_why_not,
     ),
     Command(
         "passes",
@@ -102,6 +124,7 @@ TABLE = (
         [],
         _JSON,
         ("normfold passes", "normfold passes --json"),
+        opens=False,
     ),
     Command(
         "explain",
@@ -110,6 +133,7 @@ TABLE = (
         [Argument("name", "CODE|PASS", "A reason code such as NF103, or a pass name.")],
         _JSON,
         ("normfold explain NF105", "normfold explain fold-affine"),
+        opens=False,
     ),
     Command(
         "doctor",
@@ -118,6 +142,7 @@ TABLE = (
         [Argument("model", "[MODEL]", "Also try to capture this model.", optional=True)],
         [*_LOADING, *_JSON],
         ("normfold doctor", "normfold doctor model.pt --trust-module mypkg"),
+        why_not=_why_not,
     ),
     Command(
         "bench",
@@ -129,5 +154,6 @@ TABLE = (
         ],
         [*options_of(Bench), *_LOADING, *_SEED, *_JSON],
         ("normfold bench before.onnx after.onnx", "normfold bench a.engine b.engine --runtime trt"),
+        why_not=_why_not,
     ),
 )

@@ -94,6 +94,11 @@ class Option:
         return self.flags[0].removeprefix("--")
 
     @property
+    def folder(self) -> bool:
+        """True for a path of a folder; other paths are files."""
+        return self.kind == "path" and self.declared.metavar == "FOLDER"
+
+    @property
     def keyword(self) -> str:
         """The keyword of Python's `convert`."""
         return self.declared.keyword or self.name

@@ -42,7 +42,9 @@ class Export(Options):
     opset: int | None = option(
         None, "ONNX opset.", when="onnx-file", default_text="the target's own"
     )
-    output: Path = option(Path("out"), "Folder for the files and the report.", "--output", "-o")
+    output: Path = option(
+        Path("out"), "Folder for the files and the report.", "--output", "-o", metavar="FOLDER"
+    )
 
     @property
     def requests(self) -> tuple[Request, ...]:

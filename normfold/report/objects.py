@@ -217,6 +217,7 @@ class Report:
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    confinement: str = ""
     timing: Timing | None = None
     precision: Precision | None = None
     engine: EngineReport | None = None

@@ -21,13 +21,18 @@ STATES = ("gone", "converted", "left", "kept")
 _FEW = 10
 
 
+# What needs no remark: a confined process, and one that reads no file.
+_EXPECTED = ("confined", "not confined: called from Python", "not confined: no file is read")
+
+
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
     """The whole run: passes, sites, verdicts, artefacts. ``verbose`` lists every site."""
     if report.model:
         print_line(console, f"model     {report.model}")
     if report.inputs:
         print_line(console, f"inputs    {report.inputs}")
-    for note in report.notes:
+    open_ended = () if report.confinement.startswith(_EXPECTED) else (report.confinement,)
+    for note in (*report.notes, *open_ended):
         print_line(console, f"note      {note}")
     console.print()
     console.print(
