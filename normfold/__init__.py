@@ -7,6 +7,12 @@ result = normfold.convert("model.pt", to="folded", export="onnx", output="out/")
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m` puts the current folder first: a file in it would stand in for a library
+    sys.path.append(sys.path.pop(0))
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

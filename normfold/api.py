@@ -24,6 +24,7 @@ from normfold.report.events import Recorder
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import Verify, passes_of, require_mode, run_judged
 from normfold.target import target
+from normfold.targets.untrusted import require_own_data
 
 # files that a runtime runs, by suffix
 _RUNTIMES = {".onnx": "ort-x86", ".xml": "openvino"}
@@ -109,6 +110,8 @@ def verify(
     is_file = runtime is not None
     if is_file and not Path(result).is_file():
         raise LoadError("there is no such file", where=str(result))
+    if runtime == "ort-x86":
+        require_own_data(Path(result))
     given: dict[str, Any] = {
         "factory": factory,
         "trust_modules": trust_modules,

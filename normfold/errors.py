@@ -25,6 +25,8 @@ class NormfoldError(Exception):
         found: str | None = None,
         hint: str | None = None,
     ) -> None:
+        what = printable(what)
+        where, found, hint = (text and printable(text) for text in (where, found, hint))
         self.what, self.where, self.found, self.hint = what, where, found, hint
         lines = [what]
         if where:
@@ -34,6 +36,13 @@ class NormfoldError(Exception):
         if hint:
             lines += ["", f"hint: {hint}"]
         super().__init__("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """The text without control characters: what a file brings may not steer a terminal."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text
+    )
 
 
 class UsageError(NormfoldError):

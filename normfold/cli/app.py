@@ -6,12 +6,14 @@ import difflib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from normfold.cli.command import origin
 from normfold.cli.settings import Option, settings
+from normfold.cli.supervise import Ended
 from normfold.cli.table import TABLE
 from normfold.errors import NormfoldError, UsageError
 
@@ -49,6 +51,9 @@ def _root(
     ),
 ) -> None:
     commands: dict[str, Any] = vars(ctx.command)["commands"]
+    named = {
+        command.name: {item.key for item in command.options if item.named} for command in TABLE
+    }
     known: dict[str, set[str]] = {}
     table: dict[str, dict[str, Option]] = {}
     for name, command in commands.items():
@@ -58,12 +63,26 @@ def _root(
                 continue
             long = [flag.removeprefix("--") for flag in param.opts if flag.startswith("--")]
             for key in long:
-                table[name][key] = Option(param.name, param.multiple or param.nargs > 1)
+                many = param.multiple or param.nargs > 1
+                table[name][key] = Option(param.name, many, key in named[name])
             # as the option is spelled, not as its parameter is called
             param.envvar = [f"NORMFOLD_{name}_{key}".upper().replace("-", "_") for key in long]
             known.setdefault(name, set()).update(param.envvar)
-    _require_known_variables(ctx.invoked_subcommand or "", known)
-    ctx.default_map = settings(table)
+    command = ctx.invoked_subcommand or ""
+    _require_known_variables(command, known)
+    ctx.default_map = {command: settings(table, command, _configuration())}
+
+
+def _configuration() -> Path | None:
+    """The file that the user named; it is read before the command's own options are."""
+    words = sys.argv[1:]
+    for at, word in enumerate(words):
+        if word == "--config" and at + 1 < len(words):
+            return Path(words[at + 1])
+        if word.startswith("--config="):
+            return Path(word.partition("=")[2])
+    named = os.environ.get("NORMFOLD_CONFIG", "")
+    return Path(named) if named else None
 
 
 def _require_known_variables(command: str, known: dict[str, set[str]]) -> None:
@@ -105,7 +124,14 @@ def main() -> None:
         # typer ends so at a broken pipe, with the status of a failed verdict
         if isinstance(error.__context__, BrokenPipeError):
             _reader_left()
-        raise
+        if isinstance(error, Ended):
+            raise
+        _fail(
+            "code that was loaded ended the process",
+            4,
+            found=f"SystemExit({error.code!r})",
+            hint="the network's code, a loader or a plug-in calls `sys.exit`",
+        )
     except Exception as error:
         from normfold.cli.crash import crash
 

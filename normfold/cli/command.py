@@ -65,6 +65,7 @@ class Command:
 
         def call(ctx: typer.Context, **values: Any) -> int:
             given = {name: value for name, value in values.items() if value is not None}
+            given.pop("config", None)  # read before: see `normfold.cli.app`
             if self.opens:
                 supervise(self._writable(given), self.why_not(given))
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from normfold.job.option import Options, option
 
@@ -14,6 +14,18 @@ class Printing:
 
     verbose: bool = option(False, "List every site.", "--verbose", "-v", when="always")
     as_json: bool = option(False, "Print JSON on stdout instead of tables.", "--json")
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Where options come from besides the command line."""
+
+    config: Any = option(
+        None,
+        "Read options from this file; it may set what a found normfold.toml may not.",
+        metavar="FILE",
+        when="always",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""Defaults from `normfold.toml` or `[tool.normfold]` of pyproject.toml, below flags and environment."""
+"""Defaults from a configuration file, below flags and environment.
+
+A file that the user named (`--config FILE`, `NORMFOLD_CONFIG`) may set every option. One that was only found, a
+`normfold.toml` or `[tool.normfold]` of pyproject.toml in the current folder, may come with a model from anywhere:
+it sets no trust, no code that runs and no path that is written to.
+"""
 
 from __future__ import annotations
 
@@ -9,54 +14,75 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normfold.errors import UsageError
+from normfold.errors import UsageError, last_line
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command: the name of its parameter, and whether it may be repeated."""
+    """An option of a command: its parameter, whether it may be repeated, and who may set it.
+
+    Attributes:
+        named: only a file that the user named may set it.
+    """
 
     parameter: str
     repeatable: bool
+    named: bool = False
 
 
 Commands = Mapping[str, Mapping[str, Option]]
 
 
-def settings(commands: Commands, folder: Path | None = None) -> dict[str, dict[str, Any]]:
-    """A default map for click, by command and parameter.
+def settings(
+    commands: Commands,
+    command: str,
+    named: Path | None = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Values by parameter, for one command.
 
     Keys are spelled like the long options: those at the top are for every command that has such an option,
     those in a table named like a command are for that one and win.
 
     Args:
         commands: by command name, its options by their long spelling without the dashes.
-        folder: where the files are; the current one by default.
+        command: the one that runs.
+        named: the file that the user named; without it one is looked for in ``folder``.
+        folder: the current one by default.
 
     Raises:
-        UsageError: the file is not valid TOML, has a key that is neither a command nor an option, or asks to trust
-            pickles.
+        UsageError: the file is not there or not valid TOML, has a key that is neither a command nor an option, or
+            was only found and sets what it may not.
     """
-    name, table = _read(folder or Path.cwd())
+    name, table = _named(named) if named is not None else _found(folder or Path.cwd())
     every = {key: option for options in commands.values() for key, option in options.items()}
     common: dict[str, Any] = {}
-    own: dict[str, dict[str, Any]] = {}
+    own: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict) and key in commands:
-            own[key] = {
-                _known(inner, commands[key], name, f"{key}."): content
-                for inner, content in value.items()
-            }
+            inner = {_known(k, commands[key], name, f"{key}."): v for k, v in value.items()}
+            own.update(inner if key == command else {})
         else:
             common[_known(key, [*every, *commands], name)] = value
-    return {
-        command: {
-            option.parameter: _value(key, value, option, name)
-            for key, value in {**common, **own.get(command, {})}.items()
-            if (option := options.get(key)) is not None
-        }
-        for command, options in commands.items()
-    }
+    options = commands.get(command, {})
+    made = {}
+    for key, value in {**common, **own}.items():
+        option = options.get(key)
+        if option is None:
+            continue
+        if named is None and (option.named or (key == "data" and _is_code(value))):
+            raise UsageError(
+                f"`{name}` sets `{key}`, which a configuration that was only found may not set",
+                hint=f"if you know this file: `normfold {command} ... --config {name}`, or "
+                f"`NORMFOLD_CONFIG={name}`",
+            )
+        made[option.parameter] = _value(key, value, option, name)
+    return made
+
+
+def _is_code(value: Any) -> bool:
+    """Whether data are a loader, `pkg.mod:fn`, and not a file."""
+    return isinstance(value, str) and ":" in value and not Path(value).exists()
 
 
 def _known(key: str, names: Iterable[str], file: str, prefix: str = "") -> str:
@@ -71,11 +97,6 @@ def _known(key: str, names: Iterable[str], file: str, prefix: str = "") -> str:
 
 
 def _value(key: str, value: Any, option: Option, file: str) -> Any:
-    if key == "trust-pickle":  # a checked-out repository must not lift the gate for its own files
-        raise UsageError(
-            f"`trust-pickle` is not taken from `{file}`",
-            hint="give `--trust-pickle` yourself, for files whose maker you trust",
-        )
     items = value if isinstance(value, list) else [value]
     plain = all(isinstance(item, (str, int, float, bool)) for item in items)
     if not plain or (isinstance(value, list) and not option.repeatable):
@@ -86,22 +107,31 @@ def _value(key: str, value: Any, option: Option, file: str) -> Any:
     return [str(item) for item in items] if option.repeatable else value
 
 
-def _read(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The first file that says anything, and its table."""
+def _named(file: Path) -> tuple[str, dict[str, Any]]:
+    """The table of a file that the user named; of a pyproject.toml its `[tool.normfold]`."""
+    if not file.is_file():
+        raise UsageError("there is no such configuration file", where=str(file))
+    return str(file), _table(file, ("tool", "normfold") if file.name == "pyproject.toml" else ())
+
+
+def _found(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The first file in a folder that says anything, and its table."""
     for name, path in (("normfold.toml", ()), ("pyproject.toml", ("tool", "normfold"))):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            data: Any = tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"`{name}` is not valid TOML", where=str(file), found=str(error)
-            ) from error
-        for key in path:
-            data = data.get(key, {})
-            if not isinstance(data, dict):
-                raise UsageError(f"`{key}` in `{name}` is not a table", where=str(file))
-        if data:
+        if (folder / name).is_file() and (data := _table(folder / name, path)):
             return name, data
     return "", {}
+
+
+def _table(file: Path, path: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        data: Any = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise UsageError(
+            f"`{file.name}` is not valid TOML", where=str(file), found=last_line(error)
+        ) from error
+    for key in path:
+        data = data.get(key, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"`{key}` in `{file.name}` is not a table", where=str(file))
+    found: dict[str, Any] = data
+    return found

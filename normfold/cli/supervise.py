@@ -35,6 +35,10 @@ _stage: mmap.mmap | None = None
 _kept = Path(tempfile.gettempdir())
 
 
+class Ended(SystemExit):
+    """The status that the child ended with."""
+
+
 def supervise(writable: Sequence[Path], why_not: str | None) -> None:
     """Go on in a confined child; the parent does not return, but ends as the child ended.
 
@@ -70,7 +74,7 @@ def supervise(writable: Sequence[Path], why_not: str | None) -> None:
         ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if os.getppid() != parent:
-        sys.exit(143)
+        raise Ended(143)
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     confinement.confine([*writable, temporary])
 
@@ -128,10 +132,10 @@ def _wait(child: int) -> int:
 
 def _end(status: int) -> NoReturn:
     if os.WIFEXITED(status):
-        raise SystemExit(os.WEXITSTATUS(status))
+        raise Ended(os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)
     if number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        raise SystemExit(128 + number)
+        raise Ended(128 + number)
     raise _killed(number)
 
 

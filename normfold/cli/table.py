@@ -8,18 +8,21 @@ from pathlib import Path
 
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
-from normfold.cli.local import Bench, Inspection, Printing
+from normfold.cli.local import Bench, Configured, Inspection, Printing
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
-_JSON = [item for item in options_of(Printing) if item.name == "as_json"]
+_JSON = [
+    *options_of(Configured),
+    *(item for item in options_of(Printing) if item.name == "as_json"),
+]
 
 
 def _job(name: str, help: str, *examples: str) -> Command:
     """A preset of a job: every group of options that means something in it."""
     left_out = COMMANDS[name][1]
     options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
-    own = [*options, *options_of(Printing)]
+    own = [*options, *options_of(Configured), *options_of(Printing)]
     return Command(
         name, help, partial(commands.run_job, name), [_MODEL], own, examples, why_not=_why_not
     )

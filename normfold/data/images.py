@@ -15,6 +15,8 @@ from normfold.data.checks import Shape, shown
 from normfold.errors import EnvironmentMissing, LoadError, UsageError, last_line
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Pillow goes by what a file holds: PostScript under another suffix would start Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 Size = int | tuple[int, int]
 
 
@@ -86,7 +88,7 @@ def read(paths: Sequence[Path], channels: int, height: int, width: int) -> Tenso
     images = torch.empty((len(paths), channels, height, width), dtype=torch.uint8)
     for at, path in enumerate(paths):
         try:
-            with image_module.open(path) as image:
+            with image_module.open(path, formats=_FORMATS) as image:
                 deep = image.mode.startswith(("I", "F"))
                 plain = image.convert("L" if channels == 1 else "RGB")
         except Exception as error:

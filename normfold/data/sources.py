@@ -221,7 +221,7 @@ def _guarded(source: Iterable[Any], where: str) -> Iterator[Any]:
         yield from source
     except (NormfoldError, GeneratorExit):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(
             "the data raised an exception",
             where=factory.origin(error) or where,

@@ -29,6 +29,7 @@ class Declared:
         low, high: least and largest value.
         default_text: what happens without it, where the default does not say so.
         keyword: of Python's `convert`, where it is not the field's name.
+        named: it widens trust, or names code that runs: a configuration file that was only found may not set it.
     """
 
     help: str
@@ -40,6 +41,7 @@ class Declared:
     high: float | None
     default_text: str
     keyword: str
+    named: bool
 
 
 def option(
@@ -53,9 +55,10 @@ def option(
     high: float | None = None,
     default_text: str = "",
     keyword: str = "",
+    named: bool = False,
 ) -> Any:
     """A field that is an option; see `Declared`. Without ``group`` and ``when`` those of the class are taken."""
-    said = Declared(help, flags, metavar, group, when, low, high, default_text, keyword)
+    said = Declared(help, flags, metavar, group, when, low, high, default_text, keyword, named)
     return dataclasses.field(default=default, metadata={"option": said})
 
 
@@ -97,6 +100,11 @@ class Option:
     def folder(self) -> bool:
         """True for a path of a folder; other paths are files."""
         return self.kind == "path" and self.declared.metavar == "FOLDER"
+
+    @property
+    def named(self) -> bool:
+        """True where only a configuration file that the user named may set it: trust, code, what is written."""
+        return self.declared.named or self.kind == "path"
 
     @property
     def keyword(self) -> str:

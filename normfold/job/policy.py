@@ -43,6 +43,7 @@ class Policy(Options):
         "better.",
         metavar="PKG.MOD:FN",
         when="samples-given",
+        named=True,
     )
     half_budget: float | None = option(
         None,

@@ -25,6 +25,7 @@ class Source(Options):
         "Builds the network that a state dict belongs to.",
         "--model",
         metavar="PKG.MOD:FACTORY",
+        named=True,
     )
     inputs: tuple[Any, ...] = option(
         (),
@@ -55,7 +56,8 @@ class Source(Options):
         "Allow a pickle to name classes of this package; repeatable.",
         "--trust-module",
         metavar="PKG",
+        named=True,
     )
     trust_pickle: bool = option(
-        False, "Unpickle without an allow-list: runs whatever the file says."
+        False, "Unpickle without an allow-list: runs whatever the file says.", named=True
     )

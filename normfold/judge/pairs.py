@@ -35,6 +35,7 @@ from normfold.progress import Listener, Progress
 from normfold.report import Report
 from normfold.report.sites import site_statuses
 from normfold.rewrite import parse, run_pipeline
+from normfold.targets.untrusted import require_own_data
 
 
 @dataclass(frozen=True)
@@ -329,6 +330,7 @@ def _is_onnx(model: Any) -> bool:
         return False
     if not Path(model).is_file():
         raise LoadError("there is no such file", where=str(model))
+    require_own_data(Path(model))
     return True
 
 

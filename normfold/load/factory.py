@@ -89,7 +89,7 @@ def working_folder_importable() -> None:
     """Let a project's own modules be imported from its folder, as `python -m` would."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)  # behind what is installed, which nothing here may stand in for
 
 
 def build(text: str, seed: int) -> Found:
@@ -108,7 +108,7 @@ def build(text: str, seed: int) -> Found:
     try:
         with seeded(seed):
             made = target(*call.args, **call.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(
             "the factory raised an exception",
             where=origin(error) or text,
@@ -145,7 +145,7 @@ def invoke(function: Any, text: str, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except NormfoldError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(
             f"`{text}` raised an exception",
             where=origin(error) or text,
@@ -158,7 +158,7 @@ def lookup(call: Call, text: str) -> Any:
     working_folder_importable()
     try:
         value: Any = importlib.import_module(call.module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         named = (isinstance(error, ModuleNotFoundError) and error.name) or ""
         mine = bool(named) and (call.module == named or call.module.startswith(f"{named}."))
         what = f"there is no module `{named}`" if mine else f"importing `{call.module}` failed"

@@ -54,6 +54,8 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
                 "dtype": "auto",
                 "output_loading_info": True,
             }
+            if config.get("use_pretrained_backbone"):  # its weights are in the folder: no download
+                options["use_pretrained_backbone"] = False
             if weights is None:
                 module, info = cls.from_pretrained(str(folder), **options)
             else:
@@ -112,18 +114,26 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _remote_code(config: Any) -> Iterator[str]:
-    # Recent transformers fetch attention kernels from a hub when the name has a slash.
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "auto_map":
                 yield f"`auto_map`: {', '.join(map(str, value))}"
-            elif "_implementation" in key and "/" in str(value):
+            elif _leads_away(key, str(value or "")):
                 yield f"`{key}`: {value}"
             else:
                 yield from _remote_code(value)
     elif isinstance(config, list):
         for value in config:
             yield from _remote_code(value)
+
+
+def _leads_away(key: str, value: str) -> bool:
+    """transformers takes attention kernels from a hub, and timm models and weights from anywhere."""
+    if "_implementation" in key:
+        return "/" in value
+    if key in ("architecture", "backbone"):
+        return ":" in value
+    return key == "checkpoint_path" and bool(value)
 
 
 def _architecture(config: dict[str, Any], folder: Path) -> str:

@@ -27,7 +27,7 @@ def forward(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     """Run without gradients on copies of the inputs; None when it worked."""
     try:
         _run(module, args, kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Failure(_where(module, args, kwargs), last_line(error))
     return None
 
@@ -56,7 +56,7 @@ def _where(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
                 entered.pop()
 
         hooks += [child.register_forward_pre_hook(enter), child.register_forward_hook(leave)]
-    with contextlib.suppress(Exception):  # it is known to fail: the hooks note where
+    with contextlib.suppress(Exception, SystemExit):  # it is known to fail: the hooks note where
         _run(module, args, kwargs)
     for hook in hooks:
         hook.remove()

@@ -188,17 +188,17 @@ class _Rules:
                 continue
             if not isinstance(member, Made):
                 raise Refused(f"`{key}` holds what is neither a module nor a tensor")
-            if key == "_modules":
-                is_member = member.new and issubclass(
-                    self.admission.kind(member.callee)[0], nn.Module
-                )
-            else:
-                is_member = not member.new and (
-                    member.callee in REBUILDS or member.callee == FROM_TYPE
-                )
-            if not is_member:
+            if not self._is_member(key, member):
                 raise Refused(f"`{key}` holds `{_label(member)}`")
             yield member
+
+    def _is_member(self, key: str, member: Made) -> bool:
+        if key != "_modules":
+            return not member.new and (member.callee in REBUILDS or member.callee == FROM_TYPE)
+        try:
+            return member.new and issubclass(self.admission.kind(member.callee)[0], nn.Module)
+        except Refused:
+            return True  # it is refused where it is judged itself
 
     def _hooks(self, key: str, value: Any) -> Iterator[Any]:
         for _, hook in _items(key, value):

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normfold.errors import printable
+
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A plain table; empty cells for None."""
@@ -16,10 +18,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        grid.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
     return grid
 
 
 def print_line(console: Console, text: str) -> None:
     """One line as it is: paths and messages may hold brackets and colons that rich would read."""
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)

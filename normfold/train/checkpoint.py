@@ -10,6 +10,8 @@ import torch
 
 from normfold.errors import LoadError, UsageError
 from normfold.files import atomic
+from normfold.load import pickled
+from normfold.load.trust import Trust
 from normfold.report.training import Evaluation, Rollback, TrainingReport
 
 _FORMAT = 1
@@ -32,10 +34,12 @@ def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = pickled.read(path, Trust())
         found, report = data.pop("key"), data.pop("report")
         version = data.pop("format")
-    except Exception as error:  # torch.load raises many types for a damaged file
+    except LoadError:
+        raise
+    except Exception as error:  # what is not one of ours may hold anything
         raise LoadError(
             "the checkpoint cannot be read",
             where=str(path),

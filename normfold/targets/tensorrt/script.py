@@ -26,7 +26,7 @@ import pathlib
 import sys
 
 MODULES = $modules
-ONNX, ENGINE = "$onnx", "$engine"
+ONNX, ENGINE = $onnx, $engine
 PROFILE = $profile
 WORKSPACE_MIB = $workspace
 GPU_ARCH = $gpu_arch  # of TensorRT-RTX
@@ -124,8 +124,8 @@ def build_script(engine: str, sidecar: Sidecar, options: EngineOptions) -> str:
         )
     return _SCRIPT.substitute(
         modules=_modules(options),
-        onnx=sidecar.onnx,
-        engine=engine,
+        onnx=repr(sidecar.onnx),
+        engine=repr(engine),
         profile=f"{{\n{shapes}}}" if shapes else "{}",
         workspace=options.workspace,
         gpu_arch=list(options.gpu_arch),
