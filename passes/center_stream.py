@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import fx
@@ -20,7 +20,7 @@ from normfold.graph import Graph, Site
 from normfold.graph import groups as grouping
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import NORM_OPS, producer
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
 from normfold.rewrite.writers import center_constant, correct_head
@@ -49,8 +49,8 @@ class CenterStream(Pass):
     name: ClassVar[str] = "center-stream"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
-    op_cost: float = OP_COST
-    bias_cost: float = BIAS_COST
+    op_cost: Annotated[float, Between(0)] = OP_COST
+    bias_cost: Annotated[float, Between(0)] = BIAS_COST
     untie: bool = False
     correct_heads: bool = False
 

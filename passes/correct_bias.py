@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +24,7 @@ from normfold.graph.graph import op_name, shape_of
 from normfold.graph.integers import quantized_weight, weighted
 from normfold.graph.intervals import mean_shift, measured_mean
 from normfold.graph.ops import linear_of
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
 
@@ -47,7 +47,7 @@ class CorrectBias(Pass):
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
 
     heads: bool = False
-    limit: float = 1.0
+    limit: Annotated[float, Between(0)] = 1.0
     source: Literal["auto", "samples", "analytic"] = "auto"
 
     def match(self, graph: Graph) -> Iterable[Match]:

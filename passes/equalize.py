@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from normfold.graph import Graph
 from normfold.graph.integers import weighted
 from normfold.graph.layout import LayoutError
 from normfold.graph.ops import linear_of
 from normfold.report import PassReport
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import into_output
 from normfold.rewrite.balance import coefficient, into_readers, largest, largest_read
 from normfold.rewrite.flow import Blocked, Flow
@@ -40,8 +40,8 @@ class Equalize(Pass):
     name: ClassVar[str] = "equalize"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
-    sweeps: int = 4
-    limit: float = 1e4
+    sweeps: Annotated[int, Between(1)] = 4
+    limit: Annotated[float, Between(1)] = 1e4
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         report = super().run(graph, limit)

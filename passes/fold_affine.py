@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import fx
@@ -23,7 +23,7 @@ from normfold.graph import Graph, layout
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import NORM_OPS
 from normfold.report import Warned
-from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
 from normfold.rewrite.branch import merge_branch
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector, require_divisible
@@ -54,7 +54,7 @@ class FoldAffine(Pass):
     stages: ClassVar[int] = 7  # each way for all sites, before the next way; the last one sums up
 
     direction: Literal["both", "backward", "forward"] = "both"
-    max_gain: float = 1e4
+    max_gain: Annotated[float, Between(1)] = 1e4
     zero_padding: Literal["cheapest", "map", "pad", "scale-only"] = "cheapest"
     copy_shared: bool = True
     untie: bool = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +21,7 @@ from normfold.graph.custom_ops import channel_affine
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.balance import into_readers, largest_read
 from normfold.rewrite.flow import Blocked
 
@@ -40,7 +40,7 @@ class MigrateScale(Pass):
     name: ClassVar[str] = "migrate-scale"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
-    alpha: float = 0.5
+    alpha: Annotated[float, Between(0, 1)] = 0.5
 
     def match(self, graph: Graph) -> Iterable[Match]:
         norms = [node for node in graph.nodes if _core(node)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import fx
@@ -23,7 +23,7 @@ from normfold.graph.integers import Plan, plan
 from normfold.graph.intervals import bounds, range_of
 from normfold.graph.ops import Linear, linear_of
 from normfold.report import PassReport
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.integers import prepare
 from normfold.target import grids_of
 
@@ -45,9 +45,10 @@ class QuantizeActivations(Pass):
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
 
     target: str = "ort-x86"
-    bits: int = 8
+    bits: Annotated[int, Between(2, 8)] = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         grids_of(self.target)  # refuses an unknown one before any work
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:

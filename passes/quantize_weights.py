@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -28,7 +28,7 @@ from normfold.graph.intervals import (
 )
 from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
 
@@ -51,8 +51,8 @@ class QuantizeWeights(Pass):
     name: ClassVar[str] = "quantize-weights"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
 
-    bits: int = 8
-    block: int = 0
+    bits: Annotated[int, Between(2, 8)] = 8
+    block: Annotated[int, Between(0)] = 0
     rounding: Literal["nearest", "squant"] = "nearest"
     clip: bool = False
     layers: tuple[str, ...] = ()

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.graph import shape_of
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.offline import KINDS, fits, offline_norm, selected, slots, write_affine
 
 
@@ -45,9 +45,10 @@ class ReplaceLayernorm(Pass):
 
     to: str = "affine"
     norms: tuple[str, ...] = ()
-    ridge: float = 1e-6
+    ridge: Annotated[float, Between(0)] = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.to not in KINDS:
             raise UsageError(f"there is no norm `{self.to}`", hint=f"one of: {', '.join(KINDS)}")
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from normfold.graph import Graph
-from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
+from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.compression import Compression, Region, narrow
 from normfold.rewrite.rotation import MARK, Rotation, mark
 
@@ -39,7 +39,7 @@ class RotateStream(Pass):
     name: ClassVar[str] = "rotate-stream"
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
 
     def match(self, graph: Graph) -> Iterable[Match]:
         mark(graph)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +23,8 @@ from normfold.errors import NormfoldError, UsageError
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130
+_json_by_file = False  # a configuration asks for JSON
+_OTHER = {"NORMFOLD_CONFIG", "NORMFOLD_CONFINE"}
 
 app = typer.Typer(
     name="normfold",
@@ -50,6 +54,7 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
+    global _json_by_file
     commands: dict[str, Any] = vars(ctx.command)["commands"]
     named = {
         command.name: {item.key for item in command.options if item.named} for command in TABLE
@@ -70,7 +75,9 @@ def _root(
             known.setdefault(name, set()).update(param.envvar)
     command = ctx.invoked_subcommand or ""
     _require_known_variables(command, known)
-    ctx.default_map = {command: settings(table, command, _configuration())}
+    found = settings(table, command, _configuration())
+    _json_by_file = bool(found.get("as_json"))
+    ctx.default_map = {command: found}
 
 
 def _configuration() -> Path | None:
@@ -86,11 +93,13 @@ def _configuration() -> Path | None:
 
 
 def _require_known_variables(command: str, known: dict[str, set[str]]) -> None:
-    """A variable of the command that is not one of its options is refused, as an unknown key of a file is."""
+    """A variable that no command has is refused, as an unknown key of a file is."""
+    every = {*_OTHER, *(name for names in known.values() for name in names)}
     prefix = f"NORMFOLD_{command}_".upper()
     for name in os.environ:
-        if name.startswith(prefix) and name not in known.get(command, set()):
-            close = difflib.get_close_matches(name, known.get(command, set()), 1)
+        mine = name.startswith(prefix) and name not in known.get(command, set())
+        if mine or (name.startswith("NORMFOLD_") and name not in every):
+            close = difflib.get_close_matches(name, known.get(command, set()) if mine else every, 1)
             raise UsageError(
                 f"the environment has an unknown variable `{name}`",
                 hint=f"did you mean `{close[0]}`?" if close else f"`normfold {command} --help`",
@@ -105,6 +114,10 @@ def main() -> None:
     """Run the command line and exit with its status."""
     # before torch is loaded: threads that wait must not spin where cores are shared (CI runners)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    global _json_by_file
+    _json_by_file = False
+    _require_streams()
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -120,6 +133,11 @@ def main() -> None:
         _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         _reader_left()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            _crashed(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail("the output cannot be printed", 1, found="no space left where stdout goes")
     except SystemExit as error:
         # typer ends so at a broken pipe, with the status of a failed verdict
         if isinstance(error.__context__, BrokenPipeError):
@@ -133,13 +151,35 @@ def main() -> None:
             hint="the network's code, a loader or a plug-in calls `sys.exit`",
         )
     except Exception as error:
-        from normfold.cli.crash import crash
-
-        found = crash(error)
-        _fail(found.what, found.exit_code, found.where, found.found, found.hint)
+        _crashed(error)
     if status == _INTERRUPTED:  # typer turns Ctrl-C into a return value
         _fail("interrupted", _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _crashed(error: Exception) -> NoReturn:
+    from normfold.cli.crash import crash
+
+    found = crash(error)
+    _fail(found.what, found.exit_code, found.where, found.found, found.hint)
+
+
+def _require_streams() -> None:
+    """A stream that the caller closed would be the next file that is opened: give it to the null device."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """Clear up like after Ctrl-C."""
+    raise Ended(128 + number)
 
 
 def _origin_of(error: Any) -> str | None:
@@ -163,7 +203,7 @@ def _reader_left() -> NoReturn:
 def _wants_json() -> bool:
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     asked = os.environ.get(f"NORMFOLD_{command}_JSON".upper(), "")
-    return "--json" in sys.argv[1:] or asked.lower() in ("1", "true", "yes", "on")
+    return _json_by_file or "--json" in sys.argv[1:] or asked.lower() in ("1", "true", "yes", "on")
 
 
 def _fail(
@@ -176,7 +216,12 @@ def _fail(
     """Print an error, as JSON where JSON was asked for, and exit."""
     if _wants_json():
         error = {"what": what, "where": where, "found": found, "hint": hint}
-        print(json.dumps({"ok": False, "exit_code": status, "error": error}, indent=2))
+        try:
+            print(
+                json.dumps({"ok": False, "exit_code": status, "error": error}, indent=2), flush=True
+            )
+        except BrokenPipeError:
+            _reader_left()
     else:
         text = str(NormfoldError(what, where=where, found=found, hint=hint))
         print(f"error: {text}", file=sys.stderr)

@@ -11,6 +11,7 @@ import typer
 
 from normfold.cli.local import Bench
 from normfold.cli.show import console, emit, progress, warn_pickle
+from normfold.errors import UsageError
 from normfold.job import confinement, options_of
 
 Given = dict[str, Any]
@@ -37,6 +38,11 @@ def inspect(given: Given) -> int:
 
     as_json, passes = given.pop("as_json", False), given.pop("passes", None)
     graph, spaces = given.pop("graph", False), given.pop("spaces", False)
+    if graph and (spaces or as_json):
+        other = "--spaces" if spaces else "--json"
+        raise UsageError(
+            f"`--graph` and `{other}` contradict each other", hint="leave one of them out"
+        )
     warn_pickle(given)
     with progress() as say:
         from normfold import inspection
@@ -63,6 +69,7 @@ def _cell(value: Any) -> str:
 
 
 def plan(given: Given) -> int:
+    from normfold.passes import BUILT_IN
     from normfold.report.table import table
     from normfold.report.text import print_legend
 
@@ -78,7 +85,9 @@ def plan(given: Given) -> int:
         return 0
     for item in report.passes:
         rows: list[tuple[Any, ...]] = [
-            ("would apply", a.site, a.kind, a.detail) for a in item.applied if a.kind
+            ("would apply", a.site, a.kind, a.detail)
+            for a in item.applied
+            if a.kind or item.name not in BUILT_IN
         ]
         rows += [("declines", d.site, d.kind, f"{d.code} {d.place}") for d in item.declined]
         if rows:

@@ -87,6 +87,7 @@ class Job:
         _require_one(given, ("target_size", "target_latency"))
         for mixed in ("target_size", "target_latency", "simulate"):
             _require_one(given, ("weights", mixed))
+        _require_one(given, ("simulate", "target_latency"))
         for name in given:
             if name != "model":
                 job._require(known[name], given[name])
@@ -120,6 +121,7 @@ class Job:
             trains=self.train is not None,
             quantizes=self.quantize is not None,
             int8=self.quantize is not None and self.quantize.scheme == "int8",
+            evidence=None if self.source.data is not None else self._evidence(),
             has_data=self.source.data is not None,
             half=cast is not None and cast.precision in ("fp16", "bf16"),
             judges=self.policy.verify != "off",
@@ -128,6 +130,13 @@ class Job:
                 item.format == "onnx" and item.target.runtime == "onnxruntime" for item in requests
             ),
         )
+
+    def _evidence(self) -> str | None:
+        """What ranges are found on, where they are needed."""
+        made = self.quantize
+        if made is None or not (made.scheme == "int8" or made.correct_bias or made.migrate):
+            return None
+        return made.evidence
 
     def _require(self, item: Option, value: Any) -> None:
         """An option that was given must mean something."""

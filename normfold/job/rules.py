@@ -15,6 +15,7 @@ class Facts:
     trains: bool
     quantizes: bool
     int8: bool
+    evidence: str | None
     has_data: bool
     half: bool
     judges: bool
@@ -68,10 +69,15 @@ RULES = {
         "activations are not on grids of this scheme",
         "it goes with `--quantize int8`",
     ),
+    "evidence": Rule(
+        lambda job: job.evidence is not None,
+        "no inputs are made to find ranges on",
+        "it goes with `--quantize int8`, without `--data`",
+    ),
     "synthesis": Rule(
-        lambda job: job.quantizes and not job.has_data,
+        lambda job: job.evidence not in (None, "noise"),
         "no inputs are synthesised",
-        "it goes with `--quantize`, without `--data`",
+        "it goes with `--quantize int8`, without `--data` and `--evidence noise`",
     ),
     "approximate": Rule(
         lambda job: job.approximate,

@@ -200,14 +200,14 @@ class Quantize(Options):
         "Without --data: inputs synthesised from the norms' statistics, joined with the statistics themselves "
         "(auto), or one of them alone; noise is a control.",
         group=RANGES,
-        when="synthesis",
+        when="evidence",
     )
     images: int = option(
         0,
         "Inputs to synthesise; 0: 64, or 16 above 128 pixels.",
         low=0,
         group=RANGES,
-        when="synthesis",
+        when="evidence",
     )
     synthesis_steps: int = option(
         25, "Steps of their synthesis.", low=1, group=RANGES, when="synthesis"
@@ -271,6 +271,14 @@ class Quantize(Options):
     vnni: bool = option(True, "--no-vnni: x86 without VNNI, weights in 7 bits.", when="int8")
     clip_ranges: bool = True
     synthesis_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pixels is not None and not self.pixels[0] < self.pixels[1]:
+            raise UsageError(
+                "`--pixels` takes the smallest value of valid inputs, then the largest",
+                found=f"{self.pixels[0]:g} {self.pixels[1]:g}",
+            )
 
     @property
     def mixed(self) -> bool:

@@ -103,7 +103,11 @@ def check_directory(source: Path | bytes, where: str) -> None:
     except (zipfile.BadZipFile, RuntimeError, ValueError, NotImplementedError, OSError) as error:
         raise damaged(where, last_line(error)) from None
     mine = sorted(name.partition("/")[2] for name in listed if not name.endswith("/"))
-    if mine != sorted(seen) or len({name.partition("/")[0] for name in listed}) > 1:
+    if (
+        mine != sorted(seen)
+        or len(set(mine)) < len(mine)
+        or len({name.partition("/")[0] for name in listed}) > 1
+    ):
         raise LoadError(
             "the archive was refused: its directory can be read in two ways",
             where=where,

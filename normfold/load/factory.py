@@ -201,8 +201,7 @@ def optional(name: str, why: str) -> ModuleType:
     """Import an optional package where it is used.
 
     Raises:
-        EnvironmentMissing: it is not installed.
-        LoadError: it is installed and fails to import.
+        EnvironmentMissing: it is not installed, or fails to import.
     """
     try:
         return importlib.import_module(name)
@@ -215,8 +214,14 @@ def optional(name: str, why: str) -> ModuleType:
             f"`{name}` is not installed", hint=f"`pip install {name}`, needed to {why}"
         ) from None
     except Exception as error:
-        raise LoadError(
-            f"`{name}` is installed but cannot be imported", found=last_line(error)
+        torchvision = "torchvision" in str(error)
+        raise EnvironmentMissing(
+            f"`{name}` is installed but cannot be imported",
+            found=last_line(error),
+            hint="`torchvision` is of another build than `torch`: install the one that belongs to it, "
+            f"or none, with which `{name}` works too"
+            if torchvision
+            else None,
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import pathlib
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from normfold.load.records import Made, Name, Stored
 from normfold.load.rules import GETATTR, PARTIAL, PLAIN_TYPES, TENSOR_FUNCTIONS
 from normfold.load.tensors import FROM_TYPE, REBUILDS, Storage, Unfit
 
-_DEEPEST = 250  # objects in objects
+_DEEPEST = 800  # objects in objects; each takes up to five calls
 _EMPTY: dict[Name, Callable[[], Any]] = {
     Name("collections", "Counter"): collections.Counter,
     Name("collections", "OrderedDict"): collections.OrderedDict,
@@ -56,6 +57,8 @@ class Maker:
         Raises:
             LoadError: parts that do not fit each other, or too deep a structure.
         """
+        usual = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(usual, 6 * _DEEPEST))
         try:
             return self._make(root, 0)
         except LoadError:
@@ -65,6 +68,8 @@ class Maker:
         except Exception as error:
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise tensors.damaged(self.where, f"{type(error).__name__}: {text[:200]}") from None
+        finally:
+            sys.setrecursionlimit(usual)
 
     def _make(self, record: Any, depth: int) -> Any:
         if record is None or isinstance(record, str | bytes | bytearray | int | float | bool):

@@ -225,7 +225,11 @@ class _Machine:
         self.stack.append(frozenset(map(_key, self._to_mark())))
 
     def _stored(self, _: Any) -> None:
-        self.stack.append(Stored(self._pop()))
+        match self._pop():
+            case ("module", Name() as name, *_):  # torch before 1.6 stored a class with its source
+                self.stack.append(name)
+            case other:
+                self.stack.append(Stored(other))
 
     def _drop(self, _: Any) -> None:
         self.stack.pop()

@@ -326,7 +326,7 @@ def outcome(report: Report) -> str:
         return f"{'NOT written' if asked else 'FAILED'}: {failures[0]}{more}"
     parts = [f"{item.path}: {item.verdict}" for item in report.artefacts if item.written]
     if not parts:
-        judged = "equivalent" if report.all_checks() else "not judged: --verify off"
+        judged = "equivalent" if report.all_checks() else "not judged"
         if report.quantization:
             judged = f"simulated, {report.quantization[-1].words}"
         parts = [f"nothing written: {judged}"]

@@ -2,11 +2,12 @@
 
 from normfold.report.reasons import Caution, Reason
 from normfold.rewrite.adapter import FxPass
-from normfold.rewrite.base import Decline, Exactness, Match, Pass
+from normfold.rewrite.base import Between, Decline, Exactness, Match, Pass
 from normfold.rewrite.pipeline import parse, run_pipeline, text_of
 from normfold.rewrite.rewriter import Rewriter
 
 __all__ = [
+    "Between",
     "Caution",
     "Decline",
     "Exactness",

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from torch import fx
 
-from normfold.errors import PassError
+from normfold.errors import PassError, UsageError
 from normfold.graph import Graph, Site
 from normfold.graph.expressions import deduplicate
 from normfold.graph.provenance import module_path, source_line
@@ -59,6 +60,14 @@ class Decline:
 
 
 @dataclass(frozen=True)
+class Between:
+    """Least and greatest value of an option: ``bits: Annotated[int, Between(2, 8)] = 8``."""
+
+    low: float
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
 class Pass:
     """Base of every pass. Subclasses set ``name`` and ``exactness``, and state the algebra in their docstring."""
 
@@ -66,6 +75,19 @@ class Pass:
     exactness: ClassVar[Exactness] = Exactness.EXACT
     # 0: one sweep. Else `Match.stage` counts up to it while nothing more applies
     stages: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse options that are out of bounds; a subclass that checks more calls this too."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                value = getattr(self, name)
+                if isinstance(bound, Between) and not bound.low <= value <= bound.high:
+                    high = "" if bound.high == math.inf else f" to {bound.high:g}"
+                    raise UsageError(
+                        f"option `{name.replace('_', '-')}` of pass `{self.name}` is out of bounds",
+                        found=f"{value}",
+                        hint=f"from {bound.low:g}{high or ' up'}",
+                    )
 
     def match(self, graph: Graph) -> Iterable[Match]:
         """Yield every site of this pass, in graph order."""

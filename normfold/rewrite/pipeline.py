@@ -70,7 +70,7 @@ def run_pipeline(
 
 def _build(name: str, options: str) -> Pass:
     kind = find(name)
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind)  # without bounds: the pass checks them
     fields = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
     for option in options.split():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
@@ -16,6 +18,8 @@ from normfold.rewrite.base import Exactness, Pass
 def find(name: str) -> type[Pass]:
     """The pass class of a name; a built-in one whatever plug-ins are called.
 
+    ``pkg.mod:Class`` is a class that no package offers by name.
+
     Raises:
         UsageError: no such pass (with a did-you-mean), or a plug-in that cannot be imported or is not a pass.
     """
@@ -23,6 +27,8 @@ def find(name: str) -> type[Pass]:
         module, _, attribute = BUILT_IN[name].partition(":")
         built_in: type[Pass] = getattr(importlib.import_module(module), attribute)
         return built_in
+    if ":" in name:
+        return _load(EntryPoint(name, name, "normfold.passes"))
     point = plugins().get(name)
     if point is not None:
         return _load(point)
@@ -35,6 +41,8 @@ def find(name: str) -> type[Pass]:
 
 def _load(point: EntryPoint) -> type[Pass]:
     try:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # a pass of a project, in its folder
         kind = point.load()
         flaw = _flaw(kind)
     except (Exception, SystemExit) as error:  # whatever another package does at import
@@ -64,5 +72,7 @@ def _refusal(point: EntryPoint, found: str) -> UsageError:
         f"the plug-in pass `{point.name}` cannot be used",
         where=f"{point.value}{package}",
         found=found,
-        hint="upgrade or uninstall the package that offers it",
+        hint="upgrade or uninstall the package that offers it"
+        if point.dist is not None
+        else "it is searched in the current folder and in the installed packages",
     )

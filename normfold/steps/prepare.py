@@ -74,7 +74,12 @@ def prepare(job: Job) -> Prepared:
         _require_folder(job.quantize.save_synthetic)
     if job.export.export:
         require_writable(job.export.output)
-    return Prepared(requirements, axes, ranges, engine, name_of(job.source.model))
+    name = name_of(job.source.model)
+    if job.export.export and (job.export.output / f"{name}.report.json").is_dir():
+        raise UsageError(
+            "the report cannot be written: a folder has its name", where=f"{name}.report.json"
+        )
+    return Prepared(requirements, axes, ranges, engine, name)
 
 
 def _require_folder(file: Path | None) -> None:

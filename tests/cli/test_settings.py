@@ -18,15 +18,21 @@ from tests.cli.conftest import Cli
 
 COMMANDS = {
     "convert": {
-        "output": Option("output", False),
-        "model": Option("factory", False),
-        "trust-module": Option("trust_module", True),
+        "output": Option("output", False, named=True),
+        "model": Option("factory", False, named=True),
+        "trust-module": Option("trust_module", True, named=True),
+        "data": Option("data", False),
         "seed": Option("seed", False),
     },
-    "verify": {"seed": Option("seed", False), "model": Option("factory", False)},
+    "verify": {"seed": Option("seed", False), "model": Option("factory", False, named=True)},
 }
 
 Given = Callable[..., Job]
+
+
+def preset(job: Job) -> str:
+    assert job.rewrite is not None
+    return job.rewrite.to
 
 
 @pytest.fixture
@@ -54,19 +60,52 @@ def test_the_defaults(given: Given) -> None:
 
 
 def test_each_source_wins_over_the_next(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("pyproject.toml").write_text('[tool.normfold]\noutput = "from-pyproject"\nseed = 1\n')
-    assert (given().export.output, given().source.seed) == (Path("from-pyproject"), 1)
-    Path("normfold.toml").write_text('output = "from-file"\n')
-    assert (given().export.output, given().source.seed) == (Path("from-file"), 0)
+    Path("pyproject.toml").write_text('[tool.normfold]\nto = "baked"\nseed = 1\n')
+    assert (preset(given()), given().source.seed) == ("baked", 1)
+    Path("normfold.toml").write_text('to = "rmsnorm"\n')
+    assert (preset(given()), given().source.seed) == ("rmsnorm", 0)
+    Path("named.toml").write_text('to = "crmsnorm"\noutput = "from-file"\n')
+    assert preset(given("--config", "named.toml")) == "crmsnorm"
+    monkeypatch.setenv("NORMFOLD_CONFIG", "named.toml")
+    assert given().export.output == Path("from-file")
     monkeypatch.setenv("NORMFOLD_CONVERT_OUTPUT", "from-environment")
     assert given().export.output == Path("from-environment")
     assert given("-o", "from-flag").export.output == Path("from-flag")
+    assert preset(given("--config=pyproject.toml")) == "baked"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trust-pickle = true",
+        'trust-module = ["mypkg"]',
+        'model = "pkg:make"',
+        'output = "elsewhere"',
+        'convert.data = "pkg.mod:loader"',
+        'convert.metric = "pkg.mod:fn"',
+        'convert.checkpoint = "/etc/x"',
+        'convert.save-synthetic = "x.npz"',
+        'convert.timing-cache = "x"',
+    ],
+)
+def test_a_found_file_sets_no_trust_code_or_path(line: str, cli: Cli) -> None:
+    """It may have come with the model."""
+    Path("normfold.toml").write_text(line + "\n")
+    ran = cli("convert", "net.pt")
+    assert ran.status == 2
+    ran.one_error("only found", "--config normfold.toml")
+    assert not Path("elsewhere").exists()
+
+
+def test_a_named_file_must_be_there(cli: Cli) -> None:
+    assert cli("convert", "net.pt", "--config", "no.toml").status == 2
 
 
 def test_environment_and_keys_are_spelled_like_the_options(
     given: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("normfold.toml").write_text(
+    monkeypatch.setenv("NORMFOLD_CONFIG", "mine.toml")
+    Path("mine.toml").write_text(
         'model = "pkg:make"\ntrust_module = "mine"\ninput = ["x:2x3", "y:2x4"]\njson = true\n'
         '[convert]\nverify = "each"\nexport = ["onnx", "pt2"]\n'
     )
@@ -85,22 +124,12 @@ def test_environment_and_keys_are_spelled_like_the_options(
     assert given("--trust-module", "c").source.trust_modules == ("c",)
 
 
-def test_a_file_cannot_trust_pickles(tmp_path: Path) -> None:
-    (tmp_path / "normfold.toml").write_text("trust-pickle = true\n")
-    commands = {"convert": {"trust-pickle": Option("trust_pickle", False)}}
-    with pytest.raises(UsageError, match="trust-pickle"):
-        settings(commands, tmp_path)
-
-
 def test_a_table_is_for_one_command(tmp_path: Path) -> None:
-    (tmp_path / "normfold.toml").write_text(
-        "seed = 3\n[convert]\nseed = 4\ntrust-module = ['a', 'b']\n"
-    )
-    assert settings(COMMANDS, tmp_path) == {
-        "convert": {"seed": 4, "trust_module": ["a", "b"]},
-        "verify": {"seed": 3},
-    }
-    assert settings(COMMANDS, tmp_path / "nothing-here") == {"convert": {}, "verify": {}}
+    file = tmp_path / "normfold.toml"
+    file.write_text("seed = 3\n[convert]\nseed = 4\ntrust-module = ['a', 'b']\n")
+    assert settings(COMMANDS, "convert", file) == {"seed": 4, "trust_module": ["a", "b"]}
+    assert settings(COMMANDS, "verify", folder=tmp_path) == {"seed": 3}
+    assert settings(COMMANDS, "convert", folder=tmp_path / "nothing-here") == {}
 
 
 @pytest.mark.parametrize(
@@ -124,14 +153,14 @@ def test_what_is_wrong_in_a_file_is_refused(
         text = f"[tool.normfold]\n{text}".replace("\n[", "\n[tool.normfold.")
     (tmp_path / file).write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
-        settings(COMMANDS, tmp_path)
+        settings(COMMANDS, "convert", tmp_path / file)
     assert file in str(caught.value)
 
 
 def test_a_tool_section_that_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool]\nnormfold = 3\n")
     with pytest.raises(UsageError, match=r"`normfold` in `pyproject.toml` is not a table"):
-        settings(COMMANDS, tmp_path)
+        settings(COMMANDS, "convert", folder=tmp_path)
 
 
 @pytest.mark.parametrize(
