@@ -23,6 +23,7 @@ from normfold.errors import NormfoldError, UsageError
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130
+_stopped = _INTERRUPTED  # or by another signal
 _json_by_file = False  # a configuration asks for JSON
 _OTHER = {"NORMFOLD_CONFIG", "NORMFOLD_CONFINE"}
 
@@ -117,7 +118,9 @@ def main() -> None:
     global _json_by_file
     _json_by_file = False
     _require_streams()
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, _terminated)
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -130,7 +133,7 @@ def main() -> None:
         text = str(error.format_message())  # type: ignore[attr-defined]
         _fail(text, 2, where=_origin_of(error), hint=_help_of(error))
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", _INTERRUPTED)
+        _fail("interrupted", _stopped)
     except BrokenPipeError:
         _reader_left()
     except OSError as error:
@@ -153,7 +156,7 @@ def main() -> None:
     except Exception as error:
         _crashed(error)
     if status == _INTERRUPTED:  # typer turns Ctrl-C into a return value
-        _fail("interrupted", _INTERRUPTED)
+        _fail("interrupted", _stopped)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -179,7 +182,9 @@ def _require_streams() -> None:
 
 def _terminated(number: int, frame: object) -> NoReturn:
     """Clear up like after Ctrl-C."""
-    raise Ended(128 + number)
+    global _stopped
+    _stopped = 128 + number
+    raise KeyboardInterrupt
 
 
 def _origin_of(error: Any) -> str | None:

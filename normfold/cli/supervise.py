@@ -53,7 +53,7 @@ def supervise(writable: Sequence[Path], why_not: str | None) -> None:
         confinement.not_confined(why_not)
         return
     _sweep()
-    made = [folder for folder in writable if _make(folder)]
+    made = [new for folder in writable for new in _make(folder)]
     temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     _stage = mmap.mmap(-1, _STAGE_BYTES)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
@@ -106,14 +106,14 @@ def _obstacle() -> str | None:
     return f"this kernel has no {' and no '.join(missing)}" if len(missing) > 1 else None
 
 
-def _make(folder: Path) -> bool:
-    """Make a folder that a command will write to; what cannot be made is reported by the command."""
-    if folder.exists():
-        return False
-    with suppress(OSError):
-        folder.mkdir(parents=True)
-        return True
-    return False
+def _make(folder: Path) -> list[Path]:
+    """Make a folder that a command will write to, and those above it; what cannot be made the command reports."""
+    missing = [path for path in (*reversed(folder.parents), folder) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return []
+    return missing
 
 
 def _wait(child: int) -> int:
