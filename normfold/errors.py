@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NormfoldError(Exception):
     """Base of every error that normfold raises on purpose.
@@ -84,6 +87,17 @@ class InternalError(NormfoldError):
     """A bug in normfold: what nobody foresaw."""
 
     exit_code = 70
+
+
+@contextmanager
+def boundary(what: str, where: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever foreign code raises on a file that it was not made for is a `LoadError`; ours pass."""
+    try:
+        yield
+    except NormfoldError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise LoadError(what, where=where, found=last_line(error), hint=hint) from error
 
 
 def last_line(error: BaseException) -> str:

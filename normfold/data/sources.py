@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from normfold.errors import LoadError, NormfoldError, UsageError, last_line
+from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.load import factory, pickled, state
 from normfold.load.trust import Trust
 
@@ -30,6 +30,11 @@ def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
         LoadError: damaged, refused as unsafe, or holding Python objects.
     """
     suffix = path.suffix.lower()
+    with boundary("the data cannot be read", str(path)):
+        return _read(path, suffix, trust_modules)
+
+
+def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
     if suffix in (".npz", ".npy"):
         return _numpy(path)
     if suffix in (".pt", ".pth"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import LoadError, UsageError, last_line
+from normfold.errors import LoadError, UsageError, boundary, last_line
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import pickled, state
@@ -19,6 +19,7 @@ from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
+_AGAIN = "is it whole? write it again with `torch.save`, and check that the copy is complete"
 _FORMS = (
     "a `.pt`/`.pth` file, a `.safetensors` file with `--model pkg.mod:factory`, a `.pt2` program, "
     "a Hugging Face folder, `timm:NAME`, or `pkg.mod:factory`"
@@ -63,11 +64,14 @@ def load(
     if isinstance(model, nn.Module):
         found = _own(model, training)
     else:
-        found = _find(os.fspath(model), factory, trust, seed)
-        found.module = _evaluate(found.module)
-    if not training:
-        _without_cache(found)
-    args, kwargs, origin, notes = example_inputs.choose(found, inputs, batch, seed)
+        where = os.fspath(model)
+        with boundary("the file cannot be used as a model", where, _AGAIN):
+            found = _find(where, factory, trust, seed)
+            found.module = _evaluate(found.module)
+    with boundary("no example inputs can be made for the network", found.source):
+        if not training:
+            _without_cache(found)
+        args, kwargs, origin, notes = example_inputs.choose(found, inputs, batch, seed)
     return Loaded(
         module=found.module,
         args=args,

@@ -134,6 +134,10 @@ class Maker:
             made: Any = kind.__new__(kind, *self._make(record.args, depth))
         else:
             made = object.__new__(kind)
+        if isinstance(made, nn.Module):
+            nn.Module.__init__(
+                made
+            )  # the attributes that every module has, where a state has not all
         self._note(record, made)
         self._open.discard(id(record))
         for state in record.states:

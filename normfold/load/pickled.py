@@ -56,7 +56,7 @@ def is_program(path: Path) -> bool:
     """Whether a zip file is a `torch.export` archive, whatever its suffix."""
     try:
         names = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return False
     return any(
         name.rpartition("/")[2] in ("archive_format", "serialized_exported_program.json")

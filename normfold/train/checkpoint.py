@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from normfold.errors import LoadError, UsageError
+from normfold.errors import UsageError, boundary
 from normfold.files import atomic
 from normfold.load import pickled
 from normfold.load.trust import Trust
@@ -33,21 +33,14 @@ def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    try:
+    with boundary(
+        "the checkpoint cannot be read", str(path), "delete it to start from the beginning"
+    ):
         data = pickled.read(path, Trust())
         found, report = data.pop("key"), data.pop("report")
         version = data.pop("format")
-    except LoadError:
-        raise
-    except Exception as error:  # what is not one of ours may hold anything
-        raise LoadError(
-            "the checkpoint cannot be read",
-            where=str(path),
-            found=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
-            hint="delete it to start from the beginning",
-        ) from error
-    wanted = _plain(key)
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
+        wanted = _plain(key)
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
     if differing or version != _FORMAT:
         raise UsageError(
             "the checkpoint is of another run",
@@ -55,7 +48,10 @@ def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
             found=f"other {', '.join(differing) or 'format'}",
             hint="delete it, or give the options, the model and the data that it was made with",
         )
-    data["report"] = _report(report)
+    with boundary(
+        "the checkpoint cannot be read", str(path), "delete it to start from the beginning"
+    ):
+        data["report"] = _report(report)
     return dict(data)
 
 
