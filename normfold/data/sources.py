@@ -14,6 +14,7 @@ from torch.utils import data as torch_data
 
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.load import factory, pickled, state
+from normfold.load.limits import limited
 from normfold.load.trust import Trust
 
 INPUTS = ("x", "images", "inputs", "input")
@@ -30,7 +31,7 @@ def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
         LoadError: damaged, refused as unsafe, or holding Python objects.
     """
     suffix = path.suffix.lower()
-    with boundary("the data cannot be read", str(path)):
+    with boundary("the data cannot be read", str(path)), limited(path):
         return _read(path, suffix, trust_modules)
 
 

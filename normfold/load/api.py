@@ -15,6 +15,7 @@ from normfold.errors import LoadError, UsageError, boundary, last_line
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import pickled, state
+from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
 
@@ -121,7 +122,8 @@ def _find(text: str, factory: str | None, trust: Trust, seed: int) -> Found:
             hint="give the PyTorch model that the file was exported from",
         )
     if path.is_dir():
-        return _folder(path, trust, seed)
+        with limited(path):
+            return _folder(path, trust, seed)
     if not path.exists():
         if factories.looks_like(text):
             return factories.build(text, seed)
@@ -132,7 +134,8 @@ def _find(text: str, factory: str | None, trust: Trust, seed: int) -> Found:
         raise LoadError("the path is not a file", where=text)
     if path.stat().st_size == 0:
         raise LoadError("the file is empty", where=text)
-    return _file(path, factory, trust, seed)
+    with limited(path):
+        return _file(path, factory, trust, seed)
 
 
 def _folder(path: Path, trust: Trust, seed: int) -> Found:

@@ -18,9 +18,23 @@ import torch
 from torch import nn
 
 from normfold.job import confinement
-from tests.cli.conftest import contents, start
+from tests.cli.conftest import Cli, contents, start
 
 pytestmark = pytest.mark.skipif(bool(confinement.lacks()), reason=f"no {confinement.lacks()}")
+
+
+LIMITED = """
+import sys
+from normfold.cli import main, supervise
+confine = supervise.confinement.confine
+def soon(writable):
+    found = confine(writable)
+    import normfold.load.limits
+    normfold.load.limits.SECONDS = 1
+    return found
+supervise.confinement.confine = soon
+main()
+"""
 
 
 class Runs:
@@ -63,11 +77,16 @@ def test_what_a_trusted_pickle_runs_reaches_nothing(tmp_path: Path) -> None:
         f"__import__('ctypes').CDLL(None).creat({str(tmp_path / 'made')!r}.encode(), 0o644)",
         f"__import__('os').kill({os.getpid()}, 10)",
     ]
-    for at, code in enumerate(attacks):
-        torch.save({"w": torch.ones(1), "x": Runs(code)}, work / f"{at}.pt")
-        status, _, err = ended("inspect", f"{at}.pt", "--trust-pickle", cwd=work)
-        assert status == 4, err
-        assert "Traceback" not in err
+    tried = "\n".join(
+        f"try:\n    {code}\nexcept BaseException as error:\n    refused.append(type(error).__name__)"
+        for code in attacks
+    )
+    tried = f"refused = []\n{tried}\nraise ValueError(f'refused {{len(refused)}}: {{refused}}')"
+    torch.save({"w": torch.ones(1), "x": Runs(tried)}, work / "m.pt")
+    status, _, err = ended("inspect", "m.pt", "--trust-pickle", cwd=work)
+    assert status == 4, err
+    # `creat` and `kill` of C give a number back, and torch's own error is its own
+    assert f"refused {len(attacks) - 1}" in err, err
     assert victim.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["victim.txt", "work"]
     with pytest.raises(TimeoutError):
@@ -84,10 +103,6 @@ def test_the_report_says_what_was_given_up(model: Path) -> None:
         "confined: writes in its own folders only, starts no program, opens no connection"
     )
     assert (model.parent / "new/out/m.onnx").is_file()
-    status, out, _ = ended(
-        "convert", "m.pt", "--input", "2x3", "--json", cwd=model.parent, NORMFOLD_CONFINE="off"
-    )
-    assert json.loads(out)["confinement"] == "not confined: NORMFOLD_CONFINE is off"
     before = list(Path(tempfile.gettempdir()).glob(f"normfold-{os.getpid()}-*"))
     assert before == []
 
@@ -100,16 +115,18 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_clear_up(number: signal.Signals, model: Path) -> None:
-    net = "import time, torch\nclass Slow(torch.nn.Linear):\n    def forward(self, x):\n        time.sleep(60)\n"
+def test_a_signal_to_the_parent_clears_up(model: Path) -> None:
+    net = "import time, torch\nclass Slow(torch.nn.Linear):\n    def forward(self, x):\n"
+    net += "        open('out/started', 'w')\n        time.sleep(60)\n"
     (model.parent / "slow.py").write_text(net + "def make():\n    return Slow(3, 3)\n")
     torch.save(nn.Linear(3, 3).state_dict(), model)
     process = start("convert", "m.pt", "--model", "slow:make", "--input", "2x3", cwd=model.parent)
-    time.sleep(8)
-    process.send_signal(number)
+    while not (model.parent / "out/started").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else 128 + number), err
+    assert process.returncode == 143, err
     assert out == ""
     assert "Traceback" not in err
     assert not list(model.parent.glob("**/.normfold-*"))
@@ -120,19 +137,33 @@ def test_a_process_that_crashes_is_told(model: Path) -> None:
     status, _, err = ended("convert", "m.pt", "--trust-pickle", cwd=model.parent)
     assert status == 4, err
     assert "SIGSEGV" in err
-    status, out, _ = ended("convert", "m.pt", "--trust-pickle", "--json", cwd=model.parent)
-    assert json.loads(out)["exit_code"] == 4
 
 
-def test_code_that_leaves_is_a_load_error(model: Path) -> None:
-    (model.parent / "leaves.py").write_text("def make():\n    raise SystemExit(0)\n")
-    for text in ("leaves:make", "gone"):
-        if text == "gone":
-            (model.parent / "gone.py").write_text("raise SystemExit(0)\n")
-            text = "gone:make"
-        status, _, err = ended("convert", text, "--input", "2x3", cwd=model.parent)
-        assert status == 4, err
-        assert "SystemExit" in err
+def test_reading_is_limited(model: Path) -> None:
+    """Memory that a file asks for, and time that it takes, in a process that is ours to limit."""
+    torch.save({"w": torch.ones(1), "x": Runs("bytearray(6 * 2**30)")}, model)
+    status, _, err = ended("inspect", "m.pt", "--trust-pickle", cwd=model.parent)
+    assert status == 4, err
+    assert "MemoryError" in err
+    (model.parent / "patient.py").write_text("def make():\n    while True:\n        pass\n")
+    torch.save(nn.Linear(3, 3).state_dict(), model)
+    ran = subprocess.run(
+        [sys.executable, "-c", LIMITED, "inspect", "m.pt", "--model", "patient:make"],
+        cwd=model.parent, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 4, ran.stderr
+    assert "takes too long" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "body", ["def make():\n    raise SystemExit(0)\n", "raise SystemExit(0)\n"]
+)
+def test_code_that_leaves_is_a_load_error(body: str, cli: Cli) -> None:
+    name = f"leaves{len(body)}"
+    Path(f"{name}.py").write_text(body)
+    ran = cli("convert", f"{name}:make", "--input", "2x3")
+    assert ran.status == 4
+    ran.one_error("SystemExit")
 
 
 def test_the_current_folder_comes_last(model: Path) -> None:
@@ -157,17 +188,16 @@ def test_temporary_folders_of_killed_runs_are_swept(model: Path, tmp_path: Path)
 
 
 def test_closed_streams(model: Path) -> None:
-    command = f"{sys.executable} -m normfold convert m.pt --input 2x3 -o o"
-    for redirect, status in ((">&-", 0), ("2>&-", 0), ("> /dev/full", 1)):
+    command = f"{sys.executable} -m normfold inspect m.pt --input 2x3"
+    for redirect, status in ((">&- 2>&-", 0), ("> /dev/full", 1)):
         ran = subprocess.run(
             f"{command} {redirect}", shell=True, cwd=model.parent, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         assert ran.returncode == status, (redirect, ran.stderr)
         assert "fault" not in ran.stderr
-        assert (model.parent / "o/m.onnx").is_file()
     ran = subprocess.run(
-        f"{command} --verify sometimes --json | true; echo ${{PIPESTATUS[0]}}",
+        f"{command} --to nothing --json | true; echo ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", cwd=model.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Traceback" not in ran.stderr

@@ -198,3 +198,85 @@ def test_a_program_without_inputs_needs_some(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "m.pt2")
     loaded = load(tmp_path / "m.pt2", inputs=["2x3"])
     assert loaded.args[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.ops.aten.from_file.default", "torch.ops.aten._print.default", "torch.ops.aten.set_.source_Storage",
+        "torch.ops.aten._sparse_coo_tensor_unsafe.default", "torch.ops.aten.record_stream.default",
+        "torch.ops.c10d_functional.all_reduce.default", "torch.ops.profiler._record_function_enter.default",
+        "torch.ops.inductor.resize_storage_bytes_.default", "torch.ops.aten.save.default", "torch.ops.aten.add",
+        "torch.ops.higher_order.triton_kernel_wrapper_mutation", "torch.ops.higher_order.invoke_quant",
+        "_operator.setitem", "_operator.delitem", "math.prod", "torch.sym_x.y",
+    ],
+)  # fmt: skip
+def test_operators_are_admitted_by_what_they_do(target: str) -> None:
+    """`aten.from_file` with `copy_` overwrote a user's file during `inspect`."""
+    with pytest.raises(LoadError, match="not a pure operator"):
+        program_text.check_target(target, "here")
+
+
+def test_from_file_does_not_reach_a_file(path: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+
+    def change(name: str, old: bytes) -> bytes:
+        if not name.endswith("model.json"):
+            return old
+        document = json.loads(old)
+        node = document["graph_module"]["graph"]["nodes"][0]
+        node["target"] = "torch.ops.aten.from_file.default"
+        node["inputs"] = [{"name": "filename", "arg": {"as_string": str(victim)}, "kind": 1}]
+        return json.dumps(document).encode()
+
+    _rewrite(path, change)
+    _refused(path, victim.with_name("none"), "from_file")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["name", "forward_arg_names", "parameter_name", "input"])
+def test_names_in_a_program_are_names(path: Path, place: str, proof: Path) -> None:
+    hostile = f"x=open({str(proof)!r}, 'w')"
+
+    def change(name: str, old: bytes) -> bytes:
+        if not name.endswith("model.json"):
+            return old
+        match place:
+            case "name":
+                return old.replace(b'"name": "x"', json.dumps({"name": hostile}).encode()[1:-1])
+            case "forward_arg_names":
+                document = json.loads(old)
+                document["graph_module"]["module_call_graph"][0]["signature"][
+                    "forward_arg_names"
+                ] = [hostile]
+                return json.dumps(document).encode()
+            case "parameter_name":
+                return old.replace(b"conv.weight", b"conv.wei\\nght")
+        return old.replace(b'\\\\"builtins.dict\\\\"', b'\\\\"builtins.exec\\\\"').replace(
+            b'"x"', b'"x y"'
+        )
+
+    _rewrite(path, change)
+    with pytest.raises(LoadError):
+        load(path)
+    assert not proof.exists()
+
+
+def test_an_archive_without_a_program(path: Path) -> None:
+    reader = torch._C.PyTorchFileReader(str(path))
+    members = {
+        n: reader.get_record(n) for n in reader.get_all_records() if not n.startswith(".data")
+    }
+    del reader
+    for extra in (None, "models/other.json"):
+        writer = torch._C.PyTorchFileWriter(str(path))
+        for name, data in members.items():
+            if extra is not None or not name.startswith("models/"):
+                writer.write_record(name, data, len(data))
+        if extra is not None:
+            data = members["models/model.json"]
+            writer.write_record(extra, data, len(data))
+        writer.write_end_of_file()
+        with pytest.raises(LoadError, match="does not hold one program"):
+            load(path)
