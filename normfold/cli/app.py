@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import typer
 
 from normfold.cli.command import origin
+from normfold.cli.ending import Ended
 from normfold.cli.settings import Option, settings
-from normfold.cli.supervise import Ended
 from normfold.cli.table import TABLE
 from normfold.errors import NormfoldError, UsageError
 

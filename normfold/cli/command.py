@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from normfold.cli.supervise import supervise
 from normfold.errors import UsageError
 from normfold.job import Option
 
@@ -67,6 +66,8 @@ class Command:
             given = {name: value for name, value in values.items() if value is not None}
             given.pop("config", None)  # read before: see `normfold.cli.app`
             if self.opens:
+                from normfold.cli.supervise import supervise
+
                 supervise(self._writable(given), self.why_not(given))
             try:
                 return self.run(given)

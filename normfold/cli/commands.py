@@ -12,7 +12,7 @@ import typer
 from normfold.cli.local import Bench
 from normfold.cli.show import console, emit, progress, warn_pickle
 from normfold.errors import UsageError
-from normfold.job import confinement, options_of
+from normfold.job import options_of
 
 Given = dict[str, Any]
 
@@ -192,6 +192,8 @@ def doctor(given: Given) -> int:
 
 
 def _confinement() -> dict[str, str]:
+    from normfold.job import confinement
+
     missing = confinement.lacks()
     found = f"no {', no '.join(missing)}" if missing else "Landlock and seccomp"
     purpose = "commands that open a file give up writing elsewhere, starting programs, connections"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from normfold.cli.supervise import note_stage
 from normfold.progress import Listener, Progress
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ def last_progress() -> Progress:
 def _remember(event: Progress) -> None:
     global _last
     _last = event
+    from normfold.cli.supervise import note_stage
+
     note_stage(f"{event.stage}{f', {event.text}' if event.text else ''}")
 
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from normfold.cli.ending import Ended
 from normfold.errors import InternalError, LoadError, NormfoldError
 from normfold.job import confinement
 
@@ -33,10 +34,6 @@ _STAGE_BYTES = 200
 
 _stage: mmap.mmap | None = None
 _kept = Path(tempfile.gettempdir())
-
-
-class Ended(SystemExit):
-    """The status that the child ended with."""
 
 
 def supervise(writable: Sequence[Path], why_not: str | None) -> None:

@@ -70,9 +70,9 @@ RULES = {
         "it goes with `--quantize int8`",
     ),
     "evidence": Rule(
-        lambda job: job.evidence is not None,
-        "no inputs are made to find ranges on",
-        "it goes with `--quantize int8`, without `--data`",
+        lambda job: job.quantizes and not job.has_data,
+        "no inputs are made",
+        "it goes with `--quantize`, without `--data`",
     ),
     "synthesis": Rule(
         lambda job: job.evidence not in (None, "noise"),

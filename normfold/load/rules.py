@@ -220,11 +220,16 @@ def _own_forward(record: Made, kind: type, value: Any) -> bool:
 
 
 def _hides(kind: type, key: str) -> bool:
-    """True if a class has a method, a property or a class of this name."""
+    """True if a class has a method, a property or a class of this name, or a module the name of one.
+
+    transformers' heads call ``getattr(self, self.base_model_prefix)``.
+    """
     missing = object()
     value = inspect.getattr_static(kind, key, missing)
     if value is missing:
         return False
+    if isinstance(value, str) and issubclass(kind, nn.Module):
+        return True
     return callable(value) or hasattr(type(value), "__get__")
 
 

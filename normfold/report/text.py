@@ -31,8 +31,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         print_line(console, f"model     {report.model}")
     if report.inputs:
         print_line(console, f"inputs    {report.inputs}")
-    open_ended = () if report.confinement.startswith(_EXPECTED) else (report.confinement,)
-    for note in (*report.notes, *open_ended):
+    known = not report.confinement or report.confinement.startswith(_EXPECTED)
+    for note in (*report.notes, *(() if known else (report.confinement,))):
         print_line(console, f"note      {note}")
     console.print()
     console.print(

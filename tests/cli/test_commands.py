@@ -263,3 +263,46 @@ def test_progress_is_for_terminals(
 def test_the_tiny_network_is_the_same_every_time() -> None:
     one, two = tiny().state_dict(), tiny().state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+OWN_PASS = """from dataclasses import dataclass
+from normfold.rewrite import Match, Pass
+
+def is_relu(node):
+    return str(node.target) == "aten.relu.default"
+
+@dataclass(frozen=True)
+class DropDoubleRelu(Pass):
+    name = "drop-double-relu"
+
+    def match(self, graph):
+        for node in graph.nodes:
+            if is_relu(node) and is_relu(node.args[0]):
+                yield Match(node)
+
+    def rewrite(self, match, rewriter):
+        rewriter.replace(match.node, match.node.args[0])
+"""
+
+
+def test_a_pass_by_its_place(cli: Cli) -> None:
+    """One file in the current folder; nothing is installed."""
+    Path("my_passes.py").write_text(OWN_PASS)
+    Path("double.py").write_text(
+        "from torch import nn\ndef make():\n"
+        "    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.ReLU(), nn.Linear(8, 2))\n"
+    )
+    text = "canonicalize,my_passes:DropDoubleRelu,bake"
+    given = ("double:make", "--input", "2x8", "--passes")
+    planned = cli("plan", *given, text)
+    assert planned.status == 0
+    assert "would apply" in planned.out
+    assert cli("bisect", *given, text).status == 0
+    made = cli("convert", *given, text, "--json").json
+    assert [item["rewrites"] for item in made["passes"] if item["spec"] == "drop-double-relu"] == [
+        1
+    ]
+    for wrong in ("my_passes:Nothing", "my_passes:is_relu", "no_such:Pass"):
+        ran = cli("convert", *given, f"canonicalize,{wrong},bake")
+        assert ran.status == 2
+        ran.one_error(wrong)

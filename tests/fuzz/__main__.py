@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
+import importlib
 import io
 import os
 import random
@@ -43,7 +44,21 @@ def main() -> int:
     warnings.simplefilter("ignore")
     import torch
 
-    from normfold.cli import main as cli  # noqa: F401  imported once, before the children are made
+    # once, before the children are made
+    for name in (
+        "cli",
+        "conversion",
+        "inspection",
+        "report.text",
+        "steps.deliver",
+        "train.checkpoint",
+    ):
+        importlib.import_module(f"normfold.{name}")
+    import onnxruntime  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import torch.export.pt2_archive._package
+    import torch.onnx
+
     from tests.fuzz.kinds import KINDS
 
     torch.set_num_threads(1)

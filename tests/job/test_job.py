@@ -26,6 +26,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "integers": {"quantize": "int8"},
     "int8": {"quantize": "int8"},
     "synthesis": {"quantize": "int8"},
+    "evidence": {"quantize": "int8"},
     "approximate": {"quantize": "int8"},
     "engine": {"export": ("trt",)},
 }
@@ -42,6 +43,7 @@ VALUES: dict[str, Any] = {
     "require": ("bake>=1",),
     "dynamic": ("x:1",),
     "device": "cpu",
+    "pixels": (0.0, 2.5),
 }
 
 
@@ -118,9 +120,8 @@ def test_four_ways_to_ask_for_an_option(
     assert job != Job.of({"model": "net.pt", **BESIDE.get(OPTIONS[name].when or "", {})})
     assert asked(*flags(options)) == job
     if name != "trust_pickle":  # a file or a variable must not lift the gate
-        Path("normfold.toml").write_text(toml(options))
-        assert asked() == job
-        Path("normfold.toml").unlink()
+        Path("mine.toml").write_text(toml(options))
+        assert asked("--config", "mine.toml") == job
     for other, value in options.items():
         item = OPTIONS[other]
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

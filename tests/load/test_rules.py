@@ -69,6 +69,11 @@ def test_attributes_do_not_answer_for_methods(name: str, tmp_path: Path) -> None
 def test_attributes_do_not_answer_for_properties_or_calls(tmp_path: Path) -> None:
     bert = transformers.BertModel(transformers.BertConfig(**TINY))
     refused(with_attribute("device", "cpu", bert), tmp_path / "m.pt", "device")  # a property
+    llama = transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(vocab_size=20, num_key_value_heads=2, **TINY)
+    )
+    prefix = with_attribute("base_model_prefix", "push_to_hub", llama)
+    refused(prefix, tmp_path / "m.pt", "base_model_prefix")
     refused(with_attribute("forward", F.relu), tmp_path / "m.pt", "forward")
     other = nn.Linear(2, 2)
     refused(with_attribute("forward", other.extra_repr), tmp_path / "m.pt", "forward")
