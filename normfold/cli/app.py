@@ -94,13 +94,18 @@ def _configuration() -> Path | None:
 
 
 def _require_known_variables(command: str, known: dict[str, set[str]]) -> None:
-    """A variable that no command has is refused, as an unknown key of a file is."""
+    """A variable of the command that is not one of its options is refused, as an unknown key of a file is."""
     every = {*_OTHER, *(name for names in known.values() for name in names)}
     prefix = f"NORMFOLD_{command}_".upper()
     for name in os.environ:
-        mine = name.startswith(prefix) and name not in known.get(command, set())
-        if mine or (name.startswith("NORMFOLD_") and name not in every):
-            close = difflib.get_close_matches(name, known.get(command, set()) if mine else every, 1)
+        if not name.startswith("NORMFOLD_") or name in every:
+            continue
+        mine = name.startswith(prefix)
+        # others may use the prefix too (NORMFOLD_VERSION), but nobody is that near by chance
+        close = difflib.get_close_matches(
+            name, known.get(command, set()) if mine else every, 1, 0.6 if mine else 0.93
+        )
+        if mine or close:
             raise UsageError(
                 f"the environment has an unknown variable `{name}`",
                 hint=f"did you mean `{close[0]}`?" if close else f"`normfold {command} --help`",

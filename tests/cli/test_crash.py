@@ -123,6 +123,11 @@ def test_a_misspelt_variable_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatc
     assert ran.status == 2
     ran.one_error("`NORMFOLD_CONVERT_TOO`", "did you mean `NORMFOLD_CONVERT_TO`?")
     monkeypatch.delenv("NORMFOLD_CONVERT_TOO")
+    monkeypatch.setenv("NORMFOLD_CONVRT_TO", "rmsnorm")
+    ran = cli("convert", TINY)
+    assert ran.status == 2
+    ran.one_error("`NORMFOLD_CONVRT_TO`", "did you mean `NORMFOLD_CONVERT_TO`?")
+    monkeypatch.delenv("NORMFOLD_CONVRT_TO")
     monkeypatch.setenv("NORMFOLD_CONVERT_VERIFY", "of")
     ran = cli("convert", TINY)
     ran.one_error("at the environment: NORMFOLD_CONVERT_VERIFY", "did you mean `off`?")

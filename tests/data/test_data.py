@@ -97,7 +97,7 @@ class Evil:
 def test_nothing_in_a_file_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"x": Evil()}, tmp_path / "a.pt")
     assert "nothing in it was executed" in refused(tmp_path / "a.pt", ["x"], kind=LoadError)
-    torch.save({"x": X.numpy()}, tmp_path / "a.pt")
+    torch.save({"x": np.array([Evil()])}, tmp_path / "a.pt")
     assert "`torch.from_numpy`" in refused(tmp_path / "a.pt", ["x"], kind=LoadError)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
     assert "found: Linear" in refused(tmp_path / "a.pt", ["x"])

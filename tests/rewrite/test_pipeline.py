@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+import typing
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,7 @@ from normfold.job.presets import PRESETS, preset, trained
 from normfold.passes import BUILT_IN
 from normfold.report import PassReport
 from normfold.rewrite import Exactness, FxPass, Pass, parse, registry, run_pipeline, text_of
+from normfold.rewrite.base import Between
 from normfold.target import GRIDDED
 from tests.nets import Residual, perturb
 
@@ -50,16 +52,18 @@ def test_every_pass_reads_back(name: str) -> None:
 def options(draw: st.DrawFn) -> Pass:
     """A pass with random values for its options."""
     kind = registry.find(draw(st.sampled_from(NAMES)))
-    hints = __import__("typing").get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
+    bounded = typing.get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
+        (bound,) = getattr(bounded[field.name], "__metadata__", (Between(0),))
         if hint is bool:
             values[field.name] = draw(st.booleans())
         elif hint is float:
-            values[field.name] = draw(st.floats(0, 1e30))
+            values[field.name] = draw(st.floats(bound.low, min(bound.high, 1e30)))
         elif hint is int:
-            values[field.name] = draw(st.integers(0, 10**6))
+            values[field.name] = draw(st.integers(bound.low, min(bound.high, 10**6)))
         elif hint is str:
             values[field.name] = draw(st.sampled_from(WORDS[field.name]))
         elif hint == tuple[str, ...]:
