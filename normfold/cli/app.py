@@ -102,9 +102,8 @@ def _require_known_variables(command: str, known: dict[str, set[str]]) -> None:
             continue
         mine = name.startswith(prefix)
         # others may use the prefix too (NORMFOLD_VERSION), but nobody is that near by chance
-        close = difflib.get_close_matches(
-            name, known.get(command, set()) if mine else every, 1, 0.6 if mine else 0.93
-        )
+        names, cutoff = (known.get(command, set()), 0.6) if mine else (every, 0.93)
+        close = difflib.get_close_matches(name, names, 1, cutoff)
         if mine or close:
             raise UsageError(
                 f"the environment has an unknown variable `{name}`",

@@ -63,7 +63,7 @@ def options(draw: st.DrawFn) -> Pass:
         elif hint is float:
             values[field.name] = draw(st.floats(bound.low, min(bound.high, 1e30)))
         elif hint is int:
-            values[field.name] = draw(st.integers(bound.low, min(bound.high, 10**6)))
+            values[field.name] = draw(st.integers(int(bound.low), int(min(bound.high, 10**6))))
         elif hint is str:
             values[field.name] = draw(st.sampled_from(WORDS[field.name]))
         elif hint == tuple[str, ...]:
