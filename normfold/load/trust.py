@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from normfold.errors import UsageError
 
+# What of them is not admitted loads files, downloads or runs programs.
+_WIDE = ("torch", "numpy", "torchvision", "timm", "transformers", "setuptools", "pip")
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -25,9 +28,11 @@ class Trust:
                     f"`--trust-module {name}` is not a package or module name",
                     hint="write it as in an import statement: `--trust-module myproject.models`",
                 )
-            if name.split(".")[0] in sys.stdlib_module_names:
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top in _WIDE:
                 raise UsageError(
-                    f"`--trust-module {name}` would let a file call the standard library",
+                    f"`--trust-module {name}` would let a file call "
+                    + (f"all of {top}" if top in _WIDE else "the standard library"),
                     hint="if you trust the file completely, say so with `--trust-pickle`",
                 )
         return cls(tuple(modules), pickle)

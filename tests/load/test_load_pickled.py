@@ -266,7 +266,9 @@ def test_main_classes_get_their_own_hint(project: Path) -> None:
         load("main.pt")
 
 
-@pytest.mark.parametrize("name", ["os", "subprocess", "builtins", "not a name", "a..b", ""])
+@pytest.mark.parametrize(
+    "name", ["os", "subprocess", "builtins", "torch.hub", "timm", "not a name", "a..b", ""]
+)
 def test_trust_module_names_are_checked(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         load(tmp_path / "m.pt", trust_modules=[name])
