@@ -42,11 +42,17 @@ class Admission:
     def __init__(self, trusted: tuple[str, ...] = ()) -> None:
         self.trusted = trusted
         self._found: dict[Name, Any] = {}
+        self._kinds: dict[Name, tuple[type, bool]] = {}
 
     def kind(self, name: Any) -> tuple[type, bool]:
         """The class of objects that are made without a constructor, and whether the user trusts its code."""
         if not isinstance(name, Name):
             raise Refused("what is made is computed")
+        if name not in self._kinds:
+            self._kinds[name] = self._kind(name)
+        return self._kinds[name]
+
+    def _kind(self, name: Name) -> tuple[type, bool]:
         value = self.resolve(name)
         if not isinstance(value, type):
             raise Refused("not a class")

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from normfold.errors import LoadError, last_line
-from normfold.load.records import Name, Stored, every, read_first, read_records
+from normfold.load.machine import read_first, read_records
+from normfold.load.records import Name, Stored, every
 from normfold.load.tensors import STORAGES, Unfit, damaged
 
 _MAGIC = 0x1950A86A20F9469CFC6C

@@ -22,6 +22,7 @@ from normfold.load.records import Made, Name, Stored
 from normfold.load.rules import GETATTR, PARTIAL, PLAIN_TYPES, TENSOR_FUNCTIONS
 from normfold.load.tensors import FROM_TYPE, REBUILDS, Storage, Unfit
 
+_AS_IT_IS = {type(None), bool, int, float, str, bytes, bytearray}
 _DEEPEST = 800  # objects in objects; each takes up to five calls
 _EMPTY: dict[Name, Callable[[], Any]] = {
     Name("collections", "Counter"): collections.Counter,
@@ -72,49 +73,48 @@ class Maker:
             sys.setrecursionlimit(usual)
 
     def _make(self, record: Any, depth: int) -> Any:
-        if record is None or isinstance(record, str | bytes | bytearray | int | float | bool):
+        kind = type(record)
+        if kind in _AS_IT_IS:
             return record
-        if id(record) in self._made:
-            return self._made[id(record)]
-        if id(record) in self._open or depth > _DEEPEST:
+        key = id(record)
+        if key in self._made:
+            return self._made[key]
+        if key in self._open or depth > _DEEPEST:
             raise Unfit(
                 "objects that hold themselves" if depth <= _DEEPEST else "objects nested too deeply"
             )
-        self._open.add(id(record))
-        made = self._new_one(record, depth + 1)
-        self._open.discard(id(record))
+        self._open.add(key)
+        made = self._new_one(kind, record, depth + 1)
+        self._open.discard(key)
         return self._note(record, made)
 
     def _note(self, record: Any, made: Any) -> Any:
+        """Known from now on, so that what is inside may refer to it."""
+        self._open.discard(id(record))
         if id(record) not in self._made:
             self._made[id(record)] = made
             self._kept.append(record)
         return made
 
-    def _new_one(self, record: Any, depth: int) -> Any:
-        match record:
-            case Made(new=True):
-                return self._object(record, depth)
-            case Made():
-                return self._called(record, depth)
-            case Name():
-                return self._named(record)
-            case Stored():
-                return self._stored(record)
-            case dict():
-                found: Any = self._note(record, {})
-                self._open.discard(id(record))
-                for key, value in record.items():
-                    found[self._make(key, depth)] = self._make(value, depth)
-                return found
-            case list():
-                found = self._note(record, [])
-                self._open.discard(id(record))
-                found.extend(self._make(value, depth) for value in record)
-                return found
-            case tuple() | set() | frozenset():
-                return type(record)(self._make(value, depth) for value in record)
-        raise Unfit(f"a value of type {type(record).__name__}")
+    def _new_one(self, kind: type, record: Any, depth: int) -> Any:
+        if kind is Made:
+            return self._object(record, depth) if record.new else self._called(record, depth)
+        if kind is tuple or kind is set or kind is frozenset:
+            return kind([self._make(value, depth) for value in record])
+        if kind is dict:
+            found: Any = self._note(record, {})
+            for key, value in record.items():
+                found[self._make(key, depth)] = self._make(value, depth)
+            return found
+        if kind is list:
+            found = self._note(record, [])
+            found += [self._make(value, depth) for value in record]
+            return found
+        if kind is Name:
+            return self._named(record)
+        if kind is Stored:
+            return self._stored(record)
+        raise Unfit(f"a value of type {kind.__name__}")
 
     def _named(self, name: Name) -> Any:
         found = tensors.dtype_of(name)
@@ -139,7 +139,6 @@ class Maker:
                 made
             )  # the attributes that every module has, where a state has not all
         self._note(record, made)
-        self._open.discard(id(record))
         for state in record.states:
             self._give(made, kind, record, state, depth)
         return made
@@ -196,7 +195,6 @@ class Maker:
 
     def _container(self, record: Made, made: Any, args: tuple[Any, ...], depth: int) -> Any:
         self._note(record, made)
-        self._open.discard(id(record))
         if len(args) == 1 and isinstance(args[0], list | dict):
             made.update(args[0]) if hasattr(made, "update") else made.extend(args[0])
         elif args:

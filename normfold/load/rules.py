@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -219,6 +220,7 @@ def _own_forward(record: Made, kind: type, value: Any) -> bool:
     return inspect.isfunction(inspect.getattr_static(kind, name, None))
 
 
+@cache
 def _hides(kind: type, key: str) -> bool:
     """True if a class has a method, a property or a class of this name, or a module the name of one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ TYPES = {
 _REPEATED = 2**24
 
 
+@cache
 def dtype_of(name: Name) -> Any:
     """The dtype, layout or memory format of this name; None for other names."""
     if name.module != "torch":

@@ -25,6 +25,7 @@ from benchmarks import (
     models,
     norm_costs,
     offline_norms,
+    reading,
     stages,
 )
 from normfold.judge import bench
@@ -117,6 +118,13 @@ def test_a_stage_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert missing == ["normfold.judge.inputs.Gone.run"]
         assert verifier.cases is not cases
     assert verifier.cases is cases
+
+
+def test_reading(capsys: pytest.CaptureFixture[str]) -> None:
+    reading.main(["--network", "tiny", "--rounds", "1"])
+    said = capsys.readouterr().out
+    assert "ratio" in said
+    assert "confinement" in said
 
 
 def test_what_only_a_gpu_shows(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from normfold.errors import LoadError
 from normfold.load import load, pickled
 from normfold.load.library import LAYERS, PURE
-from normfold.load.records import Made, Name, read_records
+from normfold.load.machine import read_records
+from normfold.load.records import Made, Name
 from normfold.load.trust import Trust
 from tests.load.conftest import Evaluates, Writes
 from tests.load.test_load_pickled import TINY, _checkpoint
