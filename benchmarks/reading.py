@@ -2,7 +2,8 @@
 
 python -m benchmarks.reading [--network vit|tiny] [--rounds 7]
 
-Reads in turn, in one process, from a warm file cache; median seconds. `torch.load` runs what the file says.
+Each read is the first large one of a process of its own, from a warm file cache: a second one would find the memory
+of the first. Median seconds, in turn. `torch.load` runs what the file says.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -20,19 +19,33 @@ from statistics import median
 import torch
 from torch import nn
 
-from normfold.load import pickled
-from normfold.load.trust import Trust
-
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     # as many blocks, tensors and bytes as a ViT-B: 340 MB
     "vit": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(768, 12, 3072), 12),
     "tiny": lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
 }
+WAYS = {
+    "torch.load": "lambda path: torch.load(path, weights_only=False)",
+    "normfold": "lambda path: pickled.read(path, Trust())",
+}
+_READ = """
+import sys, time, torch
+from pathlib import Path
+from normfold.load import pickled
+from normfold.load.trust import Trust
+small, large = map(Path, sys.argv[1:])
+read = {way}
+read(small)
+start = time.perf_counter()
+read(large)
+print(time.perf_counter() - start)
+"""
 _CONFINE = """
 import time
 from normfold.job import confinement
 start = time.perf_counter()
-print(confinement.confine([]), "|", time.perf_counter() - start)
+confinement.confine([])
+print(time.perf_counter() - start)
 """
 
 
@@ -42,30 +55,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=NETWORKS, default="vit")
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args(arguments)
-    warnings.simplefilter("ignore")
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.pt"
-        torch.save(NETWORKS[asked.network]().eval(), path)
-        ways = {
-            "torch.load": lambda: torch.load(path, weights_only=False),
-            "normfold": lambda: pickled.read(path, Trust()),
-        }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(asked.rounds + 1):  # the first one fills the cache
-            for name, read in ways.items():
-                start = time.perf_counter()
-                read()
-                times[name].append(time.perf_counter() - start)
-        size = path.stat().st_size / 1e6
-    found = {name: median(values[1:]) for name, values in times.items()}
+        paths = Path(folder) / "small.pt", Path(folder) / "network.pt"
+        torch.save(NETWORKS["tiny"]().eval(), paths[0])
+        torch.save(NETWORKS[asked.network]().eval(), paths[1])
+        size = paths[1].stat().st_size / 1e6
+        for _ in range(asked.rounds):
+            for name, way in WAYS.items():
+                times[name].append(_seconds(_READ.format(way=way), *map(str, paths)))
+    found = {name: median(values) for name, values in times.items()}
     for name, seconds in found.items():
         print(f"{name:12} {seconds:.3f} s for {size:.0f} MB")
     print(f"ratio        {found['normfold'] / found['torch.load']:.2f}")
-    ran = subprocess.run(
-        [sys.executable, "-c", _CONFINE], capture_output=True, text=True, check=True
-    )
-    what, _, seconds = ran.stdout.strip().rpartition(" | ")
-    print(f"confinement  {1000 * float(seconds):.1f} ms ({what})")
+    print(f"confinement  {1000 * _seconds(_CONFINE):.1f} ms")
+
+
+def _seconds(code: str, *arguments: str) -> float:
+    """What a process of its own prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(ran.stdout)
 
 
 if __name__ == "__main__":
