@@ -2,8 +2,8 @@
 
 python -m benchmarks.reading [--network vit|tiny] [--rounds 7]
 
-Each read is the first large one of a process of its own, from a warm file cache: a second one would find the memory
-of the first. Median seconds, in turn. `torch.load` runs what the file says.
+Each read is the first large one of a process of its own, from a warm file cache: a second one would find the
+memory of the first. Median seconds, in turn. `torch.load` runs what the file says.
 """
 
 from __future__ import annotations
