@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -27,7 +28,9 @@ from normfold.job import confinement
 _PREFIX = "normfold-"
 _OWN = re.compile(rf"{_PREFIX}(\d+)-\w+")
 _TRACEBACK = ".traceback.txt"
-_DEATH = 1  # of prctl: the signal that a child gets when its parent dies
+_LONGEST = 1_000_000  # bytes of a traceback
+# of prctl: the signal that a child gets when its parent dies, and who gets the children of its children
+_DEATH, _SUBREAPER = 1, 36
 _FROM_USER = 0  # si_code of `kill`; a terminal sends to every process of the group itself
 _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _STAGE_BYTES = 200
@@ -55,11 +58,13 @@ def supervise(writable: Sequence[Path], why_not: str | None) -> None:
     _stage = mmap.mmap(-1, _STAGE_BYTES)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     parent = os.getpid()
+    _prctl(_SUBREAPER, 1)  # what the child leaves behind becomes ours, and is ended
     child = os.fork()
     if child:
         try:
             status = _wait(child)
         finally:
+            _end_descendants()
             _keep_tracebacks(temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             for folder in reversed(made):
@@ -67,8 +72,7 @@ def supervise(writable: Sequence[Path], why_not: str | None) -> None:
                     folder.rmdir()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _end(status)
-    with suppress(AttributeError, OSError):  # only Linux has it
-        ctypes.CDLL(None).prctl(_DEATH, signal.SIGTERM, 0, 0, 0)
+    _prctl(_DEATH, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if os.getppid() != parent:
         raise Ended(143)
@@ -127,6 +131,28 @@ def _wait(child: int) -> int:
             return status
 
 
+def _prctl(what: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(what, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _end_descendants() -> None:
+    """End what the child started and did not wait for: nothing of it outlives the command."""
+    for _ in range(1000):
+        listed = Path(f"/proc/self/task/{os.getpid()}/children")
+        try:
+            left = [int(word) for word in listed.read_text().split()]
+        except OSError:  # a kernel without the list
+            return
+        if not left:
+            return
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
 def _end(status: int) -> NoReturn:
     if os.WIFEXITED(status):
         raise Ended(os.WEXITSTATUS(status))
@@ -158,9 +184,17 @@ def _killed(number: int) -> NormfoldError:
 
 
 def _keep_tracebacks(temporary: Path) -> None:
-    for path in temporary.glob(f"*{_TRACEBACK}"):
+    """Bring tracebacks out of the temporary folder: plain files, into new ones, and no more than is read."""
+    for path in list(temporary.glob(f"*{_TRACEBACK}"))[:1]:
         with suppress(OSError):
-            shutil.move(path, _kept / path.name)
+            source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            if stat.S_ISREG(os.fstat(source).st_mode):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                with (
+                    open(source, "rb") as old,
+                    open(os.open(_kept / path.name, flags, 0o600), "wb") as new,
+                ):
+                    new.write(old.read(_LONGEST))
 
 
 def _sweep() -> None:

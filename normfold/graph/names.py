@@ -78,10 +78,18 @@ def require_printable(names: Iterable[str]) -> None:
 
 
 def _inputs(program: ExportedProgram) -> list[str]:
+    """Names that become parameters of `forward`: keywords, and those that the program says."""
     spec = program.call_spec.in_spec
-    if spec is None or len(spec.children()) != 2:
-        return []
-    return [str(key) for key in spec.child(1).context or ()]
+    found: list[Any] = []
+    if spec is not None and len(spec.children()) == 2:
+        found += spec.child(1).context or ()
+    for entry in program.module_call_graph:
+        signature = entry.signature
+        if signature is not None:
+            found += signature.forward_arg_names or ()
+            if len(signature.in_spec.children()) == 2:
+                found += signature.in_spec.child(1).context or ()
+    return [str(name) for name in found]
 
 
 def _renamed(names: Iterable[str]) -> dict[str, str]:

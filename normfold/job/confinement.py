@@ -90,7 +90,7 @@ def lacks() -> list[str]:
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # system calls, the same numbers on every processor
 _NO_NEW_PRIVS, _SECCOMP, _GET_SECCOMP = 38, 22, 21  # of prctl
-_EXECUTE, _WRITE, _TRUNCATE, _REFER, _IOCTL = 1 << 0, 1 << 1, 1 << 14, 1 << 13, 1 << 15
+_EXECUTE, _WRITE, _TRUNCATE, _REFER = 1 << 0, 1 << 1, 1 << 14, 1 << 13
 _MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
 _TCP = 0b11  # bind and connect
 _SCOPES = 0b11  # abstract sockets and signals of others
@@ -140,28 +140,62 @@ def _require(result: int, call: str) -> None:
 
 # --- seccomp ---
 
-# processor: its word in the filter's data, and its numbers of the calls that are refused
+# processor: its word in the filter's data, and its numbers of these calls
 _CALLS = (
-    "execve", "execveat", "socket", "connect", "ptrace", "process_vm_writev", "pidfd_getfd", "io_uring_setup",
-    "bpf",
+    # start a program, open a connection
+    "execve", "execveat", "socket", "connect", "io_uring_setup", "bpf",
+    # reach into another process, or into what outlives this one
+    "ptrace", "process_vm_writev", "pidfd_getfd", "setpriority", "sched_setscheduler", "sched_setattr", "shmget",
+    "msgget", "mq_open", "add_key", "keyctl",
+    # change a file of others without writing to it (modes are changed where files are published)
+    "chown", "fchown", "lchown", "fchownat", "setxattr", "lsetxattr", "fsetxattr", "removexattr",
 )  # fmt: skip
-_MACHINES = {
-    "x86_64": (0xC000003E, (59, 322, 41, 42, 101, 311, 438, 425, 321)),
-    "aarch64": (0xC00000B7, (221, 281, 198, 203, 117, 271, 438, 425, 280)),
-}
+_NONE = 0xFFFFFF  # no such call on this processor
+_MACHINES: dict[str, tuple[int, tuple[int, ...]]] = {
+    "x86_64": (0xC000003E, (
+        59, 322, 41, 42, 425, 321, 101, 311, 438, 141, 144, 314, 29, 68, 240, 248, 250, 92, 93, 94, 260, 188, 189,
+        190, 197,
+    )),
+    "aarch64": (0xC00000B7, (
+        221, 281, 198, 203, 425, 280, 117, 271, 438, 140, 119, 274, 194, 186, 180, 217, 219, _NONE, 55, _NONE,
+        54, 5, 6, 7, 14,
+    )),
+}  # fmt: skip
 _X32 = 0x40000000  # a second table of calls of x86-64
+# Calls that are refused for some values of an argument: (number by processor, index of the argument, values).
+_IOCTL = {"x86_64": 16, "aarch64": 29}
+_TYPE_INTO_A_TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: the shell would run it afterwards
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}  # of another process: any pid but 0
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 13  # EACCES
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_NUMBER, _ARCH, _ARGUMENTS = (
+    0,
+    4,
+    16,
+)  # offsets in the filter's data; arguments have eight bytes, low word first
 
 
 def _seccomp() -> None:
-    arch, numbers = _MACHINES[platform.machine()]
+    machine = platform.machine()
+    arch, numbers = _MACHINES[machine]
     assert len(numbers) == len(_CALLS)
-    steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
-    tests = [(_AT_LEAST, _X32), *((_EQUAL, number) for number in numbers)]
-    for at, (test, number) in enumerate(tests):
-        steps.append((test, len(tests) - at, 0, number))  # to the last step
-    steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+    steps = [
+        (_LOAD, 0, 0, _ARCH),
+        (_EQUAL, 1, 0, arch),
+        (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, _NUMBER),
+    ]
+    for test, number in [
+        (_AT_LEAST, _X32),
+        *((_EQUAL, number) for number in numbers if number != _NONE),
+    ]:
+        steps += [(test, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    steps += [(_EQUAL, 0, 6, _IOCTL[machine]), (_LOAD, 0, 0, _ARGUMENTS + 8)]
+    for value in _TYPE_INTO_A_TERMINAL:
+        steps += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _REFUSE)]
+    steps.append((_RETURN, 0, 0, _ALLOW))
+    steps += [(_EQUAL, 0, 3, _PRLIMIT[machine]), (_LOAD, 0, 0, _ARGUMENTS), (_EQUAL, 1, 0, 0)]
+    steps += [(_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
     code = b"".join(struct.pack("<HBBI", *step) for step in steps)
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("<HxxxxxxQ", len(steps), ctypes.addressof(buffer))

@@ -50,6 +50,7 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
         with _quiet(), seeded(seed):
             options: dict[str, Any] = {
                 "local_files_only": True,
+                "use_safetensors": True,  # torch.load is never used: pickles are read by us
                 "trust_remote_code": False,
                 "dtype": "auto",
                 "output_loading_info": True,
@@ -116,7 +117,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _remote_code(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
         for key, value in config.items():
-            if key == "auto_map":
+            if key in ("attribute_map", "transformers_weights"):
+                # one name for another, and files of another folder: `_leads_away` would look in vain
+                yield f"`{key}`: {value}"
+            elif key == "auto_map":
                 yield f"`auto_map`: {', '.join(map(str, value))}"
             elif _leads_away(key, str(value or "")):
                 yield f"`{key}`: {value}"
@@ -150,9 +154,10 @@ def _architecture(config: dict[str, Any], folder: Path) -> str:
 
 def _weights(folder: Path, trust: Trust) -> dict[str, Any] | None:
     """Pickled weights as a state dict, read without running them; None where transformers reads the files."""
-    stored = sorted(folder.glob("*.safetensors"))
     _check_index(folder)
-    if stored:
+    if any(
+        (folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
+    ):
         return None
     pickles = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("*.bin"))
     if not pickles:

@@ -27,10 +27,25 @@ _ASSERTIONS = {
     "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata", "aten::sym_constrain_range",
     "aten::sym_constrain_range_for_size",
 }  # fmt: skip
-# They take sizes, offsets or indices on trust, and read or write beyond their memory.
+# They take sizes, offsets or indices on trust, and read or write beyond their memory. Gradients do so as a rule,
+# and so do the private helpers of other operators: of these only what exported programs hold is admitted.
 _UNCHECKED = re.compile(
-    r"aten::(set_?|set_data|_?sparse_.*unsafe.*|_nested_view_from.*|_reshape_alias.*)"
+    r"aten::(set_?|set_data|segment_reduce|_?sparse_.*unsafe.*|_nested_.*|.*backward.*)"
 )
+_LISTED = """
+    adaptive_avg_pool2d adaptive_avg_pool3d addmm_activation assert_async assert_scalar assert_tensor_metadata
+    cdist_forward conj conj_physical convolution euclidean_dist fft_c2c fft_c2r fft_r2c functional_assert_async
+    functional_assert_scalar functional_sym_constrain_range functional_sym_constrain_range_for_size grouped_mm int_mm
+    is_all_true is_any_true linalg_det linalg_eigh linalg_slogdet linalg_solve_ex linalg_svd local_scalar_dense
+    log_softmax native_batch_norm_legit native_batch_norm_legit_functional native_batch_norm_legit_no_training
+    native_multi_head_attention neg_view pdist_forward prelu_kernel reshape_copy scaled_dot_product_attention_math
+    scaled_dot_product_efficient_attention scaled_dot_product_flash_attention_for_cpu
+    scaled_dot_product_fused_attention_overrideable softmax stack to_copy transformer_encoder_layer_fwd trilinear
+    unsafe_index unsafe_index_put unsafe_masked_index unsafe_masked_index_put_accumulate unsafe_view
+    upsample_bicubic2d_aa upsample_bilinear2d_aa upsample_nearest_exact1d upsample_nearest_exact2d
+    upsample_nearest_exact3d weight_norm weight_norm_interface
+"""
+_PRIVATE = {f"_{name}" for name in _LISTED.split()}
 _HIGHER_ORDER = {
     "associative_scan", "cond", "flex_attention", "map_impl", "scan", "while_loop", "wrap_with_autocast",
     "wrap_with_set_grad_enabled",
@@ -77,8 +92,10 @@ def _of_operator(found: torch._ops.OpOverload) -> str | None:
     schema = found._schema
     if not torch._C._dispatch_has_kernel(found.name()):
         return "it is not an operator on tensors"
-    if _UNCHECKED.fullmatch(str(schema.name)):
-        return "it takes sizes or memory on trust"
+    name = str(schema.name).partition("::")[2]
+    private = name.startswith("_") and not name.startswith("__") and name not in _PRIVATE
+    if private or _UNCHECKED.fullmatch(str(schema.name)):
+        return "it may take sizes, indices or memory on trust"
     for argument in schema.arguments:
         kind = str(argument.type)
         if _PART.sub("", kind):

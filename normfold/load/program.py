@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from normfold.errors import LoadError, last_line
+from normfold.errors import LoadError, NormfoldError, last_line
+from normfold.graph.names import with_plain_names
 from normfold.load.program_archive import read_program
 from normfold.load.trust import Trust
 from normfold.load.types import Found
@@ -38,7 +39,10 @@ def load_program(path: Path, trust: Trust) -> Found:
     if not trust.pickle:
         program._guards_code = []
     try:
+        program, _ = with_plain_names(program)  # before anything of it becomes Python text
         module: nn.Module = program.module(check_guards=False)
+    except NormfoldError:
+        raise
     except Exception as error:
         raise _damaged(path, error) from None
     inputs = None

@@ -132,6 +132,36 @@ def test_a_signal_to_the_parent_clears_up(model: Path) -> None:
     assert not list(model.parent.glob("**/.normfold-*"))
 
 
+def test_nothing_outlives_the_command_or_follows_links(model: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    code = f"""
+import os, time
+folder = os.environ["TMPDIR"]
+os.symlink({str(victim)!r}, folder + "/a.traceback.txt")
+os.mkdir(folder + "/b.traceback.txt")
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        time.sleep(2)
+        open("late", "w")
+        time.sleep(20)
+    os._exit(0)
+raise ValueError("done")
+"""
+    torch.save({"w": torch.ones(1), "x": Runs(code)}, model)
+    out = model.parent / "out"
+    status, _, err = ended(
+        "convert", "m.pt", "--trust-pickle", cwd=model.parent, TMPDIR=str(tmp_path)
+    )
+    assert status == 4, err
+    time.sleep(3)
+    assert not (out / "late").exists()
+    assert not (model.parent / "late").exists()
+    assert list(victim.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["victim", "work"]
+
+
 def test_a_process_that_crashes_is_told(model: Path) -> None:
     torch.save({"w": torch.ones(1), "x": Runs("__import__('ctypes').string_at(0)")}, model)
     status, _, err = ended("convert", "m.pt", "--trust-pickle", cwd=model.parent)

@@ -13,7 +13,7 @@ from normfold.job import confinement
 pytestmark = pytest.mark.skipif(bool(confinement.lacks()), reason=f"no {confinement.lacks()}")
 
 TRY = """
-import os, socket, subprocess, sys, threading, time
+import fcntl, os, resource, socket, subprocess, sys, threading, time
 from pathlib import Path
 out, outside = Path(sys.argv[1]), Path(sys.argv[2])
 from normfold.job import confinement
@@ -44,6 +44,11 @@ def all_of_it():
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             refused("socket", lambda: socket.socket(family, kind))
     refused("memory", lambda: open("/proc/self/mem", "r+b"))
+    refused("owner", lambda: os.chown(outside / "there", os.getuid(), os.getgid()))
+    refused("attribute", lambda: os.setxattr(outside / "there", "user.a", b"b"))
+    refused("type into a terminal", lambda: fcntl.ioctl(0, 0x5412, b"x"))
+    refused("limits of another", lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (9, 9)))
+    refused("priority of another", lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19))
 assert os.system("true") != 0
 all_of_it()
 worker = threading.Thread(target=all_of_it)
@@ -75,4 +80,4 @@ def test_nothing_leaves_it(tmp_path: Path) -> None:
 
 
 def test_a_python_caller_is_not_confined() -> None:
-    assert str(confinement.state()) == "not confined: called from Python"
+    assert str(confinement.Confinement()) == "not confined: called from Python"

@@ -113,3 +113,36 @@ def test_encoder_decoder_and_audio_get_every_input(tmp_path: Path) -> None:
     module: Any = loaded.module
     assert not module.config.use_cache
     assert config.use_cache
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attribute_map", {"backbone": "other"}), ("transformers_weights", "sub/m.safetensors.index.json"),
+     ("checkpoint_path", "/etc/passwd"), ("architecture", "hf-hub:evil/repo"), ("backbone", "local-dir:/tmp")],
+)  # fmt: skip
+def test_a_config_does_not_lead_away(folder: Path, key: str, value: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for changed in ({**config, key: value}, {**config, "backbone_config": {key: value}}):
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(LoadError, match=key):
+            load(folder)
+
+
+def test_pickles_are_read_by_us_whatever_lies_beside_them(
+    folder: Path, saved: Saved, evil: object, proof: Path
+) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    (folder / "other.safetensors").write_bytes(b"")
+    torch.save({**saved[1].state_dict(), "x": evil}, folder / "pytorch_model.bin")
+    with pytest.raises(LoadError, match="nothing in it was executed"):
+        load(folder)
+    assert not proof.exists()
+
+
+def test_an_index_names_files_beside_it(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "../secret.safetensors"}})
+    )
+    with pytest.raises(LoadError, match="outside the folder"):
+        load(folder)

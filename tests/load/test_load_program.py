@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.errors import LoadError
+from normfold.errors import LoadError, NormfoldError
 from normfold.load import load, program_text
 
 
@@ -204,7 +205,10 @@ def test_a_program_without_inputs_needs_some(tmp_path: Path) -> None:
     "target",
     [
         "torch.ops.aten.from_file.default", "torch.ops.aten._print.default", "torch.ops.aten.set_.source_Storage",
-        "torch.ops.aten._sparse_coo_tensor_unsafe.default", "torch.ops.aten.record_stream.default",
+        "torch.ops.aten._sparse_coo_tensor_unsafe.default",
+        "torch.ops.aten._convert_indices_from_coo_to_csr.default", "torch.ops.aten.segment_reduce.default",
+        "torch.ops.aten.embedding_dense_backward.default", "torch.ops.aten._ctc_loss.default",
+        "torch.ops.aten.record_stream.default",
         "torch.ops.c10d_functional.all_reduce.default", "torch.ops.profiler._record_function_enter.default",
         "torch.ops.inductor.resize_storage_bytes_.default", "torch.ops.aten.save.default", "torch.ops.aten.add",
         "torch.ops.higher_order.triton_kernel_wrapper_mutation", "torch.ops.higher_order.invoke_quant",
@@ -280,3 +284,62 @@ def test_an_archive_without_a_program(path: Path) -> None:
         writer.write_end_of_file()
         with pytest.raises(LoadError, match="does not hold one program"):
             load(path)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "tensor_constant"])
+def test_names_of_tensors_do_not_run(path: Path, kind: str, proof: Path) -> None:
+    """torch.fx pastes them into the text of a module that is made while loading."""
+    hostile = f'training"), open({str(proof)!r}, "w"), getattr(self, "training'
+    names: list[str] = []
+
+    def change(name: str, old: bytes) -> bytes:
+        if name.endswith("model.json"):
+            document = json.loads(old)
+            for spec in document["graph_module"]["signature"]["input_specs"]:
+                if kind in spec and not names:
+                    names.append(spec[kind][f"{kind}_name"])
+                    spec[kind][f"{kind}_name"] = hostile
+            return json.dumps(document).encode()
+        if name.endswith("_config.json"):
+            document = json.loads(old)
+            config = document["config"]
+            document["config"] = {(hostile if key in names else key): config[key] for key in config}
+            return json.dumps(document).encode()
+        return old
+
+    reader = torch._C.PyTorchFileReader(str(path))
+    change("model.json", reader.get_record("models/model.json"))
+    del reader
+    _rewrite(path, change)
+    if names:
+        with contextlib.suppress(LoadError):
+            load(path)
+    assert not proof.exists()
+    assert names or kind == "buffer"
+
+
+def test_keywords_of_a_program_do_not_run(tmp_path: Path, proof: Path) -> None:
+    class Keyword(nn.Module):
+        def forward(self, x: Tensor, *, other: Tensor) -> Tensor:
+            return x + other
+
+    inputs = torch.randn(2, 3)
+    program = torch.export.export(Keyword(), (inputs,), {"other": inputs})
+    torch.export.save(program, tmp_path / "k.pt2")
+    hostile = f"a#'\n:open({str(proof)!r}, 'w'),#\n"
+
+    def change(name: str, old: bytes) -> bytes:
+        if not name.endswith("model.json"):
+            return old
+        document = json.loads(old)
+        signature = document["graph_module"]["module_call_graph"][0]["signature"]
+        signature.pop("forward_arg_names")
+        spec = json.loads(signature["in_spec"])
+        spec[1]["children_spec"][1]["context"] = json.dumps([hostile])
+        signature["in_spec"] = json.dumps(spec)
+        return json.dumps(document).encode()
+
+    _rewrite(tmp_path / "k.pt2", change)
+    with pytest.raises(NormfoldError):
+        load(tmp_path / "k.pt2")
+    assert not proof.exists()
