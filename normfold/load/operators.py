@@ -36,14 +36,14 @@ _LISTED = """
     adaptive_avg_pool2d adaptive_avg_pool3d addmm_activation assert_async assert_scalar assert_tensor_metadata
     cdist_forward conj conj_physical convolution euclidean_dist fft_c2c fft_c2r fft_r2c functional_assert_async
     functional_assert_scalar functional_sym_constrain_range functional_sym_constrain_range_for_size grouped_mm
-    int_mm is_all_true is_any_true linalg_det linalg_eigh linalg_slogdet linalg_solve_ex linalg_svd local_scalar_dense
-    log_softmax native_batch_norm_legit native_batch_norm_legit_functional native_batch_norm_legit_no_training
-    native_multi_head_attention neg_view pdist_forward prelu_kernel reshape_copy scaled_dot_product_attention_math
-    scaled_dot_product_efficient_attention scaled_dot_product_flash_attention_for_cpu
-    scaled_dot_product_fused_attention_overrideable softmax stack to_copy transformer_encoder_layer_fwd trilinear
-    unsafe_index unsafe_index_put unsafe_masked_index unsafe_masked_index_put_accumulate unsafe_view
-    upsample_bicubic2d_aa upsample_bilinear2d_aa upsample_nearest_exact1d upsample_nearest_exact2d
-    upsample_nearest_exact3d weight_norm weight_norm_interface
+    int_mm is_all_true is_any_true linalg_det linalg_eigh linalg_slogdet linalg_solve_ex linalg_svd
+    local_scalar_dense log_softmax native_batch_norm_legit native_batch_norm_legit_functional
+    native_batch_norm_legit_no_training native_multi_head_attention neg_view pdist_forward prelu_kernel
+    reshape_copy scaled_dot_product_attention_math scaled_dot_product_efficient_attention
+    scaled_dot_product_flash_attention_for_cpu scaled_dot_product_fused_attention_overrideable softmax stack
+    to_copy transformer_encoder_layer_fwd trilinear unsafe_index unsafe_index_put unsafe_masked_index
+    unsafe_masked_index_put_accumulate unsafe_view upsample_bicubic2d_aa upsample_bilinear2d_aa
+    upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d weight_norm weight_norm_interface
 """
 _PRIVATE = {f"_{name}" for name in _LISTED.split()}
 _HIGHER_ORDER = {
