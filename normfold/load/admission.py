@@ -75,15 +75,15 @@ class Admission:
             return Unmade(str(name))
         raise Refused("a function as a value")
 
-    def callee(self, name: Name) -> Any:
-        """What a file may call: a lookup in an enum, and what the user trusts."""
+    def callee(self, name: Name) -> bool:
+        """Whether the user trusts what a file calls; else it must be a lookup in an enum."""
         value = self.resolve(name)
         if self._is_trusted(value):
-            return value
+            return True
         if isinstance(value, type) and issubclass(value, enum.Enum):
             if any("_missing_" in vars(base) for base in value.__mro__ if base is not enum.Enum):
                 raise Refused("an enum that computes its members")
-            return value
+            return False
         raise Refused("the file would call it while loading")
 
     def resolve(self, name: Name) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from normfold.errors import LoadError
-from normfold.load.records import Made, Name, Stored, name_of
+from normfold.load.records import Made, Name, Stored, key_of, name_of
 
 LARGEST = 20_000_000  # instructions; the largest models that people pickle whole have some 100,000
 
@@ -167,7 +167,7 @@ class _Machine:
     def _extend(self, values: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, set):
-            target.update(map(_key, values))
+            target.update(map(key_of, values))
         elif isinstance(target, list | Made):
             (target.entries if isinstance(target, Made) else target).extend(values)
         else:
@@ -183,7 +183,7 @@ class _Machine:
         target = self.stack[-1]
         for key, value in zip(values[::2], values[1::2], strict=True):
             if isinstance(target, dict):
-                target[_key(key)] = value
+                target[key_of(key)] = value
             elif isinstance(target, Made):
                 target.items.append((key, value))
             else:
@@ -204,7 +204,7 @@ class _Machine:
         self._store(values)
 
     def frozen(self) -> None:
-        self.stack.append(frozenset(map(_key, self._to_mark())))
+        self.stack.append(frozenset(map(key_of, self._to_mark())))
 
     def stored(self) -> None:
         match self._pop():
@@ -320,12 +320,3 @@ def _name(code: int) -> str:
     if found is None:
         raise ValueError(f"instruction {code:#x}, which pickle does not have")
     return found
-
-
-def _key(value: Any, depth: int = 0) -> Any:
-    """A key that is hashed in bounded time: plain values, and flat tuples of them."""
-    if value is None or isinstance(value, str | bytes | int | float | Name | Made):
-        return value
-    if isinstance(value, tuple) and not depth and len(value) < 100:
-        return tuple(_key(item, depth + 1) for item in value)
-    raise ValueError(f"a key of type {type(value).__name__}")

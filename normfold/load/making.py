@@ -18,7 +18,7 @@ from normfold.load import tensors
 from normfold.load.admission import Admission, Refused, Unmade
 from normfold.load.arrays import ARRAYS, number_of
 from normfold.load.library import LOADING_HOOKS
-from normfold.load.records import Made, Name, Stored
+from normfold.load.records import Made, Name, Stored, key_of
 from normfold.load.rules import GETATTR, PARTIAL, PLAIN_TYPES, TENSOR_FUNCTIONS
 from normfold.load.tensors import FROM_TYPE, REBUILDS, Storage, Unfit
 
@@ -100,7 +100,8 @@ class Maker:
         if kind is Made:
             return self._object(record, depth) if record.new else self._called(record, depth)
         if kind is tuple or kind is set or kind is frozenset:
-            return kind([self._make(value, depth) for value in record])
+            made = [self._make(value, depth) for value in record]
+            return tuple(made) if kind is tuple else kind(map(key_of, made))
         if kind is dict:
             found: Any = self._note(record, {})
             for key, value in record.items():
@@ -191,12 +192,13 @@ class Maker:
             return self._container(record, collections.defaultdict(*args), (), depth)
         if callee in _PLAIN:
             return _PLAIN[callee](*args)
-        return self._container(record, self.admission.callee(callee)(*args), (), depth)
+        self.admission.callee(callee)
+        return self._container(record, self.admission.resolve(callee)(*args), (), depth)
 
     def _container(self, record: Made, made: Any, args: tuple[Any, ...], depth: int) -> Any:
         self._note(record, made)
         if len(args) == 1 and isinstance(args[0], list | dict):
-            made.update(args[0]) if hasattr(made, "update") else made.extend(args[0])
+            _fill(made, args[0])
         elif args:
             raise Unfit("a container with unknown arguments")
         if record.entries:
@@ -207,6 +209,17 @@ class Maker:
             if "_metadata" in state:
                 made._metadata = self._make(state["_metadata"], depth)
         return made
+
+
+def _fill(made: Any, content: Any) -> None:
+    """What a container is made of, as older pickles give it."""
+    if isinstance(made, collections.deque):
+        made.extend(content)
+        return
+    pairs = content.items() if isinstance(content, dict) else content
+    for pair in pairs:
+        key, value = pair
+        made[key_of(key)] = value
 
 
 def _bytes(text: Any, encoding: Any = "latin1") -> bytes:
@@ -240,9 +253,9 @@ _PLAIN: dict[Name, Callable[..., Any]] = {
     Name("_codecs", "encode"): _bytes,
     Name("builtins", "bytearray"): _bytearray,
     Name("builtins", "complex"): complex,
-    Name("builtins", "frozenset"): lambda values=(): frozenset(values),
+    Name("builtins", "frozenset"): lambda values=(): frozenset(map(key_of, values)),
     Name("builtins", "range"): range,
-    Name("builtins", "set"): lambda values=(): set(values),
+    Name("builtins", "set"): lambda values=(): set(map(key_of, values)),
     Name("builtins", "slice"): slice,
     Name("pathlib", "PosixPath"): _path,
     Name("pathlib", "PurePosixPath"): _path,

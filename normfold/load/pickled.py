@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import LoadError, last_line
+from normfold.errors import LoadError, boundary, last_line
 from normfold.load.admission import Admission
 from normfold.load.archive import Storages, open_file
 from normfold.load.making import Maker
@@ -33,8 +33,9 @@ def read(path: Path, trust: Trust) -> Any:
 def objects(records: Any, storages: Storages, where: str, trusted: tuple[str, ...] = ()) -> Any:
     """What records stand for, once the rules have admitted all of them; LoadError otherwise."""
     admission = Admission(trusted)
-    judge(records, admission, where)
-    return Maker(admission, storages, where).make(records)
+    with boundary("the file cannot be read", where):  # records of no known form
+        judge(records, admission, where)
+        return Maker(admission, storages, where).make(records)
 
 
 def _unpickle(path: Path) -> Any:

@@ -66,6 +66,22 @@ def name_of(*parts: Any) -> Name:
     return Name(module, name)
 
 
+def key_of(value: Any, depth: int = 0) -> Any:
+    """The value, if it is hashed in bounded time: not a tuple of tuples, which a pickle nests for nothing.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, tuple):
+        if depth or len(value) > 100:
+            raise ValueError("a key that is nested, or too long")
+        for item in value:
+            key_of(item, depth + 1)
+    elif isinstance(value, list | dict | set | frozenset | bytearray):
+        raise ValueError(f"a key of type {type(value).__name__}")
+    return value
+
+
 def parts_of(record: Any) -> Iterator[Any]:
     """The records that one record holds directly."""
     if isinstance(record, Made):

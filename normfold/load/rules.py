@@ -13,7 +13,7 @@ stand that the callee does not ask for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -22,15 +22,18 @@ from torch import nn
 from normfold.load.admission import Admission, Refused, refusal
 from normfold.load.arrays import ARRAYS
 from normfold.load.library import HOOKS, LOADING, LOADING_HOOKS
-from normfold.load.records import Made, Name, Stored, parts_of
+from normfold.load.records import Made, Name, Stored, key_of, parts_of
 from normfold.load.tensors import FROM_TYPE, REBUILDS, STORAGES, TYPES, dtype_of
 
 _CONTAINERS = {
+    Name("builtins", "frozenset"), Name("builtins", "set"), Name("collections", "Counter"),
+    Name("collections", "OrderedDict"), Name("collections", "defaultdict"), Name("collections", "deque"),
+    Name("torch", "Size"),
+}  # fmt: skip
+_OF_SCALARS = {
     Name("_codecs", "encode"), Name("builtins", "bytearray"), Name("builtins", "complex"),
-    Name("builtins", "frozenset"), Name("builtins", "range"), Name("builtins", "set"), Name("builtins", "slice"),
-    Name("collections", "Counter"), Name("collections", "OrderedDict"), Name("collections", "defaultdict"),
-    Name("collections", "deque"), Name("pathlib", "PosixPath"), Name("pathlib", "PurePosixPath"),
-    Name("pathlib", "PureWindowsPath"), Name("pathlib", "WindowsPath"), Name("torch", "Size"),
+    Name("builtins", "range"), Name("builtins", "slice"), Name("pathlib", "PosixPath"),
+    Name("pathlib", "PurePosixPath"), Name("pathlib", "PureWindowsPath"), Name("pathlib", "WindowsPath"),
     Name("torch", "device"), Name("torch.serialization", "_get_layout"),
 }  # fmt: skip
 PLAIN_TYPES = {
@@ -76,7 +79,8 @@ def _label(record: Any) -> str:
     if isinstance(record, Made):
         callee = record.callee
         if callee == GETATTR and isinstance(record.args, tuple) and len(record.args) == 2:
-            return f"getattr(..., {str(record.args[1])[:60]!r})"
+            name = record.args[1]
+            return f"getattr(..., {name[:60]!r})" if isinstance(name, str) else "getattr(...)"
         return str(callee) if isinstance(callee, Name) else "<computed>"
     return str(record) if isinstance(record, Name) else f"<{type(record).__name__.lower()}>"
 
@@ -111,24 +115,31 @@ class _Rules:
             return _inert(args)
         if callee == FROM_TYPE:
             _without_states(record)
-            if len(args) != 4 or args[0] not in REBUILDS or args[1] not in TYPES:
+            if len(args) != 4 or not _is_one(args[0], REBUILDS) or not _is_one(args[1], TYPES):
                 raise Refused("it would rebuild what is no tensor")
             return [*_inert(args[2]), *_inert(args[3])]
         if callee in ARRAYS:
             return [*ARRAYS[callee](record)]
         if callee == Name("collections", "defaultdict"):
-            if not (args == () or (len(args) == 1 and (args[0] is None or args[0] in PLAIN_TYPES))):
+            if not (
+                args == ()
+                or (len(args) == 1 and (args[0] is None or _is_one(args[0], PLAIN_TYPES)))
+            ):
                 raise Refused("the default of the dictionary is not a plain type")
             return _filled(record)
-        if callee in _CONTAINERS:
+        if callee in _OF_SCALARS and not all(map(_is_scalar, args)):
+            raise Refused("its arguments are not plain values")
+        if callee in _CONTAINERS or callee in _OF_SCALARS:
             return [*_inert(args), *_filled(record)]
         if callee == PARTIAL:
             return self._partial(record)
         if callee == GETATTR:
-            if len(args) == 2 and args[0] == TENSOR_FUNCTIONS and args[1] in _TORCH_PURE:
+            name = args[1] if len(args) == 2 and isinstance(args[1], str) else ""
+            if name in _TORCH_PURE and args[0] == TENSOR_FUNCTIONS:
                 return ()
             raise Refused("it looks an attribute up")
-        self.admission.callee(callee)
+        if not self.admission.callee(callee) and not all(map(_is_scalar, args)):
+            raise Refused("its arguments are not plain values")
         return [*_inert(args), *record.states, *_filled(record)]
 
     def _partial(self, record: Made) -> Iterable[Any]:
@@ -249,8 +260,12 @@ def _items(key: str, value: Any) -> list[tuple[Any, Any]]:
 def _loading(value: Any) -> None:
     """Hooks that save and load state dicts: they are not made, and may only be what libraries register."""
     left = [hook for _, hook in _items("hooks", value)]
+    seen: set[int] = set()
     while left:
         hook = left.pop()
+        if id(hook) in seen:
+            continue
+        seen.add(id(hook))
         if isinstance(hook, Made) and hook.new and hook.callee in LOADING:
             for state in hook.states:
                 if not isinstance(state, dict):
@@ -280,11 +295,24 @@ def _storage(record: Stored) -> Iterable[Any]:
     raise Refused("a reference that is not to a tensor's numbers")
 
 
+def _is_one(part: Any, names: Container[Name]) -> bool:
+    """Whether a record is one of these names; others are not hashed."""
+    return isinstance(part, Name) and part in names
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | bytes | bytearray | int | float)
+
+
 def _inert(args: Any) -> list[Any]:
     """Arguments of a call, where no name stands but of a dtype."""
-    left, found = [args], []
+    left, found = [args], list[Any]()
+    seen: set[int] = set()
     while left:
         part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
         if isinstance(part, Name):
             if dtype_of(part) is None:
                 raise Refused(f"`{part}` stands among its arguments")
@@ -303,9 +331,12 @@ def _filled(record: Made) -> list[Any]:
         raise Refused("a container with attributes of its own")
     found = list(record.entries)
     for key, value in record.items:
-        if isinstance(key, Made | list | dict | set):
+        if isinstance(key, Made):
             raise Refused("a key that is not a plain value")
-        found += [key, value]
+        try:
+            found += [key_of(key), value]
+        except ValueError as error:
+            raise Refused(str(error)) from None
     return [*found, *record.states]
 
 

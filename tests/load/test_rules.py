@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import importlib
 import struct
@@ -292,6 +293,36 @@ def test_keys_are_hashed_in_bounded_time(tmp_path: Path) -> None:
     )
     _checkpoint(tmp_path / "m.pt", body + b"Ns")
     refused(b"", tmp_path / "m.pt", "not a pickle")
+
+
+def nested(levels: int = 60) -> bytes:
+    """A tuple of two of itself, and so on: small in the file, and more than all memory written out."""
+    steps = b"".join(
+        b"h" + bytes([at]) + b"h" + bytes([at]) + b"\x86q" + bytes([at + 1]) + b"0"
+        for at in range(levels)
+    )
+    return b"K\x01q\x000" + steps + b"h" + bytes([levels])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"ctorch\nSize\n" + nested() + b"\x85R", nested() + b")R",
+        b"cbuiltins\ngetattr\nK\x01" + nested() + b"\x86R",
+        b"ccollections\ndefaultdict\n" + nested() + b"\x85R", b"cbuiltins\nset\n](" + nested() + b"e\x85R",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + nested() + b"K\x01K\x02K\x03tR",
+        b"ccollections\nOrderedDict\n)R" + nested() + b"K\x01s",
+        b"ccollections\nCounter\n)R" + nested() + b"K\x01s",
+        b"cbuiltins\ncomplex\n" + nested() + b"\x85R", b"ctorch\ndevice\n" + nested() + b"\x85R",
+        b"cpathlib\nPosixPath\n" + nested() + b"\x85R", b"(" + nested() + b"\x91", b"\x8f(" + nested() + b"\x90",
+        b"ctimm.layers.format\nFormat\n" + nested() + b"\x85R",
+        b"cfunctools\npartial\nctorch.nn.functional\nrelu\nq\xf0\x85R(h\xf0" + nested() + b"}Ntb",
+    ],
+)  # fmt: skip
+def test_nested_tuples_are_not_written_out(body: bytes, tmp_path: Path) -> None:
+    _checkpoint(tmp_path / "m.pt", body)
+    with contextlib.suppress(LoadError):
+        pickled.read(tmp_path / "m.pt", Trust())
 
 
 def test_files_do_not_fill_memory(tmp_path: Path) -> None:
