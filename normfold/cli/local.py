@@ -59,5 +59,7 @@ class Bench(Options):
         metavar="cpu|cuda",
         default_text="cuda where there is one",
     )
-    compiled: bool = option(False, "Use torch.compile, with --runtime torch.", "--compile")
+    compiled: bool = option(
+        False, "Use torch.compile, with --runtime torch.", "--compile", named=True
+    )
     batch: int = option(1, "Size of a free first axis.", metavar="N", low=1)

@@ -30,6 +30,7 @@ class Option:
     named: bool = False
 
 
+_MAY_BE_CODE = {"data", "passes", "weights"}
 Commands = Mapping[str, Mapping[str, Option]]
 
 
@@ -70,7 +71,7 @@ def settings(
         option = options.get(key)
         if option is None:
             continue
-        if named is None and (option.named or (key == "data" and _is_code(value))):
+        if named is None and (option.named or (key in _MAY_BE_CODE and _is_code(value))):
             raise UsageError(
                 f"`{name}` sets `{key}`, which a configuration that was only found may not set",
                 hint=f"if you know this file: `normfold {command} ... --config {name}`, or "
@@ -81,8 +82,8 @@ def settings(
 
 
 def _is_code(value: Any) -> bool:
-    """Whether data are a loader, `pkg.mod:fn`, and not a file."""
-    return isinstance(value, str) and ":" in value and not Path(value).exists()
+    """Whether it names code by its place: a loader, `pkg.mod:fn`, or a pass, `pkg.mod:Class`."""
+    return ":" in str(value)
 
 
 def _known(key: str, names: Iterable[str], file: str, prefix: str = "") -> str:

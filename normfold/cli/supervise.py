@@ -126,9 +126,11 @@ def _wait(child: int) -> int:
                 with suppress(ProcessLookupError):
                     os.kill(child, found.si_signo)
             continue
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
+        done, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+        if done and not os.WIFSTOPPED(status):
             return status
+        if done and os.WSTOPSIG(status) == signal.SIGSTOP:  # not by the terminal
+            os.kill(child, signal.SIGKILL)
 
 
 def _prctl(what: int, value: int) -> None:
@@ -165,7 +167,7 @@ def _end(status: int) -> NoReturn:
 def _killed(number: int) -> NormfoldError:
     assert _stage is not None
     stage = bytes(_stage).rstrip(b"\0").decode("utf-8", "replace") or "starting"
-    name = signal.Signals(number).name
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == signal.SIGXCPU:
         return LoadError(
             "the file takes too long to be read, and was given up",

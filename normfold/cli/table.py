@@ -36,15 +36,12 @@ def _why_not(given: Given) -> str | None:
     """Why a call cannot, or need not, be confined."""
     if given.get("compiled"):
         return "`--compile` starts a compiler"
-    texts = [str(given.get(name, "")) for name in ("model", "original", "result", "a", "b", "data")]
-    if any(
-        text.startswith("timm:") and "pretrained" in text
-        for text in [*texts, str(given.get("factory"))]
-    ):
+    models = [str(given.get(name, "")) for name in ("model", "original", "result", "a", "b")]
+    if any(text and Path(text).exists() for text in (*models, str(given.get("data", "")))):
+        return None
+    if any(text.startswith("timm:") and "pretrained" in text for text in models):
         return "`pretrained` downloads weights"
-    if not any(text and Path(text).exists() for text in texts):
-        return "no file is read, only code that you named"
-    return None
+    return "no file is read, only code that you named"
 
 
 _LOADING = _some(Source, "factory", "inputs", "trust_modules", "trust_pickle")

@@ -83,6 +83,8 @@ class Admission:
         if isinstance(value, type) and issubclass(value, enum.Enum):
             if any("_missing_" in vars(base) for base in value.__mro__ if base is not enum.Enum):
                 raise Refused("an enum that computes its members")
+            if not value.__members__:
+                raise Refused("an enum without members: it would make one")
             return False
         raise Refused("the file would call it while loading")
 

@@ -99,10 +99,14 @@ def check_directory(source: Path | bytes, where: str) -> None:
         LoadError: names that occur twice, a second top folder, or directories that differ.
     """
     try:
-        listed = zipfile.ZipFile(_readable(source)).namelist()
+        entries = zipfile.ZipFile(_readable(source)).infolist()
+        listed = [entry.filename for entry in entries]
         seen = torch._C.PyTorchFileReader(_readable(source)).get_all_records()
     except Exception as error:  # both readers raise what they like
         raise damaged(where, last_line(error)) from None
+    script = "constants.pkl" in seen  # TorchScript has a sentence of its own
+    if not script and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise damaged(where, "its members are compressed, which torch does not do")
     mine = sorted(name.partition("/")[2] for name in listed if not name.endswith("/"))
     if (
         mine != sorted(seen)

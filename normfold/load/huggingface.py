@@ -133,8 +133,8 @@ def _remote_code(config: Any) -> Iterator[str]:
 
 def _leads_away(key: str, value: str) -> bool:
     """transformers takes attention kernels from a hub, and timm models and weights from anywhere."""
-    if "_implementation" in key:
-        return "/" in value
+    if key.endswith("_implementation"):
+        return value not in ("", "eager", "sdpa")
     if key in ("architecture", "backbone"):
         return ":" in value
     return key == "checkpoint_path" and bool(value)

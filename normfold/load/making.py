@@ -132,9 +132,9 @@ class Maker:
         kind, trusted = self.admission.kind(record.callee)
         own: Any = kind.__new__
         if trusted and own is not object.__new__:
-            made: Any = kind.__new__(kind, *self._make(record.args, depth))
+            made: Any = own(kind, *self._make(record.args, depth))
         else:
-            made = object.__new__(kind)
+            made = own(kind)  # object's, or that of a helper in the list
         if isinstance(made, nn.Module):
             nn.Module.__init__(
                 made
@@ -211,6 +211,13 @@ class Maker:
         return made
 
 
+def _members(values: Any) -> list[Any]:
+    """What a set is made of: a list that the file holds, not a range that it names."""
+    if not isinstance(values, list | tuple | set | frozenset):
+        raise Unfit("a set of what is not a list")
+    return [key_of(value) for value in values]
+
+
 def _fill(made: Any, content: Any) -> None:
     """What a container is made of, as older pickles give it."""
     if isinstance(made, collections.deque):
@@ -253,9 +260,9 @@ _PLAIN: dict[Name, Callable[..., Any]] = {
     Name("_codecs", "encode"): _bytes,
     Name("builtins", "bytearray"): _bytearray,
     Name("builtins", "complex"): complex,
-    Name("builtins", "frozenset"): lambda values=(): frozenset(map(key_of, values)),
+    Name("builtins", "frozenset"): lambda values=(): frozenset(_members(values)),
     Name("builtins", "range"): range,
-    Name("builtins", "set"): lambda values=(): set(map(key_of, values)),
+    Name("builtins", "set"): lambda values=(): set(_members(values)),
     Name("builtins", "slice"): slice,
     Name("pathlib", "PosixPath"): _path,
     Name("pathlib", "PurePosixPath"): _path,

@@ -29,9 +29,7 @@ _ASSERTIONS = {
 }  # fmt: skip
 # They take sizes, offsets or indices on trust, and read or write beyond their memory. Gradients do so as a rule,
 # and so do the private helpers of other operators: of these only what exported programs hold is admitted.
-_UNCHECKED = re.compile(
-    r"aten::(set_?|set_data|segment_reduce|_?sparse_.*unsafe.*|_nested_.*|.*backward.*)"
-)
+_UNCHECKED = re.compile(r"aten::(set_?|set_data|segment_reduce|.*sparse.*|_nested_.*|.*backward.*)")
 _LISTED = """
     adaptive_avg_pool2d adaptive_avg_pool3d addmm_activation assert_async assert_scalar assert_tensor_metadata
     cdist_forward conj conj_physical convolution euclidean_dist fft_c2c fft_c2r fft_r2c functional_assert_async
@@ -47,7 +45,7 @@ _LISTED = """
 """
 _PRIVATE = {f"_{name}" for name in _LISTED.split()}
 _HIGHER_ORDER = {
-    "associative_scan", "cond", "flex_attention", "map_impl", "scan", "while_loop", "wrap_with_autocast",
+    "associative_scan", "cond", "flex_attention", "map_impl", "scan", "wrap_with_autocast",
     "wrap_with_set_grad_enabled",
 }  # fmt: skip
 _SYMBOLIC = re.compile(r"_?sym_\w+")

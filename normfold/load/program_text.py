@@ -18,6 +18,7 @@ _ARITHMETIC = {
     "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt", "RoundToInt",
     "RoundDecimal", "ToFloat",
 }  # fmt: skip
+_POWERS = {"Pow", "PowByNatural", "FloatPow", "LShift"}
 _NUMBER = re.compile(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,4})?")
 _NODES = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.Name,
@@ -94,13 +95,30 @@ def check_expression(text: Any, where: str) -> None:
                 ok = ok and isinstance(label, str) and label.isidentifier()
                 named.add(id(first))
             else:
-                ok = ok and name in _ARITHMETIC
+                ok = (
+                    ok
+                    and name in _ARITHMETIC
+                    and (name not in _POWERS or _is_small_power(node.args))
+                )
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            ok = _is_small_power([node.left, node.right])
         elif isinstance(node, ast.Constant):
             # sympy evaluates strings wherever it wants a number.
             number = isinstance(node.value, str) and _NUMBER.fullmatch(node.value)
             ok = isinstance(node.value, int | float) or bool(number) or id(node) in named
         if not ok:
             raise refused("a shape expression that is more than arithmetic", text[:80], where)
+
+
+def _is_small_power(parts: list[ast.expr]) -> bool:
+    """A power with a small number as its exponent: `9**9**9**9` is never done."""
+    exponent = parts[1] if len(parts) == 2 else None
+    if isinstance(exponent, ast.Call) and len(exponent.args) == 1:  # Integer(2)
+        exponent = exponent.args[0]
+    if isinstance(exponent, ast.UnaryOp):
+        exponent = exponent.operand
+    value = exponent.value if isinstance(exponent, ast.Constant) else None
+    return isinstance(value, int | float) and abs(value) <= 16
 
 
 def check_target(text: Any, where: str) -> None:

@@ -47,6 +47,7 @@ _TORCH_PURE = {
     "abs", "celu", "cos", "exp", "relu", "rsqrt", "selu", "sigmoid", "sin", "softmax", "sqrt", "tanh",
 }  # fmt: skip
 _MEMBERS = ("_modules", "_parameters", "_buffers")
+_MOST_LAYERS = 10_000  # recurrent layers are counted when their state is given
 # Would answer for methods, or be called in place of `forward`.
 _NEVER_STATE = {"attribute_map", "_compiled_call_impl", "_forward_unimplemented"}
 
@@ -138,8 +139,8 @@ class _Rules:
             if name in _TORCH_PURE and args[0] == TENSOR_FUNCTIONS:
                 return ()
             raise Refused("it looks an attribute up")
-        if not self.admission.callee(callee) and not all(map(_is_scalar, args)):
-            raise Refused("its arguments are not plain values")
+        if not self.admission.callee(callee) and not (len(args) == 1 and _is_scalar(args[0])):
+            raise Refused("a lookup of more than one plain value")
         return [*_inert(args), *record.states, *_filled(record)]
 
     def _partial(self, record: Made) -> Iterable[Any]:
@@ -176,6 +177,8 @@ class _Rules:
                 raise Refused(f"its attribute {str(key)[:40]!r} has no plain name")
             if key in _NEVER_STATE and value is not None:
                 raise Refused(f"its attribute `{key}` would answer for its methods")
+            if key == "num_layers" and isinstance(value, int) and value > _MOST_LAYERS:
+                raise Refused(f"{value} layers")
             if key == "forward" and _own_forward(record, kind, value):
                 continue
             if _hides(kind, key):
@@ -194,7 +197,8 @@ class _Rules:
 
     def _members(self, key: str, value: Any) -> Iterator[Any]:
         for name, member in _items(key, value):
-            if not isinstance(name, str) or not name or not name.isprintable() or "." in name:
+            plain = isinstance(name, str) and name.isprintable() and not name.startswith("__")
+            if not plain or not name or "." in name:
                 raise Refused(f"`{key}` has the name {str(name)[:60]!r}")
             if member is None:
                 continue

@@ -161,6 +161,7 @@ def give_state(tensor: Tensor, state: Any) -> None:
         if (
             not isinstance(key, str)
             or not key.isidentifier()
+            or key.startswith("__")
             or hasattr(Tensor, key)
             or callable(value)
         ):

@@ -83,6 +83,9 @@ def test_each_source_wins_over_the_next(given: Given, monkeypatch: pytest.Monkey
         'output = "elsewhere"',
         'convert.data = "pkg.mod:loader"',
         'convert.metric = "pkg.mod:fn"',
+        'passes = "canonicalize,evil:Pass"',
+        'quantize.weights = "evil:Pass"',
+        "bench.compile = true",
         'convert.checkpoint = "/etc/x"',
         'convert.save-synthetic = "x.npz"',
         'convert.timing-cache = "x"',
@@ -91,7 +94,9 @@ def test_each_source_wins_over_the_next(given: Given, monkeypatch: pytest.Monkey
 def test_a_found_file_sets_no_trust_code_or_path(line: str, cli: Cli) -> None:
     """It may have come with the model."""
     Path("normfold.toml").write_text(line + "\n")
-    ran = cli("convert", "net.pt")
+    command = line.partition(".")[0]
+    models = ("a.onnx", "b.onnx") if command == "bench" else ("net.pt",)
+    ran = cli(command if command in ("quantize", "bench") else "convert", *models)
     assert ran.status == 2
     ran.one_error("only found", "--config normfold.toml")
     assert not Path("elsewhere").exists()

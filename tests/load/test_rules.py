@@ -334,6 +334,32 @@ def test_files_do_not_fill_memory(tmp_path: Path) -> None:
             assert error.exit_code == 4  # noqa: PT017
 
 
+def test_sizes_that_are_only_named(tmp_path: Path) -> None:
+    """45 bytes took 4.7 GB, and a recurrent network of 10**12 layers has no end."""
+    refused({"x": Called(set, range(10**8))}, tmp_path / "m.pt", "a set of what is not a list")
+    lstm: Any = nn.LSTM(2, 2)
+    lstm.num_layers = 10**12
+    refused(lstm, tmp_path / "m.pt", "layers")
+
+
+def test_names_with_a_meaning_to_python(tmp_path: Path) -> None:
+    for table in ("_modules", "_parameters", "_buffers"):
+        state = {**nn.Linear(2, 2).__dict__, table: {"__deepcopy__": None}}
+        refused(Stated(nn.Linear, state), tmp_path / "m.pt", "__deepcopy__")
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.__dict__["__array_interface__"] = {"data": (64, False)}
+    refused({"w": parameter}, tmp_path / "m.pt", "__array_interface__")
+
+
+def test_compressed_archives_are_not_torchs(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("m/data.pkl", b"\x80\x02}.")
+        file.writestr("m/version", b"3\n")
+    refused(b"", tmp_path / "m.pt", "compressed")
+
+
 def test_deep_and_circular_structures(tmp_path: Path) -> None:
     _checkpoint(tmp_path / "m.pt", b"]" * 5000 + b"a" * 4999)
     refused(b"", tmp_path / "m.pt", "nested too deeply")
