@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from normfold.data.images import read
 from normfold.data.samples import load_data
 from normfold.errors import EnvironmentMissing, LoadError
 from tests.train.refusals import refused
@@ -102,3 +103,17 @@ def test_image_folders_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     said = refused(train, ["x"], kind=EnvironmentMissing, image_size=4)
     assert "pip install pillow" in said
+
+
+def test_a_file_is_opened_as_what_images_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow goes by the content: PostScript called a.png started Ghostscript."""
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    )
+    ran: list[object] = []
+    monkeypatch.setattr("subprocess.check_call", lambda *given, **more: ran.append(given))
+    with pytest.raises(LoadError, match="an image cannot be read"):
+        read([tmp_path / "a.png"], 3, 8, 8)
+    assert ran == []
