@@ -1,4 +1,4 @@
-"""Small pickles that would hang, or take all memory: nested for nothing, circular, of sizes that are only named."""
+"""Small pickles that would hang, or take all memory: nested, circular, or of sizes that are only named."""
 
 from __future__ import annotations
 
