@@ -64,7 +64,23 @@ def read_program(path: Path) -> ExportedProgram:
     program: ExportedProgram = deserializer.deserialize(
         _bytes_to_dataclass(schema.ExportedProgram, text), state, constants, inputs
     )
+    _require_same(program, where)
     return program
+
+
+def _require_same(program: ExportedProgram, where: str) -> None:
+    """Stored tensors have the sizes and types that the program was written for."""
+    stored: dict[str, Any] = {**program.state_dict, **program.constants}
+    values = {
+        node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"
+    }
+    for spec in program.graph_signature.input_specs:
+        tensor, wanted = stored.get(str(spec.target)), values.get(getattr(spec.arg, "name", ""))
+        if not isinstance(tensor, Tensor) or not isinstance(wanted, Tensor):
+            continue
+        if tuple(tensor.shape) != tuple(wanted.shape) or tensor.dtype != wanted.dtype:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}, the program has {wanted.dtype} {tuple(wanted.shape)}"
+            raise damaged(where, f"tensor `{str(spec.target)[:80]}` is {found}")
 
 
 class _Members:

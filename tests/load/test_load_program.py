@@ -347,3 +347,18 @@ def test_keywords_of_a_program_do_not_run(tmp_path: Path, proof: Path) -> None:
     with pytest.raises(NormfoldError):
         load(tmp_path / "k.pt2")
     assert not proof.exists()
+
+
+def test_tensors_have_the_sizes_of_the_program(path: Path) -> None:
+    """A fuzzer's find: a norm whose weight had no elements failed in a pass."""
+
+    def change(name: str, old: bytes) -> bytes:
+        if not name.endswith("weights_config.json"):
+            return old
+        config = json.loads(old)
+        config["config"]["conv.bias"]["tensor_meta"]["sizes"] = [{"as_int": 0}]
+        return json.dumps(config).encode()
+
+    _rewrite(path, change)
+    with pytest.raises(LoadError, match=r"`conv.bias` is torch.float32 \(0,\)"):
+        load(path)
