@@ -126,6 +126,7 @@ def main() -> None:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
             signal.signal(number, _terminated)
     try:
+        _require_folder()
         status = app(standalone_mode=False)
         sys.stdout.flush()
     except NormfoldError as error:
@@ -169,6 +170,15 @@ def _crashed(error: Exception) -> NoReturn:
 
     found = crash(error)
     _fail(found.what, found.exit_code, found.where, found.found, found.hint)
+
+
+def _require_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            "the current folder is gone", found=str(error), hint="`cd` to a folder that is there"
+        ) from error
 
 
 def _require_streams() -> None:

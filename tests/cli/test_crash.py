@@ -116,6 +116,17 @@ def test_what_cannot_be_is_said_first(arguments: list[str], message: str, cli: C
     assert not Path("out").exists()
 
 
+def test_the_current_folder_is_gone(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    ran = cli("passes")
+    assert ran.status == 2
+    ran.one_error("the current folder is gone")
+
+
 def test_a_misspelt_variable_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORMFOLD_CONVERT_TOO", "rmsnorm")
     monkeypatch.setenv("NORMFOLD_VERSION", "0.1.0")  # of somebody else's
