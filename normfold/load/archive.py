@@ -28,16 +28,27 @@ def open_file(source: Path | bytes, where: str) -> tuple[Any, Storages]:
     Raises:
         LoadError: not such a file, damaged, or a TorchScript archive.
     """
+    if is_zip(source, where):
+        return _open_zip(source, where)
+    return _open_legacy(source if isinstance(source, bytes) else source.read_bytes(), where)
+
+
+def is_zip(source: Path | bytes, where: str) -> bool:
+    """True for an archive, False for a file of torch before 1.6; nothing of either is read.
+
+    Raises:
+        LoadError: neither of them, or a TorchScript archive.
+    """
     if isinstance(source, bytes):
         head = source[:60]
     else:
         with open(source, "rb") as file:
             head = file.read(60)
     if head.startswith(b"PK"):
-        return _open_zip(source, where)
+        _require_no_script(source, where)
+        return True
     if head.startswith(b"\x80"):
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        return _open_legacy(data, where)
+        return False
     raise LoadError(
         "the file is not a PyTorch checkpoint",
         where=where,
@@ -50,19 +61,26 @@ def _readable(source: Path | bytes) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
+def _require_no_script(source: Path | bytes, where: str) -> None:
+    try:
+        names = torch._C.PyTorchFileReader(_readable(source)).get_all_records()
+    except RuntimeError as error:
+        raise damaged(where, last_line(error)) from None
+    if "constants.pkl" in names:
+        raise LoadError(
+            "TorchScript archives are not supported: they hold code, not an nn.Module",
+            where=where,
+            hint="create the nn.Module again in Python and save it with `torch.export.save` "
+            "(.pt2), or save `model.state_dict()` and give `--model pkg.mod:factory`",
+        )
+
+
 def _open_zip(source: Path | bytes, where: str) -> tuple[Any, Storages]:
     # torch's own zip reader: with duplicate names another reader could see another record
     check_directory(source, where)
     try:
         reader = torch._C.PyTorchFileReader(_readable(source))
         names = set(reader.get_all_records())
-        if "constants.pkl" in names:
-            raise LoadError(
-                "TorchScript archives are not supported: they hold code, not an nn.Module",
-                where=where,
-                hint="create the nn.Module again in Python and save it with `torch.export.save` "
-                "(.pt2), or save `model.state_dict()` and give `--model pkg.mod:factory`",
-            )
         if "data.pkl" not in names:
             raise LoadError(
                 "the zip file is not a PyTorch checkpoint: it has no `data.pkl`",
@@ -104,8 +122,7 @@ def check_directory(source: Path | bytes, where: str) -> None:
         seen = torch._C.PyTorchFileReader(_readable(source)).get_all_records()
     except Exception as error:  # both readers raise what they like
         raise damaged(where, last_line(error)) from None
-    script = "constants.pkl" in seen  # TorchScript has a sentence of its own
-    if not script and any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise damaged(where, "its members are compressed, which torch does not do")
     mine = sorted(name.partition("/")[2] for name in listed if not name.endswith("/"))
     if (
@@ -126,11 +143,11 @@ def _open_legacy(data: bytes, where: str) -> tuple[Any, Storages]:
     parts: list[Any] = []
     at = 0
     for _ in range(5):
-        part, length = read_first(data[at:] if at else data, where)
+        part, end = read_first(data, where, at)
         if not parts and part != _MAGIC:
             return part, _no_storages
         parts.append(part)
-        at += length
+        at = end
     _, version, system, records, keys = parts
     if version != _PROTOCOL or not isinstance(system, dict) or not isinstance(keys, list):
         raise damaged(where, "not the parts of a file of torch before 1.6")
@@ -147,7 +164,7 @@ def _open_legacy(data: bytes, where: str) -> tuple[Any, Storages]:
     offsets: dict[str, tuple[int, int]] = {}
     for key in keys:
         if not isinstance(key, str) or key not in dtypes or at + 8 > len(data):
-            raise damaged(where, f"storage {str(key)[:40]!r} is not in the file")
+            raise damaged(where, "a storage of the list is not in the file")
         (elements,) = struct.unpack_from("<q", data, at)
         size = elements * dtypes[key].itemsize
         if elements < 0 or at + 8 + size > len(data):

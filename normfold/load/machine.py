@@ -42,10 +42,10 @@ def read_records(data: bytes, where: str) -> Any:
     return read_first(data, where)[0]
 
 
-def read_first(data: bytes, where: str) -> tuple[Any, int]:
-    """The records of the first pickle in ``data``, and the number of bytes that it takes."""
+def read_first(data: bytes, where: str, at: int = 0) -> tuple[Any, int]:
+    """The records of the pickle that begins at ``at``, and where it ends: others may follow."""
     try:
-        return _Machine(data).run()
+        return _Machine(data, at).run()
     except Unknown as error:
         raise LoadError(
             "the file uses pickle instructions that safe loading does not have",
@@ -65,8 +65,8 @@ def read_first(data: bytes, where: str) -> tuple[Any, int]:
 class _Machine:
     """The stack machine of a pickle, on records. Every instruction is a method without arguments."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data, self.at = data, at
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from normfold.errors import LoadError, boundary, last_line
 from normfold.load.admission import Admission
-from normfold.load.archive import Storages, open_file
+from normfold.load.archive import Storages, is_zip, open_file
 from normfold.load.making import Maker
 from normfold.load.rules import judge
 from normfold.load.trust import Trust
@@ -26,10 +26,11 @@ def read(path: Path, trust: Trust) -> Any:
     Raises:
         LoadError: not such a file, damaged, a TorchScript archive, or refused by the rules.
     """
+    if trust.pickle:
+        is_zip(path, str(path))  # has sentences for what is no checkpoint
+        return _unpickle(path)
     with _without_collector():
         records, storages = open_file(path, str(path))
-        if trust.pickle:
-            return _unpickle(path)
         return objects(records, storages, str(path), trust.modules)
 
 

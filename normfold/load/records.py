@@ -25,7 +25,7 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Made:
     """An object that a pickle makes by a call.
 
@@ -46,7 +46,7 @@ class Made:
     items: list[tuple[Any, Any]] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stored:
     """A persistent id: the tuple by which `torch.save` refers to a tensor's storage."""
 

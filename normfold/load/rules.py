@@ -76,6 +76,11 @@ def judge(root: Any, admission: Admission, where: str) -> None:
         raise refusal(where, refused)
 
 
+def _shown(name: Any) -> str:
+    """A name for a message; other records are not written out, which could take all memory."""
+    return repr(name[:60]) if isinstance(name, str) else f"of type {type(name).__name__}"
+
+
 def _label(record: Any) -> str:
     if isinstance(record, Made):
         callee = record.callee
@@ -174,7 +179,7 @@ class _Rules:
         found: list[Any] = []
         for key, value in state.items():
             if not isinstance(key, str) or not key.isprintable() or key.startswith("__"):
-                raise Refused(f"its attribute {str(key)[:40]!r} has no plain name")
+                raise Refused(f"its attribute {_shown(key)} has no plain name")
             if key in _NEVER_STATE and value is not None:
                 raise Refused(f"its attribute `{key}` would answer for its methods")
             if key == "num_layers" and isinstance(value, int) and value > _MOST_LAYERS:
@@ -199,7 +204,7 @@ class _Rules:
         for name, member in _items(key, value):
             plain = isinstance(name, str) and name.isprintable() and not name.startswith("__")
             if not plain or not name or "." in name:
-                raise Refused(f"`{key}` has the name {str(name)[:60]!r}")
+                raise Refused(f"`{key}` has the name {_shown(name)}")
             if member is None:
                 continue
             if not isinstance(member, Made):
@@ -210,7 +215,9 @@ class _Rules:
 
     def _is_member(self, key: str, member: Made) -> bool:
         if key != "_modules":
-            return not member.new and (member.callee in REBUILDS or member.callee == FROM_TYPE)
+            return not member.new and (
+                _is_one(member.callee, REBUILDS) or member.callee == FROM_TYPE
+            )
         try:
             return member.new and issubclass(self.admission.kind(member.callee)[0], nn.Module)
         except Refused:
@@ -220,7 +227,7 @@ class _Rules:
         for _, hook in _items(key, value):
             if hook is True:
                 continue
-            if not isinstance(hook, Made) or not hook.new or hook.callee not in HOOKS:
+            if not isinstance(hook, Made) or not hook.new or not _is_one(hook.callee, HOOKS):
                 raise Refused(f"`{key}` would run `{_label(hook)}`")
             yield hook
 
@@ -270,7 +277,7 @@ def _loading(value: Any) -> None:
         if id(hook) in seen:
             continue
         seen.add(id(hook))
-        if isinstance(hook, Made) and hook.new and hook.callee in LOADING:
+        if isinstance(hook, Made) and hook.new and _is_one(hook.callee, LOADING):
             for state in hook.states:
                 if not isinstance(state, dict):
                     raise Refused("a hook without attributes")

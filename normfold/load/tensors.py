@@ -165,7 +165,11 @@ def give_state(tensor: Tensor, state: Any) -> None:
             or hasattr(Tensor, key)
             or callable(value)
         ):
-            raise Unfit(f"a tensor with an attribute {str(key)[:40]!r}")
+            raise Unfit(
+                f"a tensor with an attribute {key[:40]!r}"
+                if isinstance(key, str)
+                else "a tensor with attributes"
+            )
         setattr(tensor, key, value)
 
 

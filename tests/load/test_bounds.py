@@ -39,6 +39,12 @@ def nested(levels: int = 60) -> bytes:
     return b"K\x01q\x000" + steps + b"h" + bytes([levels])
 
 
+def module(table: str, content: bytes) -> bytes:
+    """A Linear with this table in its state."""
+    name = b"X" + len(table).to_bytes(4, "little") + table.encode()
+    return b"ctorch.nn.modules.linear\nLinear\n)\x81}" + name + content + b"sb"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -50,6 +56,11 @@ def nested(levels: int = 60) -> bytes:
         b"ccollections\nCounter\n)R" + nested() + b"K\x01s",
         b"cbuiltins\ncomplex\n" + nested() + b"\x85R", b"ctorch\ndevice\n" + nested() + b"\x85R",
         b"cpathlib\nPosixPath\n" + nested() + b"\x85R", b"(" + nested() + b"\x91", b"\x8f(" + nested() + b"\x90",
+        # where a callee, a name or a key stands that only a message would write out
+        module("_modules", b"}X\x01\x00\x00\x00a" + nested() + b")Rs"),
+        module("_parameters", b"}X\x01\x00\x00\x00a" + nested() + b")Rs"),
+        module("_forward_hooks", b"}K\x01" + nested() + b")\x81s"),
+        module("_modules", b"ccollections\nOrderedDict\n)R" + nested() + b"Ns"),
         b"ctimm.layers.format\nFormat\n" + nested() + b"\x85R",
         b"cfunctools\npartial\nctorch.nn.functional\nrelu\nq\xf0\x85R(h\xf0" + nested() + b"}Ntb",
     ],

@@ -140,6 +140,18 @@ def test_trust_pickle_lifts_it(evil: object, proof: Path, tmp_path: Path) -> Non
     assert proof.exists()
 
 
+def test_trust_pickle_takes_what_only_pickle_reads(tmp_path: Path) -> None:
+    """Instructions that torch.save does not write are no reason to refuse a file that is trusted."""
+    _checkpoint(
+        tmp_path / "m.pt",
+        b"(dX\x01\x00\x00\x00w(cfractions\nFraction\nK\x01K\x02oscollections"[:-11],
+    )
+    with pytest.raises(LoadError, match="instructions"):
+        load(tmp_path / "m.pt")
+    with pytest.raises(LoadError, match="holds no weights"):
+        load(tmp_path / "m.pt", trust_pickle=True)
+
+
 def _checkpoint(path: Path, body: bytes) -> None:
     """A torch.save file whose pickle is replaced by hand-written instructions."""
     buffer = io.BytesIO()
