@@ -37,7 +37,8 @@ def _why_not(given: Given) -> str | None:
     if given.get("compiled"):
         return "`--compile` starts a compiler"
     models = [str(given.get(name, "")) for name in ("model", "original", "result", "a", "b")]
-    if any(text and Path(text).exists() for text in (*models, str(given.get("data", "")))):
+    read = (*models, *(str(given.get(name, "")) for name in ("data", "checkpoint")))
+    if any(text and Path(text).exists() for text in read):
         return None
     if any(text.startswith("timm:") and "pretrained" in text for text in models):
         return "`pretrained` downloads weights"

@@ -29,6 +29,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 BATCH = 250
 SECONDS = 120  # for a batch, and for a command
+IMPORTED = (
+    "normfold.cli", "normfold.conversion", "normfold.inspection", "normfold.report.text", "normfold.steps.deliver",
+    "normfold.train.checkpoint", "onnxruntime", "safetensors.torch", "torch.export.pt2_archive._package",
+    "torch.onnx",
+)  # fmt: skip
 DOCUMENTED = {0, 1, 2, 3, 4}
 
 
@@ -44,21 +49,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     import torch
 
-    # once, before the children are made
-    for name in (
-        "cli",
-        "conversion",
-        "inspection",
-        "report.text",
-        "steps.deliver",
-        "train.checkpoint",
-    ):
-        importlib.import_module(f"normfold.{name}")
-    import onnxruntime  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import torch.export.pt2_archive._package
-    import torch.onnx
-
+    for name in IMPORTED:  # once, before the children are made
+        importlib.import_module(name)
     from tests.fuzz.kinds import KINDS
 
     torch.set_num_threads(1)
