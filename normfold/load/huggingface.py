@@ -134,7 +134,7 @@ def _remote_code(config: Any) -> Iterator[str]:
 def _leads_away(key: str, value: str) -> bool:
     """transformers takes attention kernels from a hub, and timm models and weights from anywhere."""
     if key.endswith("_implementation"):
-        return value not in ("", "eager", "sdpa")
+        return "/" in value or value.startswith("flash")  # others are in transformers and torch
     if key in ("architecture", "backbone"):
         return ":" in value
     return key == "checkpoint_path" and bool(value)
