@@ -13,15 +13,17 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import normfold
 from normfold import passes
 from normfold.errors import UsageError
 from normfold.passes import BUILT_IN
 from normfold.report.reasons import by_code, codes
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _DEFINITION = re.compile(r"^(?:@|(?:async )?def |class )", re.MULTILINE)
 _METHOD = re.compile(r"^    (?:@|(?:async )?def )", re.MULTILINE)

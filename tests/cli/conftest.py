@@ -69,7 +69,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 def broken(monkeypatch: pytest.MonkeyPatch) -> str:
     """A pipeline with a pass from a plug-in that spoils the network's `fc`."""
     point = EntryPoint("scale-linears", "tests.judge.broken_passes:ScaleLinears", "normfold.passes")
-    monkeypatch.setattr("normfold.passes.entry_points", lambda group: [point])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
     return "canonicalize,scale-linears{wrong=fc},fold-affine,restore,bake"
 
 

@@ -140,7 +140,7 @@ def test_explain_a_caution(cli: Cli) -> None:
 
 def install(monkeypatch: pytest.MonkeyPatch, **targets: str) -> None:
     points = [EntryPoint(name, value, "normfold.passes") for name, value in targets.items()]
-    monkeypatch.setattr("normfold.passes.entry_points", lambda group: points)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
 
 
 def test_a_plug_in_is_listed_and_explained(cli: Cli, broken: str) -> None:

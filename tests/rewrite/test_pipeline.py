@@ -225,7 +225,8 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     point = EntryPoint(name, f"{module.__name__}:Polish", "normfold.passes")
     monkeypatch.setattr(
-        passes_by_name, "entry_points", lambda group: [point] if group == "normfold.passes" else []
+        "importlib.metadata.entry_points",
+        lambda group: [point] if group == "normfold.passes" else [],
     )
 
 
@@ -278,7 +279,7 @@ def test_a_plug_in_that_is_not_a_pass(
     monkeypatch: pytest.MonkeyPatch, target: str, words: str
 ) -> None:
     point = EntryPoint("odd", target, "normfold.passes")
-    monkeypatch.setattr(passes_by_name, "entry_points", lambda group: [point])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
     monkeypatch.setitem(sys.modules, "tests.rewrite.test_pipeline", sys.modules[__name__])
     with pytest.raises(UsageError, match="the plug-in pass `odd` cannot be used") as caught:
         parse("canonicalize,odd")
