@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from normfold.load import huggingface
+from normfold.load.types import Wanted
 
 SIZES = (224, 32, 64, 96, 28, 256, 299)
 _SIZE_ATTRIBUTES = ("img_size", "image_size", "input_size")
@@ -17,10 +18,11 @@ _SIZE_ATTRIBUTES = ("img_size", "image_size", "input_size")
 
 @dataclass(frozen=True)
 class Guess:
-    """Inputs by position or name: ``(name, shape, vocabulary or 0 for floats)``."""
+    """Inputs, where they are derived from, and what was assumed about them."""
 
-    inputs: tuple[tuple[str | None, tuple[int, ...], int], ...]
+    inputs: tuple[Wanted, ...]
     why: str
+    notes: tuple[str, ...] = ()
 
 
 def guesses(
@@ -34,16 +36,14 @@ def guesses(
         if layer is not None and isinstance(layer[1], nn.Conv2d):
             channels = layer[1].in_channels
         side = image_size or declared_size(module) or (height, width)
-        yield Guess(((None, (batch, channels, *side), 0),), "timm pretrained_cfg")
+        yield Guess((Wanted(None, (batch, channels, *side)),), "timm pretrained_cfg")
     if hasattr(module, "main_input_name") and hasattr(module, "config"):
-        made = huggingface.shapes(module, batch)
-        entries = tuple((name, shape, high) for name, (shape, high) in made.items())
-        yield Guess(entries, "HF config")
+        yield Guess(huggingface.wanted(module, batch), "HF config")
     tried = 0
     for path, layer_module in _layers(module):
         for shape, text, high in _layer_shapes(layer_module, batch, declared_size(module)):
             where = path or type(layer_module).__name__
-            yield Guess(((None, shape, high),), f"first layer's shape ({where}: {text})")
+            yield Guess((Wanted(None, shape, high),), f"first layer's shape ({where}: {text})")
             tried += 1
         if tried > 8:
             return

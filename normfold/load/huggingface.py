@@ -14,7 +14,7 @@ from normfold.errors import EnvironmentMissing, LoadError, last_line
 from normfold.load import pickled
 from normfold.load.factory import optional, seeded
 from normfold.load.trust import Trust
-from normfold.load.types import Found
+from normfold.load.types import Found, Wanted
 
 
 def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
@@ -210,8 +210,8 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def shapes(module: Any, batch: int) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Inputs that a transformers model's config asks for: name -> (shape, vocabulary or 0).
+def wanted(module: Any, batch: int) -> tuple[Wanted, ...]:
+    """Inputs that a transformers model's config asks for.
 
     Images are ``(batch, channels, size, size)``, tokens ``(batch, min(16, positions))``, audio
     features ``(batch, mel bins, 2 * source positions)``, raw audio ``(batch, 4000)``.
@@ -219,24 +219,24 @@ def shapes(module: Any, batch: int) -> dict[str, tuple[tuple[int, ...], int]]:
     config = module.config
     text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     main = str(getattr(module, "main_input_name", "input_ids"))
-    wanted = {main}
+    names = {main}
     if main in ("input_ids", "pixel_values") and text is not vision:
-        wanted |= {"input_ids", "pixel_values"} & set(_parameters(module))
+        names |= {"input_ids", "pixel_values"} & set(_parameters(module))
     if getattr(config, "is_encoder_decoder", False):
-        wanted.add("decoder_input_ids")
-    made: dict[str, tuple[tuple[int, ...], int]] = {}
-    for name in [main, *sorted(wanted - {main})]:
+        names.add("decoder_input_ids")
+    made: list[Wanted] = []
+    for name in [main, *sorted(names - {main})]:
         if name == "pixel_values":
-            made[name] = (_image(vision, batch), 0)
+            made.append(Wanted(name, _image(vision, batch)))
         elif name.endswith("input_ids"):
-            made[name] = _tokens(text, batch)
+            made.append(Wanted(name, *_tokens(text, batch)))
         elif name == "input_features":
             frames = 2 * int(getattr(config, "max_source_positions", 50) or 50)
             bins = int(getattr(config, "num_mel_bins", None) or 80)
-            made[name] = ((batch, bins, frames), 0)
+            made.append(Wanted(name, (batch, bins, frames)))
         elif name == "input_values":
-            made[name] = ((batch, 4000), 0)
-    return made
+            made.append(Wanted(name, (batch, 4000)))
+    return tuple(made)
 
 
 def _parameters(module: Any) -> Sequence[str]:

@@ -70,7 +70,7 @@ def _expected(module: nn.Module) -> str:
     first = next(guess.guesses(module, 2), None)
     if first is None:
         return ""
-    texts = (_text(name, shape, high) for name, shape, high in first.inputs)
+    texts = (_text(item.name, item.shape, item.high) for item in first.inputs)
     return f"from its {first.why}: `{' '.join(texts)}`"
 
 
@@ -179,10 +179,10 @@ def _infer(found: Found, batch: int, seed: int) -> Chosen:
     tried: list[tuple[guess.Guess, probe.Failure]] = []
     for candidate in guess.guesses(module, batch, found.image_size):
         specs = [
-            Spec(name, shape, torch.int64 if high else None)
-            for name, shape, high in candidate.inputs
+            Spec(item.name, item.shape, torch.int64 if item.high else None)
+            for item in candidate.inputs
         ]
-        high = max(high for _, _, high in candidate.inputs)
+        high = max(item.high for item in candidate.inputs)
         try:
             names = _bind(module, specs)
         except UsageError:
@@ -205,8 +205,8 @@ def _hopeless(module: nn.Module, tried: list[tuple[guess.Guess, probe.Failure]])
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ] or ["x"]
     if tried:
-        shape = tried[0][0].inputs[0][1]
-        kind = ":i64" if tried[0][0].inputs[0][2] else ""
+        shape = tried[0][0].inputs[0].shape
+        kind = ":i64" if tried[0][0].inputs[0].high else ""
         texts = [f"--input {required[0]}:{'x'.join(map(str, shape))}{kind}"]
         texts += [f"--input {name}:2x..." for name in required[1:]]
         last = tried[0][1]

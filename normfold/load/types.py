@@ -10,6 +10,23 @@ from torch import nn
 from torch.export import ExportedProgram
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """One example input, before it is drawn.
+
+    Attributes:
+        name: of the parameter of ``forward``; None where only the position is known.
+        shape: with the batch in front.
+        high: integers are drawn from ``[0, high)``; 0 stands for floats. A mask is drawn as one (`draw_mask`).
+        free: axes besides the batch that stay free where the network can be captured so, such as a length.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    high: int = 0
+    free: tuple[int, ...] = ()
+
+
 @dataclass
 class Loaded:
     """A network ready to be captured.
@@ -24,6 +41,7 @@ class Loaded:
         exported: the program itself when the model was a ``.pt2`` file.
         dynamic: per flat user input of ``exported``, its symbolic dimensions by name
             (``({0: "s77"},)``); ``None`` for anything else, where the capture chooses.
+        free: axes that stay free besides the batch where the network can be captured so, by input name.
     """
 
     module: nn.Module
@@ -34,6 +52,7 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     exported: ExportedProgram | None = None
     dynamic: tuple[dict[int, str], ...] | None = None
+    free: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _training: Mapping[nn.Module, bool] = field(default_factory=dict, repr=False)
 
     def restore(self) -> None:
