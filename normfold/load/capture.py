@@ -12,21 +12,11 @@ from normfold.graph import Graph, capture
 from normfold.graph.capture import Axes, dynamic_axes, placeholders
 from normfold.graph.graph import is_symbolic
 from normfold.graph.paths import named_leaves
-from normfold.load.api import load
 from normfold.load.specs import suffix
 from normfold.load.types import Loaded
 
 Batch = Literal["dynamic", "static"]
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
-
-
-def capture_model(
-    model: Any, inputs: Any = (), batch: Batch = "dynamic", axes: Sequence[str] = (), **loading: Any
-) -> Graph:
-    """Load any MODEL and capture it; ``loading`` goes to `normfold.load.load`."""
-    asked = read_axes(axes)
-    loaded = load(model, inputs=inputs, static=batch == "static", axes=asked, **loading)
-    return capture_loaded(loaded, batch, axes)
 
 
 def capture_loaded(loaded: Loaded, batch: Batch, axes: Sequence[str] = ()) -> Graph:
