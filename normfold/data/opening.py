@@ -32,6 +32,7 @@ def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loade
     return load(
         source.model,
         factory=source.factory,
+        part=source.part,
         inputs=_examples(source),
         trust_modules=source.trust_modules,
         trust_pickle=source.trust_pickle,

@@ -28,6 +28,9 @@ class Source(Options):
         metavar="PKG.MOD:FACTORY",
         named=True,
     )
+    part: str | None = option(
+        None, "Convert this submodule alone, as `backbone`.", "--module", metavar="PATH"
+    )
     inputs: tuple[Any, ...] = option(
         (),
         "Example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32 and `[0..1]` for the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from torch import nn
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
+from normfold.load import part as parts
 from normfold.load import pickled, state
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
@@ -35,6 +36,7 @@ def load(
     model: str | os.PathLike[str] | nn.Module,
     *,
     factory: str | None = None,
+    part: str | None = None,
     inputs: Any = (),
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
@@ -49,6 +51,7 @@ def load(
     Args:
         model: a path, ``timm:NAME(...)``, ``pkg.mod:factory(...)``, or an nn.Module (copied).
         factory: what makes the network for a file that holds weights only.
+        part: path of the submodule that is wanted alone.
         inputs: texts ``name:1x3x224x224:f32``, or values in positional order, or by name; a value is a tensor
             or a nest of dictionaries, lists and tuples. Inferred when empty.
         trust_modules: packages or modules, by dotted prefix, whose classes and functions a
@@ -85,7 +88,8 @@ def load(
         asked = example_inputs.Asked(inputs, batch, static, axes, seed=seed)
         stored = float_dtype(found.module)
         wide = wide and stored in HALF and found.exported is None
-        chosen = _widened(found, asked, stored) if wide else example_inputs.choose(found, asked)
+        choose = example_inputs.choose if part is None else _of_part(part)
+        chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
     return Loaded(
         module=found.module,
         args=chosen.args,
@@ -100,17 +104,24 @@ def load(
     )
 
 
+Choose = Callable[[Found, example_inputs.Asked], example_inputs.Chosen]
+
+
+def _of_part(path: str) -> Choose:
+    return lambda found, asked: parts.choose(found, path, asked)
+
+
 def _widened(
-    found: Found, asked: example_inputs.Asked, stored: torch.dtype
+    found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
 ) -> example_inputs.Chosen:
     """Inputs for the network in float32; in the stored type where it runs in that only."""
     name = str(stored).removeprefix("torch.")
     found.module.float()
     try:
-        chosen = example_inputs.choose(found, replace(asked, wide=True))
+        chosen = choose(found, replace(asked, wide=True))
     except NormfoldError:
         found.module.to(stored)
-        chosen = example_inputs.choose(found, asked)
+        chosen = choose(found, asked)
         found.notes.append(f"the network runs in {name} only: so is the file")
         return chosen
     found.notes.append(

@@ -73,6 +73,8 @@ def prepare(job: Job) -> Prepared:
     if job.export.export:
         require_writable(job.export.output)
     name = job.export.name or name_of(job.source.model)
+    if job.source.part is not None and job.export.name is None:
+        name = f"{name}.{job.source.part}"
     if job.export.export and (job.export.output / f"{name}.report.json").is_dir():
         raise UsageError(
             "the report cannot be written: a folder has its name", where=f"{name}.report.json"
