@@ -17,6 +17,7 @@ from normfold.graph.capture import share_parameters
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.inputs import own_samples
+from normfold.load.api import key_of, require_checkpoint
 from normfold.load.capture import capture_model
 from normfold.progress import Listener, silent
 from normfold.report import Check, Report
@@ -86,6 +87,7 @@ def verify(
     *,
     seed: int = 0,
     factory: str | None = None,
+    key: str | None = None,
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     batch: Literal["dynamic", "static"] = "dynamic",
@@ -98,6 +100,7 @@ def verify(
             MODEL.
         inputs: example inputs (tensors, which are judged too) or `--input` texts; not needed for a captured
             graph.
+        key: the entry to take of a checkpoint, be it the original or the result.
 
     Returns:
         The verdict; for an ONNX file that of the worse of the two optimisation levels.
@@ -112,13 +115,16 @@ def verify(
         raise LoadError("there is no such file", where=str(result))
     if runtime == "ort-x86":
         require_own_data(Path(result))
+    require_checkpoint(key, original, result)
     given: dict[str, Any] = {
         "factory": factory,
         "trust_modules": trust_modules,
         "trust_pickle": trust_pickle,
     }
     graph = (
-        original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
+        original
+        if isinstance(original, Graph)
+        else capture_model(original, inputs, batch, key=key_of(original, key), **given)
     )
     verifier = Verifier(graph, seed, own_samples(graph, inputs))
     if isinstance(result, nn.Module):
@@ -130,7 +136,8 @@ def verify(
     if isinstance(result, Graph):
         return _rounding(verifier, result)
     if not is_file:
-        return _rounding(verifier, capture_model(str(result), inputs, batch, **given))
+        other = capture_model(str(result), inputs, batch, key=key_of(result, key), **given)
+        return _rounding(verifier, other)
     try:
         runs = target(runtime).runner()(result)  # type: ignore[arg-type]
         return max((verifier.outputs(kind, call) for kind, call in runs), key=_excess)

@@ -22,6 +22,7 @@ def convert(
     to: str = "folded",
     *,
     factory: str | None = None,
+    key: str | None = None,
     inputs: Sequence[Any] = (),
     batch: Literal["dynamic", "static"] = "dynamic",
     dynamic: str | Sequence[str] = (),
@@ -99,6 +100,7 @@ def convert(
         to: exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: affine, bn, repbn, prepbn,
             un.
         factory: builds the network that a state dict belongs to.
+        key: entry of a checkpoint to take, as `state_dict_ema` or `state.ema.params`.
         inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.
         batch: capture with a free or a fixed batch.
         dynamic: another axis that stays free, as `input_ids:1`; for an engine with the sizes that it is built

@@ -61,7 +61,7 @@ def test_the_public_names() -> None:
         ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None, copy=True)"),
         (
             "verify",
-            "(original, result, inputs=(), *, seed=0, factory=None, trust_modules=(), "
+            "(original, result, inputs=(), *, seed=0, factory=None, key=None, trust_modules=(), "
             "trust_pickle=False, batch='dynamic')",
         ),
         ("bisect", "(graph, pipeline, *, verifier=None, progress=None)"),

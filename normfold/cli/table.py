@@ -45,7 +45,7 @@ def _why_not(given: Given) -> str | None:
     return "no file is read, only code that you named"
 
 
-_LOADING = _some(Source, "factory", "inputs", "trust_modules", "trust_pickle")
+_LOADING = _some(Source, "factory", "key", "inputs", "trust_modules", "trust_pickle")
 _CAPTURE = [*_LOADING, *_some(Source, "batch")]
 _SEED = _some(Source, "seed")
 _WHAT = _some(Rewrite, "to", "passes")

@@ -27,6 +27,12 @@ class Source(Options):
         metavar="PKG.MOD:FACTORY",
         named=True,
     )
+    key: str | None = option(
+        None,
+        "Entry of a checkpoint to take, as `state_dict_ema` or `state.ema.params`.",
+        metavar="NAME",
+        default_text="what fits the network, and of several their average",
+    )
     inputs: tuple[Any, ...] = option(
         (),
         "Example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.",

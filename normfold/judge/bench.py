@@ -19,6 +19,7 @@ from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.judge.bench_inputs import Inputs
 from normfold.judge.pairs import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine
+from normfold.load.api import require_checkpoint
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Report, Timing
 from normfold.report.timing import FEWEST_ROUNDS, figures
@@ -42,6 +43,7 @@ def bench(
     device: str | None = None,
     compiled: bool = False,
     factory: str | None = None,
+    key: str | None = None,
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     seed: int = 0,
@@ -61,6 +63,7 @@ def bench(
             outputs stay in the host's memory: their way to the device and back is timed too.
         device: of torch: ``cpu`` or ``cuda``, by default the latter where there is one.
         compiled: through torch.compile; compiling is not timed.
+        key: the entry to take of a checkpoint, be it A or B.
 
     Returns:
         The timing; ``timing.verdict`` says it in words.
@@ -72,8 +75,10 @@ def bench(
     """
     _require_runtime(runtime, a, b, threads, provider, device, compiled)
     _require_sane(batch, rounds, seconds, threads)
+    require_checkpoint(key, a, b)
     loading: dict[str, Any] = {
         "factory": factory,
+        "key": key,
         "trust_modules": trust_modules,
         "trust_pickle": trust_pickle,
     }

@@ -30,6 +30,7 @@ from normfold.judge.bench_inputs import (
     values_for,
 )
 from normfold.load import load, probe
+from normfold.load.api import key_of
 from normfold.load.capture import capture_loaded
 from normfold.progress import Listener, Progress
 from normfold.report import Report
@@ -267,6 +268,7 @@ def _provider(name: str) -> str:
 def _captured(model: Any, inputs: Inputs, loading: Mapping[str, Any]) -> Graph:
     if isinstance(model, Graph):
         return model
+    loading = {**loading, "key": key_of(model, loading.get("key"))}
     return capture_loaded(load(model, inputs=inputs.texts, seed=inputs.seed, **loading), "dynamic")
 
 
@@ -275,6 +277,7 @@ def _module(
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     if isinstance(model, Graph):
         return model.module, *_of_size(model, inputs.batch)
+    loading = {**loading, "key": key_of(model, loading.get("key"))}
     loaded = load(model, inputs=inputs.texts, batch=inputs.batch, seed=inputs.seed, **loading)
     return loaded.module, loaded.args, loaded.kwargs
 

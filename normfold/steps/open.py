@@ -72,6 +72,7 @@ def open_source(source: Source, axes: Sequence[str], say: Listener) -> Opened:
     loaded = load(
         model,
         factory=source.factory,
+        key=source.key,
         inputs=source.inputs,
         trust_modules=source.trust_modules,
         trust_pickle=source.trust_pickle,
