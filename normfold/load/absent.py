@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,11 @@ _URL = re.compile(r"^([a-z][a-z0-9+]+)://", re.IGNORECASE)
 _HUB = re.compile(r"^(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(.+)$")
 _PAGE = re.compile(r"^([^/?#]+/[^/?#]+)(?:/(?:resolve|blob)/[^/]+/([^?#]+))?")
 _NAME = re.compile(r"^[A-Za-z0-9][\w.\-]*(?:/[\w.\-]+)?$")
+# not every name with a dot is a file's: `Qwen/Qwen2.5-7B`
+_FILES = """
+    bin ckpt engine gguf gz h5 hdf5 json npy npz onnx pb pickle pkl pt pt2 pth py safetensors tar tflite toml xml
+    yaml yml zip
+""".split()
 _NOTHING = "normfold downloads nothing"
 
 
@@ -20,14 +24,14 @@ def absent(text: str, forms: str) -> LoadError:
     """The error for a MODEL that is no path here; ``forms`` says what it may be."""
     if _URL.match(text):
         return _of_url(text)
-    path = Path(text)
-    if _NAME.match(text) and text.count("/") == 1 and not (path.suffix or path.parent.exists()):
+    named = _NAME.match(text) and text.rpartition(".")[2].lower() not in _FILES
+    if named and text.count("/") == 1 and not Path(text).parent.exists():
         return LoadError(
             f"there is no folder `{text}` here: as the name of a model on the Hugging Face hub it must be "
             f"downloaded first, {_NOTHING}",
             hint=_download(text),
         )
-    if _NAME.match(text) and os.sep not in text and not re.search(r"\.[a-z]\w*$", text):
+    if named and "/" not in text:
         known = _timm_names()
         if text.partition(".")[0] in known:
             hint = f"timm has a model of that name: give `timm:{text}`"

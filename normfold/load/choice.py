@@ -87,7 +87,12 @@ def notes(fit: Fit, compared: list[Fit], held: Checkpoint, own: dict[str, Any]) 
     path = entry_of(fit, held)
     start = "".join(f"{part}." for part in path)
     inner = rename.prefix[len(start) :]
-    left = dict.fromkeys([*held.beside(path), *_left_inside(fit, held, path)])
+    rivals = [other for other in compared if other.whole and set(other.names) != set(fit.names)]
+    left = [
+        name
+        for name in dict.fromkeys([*held.beside(path), *_left_inside(fit, held, path)])
+        if not any(f"{other.path}.".startswith(f"{name}.") for other in rivals)
+    ]
     found = [f"took `{'.'.join(path)}` out of the checkpoint"] if path else []
     if inner and any(name.startswith(start) for name in held.tensors.keys() - set(fit.names)):
         found.append(f"took the keys that begin with `{inner}`, without it")
@@ -100,7 +105,6 @@ def notes(fit: Fit, compared: list[Fit], held: Checkpoint, own: dict[str, Any]) 
     if rename.wrappers:
         parts = quoted(sorted(rename.wrappers), _TOLD)
         found.append(f"removed {parts} from within the keys: a wrapper that the network has not")
-    rivals = [other for other in compared if other.whole and set(other.names) != set(fit.names)]
     if rivals:
         if _is_average(fit, held, _shared([fit, *rivals])):
             found.append(f"`{fit.path}` is the average of the weights")

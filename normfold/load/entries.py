@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 
 from normfold.errors import LoadError, UsageError
 
-_DEEPEST, _MOST = 64, 5_000_000  # containers in containers; items that are looked at
+_ALIASES = 4  # names under which one object is looked at: lists of one list twice have no end
 _OPTIMIZERS = {"optim", "optims", "optimizer", "optimizers", "optimiser", "optimisers"}
 _AVERAGES = {"average", "averaged", "avg", "ema", "emas", "polyak", "shadow", "swa", "teacher"}
 Path = tuple[str, ...]
@@ -103,7 +104,7 @@ def read(content: Any, where: str) -> Checkpoint:
     """Find all tensors, at any depth of mappings, lists and modules; states of optimizers are left out.
 
     Raises:
-        LoadError: no container, nothing in it is a weight, or it is too large to be one.
+        LoadError: no container, or no tensor in it.
     """
     if not isinstance(content, Mapping | list | tuple):
         raise LoadError(
@@ -113,9 +114,12 @@ def read(content: Any, where: str) -> Checkpoint:
         )
     found = Checkpoint(content)
     left: list[tuple[Path, Any]] = [((), content)]
-    seen = 0
+    seen: Counter[int] = Counter()
     while left:
         path, value = left.pop()
+        seen[id(value)] += 1
+        if seen[id(value)] > _ALIASES:
+            continue
         if isinstance(value, nn.Module):
             _add_state(found, path, value.state_dict())
             found.modules[".".join(path)] = value
@@ -123,11 +127,7 @@ def read(content: Any, where: str) -> Checkpoint:
         if _is_optimizer(path, value):
             found.optimizers.append(".".join(path))
             continue
-        inner = _add_state(found, path, value)
-        seen += len(value)
-        if len(path) > _DEEPEST or seen > _MOST:
-            raise LoadError("the checkpoint is nested too deeply to be read", where=where)
-        left.extend(reversed(inner))
+        left.extend(reversed(_add_state(found, path, value)))
     if not found.tensors and not found.modules:
         keys = quoted([key for key, _ in _pairs(content)], 5) or "nothing"
         raise LoadError("the checkpoint holds no weights", where=where, found=keys)

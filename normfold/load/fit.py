@@ -81,13 +81,17 @@ class Network:
     def __init__(self, module: nn.Module, tries: bool = True) -> None:
         self.module, self.tries = module, tries
         self.own = module.state_dict(keep_vars=True)
+        names: dict[int, list[str]] = {}
+        for name, value in self.own.items():
+            names.setdefault(id(value), []).append(name)
+        self.tied = [tied for tied in names.values() if len(tied) > 1]
 
     def search(self, held: Checkpoint) -> list[Fit]:
         """What was compared, by how much of it matches; what fits wholly alone, where something does."""
         compared: list[Fit] = []
         inside = {part for name in held.tensors for part in name.split(".")[:-1]}
-        for added in _common_prefixes(self.own):
-            own = {name[len(added) :] for name in self.own}
+        for added in dict.fromkeys([*_common_prefixes(self.own), *self._parts(held)]):
+            own = {name[len(added) :] for name in self.own if name.startswith(added)}
             foreign = frozenset((_WRAPPERS & inside) - {p for name in own for p in name.split(".")})
             for wrappers in (frozenset[str](), foreign) if foreign else (frozenset[str](),):
                 fits = list(self._compare(held, own, added, wrappers))
@@ -95,6 +99,16 @@ class Network:
                     return fits
                 compared += fits
         return sorted(compared, key=lambda fit: (-fit.matched, len(fit.unexpected)))
+
+    def _parts(self, held: Checkpoint) -> list[str]:
+        """The part of the network, as a prefix, whose names are most of those in the file."""
+        ends = {
+            ".".join(parts[start:])
+            for parts in (name.split(".") for name in held.tensors)
+            for start in range(len(parts))
+        }
+        votes = _votes(self.own, ends, frozenset())
+        return [prefix for prefix, _ in votes.most_common(1)]
 
     def _compare(
         self, held: Checkpoint, own: Collection[str], added: str, wrappers: frozenset[str]
@@ -132,9 +146,20 @@ class Network:
             for name in self.own
             if name in state and not _same_shape(state[name], self.own[name])
         ]
-        if not fit.whole and self.tries:
+        fit.refusal = self._untied(state)
+        if not fit.whole and not fit.refusal and self.tries:
             self._try(fit)
         return fit
+
+    def _untied(self, state: dict[str, Any]) -> str | None:
+        """The last of several tensors would be taken for all."""
+        for names in self.tied:
+            stored = [(name, state[name]) for name in names if name in state]
+            for name, value in stored[1:]:
+                first, other = stored[0]
+                if isinstance(value, torch.Tensor) and not torch.equal(value, other):
+                    return f"`{first}` and `{name}` are one tensor in the network and differ in the file"
+        return None
 
     def _try(self, fit: Fit) -> None:
         """Put into ``fit`` what the network itself reports, which may translate names and shapes."""
