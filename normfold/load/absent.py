@@ -13,10 +13,10 @@ _HUB = re.compile(r"^(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(.+)
 _PAGE = re.compile(r"^([^/?#]+/[^/?#]+)(?:/(?:resolve|blob)/[^/]+/([^?#]+))?")
 _NAME = re.compile(r"^[A-Za-z0-9][\w.\-]*(?:/[\w.\-]+)?$")
 # not every name with a dot is a file's: `Qwen/Qwen2.5-7B`
-_FILES = """
-    bin ckpt engine gguf gz h5 hdf5 json npy npz onnx pb pickle pkl pt pt2 pth py safetensors tar tflite toml xml
-    yaml yml zip
-""".split()
+_FILES = {
+    "bin", "ckpt", "engine", "gguf", "gz", "h5", "hdf5", "json", "npy", "npz", "onnx", "pb", "pickle", "pkl",
+    "pt", "pt2", "pth", "py", "safetensors", "tar", "tflite", "toml", "xml", "yaml", "yml", "zip",
+}  # fmt: skip
 _NOTHING = "normfold downloads nothing"
 
 

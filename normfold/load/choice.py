@@ -10,7 +10,7 @@ import torch
 from normfold.errors import LoadError
 from normfold.load.difference import problems
 from normfold.load.entries import Checkpoint, Path, common, is_average, quoted
-from normfold.load.fit import Fit
+from normfold.load.fit import Fit, same_numbers
 
 _COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel: how many networks are in the average
 _TOLD = 6  # names in one note
@@ -63,26 +63,27 @@ def _is_average(fit: Fit, held: Checkpoint, skipped: int = 0) -> bool:
 
 def _count(fit: Fit, held: Checkpoint) -> int | None:
     """How many networks are in an `AveragedModel`; None for anything else."""
-    outer, _, last = fit.path.rpartition(".")
-    value = held.tensors.get(f"{outer}.{_COUNTER}".lstrip(".")) if last == "module" else None
-    return int(value) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+    parts = fit.path.split(".")
+    for depth, part in enumerate(parts):
+        value = held.tensors.get(".".join([*parts[:depth], _COUNTER]))
+        if part == "module" and isinstance(value, torch.Tensor) and value.numel() == 1:
+            return int(value)
+    return None
 
 
 def _equal(a: Fit, b: Fit) -> bool:
     return a.state.keys() == b.state.keys() and all(
-        value is b.state[name]
-        or (
-            isinstance(value, torch.Tensor)
-            and isinstance(b.state[name], torch.Tensor)
-            and value.dtype == b.state[name].dtype
-            and torch.equal(value, b.state[name])
-        )
-        for name, value in a.state.items()
+        same_numbers(value, b.state[name]) for name, value in a.state.items()
     )
 
 
-def notes(fit: Fit, compared: list[Fit], held: Checkpoint, own: dict[str, Any]) -> list[str]:
-    """What was taken, what was done to its keys, and what was left, by name."""
+def notes(
+    fit: Fit, compared: list[Fit], held: Checkpoint, asked: Checkpoint, own: dict[str, Any]
+) -> list[str]:
+    """What was taken, what was done to its keys, and what was left, by name.
+
+    ``held`` is the whole checkpoint, ``asked`` what ``--key`` leaves of it, ``own`` the network's state.
+    """
     rename = fit.rename
     path = entry_of(fit, held)
     start = "".join(f"{part}." for part in path)
@@ -113,7 +114,9 @@ def notes(fit: Fit, compared: list[Fit], held: Checkpoint, own: dict[str, Any]) 
             + (" (an average of nothing yet)" if _count(other, held) == 0 else "")
             for other in rivals[:_TOLD]
         ]
-    found += _unfit_averages(fit, compared, held, left, own)
+    if _count(fit, held) == 0:
+        found.append(f"`{_COUNTER}` is 0: `{fit.path}` is an average of nothing yet")
+    found += _unfit_averages(fit, compared, asked, left, own)
     if left:
         found.append(f"left of the checkpoint: {quoted(left, _TOLD)}")
     return found
@@ -151,7 +154,7 @@ def _unfit_averages(
         if nearest:
             yield f"`{name}` looks like an average and does not fit: {problems(nearest[0], own)[0]}"
         elif not any(f"{other.path}.".startswith(f"{name}.") for other in compared):
-            yield f"`{name}` looks like an average, and its tensors have no names of this network"
+            yield f"`{name}` looks like an average and does not fit: its keys are others"
 
 
 def _shared(fits: list[Fit]) -> int:

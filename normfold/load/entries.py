@@ -106,12 +106,6 @@ def read(content: Any, where: str) -> Checkpoint:
     Raises:
         LoadError: no container, or no tensor in it.
     """
-    if not isinstance(content, Mapping | list | tuple):
-        raise LoadError(
-            "the checkpoint holds neither a module nor a state dict",
-            where=where,
-            found=f"an object of type `{type(content).__name__}`",
-        )
     found = Checkpoint(content)
     left: list[tuple[Path, Any]] = [((), content)]
     seen: Counter[int] = Counter()
@@ -129,6 +123,12 @@ def read(content: Any, where: str) -> Checkpoint:
             continue
         left.extend(reversed(_add_state(found, path, value)))
     if not found.tensors and not found.modules:
+        if not isinstance(content, Mapping):
+            raise LoadError(
+                "the checkpoint holds neither a module nor a state dict",
+                where=where,
+                found=f"an object of type `{type(content).__name__}`",
+            )
         keys = quoted([key for key, _ in _pairs(content)], 5) or "nothing"
         raise LoadError("the checkpoint holds no weights", where=where, found=keys)
     return found
@@ -139,8 +139,8 @@ def _add_state(found: Checkpoint, path: Path, value: Any) -> list[tuple[Path, An
     inner = []
     at = "".join(f"{part}." for part in path)
     for key, item in _pairs(value):
-        if isinstance(item, np.ndarray):
-            item = torch.from_numpy(item)
+        if isinstance(item, np.ndarray) and item.dtype.kind in "biufc" and item.dtype.isnative:
+            item = torch.from_numpy(np.ascontiguousarray(item))
         # what a layer's `get_extra_state` gave may be anything
         if isinstance(item, torch.Tensor) or key.rpartition(".")[2] == "_extra_state":
             name = at + key

@@ -146,7 +146,7 @@ class Network:
             for name in self.own
             if name in state and not _same_shape(state[name], self.own[name])
         ]
-        fit.refusal = self._untied(state)
+        fit.refusal = self._untied(state) if self.tries else None
         if not fit.whole and not fit.refusal and self.tries:
             self._try(fit)
         return fit
@@ -157,7 +157,7 @@ class Network:
             stored = [(name, state[name]) for name in names if name in state]
             for name, value in stored[1:]:
                 first, other = stored[0]
-                if isinstance(value, torch.Tensor) and not torch.equal(value, other):
+                if isinstance(value, torch.Tensor) and not same_numbers(value, other):
                     return f"`{first}` and `{name}` are one tensor in the network and differ in the file"
         return None
 
@@ -238,6 +238,15 @@ def _same_shape(stored: Any, own: Any) -> bool:
     if not isinstance(stored, torch.Tensor) or not isinstance(own, torch.Tensor):
         return isinstance(stored, torch.Tensor) == isinstance(own, torch.Tensor)
     return not is_lazy(own) and stored.shape == own.shape
+
+
+def same_numbers(a: Any, b: Any) -> bool:
+    """Whether two values of a checkpoint are the same tensor, or equal ones of one type."""
+    if a is b:
+        return True
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return False
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _refusal(error: Exception) -> str:

@@ -69,7 +69,7 @@ def take(content: Any, factory: str | None, key: str | None, path: Path, seed: i
     fit = choice.choose(compared, asked, str(path))
     if fit is None:
         raise difference.unfit(compared, asked, network, factory or "the file", str(path))
-    notes = choice.notes(fit, compared, held, network.own) + notes
+    notes = choice.notes(fit, compared, held, asked, network.own) + notes
     if made is None and fit.path in own:
         return _whole(own[fit.path], path, factory, notes)
     _copy(network.module, fit, notes, path)

@@ -136,6 +136,16 @@ LAYOUTS: dict[str, Layout] = {
          "`--key student.module.backbone`"),
     ),
     "AveragedModel": (lambda a, b: averaged_model(b), AVERAGE, ("`module.`", "`n_averaged`")),
+    "AveragedModel of a lightning module": (
+        lambda a, b: {"net": a, "mean_weights": averaged_model(prefixed("model.", b))},
+        AVERAGE,
+        ("`mean_weights.module.model` is the average", "`--key net`", "`mean_weights.n_averaged`"),
+    ),
+    "AveragedModel alone that has not begun": (
+        lambda a, b: averaged_model(a, 0),
+        FIRST,
+        ("`n_averaged` is 0",),
+    ),
     "AveragedModel beside": (
         lambda a, b: {"net": a, "second": averaged_model(b)},
         AVERAGE,
@@ -177,7 +187,7 @@ LAYOUTS: dict[str, Layout] = {
     "averages without names": (
         lambda a, b: {"model": a, "ema": {"decay": 0.9, "shadow_params": [*b.values()]}},
         FIRST,
-        ("took `model`", "`ema` looks like an average", "no names of this network"),
+        ("took `model`", "`ema` looks like an average", "does not fit: its keys are others"),
     ),
     "moments by name": (
         lambda a, b: {"weights": a, "optimizer": {"exp_avg": b}, "optim_ema": {"m": b}},

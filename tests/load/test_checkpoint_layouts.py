@@ -42,6 +42,7 @@ def test_the_key_that_a_note_names_takes_the_other(name: str, raw: State, mean: 
     key = note.partition("`--key ")[2].partition("`")[0]
     loaded = load("net.ckpt", factory=f"{NETS}:Net", key=key)
     same(loaded.module, raw)
+    assert not any("average" in note for note in loaded.notes)
 
 
 def test_suffixes(raw: State) -> None:

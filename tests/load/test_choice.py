@@ -132,17 +132,18 @@ def test_two_tensors_of_one_name(raw: State) -> None:
 def test_checkpoints_without_weights(raw: State) -> None:
     contents: tuple[Any, ...] = (
         {"epoch": 3},
-        [],
+        {},
         {"a": {"b": None}},
-        {"optimizer": optimizer_state(raw)},
+        {"sgd": optimizer_state(raw)},
     )
     for content in contents:
         torch.save(content, "w.pt")
         with pytest.raises(LoadError, match="holds no weights"):
             load("w.pt", factory=f"{NETS}:Net")
-    torch.save(torch.ones(3), "w.pt")
-    with pytest.raises(LoadError, match="neither a module nor a state dict"):
-        load("w.pt")
+    for content in (torch.ones(3), [3], [], "text"):
+        torch.save(content, "w.pt")
+        with pytest.raises(LoadError, match="neither a module nor a state dict"):
+            load("w.pt")
 
 
 def test_weights_without_a_factory_are_named(raw: State, mean: State) -> None:
