@@ -26,8 +26,7 @@ def choose(compared: list[Fit], held: Checkpoint, where: str) -> Fit | None:
     for fit in compared:
         # what only repeats a part of the file's own network is no entry
         inside = any(o.covers and not o.whole and _encloses(o, fit) for o in compared)
-        known = any(fit.names == other.names for other in fits)
-        if fit.whole and not known and (not inside or _is_average(fit, held)):
+        if fit.whole and (not inside or _is_average(fit, held)):
             fits.append(fit)
     averaged = [fit for fit in fits if _count(fit, held) != 0]
     fits = averaged or fits
@@ -64,9 +63,9 @@ def _is_average(fit: Fit, held: Checkpoint, skipped: int = 0) -> bool:
 def _count(fit: Fit, held: Checkpoint) -> int | None:
     """How many networks are in an `AveragedModel`; None for anything else."""
     parts = fit.path.split(".")
-    for depth, part in enumerate(parts):
+    for depth in range(len(parts)):
         value = held.tensors.get(".".join([*parts[:depth], _COUNTER]))
-        if part == "module" and isinstance(value, torch.Tensor) and value.numel() == 1:
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
             return int(value)
     return None
 
@@ -116,7 +115,7 @@ def notes(
         ]
     if _count(fit, held) == 0:
         found.append(f"`{_COUNTER}` is 0: `{fit.path}` is an average of nothing yet")
-    found += _unfit_averages(fit, compared, asked, left, own)
+    found += _unfit_averages(compared, asked, left, own)
     if left:
         found.append(f"left of the checkpoint: {quoted(left, _TOLD)}")
     return found
@@ -142,11 +141,9 @@ def _left_inside(fit: Fit, held: Checkpoint, path: Path) -> Iterator[str]:
 
 
 def _unfit_averages(
-    fit: Fit, compared: list[Fit], held: Checkpoint, left: Iterable[str], own: dict[str, Any]
+    compared: list[Fit], held: Checkpoint, left: Iterable[str], own: dict[str, Any]
 ) -> Iterator[str]:
     """An average that does not fit is what one would have wanted: say why it was not taken."""
-    if _is_average(fit, held):
-        return
     for name in left:
         if not is_average(name) or not any(other.startswith(f"{name}.") for other in held.tensors):
             continue

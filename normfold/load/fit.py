@@ -168,19 +168,26 @@ class Network:
             fit.shapes = []
         except Exception as error:
             if not fit.shapes:
-                fit.refusal = _refusal(error)
+                self._refuse(fit, error)
                 return
             rest = OrderedDict((k, v) for k, v in fit.state.items() if k not in set(fit.shapes))
             rest._metadata = getattr(fit.state, "_metadata", {})  # type: ignore[attr-defined]
             try:
                 reported = self.module.load_state_dict(rest, strict=False)
             except Exception as second:
-                fit.refusal = _refusal(second)
+                self._refuse(fit, second)
                 return
         missing = getattr(reported, "missing_keys", None)
         if missing is not None:  # an overridden `load_state_dict` may give nothing
             self._note(fit, [name for name in missing if name not in fit.shapes])
             fit.unexpected = list(reported.unexpected_keys)
+
+    def _refuse(self, fit: Fit, error: Exception) -> None:
+        lines = [line.strip() for line in str(error).splitlines()]
+        sizes = [line[:300] for line in lines if line.startswith("size mismatch")]
+        fit.refusal = sizes[0] if sizes else last_line(error)
+        if sizes:  # the names were known, after their translation
+            fit.missing, fit.unexpected = [], []
 
     def _note(self, fit: Fit, missing: list[str]) -> None:
         # Tied weights are often stored once: safetensors refuses shared memory.
@@ -247,8 +254,3 @@ def same_numbers(a: Any, b: Any) -> bool:
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return False
     return a.dtype == b.dtype and torch.equal(a, b)
-
-
-def _refusal(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1][:300] if len(lines) > 1 else last_line(error)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from normfold.load import load
 from tests.load.layouts import (
+    AVERAGE,
     FIRST,
     LAYOUTS,
     NETS,
@@ -32,6 +33,8 @@ def test_the_right_weights_are_taken(name: str, raw: State, mean: State) -> None
     for text in said:
         assert any(text in note for note in loaded.notes), loaded.notes
     assert bool(loaded.notes) == bool(said)
+    averaged = any("is the average of" in note for note in loaded.notes)
+    assert averaged == (right == AVERAGE and any("fits too" in note for note in loaded.notes))
 
 
 @pytest.mark.parametrize("name", ["timm", "BasicSR", "ema_pytorch", "deep", "DINO"])
@@ -40,6 +43,8 @@ def test_the_key_that_a_note_names_takes_the_other(name: str, raw: State, mean: 
     notes = load("net.ckpt", factory=f"{NETS}:Net").notes
     (note,) = [note for note in notes if "--key" in note and "online" not in note]
     key = note.partition("`--key ")[2].partition("`")[0]
+    left = [note for note in notes if "left of" in note]
+    assert not any(f"`{key}`" in note or f"`{key.split('.')[0]}`" in note for note in left)
     loaded = load("net.ckpt", factory=f"{NETS}:Net", key=key)
     same(loaded.module, raw)
     assert not any("average" in note for note in loaded.notes)

@@ -58,6 +58,23 @@ def test_a_module_beside_the_average_of_its_weights() -> None:
     same(load("w.pt").module, averaged.module.state_dict())
 
 
+def test_a_module_is_not_written_into_by_what_does_not_fit() -> None:
+    average = {key: value for key, value in _module(2).state_dict().items() if "running" not in key}
+    torch.save({"net": _module(1), "ema": average}, "w.pt")
+    loaded = load("w.pt")
+    same(loaded.module, _module(1).state_dict())
+    assert any("`ema` looks like an average and does not fit" in note for note in loaded.notes)
+
+
+def test_a_factory_is_used_where_there_are_weights_without_a_network(raw: State) -> None:
+    torch.save({"loss": nn.Linear(2, 2), "state_dict": raw}, "w.pt")
+    same(load("w.pt", factory=f"{NETS}:Net").module, raw)
+    torch.save({"model": _module(1), "epoch": 2}, "w.pt")
+    loaded = load("w.pt", factory=f"{NETS}:Net")
+    same(loaded.module, _module(1).state_dict())
+    assert f"the file holds a whole module: `{NETS}:Net` was not needed" in loaded.notes
+
+
 def test_several_networks_without_a_factory_must_be_chosen(raw: State) -> None:
     torch.save({"generator": _module(1), "discriminator": nn.Linear(2, 2)}, "w.pt")
     with pytest.raises(LoadError, match="--key generator"):

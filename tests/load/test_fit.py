@@ -115,6 +115,8 @@ def test_what_does_not_fit_is_said_as_it_is(raw: State) -> None:
     assert "num_classes" not in text
     text = _fails({k: v for k, v in raw.items() if not k.startswith("body.")})
     assert "the network has `body` and the file has not" in text
+    text = _fails({k: v for k, v in raw.items() if not k.startswith("body.0.")})
+    assert "the network has `body.0` and the file has not" in text
     text = _fails({**raw, "aux.0.weight": torch.ones(3), "aux.0.bias": torch.ones(3)})
     assert "2 unknown to the network" in text
     assert "the file has `aux` and the network has not" in text
@@ -122,6 +124,13 @@ def test_what_does_not_fit_is_said_as_it_is(raw: State) -> None:
     assert "the network has `fc`, the file has `head` instead" in _fails(renamed)
     text = _fails({"encoder.layers.weight": torch.ones(3)})
     assert "no key of the file is one of the network's: `encoder.layers.weight` in the file" in text
+
+
+def test_shapes_of_translated_names_are_reported_by_the_network() -> None:
+    layer = nn.utils.weight_norm(nn.Conv2d(3, 6, 3, bias=False))
+    text = _fails({"model": prefixed("conv.", layer.state_dict())}, f"{NETS}:NoBias")
+    assert "size mismatch for conv.parametrizations.weight.original0" in text
+    assert "num_classes" not in text
 
 
 def test_a_part_that_repeats_the_network_is_not_taken_for_it(raw: State, mean: State) -> None:
