@@ -1,4 +1,4 @@
-"""What must work in every environment that pyproject.toml admits; run from outside of the clone, without pytest."""
+"""What must work in every environment that pyproject.toml admits; runs outside of the clone, without pytest."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def a_checkpoint_loads_and_a_program_is_read_again() -> None:
 
     Path("mine.py").write_text(
         "from torch import nn\n\n\ndef net():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))\n"
+        "    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)\n"
+        "    return nn.Sequential(*layers)\n"
     )
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)
