@@ -55,7 +55,6 @@ def environment(at: str, python: str, wheel: Path, folder: Path) -> Path:
     pins = lowest() if at == "lowest" else []
     (folder / "pins.txt").write_text("\n".join(pins) + "\n")
     must(*pip, "-c", folder / "pins.txt", f"{wheel}[hub]", cwd=folder)
-    must(own, "-m", "pip", "uninstall", "--quiet", "-y", "torchvision", cwd=folder)
     return own
 
 
