@@ -31,12 +31,23 @@ def command(*arguments: str) -> str:
 def converted(folder: str, *arguments: str) -> Any:
     """The report of a conversion that passed, and the outputs of its file on its own inputs."""
     report = json.loads(command("convert", *arguments, "-o", folder, "--json"))
-    assert report["verdict"] == "equivalent", report
+    assert report["ok"], report["checks"]
+    assert all(item["verdict"]["state"] == "pass" for item in report["artefacts"]), report[
+        "artefacts"
+    ]
     return report
+
+
+class Skip(Exception):
+    """The environment lacks what a check needs, for a reason that is not normfold's."""
 
 
 @check
 def a_timm_network_loses_its_batch_norms() -> None:
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:  # its wheel belongs to another build of torch
+        raise Skip(f"timm needs torchvision, which does not import: {error}") from error
     report = converted("resnet", "timm:resnet18", "--input", "1x3x64x64")
     assert "BatchNormalization" not in report["census"], report["census"]
 
@@ -122,6 +133,8 @@ def main() -> int:
         try:
             function()
             print(f"ok      {function.__name__}", flush=True)
+        except Skip as skipped:
+            print(f"skipped {function.__name__}: {skipped}", flush=True)
         except Exception:  # anything that an environment can do
             failed += 1
             print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
