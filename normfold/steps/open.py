@@ -50,7 +50,7 @@ def begin(job: Job, axes: Sequence[str], record: Recorder, say: Listener) -> Wor
     record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
     samples = own_samples(graph, job.source.inputs)
     verifier = Verifier(graph, seed, samples) if job.policy.verify != "off" else None
-    if verifier is None and source.private:
+    if verifier is None and source.private and "module" not in job.export.export:
         # nothing to compare with: the old weights go while the new ones are made
         graph.original = None
         gc.collect()  # torch.export leaves cycles that hold them
