@@ -12,11 +12,17 @@ from typing import IO
 from normfold.errors import NormfoldError, UsageError
 
 # ending of a companion -> that of the file that it belongs to
-_COMPANIONS = {".onnx.data": ".onnx", ".engine.json": ".engine", ".bin": ".xml"}
+_COMPANIONS = {
+    ".onnx.data": ".onnx",
+    ".engine.json": ".engine",
+    ".bin": ".xml",
+    "_apply.py": ".safetensors",
+}
 _TEMPORARY = ".normfold-tmp"
 _ORDER = {
     ".onnx": 1,
     ".xml": 1,
+    ".safetensors": 1,
     ".engine": 2,
 }  # an engine is there only when all that it was made from is
 

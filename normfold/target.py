@@ -190,7 +190,7 @@ TARGETS = {
             "pt2",
             ("pt2",),
             "torch.export programs, run by PyTorch",
-            "core ATen ops",
+            "functional ATen ops (dialect `ATEN`); RMS norms as primitives",
             "PyTorch",
             "normfold.targets.pt2:runs",
         ),

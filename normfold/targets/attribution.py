@@ -1,9 +1,9 @@
 """What the result computes, said in the modules of the original: new values of parameters, and other modules.
 
 The captured graph and the result are compared node by node. Where the original read a parameter, an op that is
-still there reads the tensor that this parameter has to become. A norm or a scale that is gone leaves its parameters
-neutral; what is left of it at its module path is their value. What no module expresses is refused. What was attributed is a
-claim: the verdict runs the module that it gives.
+still there reads the tensor that this parameter has to become. A norm or a scale that is gone leaves its
+parameters neutral; what is left of it at its module path is their value. What no module expresses is refused. What
+was attributed is a claim: the verdict runs the module that it gives.
 """
 
 from __future__ import annotations

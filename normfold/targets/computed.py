@@ -27,9 +27,11 @@ def made_plain(
     path = module_path(node)
     if not path or name not in ("weight", "bias"):
         return False
+    if path in surgery.layers or _made_layer(path, result, surgery, node):
+        return True
     remover = _remover(original.get_submodule(path), name)
     if not remover:
-        return _made_layer(path, result, surgery, node)
+        return False
     if (path, name, remover) not in surgery.plain:
         surgery.plain.append((path, name, remover))
     return True

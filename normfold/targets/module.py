@@ -91,6 +91,10 @@ def fresh(original: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     module = copy.deepcopy(original, memo)
+    for part in module.modules():
+        if hasattr(part, "parametrizations"):  # which are properties of a class that copies share
+            kind = type(part)
+            part.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     with torch.no_grad():
         for value in module.state_dict().values():
             if isinstance(value, Tensor) and value.is_floating_point():

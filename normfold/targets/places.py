@@ -74,6 +74,11 @@ class Left:
                     shift = None if shift is None else shift * value
                 else:
                     shift = value if shift is None else shift + value
+            elif name in ("mean", "sub"):
+                raise refusal(
+                    f"an op in the code of `{place.path or 'forward'}` takes the mean off, for RMSNorms behind it",
+                    "`--to folded` keeps the LayerNorms; where a tied embedding is the reason, `--untie` helps",
+                )
             else:
                 raise refusal(
                     f"an op `{name}` in `{place.path or 'forward'}`, which the original does not have"
