@@ -50,7 +50,7 @@ def write_module(order: Order) -> Iterator[Draft]:
     order.emit(
         Noted(
             "back in PyTorch, with `module` the original: "
-            f"`import runpy; module = runpy.run_path({published!r})['apply'](module)`"
+            f"`import runpy; apply = runpy.run_path({published!r})['apply']; module = apply(module)`"
         )
     )
     yield Draft(path, order.target.runtime, lambda: _runs(captured, script), (script,))
