@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
+from normfold.graph.fresh import fresh
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
@@ -151,7 +152,7 @@ def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
     notes = []
     was_training = any(module.training for module in model.modules())
     try:
-        mine = copy.deepcopy(model)
+        mine = copy.deepcopy(fresh(model))  # of which every tensor can be copied
         if was_training:
             notes.append("model was in train mode: put in eval on a copy")
     except Exception as error:

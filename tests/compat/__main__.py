@@ -55,6 +55,9 @@ def environment(at: str, python: str, wheel: Path, folder: Path) -> Path:
     pins = lowest() if at == "lowest" else []
     (folder / "pins.txt").write_text("\n".join(pins) + "\n")
     must(*pip, "-c", folder / "pins.txt", f"{wheel}[hub]", cwd=folder)
+    if run(own, "-c", "import torchvision", cwd=folder).returncode:
+        # of another build than torch, which breaks every package that would use it
+        must(own, "-m", "pip", "uninstall", "--quiet", "-y", "torchvision", cwd=folder)
     return own
 
 
