@@ -13,6 +13,9 @@ MODEL_HELP = (
 )
 
 
+Task = Literal["text-generation-with-past"]
+
+
 @dataclass(frozen=True)
 class Source(Options):
     """The network, its example inputs and the user's samples."""
@@ -26,6 +29,11 @@ class Source(Options):
         "--model",
         metavar="PKG.MOD:FACTORY",
         named=True,
+    )
+    task: Task | None = option(
+        None,
+        "Write a decoder of transformers with its cache of keys and values as inputs and outputs, for generation "
+        "token by token.",
     )
     inputs: tuple[Any, ...] = option(
         (),

@@ -68,9 +68,23 @@ def cases(
         found = [Case("rows", rows, tuple(kinds))]
     else:
         found = [Case(kind, values) for kind, values in made.items()]
+    found += [Case(_named(sizes, trial), trial) for trial in graph.trials]
     return found + [
         Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])
     ]
+
+
+def _named(sizes: Sizes, leaves: Sequence[Any]) -> str:
+    """The inputs of a call whose shapes are no others': ``input_ids:1x1 attention_mask:1x6``."""
+    shapes = [
+        (name, "x".join(map(str, leaf.shape)))
+        for name, leaf in zip(sizes.names, leaves, strict=True)
+        if isinstance(leaf, Tensor)
+    ]
+    seen: dict[str, str] = {}
+    for name, shape in shapes:
+        seen.setdefault(shape, name)
+    return " ".join(f"{name}:{shape}" for shape, name in seen.items())
 
 
 def other_sizes(graph: Graph, seed: int = 0) -> Iterator[Case]:

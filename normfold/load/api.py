@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from normfold.errors import LoadError, UsageError, boundary, last_line
+from normfold.job.source import Task
+from normfold.load import decoder, pickled, state
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
-from normfold.load import pickled, state
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
@@ -38,6 +39,7 @@ def load(
     static: bool = False,
     axes: Mapping[str, Collection[int]] = MappingProxyType({}),
     seed: int = 0,
+    task: Task | None = None,
 ) -> Loaded:
     """Load a network and example inputs for it, without running code that a file brings.
 
@@ -54,6 +56,7 @@ def load(
         static: the batch stays as it is given, and is 1 where nothing is given.
         axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
         seed: of random weights and of the inputs.
+        task: what a decoder of transformers is written for: with its cache (`normfold.load.decoder`).
 
     Raises:
         UsageError: malformed options, or explicit inputs that do not fit (exit code 2).
@@ -74,7 +77,9 @@ def load(
             found = _find(where, factory, trust, seed)
             found.module = _evaluate(found.module)
     with boundary("no example inputs can be made for the network", found.source):
-        if not training:
+        if task is not None:
+            found = decoder.with_cache(found, 1 if static else batch, seed)
+        elif not training:
             _without_cache(found)
         chosen = example_inputs.choose(
             found, example_inputs.Asked(inputs, batch, static, axes, seed)
@@ -89,6 +94,10 @@ def load(
         exported=found.exported,
         dynamic=found.dynamic,
         free=chosen.free,
+        axes=found.axes,
+        trials=decoder.trials(found.module, chosen.args, chosen.kwargs, static, seed)
+        if task
+        else [],
         _training=training,
     )
 

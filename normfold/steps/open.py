@@ -84,6 +84,7 @@ def open_source(source: Source, axes: Sequence[str], say: Listener) -> Opened:
         static=source.batch == "static",
         axes=read_axes(axes),
         seed=source.seed,
+        task=source.task,
     )
     say(Progress("capturing"))
     graph = capture_loaded(loaded, source.batch, axes)
