@@ -14,6 +14,7 @@ from normfold.errors import ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph import capture as _capture
 from normfold.graph.capture import share_parameters
+from normfold.job.source import Task
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.inputs import own_samples
@@ -89,6 +90,7 @@ def verify(
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     batch: Literal["dynamic", "static"] = "dynamic",
+    task: Task | None = None,
 ) -> Check:
     """Does ``result`` compute what ``original`` computes?
 
@@ -98,6 +100,7 @@ def verify(
             MODEL.
         inputs: example inputs (tensors, which are judged too) or `--input` texts; not needed for a captured
             graph.
+        task: what the models are loaded for, as `convert` takes it.
 
     Returns:
         The verdict; for an ONNX file that of the worse of the two optimisation levels.
@@ -116,6 +119,7 @@ def verify(
         "factory": factory,
         "trust_modules": trust_modules,
         "trust_pickle": trust_pickle,
+        "task": task,
     }
     graph = (
         original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)

@@ -46,7 +46,7 @@ def _why_not(given: Given) -> str | None:
 
 
 _LOADING = _some(Source, "factory", "inputs", "trust_modules", "trust_pickle")
-_CAPTURE = [*_LOADING, *_some(Source, "batch")]
+_CAPTURE = [*_LOADING, *_some(Source, "task", "batch")]
 _SEED = _some(Source, "seed")
 _WHAT = _some(Rewrite, "to", "passes")
 _ONE: Sequence[Argument] = [_MODEL]

@@ -34,6 +34,7 @@ class Source(Options):
         None,
         "Write a decoder of transformers with its cache of keys and values as inputs and outputs, for generation "
         "token by token.",
+        when="generation",
     )
     inputs: tuple[Any, ...] = option(
         (),

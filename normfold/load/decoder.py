@@ -72,7 +72,7 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
         copy,
         found.source,
         [*found.notes, *notes],
-        (inputs, {}, "the layers of its cache"),
+        (inputs, {}, "the shapes of its cache"),
         axes=axes,
     )
 
