@@ -28,6 +28,8 @@ from normfold.load.nested import Call
 from normfold.load.types import Found
 
 _PAST, _NEW = 6, 3  # of the example: different, and larger than 1, which torch.export fixes
+_ARGUMENTS = ("input_ids", "attention_mask", "past_key_values")
+_OTHER_STATES = ("cache_params", "state", "mems", "past_buckets_states")
 _WHO_CAN = (
     "decoders of transformers whose layers keep keys and values of every token can: GPT-2, OPT, Llama, Mistral, "
     "Qwen, Gemma, Phi and others; leave out `--task` to convert the network without a cache"
@@ -43,7 +45,7 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
     """
     module: Any = found.module
     own = type(module)
-    sliding = _require_cache(found)
+    warnings = _require_cache(found)
     copy: Any = fresh(module)
     if copy is module:
         raise _refused(found, "it cannot be copied, and would be changed")
@@ -59,13 +61,8 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
     except Exception as error:  # anything that a network can raise
         raise _refused(found, f"it does not run with a cache: {last_line(error)}") from error
     past, new = _lengths(module.config)
-    notes = [
-        f"`text-generation-with-past`: {len(empty)} layers of keys and values are inputs and outputs"
-    ]
-    if sliding:
-        notes.append(
-            f"{sliding}: the mask hides older tokens, and the cache of the file keeps them"
-        )
+    said = f"{len(empty)} layers of keys and values are inputs and outputs"
+    notes = [f"`text-generation-with-past`: {said}", *warnings]
     inputs = _inputs(copy, empty, batch, past, new, generator)
     axes = {name: _free_axes(name) for name in input_names(copy.forward, inputs, {})}
     return Found(
@@ -106,10 +103,8 @@ def _forward(own: Any) -> Any:
             _require(tensor.shape[0] == input_ids.shape[0], "inputs differ in their batch")
         for tensor in (x for pair in pairs for x in pair.values()):
             _require(tensor.shape[2] == past, "layers of the cache differ in their length")
-        # as transformers' `generate` counts positions: padding on the left does not count
-        positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
         cache = _cache(pairs)
-        more = {"position_ids": positions[:, past:]} if by_position else {}
+        more = {"position_ids": _positions(attention_mask)[:, past:]} if by_position else {}
         outputs = own.forward(
             self,
             input_ids=input_ids,
@@ -123,6 +118,11 @@ def _forward(own: Any) -> Any:
         return {"logits": outputs.logits, "present": present}
 
     return forward
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Positions as transformers' `generate` counts them: padding on the left does not count."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
 
 
 def _require(condition: Any, why: str) -> None:
@@ -154,67 +154,74 @@ def _cache(pairs: Pairs = ()) -> Any:
     return Cache(layers=layers)
 
 
-def _require_cache(found: Found) -> str:
-    """What a sliding window says of itself, or nothing.
+def _require_cache(found: Found) -> list[str]:
+    """Notes on what the user of the file must know.
 
     Raises:
         LoadError: the network cannot have its cache as inputs and outputs.
     """
     module: Any = found.module
-    if found.exported is not None or not hasattr(module, "main_input_name"):
+    if found.exported is not None or not hasattr(module, "can_generate"):
         raise _refused(found, "it is not a model of transformers")
     config = module.config
     if getattr(config, "is_encoder_decoder", False):
         raise _refused(found, "it has an encoder, whose outputs every step reads")
     if not module.can_generate():
-        raise _refused(found, "it has no head that gives logits of tokens", _head(config))
+        raise _refused(found, "it has no head that gives logits of the next token", _head(module))
     if config.get_text_config(decoder=True) is not config:
         raise _refused(found, "it takes more than text")
     names = _parameters(type(module))
-    missing = [
-        name for name in ("input_ids", "attention_mask", "past_key_values") if name not in names
-    ]
+    missing = [name for name in _ARGUMENTS if name not in names]
     if missing:
-        state = [
-            name
-            for name in names
-            if name in ("cache_params", "state", "mems", "past_buckets_states")
-        ]
-        said = (
-            f"its state between steps is `{state[0]}`"
-            if state
-            else f"its `forward` has no `{missing[0]}`"
-        )
+        state = [name for name in names if name in _OTHER_STATES]
+        said = f"between steps it has `{state[0]}`" if state else f"it takes no `{missing[0]}`"
         raise _refused(found, f"{said}: it keeps no keys and values of every token")
-    return _sliding(found, config)
+    return [*_rotary(found, config), *_windows(found, config)]
 
 
-def _sliding(found: Found, config: Any) -> str:
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+def _rotary(found: Found, config: Any) -> list[str]:
+    """Embeddings of positions that depend on how long the text is at the moment."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    kinds = {str(value.get("rope_type", value.get("type"))) for value in nested}
+    if any("dynamic" in kind for kind in kinds):
+        raise _refused(found, "its rotary embedding (`dynamic`) changes all keys as the text grows")
+    if "longrope" not in kinds:
+        return []
+    limits = [value.get("original_max_position_embeddings") for value in nested]
+    return [
+        f"its rotary embedding (`longrope`) has other factors beyond {limits[0]} tokens: when a text grows beyond "
+        "that, begin again with an empty cache, as transformers does"
+    ]
+
+
+def _windows(found: Found, config: Any) -> list[str]:
+    from transformers.cache_utils import DynamicCache
 
     layers = DynamicCache(config=config).layers
-    other = sorted(
-        {type(x).__name__ for x in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
-    )
+    known = ("DynamicLayer", "DynamicSlidingWindowLayer")
+    other = sorted({type(layer).__name__ for layer in layers} - {*known})
     if other:
-        raise _refused(
-            found, f"some of its layers keep another state: `{'`, `'.join(other)}` in transformers"
-        )
-    windows = sorted({x.sliding_window for x in layers if isinstance(x, DynamicSlidingWindowLayer)})
-    assert all(isinstance(x, DynamicLayer) for x in layers)
-    return f"attention over the last {', '.join(map(str, windows))} tokens" if windows else ""
+        names = ", ".join(f"`{name}`" for name in other)
+        raise _refused(found, f"layers of it keep another state: {names} in transformers")
+    sizes = sorted({layer.sliding_window for layer in layers if layer.is_sliding})
+    return [
+        f"attention reaches over the last {size} tokens: the cache of the file keeps all, and the mask hides the "
+        "older ones"
+        for size in sizes
+    ]
 
 
-def _head(config: Any) -> str:
-    from transformers import AutoModelForCausalLM
+def _head(module: Any) -> str:
+    """A class of transformers that is this network with a head, as a hint; nothing where it has another one."""
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    name = AutoModelForCausalLM._model_mapping[type(config)].__name__ if known else ""
-    return (
-        f"`{name}` has one: name it under `architectures` in config.json if the weights are there"
-        if name
-        else ""
-    )
+    bare, headed = AutoModel._model_mapping, AutoModelForCausalLM._model_mapping
+    config = type(module.config)
+    if config not in bare or config not in headed or not isinstance(module, bare[config]):
+        return ""
+    name = headed[config].__name__
+    return f'if the folder has the weights of one: `"architectures": ["{name}"]` in config.json'
 
 
 def _refused(found: Found, why: str, hint: str = "") -> LoadError:
@@ -242,7 +249,7 @@ def _empty(module: Any, batch: int) -> Pairs:
     cache, ids = _cache(), torch.zeros(batch, 2, dtype=torch.int64, device=module.device)
     own: Any = type(module).__mro__[1]
     with torch.no_grad():
-        own.forward(module, input_ids=ids, past_key_values=cache, use_cache=True)
+        own.forward(fresh(module), input_ids=ids, past_key_values=cache, use_cache=True)
     if not cache.layers or not all(layer.is_initialized for layer in cache.layers):
         raise ValueError("not every layer keeps keys and values")
     pairs = [{"key": layer.keys, "value": layer.values} for layer in cache.layers]
@@ -284,8 +291,7 @@ def _require_same_in_steps(
     own: Any = type(module).__mro__[1]
     with torch.no_grad():
         steps = list(_in_steps(fresh(module), ids, mask, past))
-        positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
-        more = {"position_ids": positions} if "position_ids" in _parameters(own) else {}
+        more = {"position_ids": _positions(mask)} if "position_ids" in _parameters(own) else {}
         whole = own.forward(
             fresh(module), input_ids=ids, attention_mask=mask, use_cache=False, **more
         )
