@@ -104,7 +104,10 @@ def _forward(own: Any) -> Any:
         for tensor in (x for pair in pairs for x in pair.values()):
             _require(tensor.shape[2] == past, "layers of the cache differ in their length")
         cache = _cache(pairs)
-        more = {"position_ids": _positions(attention_mask)[:, past:]} if by_position else {}
+        # rows of new memory: torch.export would ask of a slice whether it is the whole, and fix the answer
+        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+        positions = _positions(attention_mask).index_select(1, places)
+        more = {"position_ids": positions} if by_position else {}
         outputs = own.forward(
             self,
             input_ids=input_ids,
@@ -191,7 +194,7 @@ def _rotary(found: Found, config: Any) -> list[str]:
     limits = [value.get("original_max_position_embeddings") for value in nested]
     return [
         f"its rotary embedding (`longrope`) has other factors beyond {limits[0]} tokens: when a text grows beyond "
-        "that, begin again with an empty cache, as transformers does"
+        "that, begin again with an empty cache and the whole text, or keys of both kinds mix"
     ]
 
 

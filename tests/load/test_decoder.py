@@ -21,6 +21,7 @@ from normfold.job.source import Task
 from normfold.judge import Verifier
 from normfold.load import decoder, load
 from normfold.load.capture import capture_loaded
+from normfold.targets import pt2
 from normfold.targets.onnx import export_onnx
 from tests.zoo.transformers_configs import COMMON, GPT, GROUPED, TEXT, VOCABULARY
 
@@ -28,7 +29,11 @@ TASK: Task = "text-generation-with-past"
 STEPS = 64
 POSITIONS = {"max_position_embeddings": 80}
 LLAMA = {**GROUPED, **POSITIONS, "num_hidden_layers": 1}
-WIDE = {**GROUPED, **POSITIONS, "head_dim": 16}  # heads wider than the network / heads
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 20,
+}  # fmt: skip
+WIDE = {**GROUPED, **POSITIONS, "head_dim": 16, "tie_word_embeddings": False}  # wide heads
 # class, its settings, what it is converted to
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt2": ("GPT2LMHeadModel", {**GPT, "n_positions": 80, "tie_word_embeddings": False}, "rmsnorm"),
@@ -42,6 +47,10 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma": ("GemmaForCausalLM", WIDE, "folded"),
     "gemma2": ("Gemma2ForCausalLM", {**WIDE, "sliding_window": 8}, "folded"),
 }  # fmt: skip
+
+GREEDY = transformers.GenerationConfig(
+    max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
+)
 
 
 def made(name: str, settings: dict[str, Any]) -> Any:
@@ -64,32 +73,33 @@ def prompts(batch: int) -> tuple[Tensor, Tensor]:
     return ids * mask, mask
 
 
-def generated(file: Path, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Greedy tokens by a file, and the logits that they come from."""
+def generated(file: Path, ids: Tensor, mask: Tensor, limit: int = 0) -> tuple[Tensor, Tensor]:
+    """Greedy tokens by a file, and the logits that they come from; beyond ``limit`` tokens with a new cache."""
     session = onnxruntime.InferenceSession(file)
     names = [item.name for item in session.get_outputs()]
-    past = {
+    empty = past = {
         item.name: np.zeros((len(ids), item.shape[1], 0, item.shape[3]), np.float32)
         for item in session.get_inputs()
         if item.name.startswith("past_key_values.")
     }
-    tokens, logits = [], []
+    tokens, logits, whole = [], [], ids
     for _ in range(STEPS):
+        if whole.shape[1] == limit + 1:
+            ids, past = whole, empty
         fed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), **past}
         found = dict(zip(names, session.run(None, fed), strict=True))
         past = {name: found[name.replace("past_key_values", "present")] for name in past}
         logits.append(torch.from_numpy(found["logits"][:, -1:]))
         ids = logits[-1].argmax(-1)
         tokens.append(ids)
+        whole = torch.cat([whole, ids], 1)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
     return torch.cat(tokens, 1), torch.cat(logits, 1)
 
 
 def require_same_text(network: Any, file: Path) -> None:
     """The file generates what transformers does, and its logits are those of the whole text at once."""
-    network.generation_config = transformers.GenerationConfig(
-        max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    network.generation_config = GREEDY
     for batch in (1, 3):
         ids, mask = prompts(batch)
         with torch.no_grad():
@@ -153,6 +163,29 @@ def test_names_and_shapes_of_the_file(llama: Any, graph: Graph, tmp_path: Path) 
         "present.0.value": ["batch", 2, f"{past} + {new}", 8],
     }
     require_same_text(llama, exported.path)
+
+
+def test_a_program_has_no_length_for_which_it_is_not_the_network(
+    graph: Graph, tmp_path: Path
+) -> None:
+    [(_, run)] = pt2.runs(pt2.export_pt2(graph, tmp_path / "llama.pt2"))
+    assert Verifier(graph).outputs("pt2", run)
+
+
+@pytest.mark.zoo
+def test_a_long_rope_begins_again(tmp_path: Path) -> None:
+    settings = {**LLAMA, "rope_parameters": LONG, "original_max_position_embeddings": 20}
+    network = made("Phi3ForCausalLM", settings)
+    network.generation_config = GREEDY
+    network.save_pretrained(tmp_path / "phi3")
+    result = normfold.convert(tmp_path / "phi3", task=TASK, export="onnx", output=tmp_path)
+    assert result.ok
+    assert any("beyond 20 tokens" in note for note in result.report.notes)
+    ids, mask = prompts(1)
+    with torch.no_grad():
+        expected = network.generate(ids, attention_mask=mask, use_cache=True)[:, ids.shape[1] :]
+    assert torch.equal(generated(tmp_path / "phi3.onnx", ids, mask, limit=20)[0], expected)
+    assert not torch.equal(generated(tmp_path / "phi3.onnx", ids, mask)[0], expected)
 
 
 class Spoiled(nn.Module):
@@ -228,16 +261,7 @@ def test_sizes_that_do_not_belong_together_are_refused(llama: Any) -> None:
 def test_a_window_and_a_long_rope_are_noted() -> None:
     window = made("MistralForCausalLM", {**LLAMA, "sliding_window": 8})
     assert any("last 8 tokens" in note for note in load(window, task=TASK).notes)
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 1e4,
-        "short_factor": [1.0] * 4,
-        "long_factor": [2.0] * 4,
-    }
-    long = made(
-        "LlamaForCausalLM",
-        {**LLAMA, "rope_parameters": {**rope, "original_max_position_embeddings": 20}},
-    )
+    long = made("LlamaForCausalLM", {**LLAMA, "rope_parameters": LONG})
     assert any("beyond 20 tokens" in note for note in load(long, task=TASK).notes)
     plain = made("LlamaForCausalLM", LLAMA)
     assert len(load(plain, task=TASK).notes) == 1
