@@ -24,6 +24,7 @@ def convert(
     factory: str | None = None,
     part: str | None = None,
     key: str | None = None,
+    task: Literal["text-generation-with-past"] | None = None,
     inputs: Sequence[Any] = (),
     inputs_from: str | None = None,
     batch: Literal["dynamic", "static"] = "dynamic",
@@ -108,6 +109,8 @@ def convert(
         factory: builds the network that a state dict belongs to.
         part: convert this submodule alone, as `backbone`.
         key: entry of a checkpoint to take, as `state_dict_ema` or `state.ema.params`.
+        task: write a decoder of transformers with its cache of keys and values as inputs and outputs, for
+            generation token by token.
         inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32 and `[0..1]`
             for the range of its values; `batch.image:1x3x64x64` goes into a dictionary; repeatable.
         inputs_from: example inputs: .npz, .npy, .pt or .safetensors, by name or in order; or a function that

@@ -46,6 +46,7 @@ class Graph:
         original: the module that was captured, in eval mode, sharing its parameters.
         sites: every norm and per-channel constant that was found, by path.
         notes: what capture did that the user should know.
+        trials: flat inputs at other sizes, on which every verdict is based besides its own.
         samples: inputs, each ``(args, kwargs)``, that passes may measure on; None where there are none.
         trainable: norms that a pass put in, by the path that their tensors have in the graph: the graph holds
             what they are in eval mode, `normfold.train` what they are in training.
@@ -63,6 +64,7 @@ class Graph:
     sites: dict[str, Site] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     baked: bool = False
+    trials: list[tuple[Any, ...]] = field(default_factory=list)
     samples: Sequence[Any] | None = None
     trainable: dict[str, nn.Module] = field(default_factory=dict)
     own_names: dict[str, str] = field(default_factory=dict)

@@ -14,6 +14,9 @@ MODEL_HELP = (
 )
 
 
+Task = Literal["text-generation-with-past"]
+
+
 @dataclass(frozen=True)
 class Source(Options):
     """The network, its example inputs and the user's samples."""
@@ -36,6 +39,12 @@ class Source(Options):
         "Entry of a checkpoint to take, as `state_dict_ema` or `state.ema.params`.",
         metavar="NAME",
         default_text="what fits the network, and of several their average",
+    )
+    task: Task | None = option(
+        None,
+        "Write a decoder of transformers with its cache of keys and values as inputs and outputs, for generation "
+        "token by token.",
+        when="generation",
     )
     inputs: tuple[Any, ...] = option(
         (),

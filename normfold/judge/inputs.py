@@ -7,7 +7,7 @@ second value that the guards of the capture accept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -68,9 +68,20 @@ def cases(
         found = [Case("rows", rows, tuple(kinds))]
     else:
         found = [Case(kind, values) for kind, values in made.items()]
+    for trial in graph.trials:
+        shapes = [leaf.shape for leaf in trial]
+        found.append(Case(_text(zip(sizes.names, shapes, strict=True)), trial))
     return found + [
         Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])
     ]
+
+
+def _text(shapes: Iterable[tuple[str, Sequence[int]]]) -> str:
+    """``ids:1x1 mask:1x6``: of inputs of one shape, such as those of all layers, the first."""
+    found: dict[str, str] = {}
+    for name, shape in shapes:
+        found.setdefault("x".join(map(str, shape)), name)
+    return " ".join(f"{name}:{shape}" for shape, name in found.items())
 
 
 def other_sizes(graph: Graph, seed: int = 0) -> Iterator[Case]:
@@ -139,9 +150,9 @@ def _case(
         if not isinstance(leaf, Tensor) or shape is None or tuple(leaf.shape) == shape:
             made.append(leaf)
             continue
-        changed.append(f"{name}:{'x'.join(map(str, shape))}")
+        changed.append((name, shape))
         made.append(_resized(leaf, shape, generator, name))
-    return Case(" ".join(changed) or "the example", tuple(made))
+    return Case(_text(changed) or "the example", tuple(made))
 
 
 def _resized(leaf: Tensor, shape: tuple[int, ...], generator: torch.Generator, name: str) -> Tensor:

@@ -15,10 +15,11 @@ from torch import nn
 
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.graph.fresh import fresh
+from normfold.job.source import Task
+from normfold.load import decoder, pickled, state
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
-from normfold.load import pickled, state
 from normfold.load.absent import absent
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
@@ -49,6 +50,7 @@ def load(
     axes: Mapping[str, Collection[int]] = MappingProxyType({}),
     wide: bool = False,
     seed: int = 0,
+    task: Task | None = None,
 ) -> Loaded:
     """Load a network and example inputs for it, without running code that a file brings.
 
@@ -69,6 +71,7 @@ def load(
         axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
         wide: weights in half precision become float32, which holds each of them exactly, and so do the inputs.
         seed: of random weights and of the inputs.
+        task: what a decoder of transformers is written for: with its cache (`normfold.load.decoder`).
 
     Raises:
         UsageError: malformed options, a key that is not there, or explicit inputs that do not fit (exit code 2).
@@ -91,11 +94,15 @@ def load(
             found.module = _evaluate(found.module)
     _require_python(found)
     with boundary("no example inputs can be made for the network", found.source):
-        if not training:
-            _without_cache(found)
-        asked = example_inputs.Asked(inputs, batch, static, axes, seed=seed)
         stored = float_dtype(found.module)
-        wide = wide and stored in HALF and found.exported is None
+        wide = wide and stored in HALF and found.exported is None and not training
+        if wide:
+            found.module.float()
+        if task is not None:
+            found = decoder.with_cache(found, 1 if static else batch, seed)
+        elif not training:
+            _without_cache(found)
+        asked = example_inputs.Asked(inputs, batch, static, axes, wide, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
         chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
     return Loaded(
@@ -108,6 +115,10 @@ def load(
         exported=found.exported,
         dynamic=found.dynamic,
         free=chosen.free,
+        axes=found.axes,
+        trials=decoder.trials(found.module, chosen.args, chosen.kwargs, static, seed)
+        if task
+        else [],
         _training=training,
     )
 
@@ -122,14 +133,13 @@ def _of_part(path: str) -> Choose:
 def _widened(
     found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
 ) -> example_inputs.Chosen:
-    """Inputs for the network in float32; in the stored type where it runs in that only."""
+    """Inputs for a network that was put in float32; in the stored type where it runs in that only."""
     name = str(stored).removeprefix("torch.")
-    found.module.float()
     try:
-        chosen = choose(found, replace(asked, wide=True))
+        chosen = choose(found, asked)
     except NormfoldError:
         found.module.to(stored)
-        chosen = choose(found, asked)
+        chosen = choose(found, replace(asked, wide=False))
         found.notes.append(f"the network runs in {name} only: so is the file")
         return chosen
     found.notes.append(

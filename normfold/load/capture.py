@@ -33,13 +33,16 @@ def capture_loaded(loaded: Loaded, batch: Batch, axes: Sequence[str] = ()) -> Gr
     """
     if batch not in ("dynamic", "static"):
         raise UsageError("`batch` is `dynamic` or `static`", found=f"`{batch}`")
-    wanted = read_axes(axes)
+    wanted = {name: {*free} for name, free in loaded.axes.items()}
+    for name, asked in read_axes(axes).items():
+        wanted[name] = wanted.get(name, set()) | asked
     if loaded.exported is not None:
         graph = capture(loaded.exported, loaded.args, loaded.kwargs)
     else:
         graph, notes = _captured(loaded, batch == "dynamic", wanted)
         graph.notes += notes
     graph.notes = [*loaded.notes, *graph.notes]
+    graph.trials = [tuple(pytree.tree_leaves(call)) for call in loaded.trials]
     return graph
 
 

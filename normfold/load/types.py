@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from normfold.load.nested import Call
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -42,6 +44,8 @@ class Loaded:
         dynamic: per flat user input of ``exported``, its symbolic dimensions by name
             (``({0: "s77"},)``); ``None`` for anything else, where the capture chooses.
         free: axes that stay free besides the batch where the network can be captured so, by input name.
+        axes: axes that must stay free, by input name.
+        trials: calls at other sizes on which a verdict is based, too.
     """
 
     module: nn.Module
@@ -53,6 +57,8 @@ class Loaded:
     exported: ExportedProgram | None = None
     dynamic: tuple[dict[int, str], ...] | None = None
     free: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    trials: list[Call] = field(default_factory=list)
     _training: Mapping[nn.Module, bool] = field(default_factory=dict, repr=False)
 
     def restore(self) -> None:
@@ -72,3 +78,4 @@ class Found:
     exported: ExportedProgram | None = None
     dynamic: tuple[dict[int, str], ...] | None = None
     image_size: tuple[int, int] | None = None
+    axes: dict[str, tuple[int, ...]] = field(default_factory=dict)

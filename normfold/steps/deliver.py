@@ -11,7 +11,7 @@ from typing import Any
 from normfold.errors import EnvironmentMissing
 from normfold.files import publish, staging
 from normfold.graph import Graph
-from normfold.job import Request
+from normfold.job import Job, Request
 from normfold.judge import Verifier
 from normfold.judge.bench import time_against_original
 from normfold.judge.files import Judge, artefact
@@ -80,7 +80,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         opset=job.export.opset,
         engine=prepared.engine,
         ranges=of_files(prepared.ranges, graph, renamed),
-        metadata={"pipeline": report.pipeline, "source": report.model},
+        metadata={"pipeline": report.pipeline, "source": report.model, **_task(job)},
         precision=report.precision.dtype if report.precision is not None else "as captured",
         normalisation=work.normalisation,
         emit=work.record.emit,
@@ -114,6 +114,11 @@ def _source(model: Any) -> Path | None:
     """The file or folder that a model is from."""
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     return path if path is not None and path.exists() else None
+
+
+def _task(job: Job) -> dict[str, str]:
+    """The entry of the metadata that says what the file is for."""
+    return {} if job.source.task is None else {"task": job.source.task}
 
 
 def _target(request: Request, prepared: Prepared) -> Target:

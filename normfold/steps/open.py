@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from normfold.data.opening import axes_of, load_source
+from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.job import Job, Source
 from normfold.judge import Verifier
@@ -71,6 +72,11 @@ def open_source(source: Source, say: Listener, wide: bool = False) -> Opened:
     """
     model = source.model
     if isinstance(model, Graph):
+        if source.task is not None:
+            raise UsageError(
+                f"`task={source.task}`: a graph is captured already",
+                hint="give the model, and the task with it",
+            )
         size, name = model.parameter_bytes(), type(model.original or model.module).__name__
         return Opened(
             model, f"a captured graph of `{name}`", "those of the capture", size, None, False
