@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from normfold.errors import LoadError, UsageError, boundary, last_line
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import pickled, state
+from normfold.load.exportable import make_exportable
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
@@ -71,7 +71,7 @@ def load(
             found.module = _evaluate(found.module)
     with boundary("no example inputs can be made for the network", found.source):
         if not training:
-            _without_cache(found)
+            found.notes += make_exportable(found.module)
         args, kwargs, origin, notes = example_inputs.choose(found, inputs, batch, seed)
     return Loaded(
         module=found.module,
@@ -142,14 +142,6 @@ def _folder(path: Path, trust: Trust, seed: int) -> Found:
     from normfold.load.huggingface import load_folder
 
     return load_folder(path, trust, seed)
-
-
-def _without_cache(found: Found) -> None:
-    # A cache of keys and values is an output that nothing in the compiler wants.
-    config: Any = getattr(found.module, "config", None)
-    if hasattr(found.module, "main_input_name") and getattr(config, "use_cache", False):
-        config.use_cache = False
-        found.notes.append("`use_cache` was switched off: the key/value cache is not an output")
 
 
 def _file(path: Path, factory: str | None, trust: Trust, seed: int) -> Found:

@@ -177,7 +177,7 @@ def _split(
 def _infer(found: Found, batch: int, seed: int) -> Chosen:
     module = found.module
     tried: list[tuple[guess.Guess, probe.Failure]] = []
-    for candidate in guess.guesses(module, batch, found.image_size):
+    for candidate in guess.guesses(module, batch, found.image_size, found.input_names):
         specs = [
             Spec(item.name, item.shape, torch.int64 if item.high else None)
             for item in candidate.inputs
@@ -191,7 +191,7 @@ def _infer(found: Found, batch: int, seed: int) -> Chosen:
             args, kwargs = _split(module, names, _draw(module, specs, seed, limit, False))
             failure = probe.forward(module, args, kwargs)
             if failure is None:
-                return args, kwargs, candidate.why, []
+                return args, kwargs, candidate.why, list(candidate.notes)
             tried.append((candidate, failure))
             if not high:
                 break

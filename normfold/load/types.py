@@ -72,3 +72,4 @@ class Found:
     exported: ExportedProgram | None = None
     dynamic: tuple[dict[int, str], ...] | None = None
     image_size: tuple[int, int] | None = None
+    input_names: tuple[str, ...] = ()  # that the folder's tokenizer gives
