@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 # Each expert's matrix is gathered for the tokens that it gets, and multiplied in one batch.
 _EXPERTS = "batched_mm"
@@ -31,7 +33,25 @@ def make_exportable(module: nn.Module) -> list[str]:
         own._experts_implementation = _EXPERTS
     if experts:
         notes.append(f"experts are computed as `{_EXPERTS}`, which a graph can hold")
+    module.register_forward_pre_hook(_tie_sizes, with_kwargs=True)
     return notes
+
+
+def _tie_sizes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Masks are indexed by positions, which would leave their sizes free of those of the tokens in a graph."""
+    given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    tokens = given.get("input_ids")
+    for name in ("attention_mask", "token_type_ids"):
+        other = given.get(name)
+        if isinstance(tokens, Tensor) and isinstance(other, Tensor) and tokens.dim() == other.dim():
+            for one, size in zip(tokens.shape, other.shape, strict=True):
+                torch._check(one == size)
+    main, decoder = (
+        given.get(str(getattr(module, "main_input_name", ""))),
+        given.get("decoder_input_ids"),
+    )
+    if isinstance(main, Tensor) and isinstance(decoder, Tensor):
+        torch._check(main.shape[0] == decoder.shape[0])
 
 
 def _with_decoders(config: Any) -> list[Any]:
