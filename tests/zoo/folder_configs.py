@@ -69,7 +69,7 @@ REAL_TIME = {
     "num_labels": LABELS,
     "backbone_config": {**BACKBONE, "model_type": "rt_detr_resnet", "num_channels": 3},
 }
-TOWERS = {
+TOWERS: dict[str, Any] = {
     "text_config": {**COMMON, "projection_dim": 20},
     "vision_config": {**VISION, "projection_dim": 20},
     "projection_dim": 20,
@@ -250,6 +250,6 @@ assert COMMON["vocab_size"] == VOCABULARY
 
 
 def all_folders() -> dict[str, Folder]:
-    """Every architecture of this part by name, those of the LayerNorm part first."""
+    """Every architecture of this part by name, those of the LayerNorm part last."""
     mine = {name: Folder(a.model, a.config, a.settings) for name, a in ARCHITECTURES.items()}
-    return {**mine, **FOLDERS}
+    return {**FOLDERS, **mine}
