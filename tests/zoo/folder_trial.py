@@ -174,6 +174,8 @@ def _leaves(module: nn.Module, given: dict[str, Tensor]) -> list[Tensor]:
     for part in (config, getattr(config, "text_config", None), getattr(config, "decoder", None)):
         if part is not None:
             part.use_cache = False
+    if any(hasattr(part, "has_gate") for part in module.modules()):
+        module.set_experts_implementation("eager")  # type: ignore[operator]  # the loop over experts
     with torch.no_grad():
         outputs = pytree.tree_leaves(module(**given))
     return [leaf for leaf in outputs if isinstance(leaf, Tensor)]
