@@ -39,6 +39,27 @@ def write_attention(module: fx.GraphModule) -> int:
     return len(found)
 
 
+def widen_masks(module: fx.GraphModule) -> int:
+    """Repeat masks that are the same for every query over the queries; returns how many.
+
+    onnxruntime's fused op refuses a mask that has one row for all of them.
+    """
+    graph = module.graph
+    found: dict[tuple[fx.Node, str], fx.Node] = {}
+    for node in [node for node in graph.nodes if node.target is _ATTENTION]:
+        mask, query = argument(node, "attn_mask"), node.args[0]
+        if not isinstance(mask, fx.Node) or _shape(mask)[-2] != 1 or _shape(query)[-2] == 1:
+            continue
+        key = (mask, str(_shape(query)[-2]))
+        if key not in found:
+            with graph.inserting_before(node):
+                rows = size_of(graph, node, query, -2)
+                sizes = [*[-1] * (len(_shape(mask)) - 2), rows, -1]
+                found[key] = call(graph, node, _aten.expand.default, mask, sizes)
+        node.replace_input_with(mask, found[key])
+    return len(found)
+
+
 def _is_known(node: fx.Node) -> bool:
     operands = node.args[:3]
     if not all(isinstance(x, fx.Node) and isinstance(x.meta.get("val"), Tensor) for x in operands):

@@ -25,7 +25,7 @@ from normfold.graph.graph import Graph, is_symbolic
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import write
-from normfold.targets.attention import write_attention
+from normfold.targets.attention import widen_masks, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
 from normfold.targets.integer import pack, translations
@@ -162,10 +162,12 @@ class _Recorder(logging.Handler):
 
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
-    if not attention:
-        graph = graph.copy()
+    graph = graph.copy()
+    if attention:
+        widen_masks(graph.module)
+    else:
         write_attention(graph.module)
-        graph.recompile()
+    graph.recompile()
     program = exported_program(graph)
     try:
         return _run_exporter(program, opset)

@@ -31,7 +31,7 @@ def _asked(model: Any, *args: Any) -> tuple[dict[str, Wanted], tuple[str, ...]]:
     return {str(item.name): item for item in inputs}, notes
 
 
-TEXT = {"input_ids": (2, 16), "attention_mask": (2, 16)}
+TEXT: dict[str, tuple[int, ...]] = {"input_ids": (2, 16), "attention_mask": (2, 16)}
 BOTH = {**TEXT, "decoder_input_ids": (2, 12)}
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "bert": TEXT,

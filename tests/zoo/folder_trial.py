@@ -155,8 +155,9 @@ def _value(item: Any, module: nn.Module) -> Tensor:
     length = DECODER_LENGTH if "decoder" in item.name else LENGTH
     if item.type == "tensor(float)":
         length = 2000 if item.name == "input_values" else 64
-    shape = [size if isinstance(size, int) else length for size in item.shape]
-    shape[0] = item.shape[0] if isinstance(item.shape[0], int) else ROWS
+    sizes = [int(size) if str(size).isdigit() else None for size in item.shape]
+    shape = [length if size is None else size for size in sizes]
+    shape[0] = ROWS if sizes[0] is None else sizes[0]
     if "mask" in item.name:
         mask = torch.ones(shape, dtype=torch.int64)
         for place in range(1, shape[0]):
