@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -347,7 +348,6 @@ def tokenizer_names(folder: Path) -> tuple[str, ...]:
     if not names:
         import transformers
 
-        names = getattr(
-            getattr(transformers, str(config.get("tokenizer_class")), None), "model_input_names", ()
-        )
+        with contextlib.suppress(Exception):  # a tokenizer that needs a package which is not here
+            names = getattr(transformers, str(config.get("tokenizer_class"))).model_input_names
     return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
