@@ -23,6 +23,7 @@ def convert(
     *,
     factory: str | None = None,
     inputs: Sequence[Any] = (),
+    inputs_from: str | None = None,
     batch: Literal["dynamic", "static"] = "dynamic",
     dynamic: str | Sequence[str] = (),
     data: Any = None,
@@ -74,8 +75,12 @@ def convert(
     | None = ("onnx",),
     target: str | Sequence[str] = (),
     opset: int | None = None,
+    name: str | None = None,
+    input_names: str | Sequence[str] = (),
+    output_names: str | Sequence[str] = (),
     output: str | os.PathLike[str] = "out",
     verify: Literal["final", "each", "off"] = "final",
+    tries: str | Sequence[str] = (),
     require: str | Sequence[str] = (),
     require_judged: bool = False,
     max_drop: float | None = None,
@@ -99,12 +104,15 @@ def convert(
         to: exact: folded, rmsnorm, crmsnorm, baked. Trained on --data, then folded: affine, bn, repbn, prepbn,
             un.
         factory: builds the network that a state dict belongs to.
-        inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.
+        inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32 and `[0..1]`
+            for the range of its values; `batch.image:1x3x64x64` goes into a dictionary; repeatable.
+        inputs_from: example inputs: .npz, .npy, .pt or .safetensors, by name or in order; or a function that
+            returns them.
         batch: capture with a free or a fixed batch.
         dynamic: another axis that stays free, as `input_ids:1`; for an engine with the sizes that it is built
             for, as `x:0=1..8..64`; repeatable.
-        data: samples to train or to measure on: .npz, .npy, .pt, .safetensors, a folder of images, or a loader
-            pkg.mod:fn; labels optional.
+        data: samples to train or to measure on, and example inputs where none are given: .npz, .npy, .pt,
+            .safetensors, a folder of images, or a loader pkg.mod:fn; labels optional.
         limit: at most so many samples.
         seed: seed of everything random.
         trust_modules: allow a pickle to name classes of this package; repeatable.
@@ -153,8 +161,12 @@ def convert(
         export: format to write; repeatable.
         target: where the files run: ort-x86, ort-arm, openvino, trt, trt-rtx, pt2; repeatable.
         opset: ONNX opset.
+        name: name of the files, without suffix.
+        input_names: names of the inputs in ONNX files, in order, as `image,mask`.
+        output_names: names of the outputs in ONNX files, in order, as `boxes,scores`.
         output: folder for the files and the report.
         verify: when to judge: at the end, after every pass, or never.
+        tries: judge at this size, too, of what is dynamic: `x:1x3x128x96`; repeatable.
         require: fail (exit 1) unless the pass rewrote so many sites; repeatable.
         require_judged: exit 3 where a file cannot be run on this machine.
         max_drop: what training or quantising may lose: points of top-1, of agreement where there are no labels,

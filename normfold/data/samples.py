@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from normfold.data import checks, images, sources
 from normfold.errors import LoadError, UsageError
 from normfold.load import factory
+from normfold.load.values import SUFFIXES, read_file
 
 Rows = Tensor | slice
 
@@ -239,14 +240,14 @@ def _existing(source: Any) -> Path | None:
         f"there is no file or folder `{source}`",
         hint=f"did you mean `{path.parent / close[0]}`?"
         if close
-        else f"data are {', '.join(sources.SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
+        else f"data are {', '.join(SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
     )
 
 
 def _content(source: Any, path: Path | None, trust_modules: Sequence[str]) -> Any:
     where = str(path or source) if path or isinstance(source, str) else None
     if path is not None:
-        source = sources.read_file(path, trust_modules)
+        source = read_file(path, trust_modules)
     elif isinstance(source, str):
         made = factory.resolve(source)
         iterable = isinstance(made, Iterable | Dataset)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,41 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
-from normfold.load import factory, pickled, state
-from normfold.load.limits import limited
-from normfold.load.trust import Trust
+from normfold.errors import LoadError, NormfoldError, UsageError, last_line
+from normfold.load import factory
 
 INPUTS = ("x", "images", "inputs", "input")
 LABELS = ("y", "labels", "targets", "label")
-SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
 Columns = tuple[list[Tensor], Tensor | None]
-
-
-def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
-    """What a file holds: an array, a tensor, several in a list or by name.
-
-    Raises:
-        UsageError: an unknown suffix.
-        LoadError: damaged, refused as unsafe, or holding Python objects.
-    """
-    suffix = path.suffix.lower()
-    with boundary("the data cannot be read", str(path)), limited(path):
-        return _read(path, suffix, trust_modules)
-
-
-def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
-    if suffix in (".npz", ".npy"):
-        return _numpy(path)
-    if suffix in (".pt", ".pth"):
-        return _torch(path, trust_modules)
-    if suffix == ".safetensors":
-        return state.read_safetensors(path)
-    raise UsageError(
-        f"data of the kind `{suffix or path.name}` cannot be read",
-        where=str(path),
-        hint=f"{', '.join(SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
-    )
 
 
 def columns(content: Any, names: Sequence[str], where: str) -> Columns:
@@ -112,33 +82,6 @@ def chosen_rows(total: int, limit: int | None) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(0)
     return torch.randperm(total, generator=generator)[:limit].sort().values
-
-
-def _numpy(path: Path) -> Any:
-    try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            return {key: found[key] for key in found.files}
-    except Exception as error:
-        objects = "bject" in str(error)
-        raise LoadError(
-            "the file holds Python objects" if objects else "the file cannot be read as arrays",
-            where=str(path),
-            found=last_line(error),
-            hint="store arrays of numbers, samples padded to one size" if objects else None,
-        ) from None
-
-
-def _torch(path: Path, trust_modules: Sequence[str]) -> Any:
-    try:
-        return pickled.read(path, Trust.of(trust_modules, False))
-    except LoadError as error:
-        if "--trust" not in (error.hint or ""):
-            raise
-        hint = "data are tensors, in a tuple, a list or a dict: store arrays by `torch.from_numpy`, or as `.npz`"
-        raise LoadError(error.what, where=error.where, found=error.found, hint=hint) from None
 
 
 def _by_name(content: Mapping[Any, Any], names: Sequence[str], where: str) -> Columns:

@@ -7,8 +7,8 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +19,17 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError, UsageError
 from normfold.graph import expressions
+from normfold.graph.fresh import fresh
 from normfold.graph.graph import Graph, is_symbolic
 from normfold.graph.names import require_printable, with_plain_names
+from normfold.graph.outputs import has_dataclass, with_plain_outputs
+from normfold.graph.paths import bind, input_names, named_leaves
+from normfold.graph.paths import output_names as named_outputs
 from normfold.graph.provenance import FRAME, is_user_file
+from normfold.graph.recurrent import free_length, functional
+from normfold.graph.sizes import Sizes
 
+Axes = Mapping[str, Collection[int]]
 BATCH = 2  # the smallest size that torch.export does not specialise
 
 
@@ -38,8 +45,10 @@ def capture(
         module: the network, or an exported program (then ``dynamic`` is what it was exported with). A module
             in train mode is captured in eval mode, from a copy that shares its parameters.
         args, kwargs: example inputs. Where the batch is dynamic their first size must be at least 2.
-        dynamic: ``"batch"`` (axis 0 of every tensor input that has the common batch size), ``None`` for fixed
-            sizes, or a ``dynamic_shapes`` specification as ``torch.export.export`` takes it.
+        dynamic: ``"batch"`` (see `dynamic_axes`), ``None`` for fixed sizes, or a ``dynamic_shapes`` specification
+            as ``torch.export.export`` takes it.
+
+    The network itself is not called: what a call leaves on modules and in buffers would become part of the graph.
 
     Raises:
         CaptureError: the network cannot be captured, or a size asked to be dynamic became fixed. The message
@@ -60,9 +69,9 @@ def capture(
         Tensor, lambda leaf: leaf.clone() if leaf._is_view() else leaf, (args, kwargs)
     )
     shapes = dynamic_axes(original, args, kwargs) if dynamic == "batch" else dynamic
-    program = _export(original, args, kwargs, shapes)
-    graph = _from_program(program, args, kwargs)
-    graph.original, graph.notes = original, notes
+    program, original = _export_plain(original, args, kwargs, shapes)
+    graph = _from_program(program, args, kwargs, input_names(original.forward, args, kwargs))
+    graph.original, graph.notes = original, [*notes, *graph.notes]
     if dynamic != "batch":
         graph.dynamic_shapes = dynamic
     if shapes is not None:
@@ -81,60 +90,88 @@ def dynamic_axes(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: bool = True,
-    axes: Mapping[str, Collection[int]] = MappingProxyType({}),
+    axes: Axes = MappingProxyType({}),
+    hoped: Axes = MappingProxyType({}),
 ) -> Any:
-    """A ``dynamic_shapes`` specification: axis 0 of what has the batch size, and ``axes`` of inputs by name.
+    """A ``dynamic_shapes`` specification.
+
+    The batch is the first size of the first tensor. In other inputs the first axis of that size follows it where
+    the network lets it; ``axes`` must stay free, ``hoped`` (such as a length) may.
+
+    Args:
+        axes, hoped: axes of inputs, by the name of the parameter or the path in it (``batch.image``).
 
     Raises:
         CaptureError: a dynamic batch of size 1. UsageError: no such input, or no such axis.
     """
-    tensors = [
-        leaf
-        for leaf in pytree.tree_leaves((args, kwargs))
-        if isinstance(leaf, Tensor) and leaf.dim()
-    ]
-    if not tensors:
+    leaves = named_leaves(module.forward, args, kwargs)
+    tensors = {name: leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
+    sized = {name: leaf for name, leaf in tensors.items() if leaf.dim()}
+    if not sized:
         return None
-    size = tensors[0].shape[0]
+    first, size = next((name, leaf.shape[0]) for name, leaf in sized.items())
     if batch and size < BATCH:
         raise CaptureError(
             "a dynamic batch cannot be captured at size 1",
-            found=f"first input of shape {tuple(tensors[0].shape)}",
+            found=f"first input of shape {tuple(sized[first].shape)}",
             hint="give example inputs with a batch of 2, or ask for a fixed batch (`--batch static`)",
         )
-    # torch.export wants the structure of the bound call: keywords by name, *args as one tuple
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     for name, wanted in axes.items():
-        leaf = bound.get(name)
-        if not isinstance(leaf, Tensor) or any(not 0 <= axis < leaf.dim() for axis in wanted):
-            shapes = ", ".join(f"{key} {_shape(value)}" for key, value in bound.items())
+        shape = tensors[name].shape if name in tensors else ()
+        if any(not 0 <= axis < len(shape) for axis in wanted):
+            shapes = ", ".join(f"{key} {_shape(value)}" for key, value in leaves)
             raise UsageError(
                 f"`{name}` has no axis {', '.join(map(str, sorted(wanted)))} to be dynamic",
                 found=f"inputs: {shapes}",
                 hint="write NAME:AXIS, as in `--dynamic input_ids:1`",
             )
 
-    def spec(leaf: Any, free: Collection[int]) -> Any:
+    def spec(name: str, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
-        first = {0} if batch and leaf.dim() and leaf.shape[0] == size else set()
-        return dict.fromkeys(sorted(first | set(free)), Dim.DYNAMIC)
+        found: dict[int, Any] = {
+            axis: Dim.AUTO for axis in hoped.get(name, ()) if axis < leaf.dim()
+        }
+        if batch and size in leaf.shape:
+            found[list(leaf.shape).index(size)] = Dim.AUTO
+        if batch and name == first:
+            found[0] = Dim.DYNAMIC
+        return dict(sorted((found | dict.fromkeys(axes.get(name, ()), Dim.DYNAMIC)).items()))
 
-    return {
-        name: pytree.tree_map(lambda leaf, name=name: spec(leaf, axes.get(name, ())), value)
-        for name, value in bound.items()
-    }
+    _, tree = pytree.tree_flatten((args, kwargs))
+    # torch.export wants the structure of the bound call: keywords by name, *args as one tuple
+    specs, keywords = pytree.tree_unflatten([spec(*leaf) for leaf in leaves], tree)
+    return bind(module.forward, specs, keywords)
 
 
 def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
+def _export_plain(
+    module: nn.Module, args: Any, kwargs: Any, shapes: Any
+) -> tuple[ExportedProgram, nn.Module]:
+    """The program, and the network that it is of: with dictionaries for the dataclasses that it returns."""
+    try:
+        return _export(fresh(module), args, kwargs, shapes), module
+    except CaptureError:
+        if not _returns_dataclass(fresh(module), args, kwargs):
+            raise
+    module = with_plain_outputs(module)
+    return _export(fresh(module), args, kwargs, shapes), module
+
+
+def _returns_dataclass(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    with torch.no_grad(), suppress(Exception):  # why the network does not run was said already
+        return has_dataclass(module(*args, **kwargs))
+    return False
+
+
 def _export(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:
     first: Exception | None = None
     for strict in (False, True):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), free_length():
                 return torch.export.export(
                     module, args, kwargs, dynamic_shapes=shapes, strict=strict
                 )
@@ -173,40 +210,70 @@ def _capture_error(error: Exception) -> CaptureError:
     )
 
 
-def _from_program(program: ExportedProgram, args: Any, kwargs: Any) -> Graph:
+def _from_program(
+    program: ExportedProgram, args: Any, kwargs: Any, names: Sequence[str] = ()
+) -> Graph:
     if not args and not kwargs and program.example_inputs is not None:
         args, kwargs = program.example_inputs
     with quiet():
         program, own_names = with_plain_names(program)
-        module = program.run_decompositions({}).module(check_guards=False)
+        program = functional(program)
+        module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    notes = _drop_writes(module, program, own_names)
     expressions.hoist(module.graph)
     inputs = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
-    graph = Graph(module, tuple(args), dict(kwargs), None, inputs, _output_names(module, program))
+    if len(names) == len(inputs):
+        inputs = tuple(names)
+    outputs, left_out = _outputs(module, program)
+    graph = Graph(module, tuple(args), dict(kwargs), None, inputs, outputs, notes=notes + left_out)
     graph.own_names = own_names
-    if any(is_symbolic(size) for node in _placeholders(graph) for size in _sizes(node)):
+    if any(is_symbolic(size) for node in placeholders(graph) for size in _sizes(node)):
         graph.dynamic_shapes = _program_shapes(graph)
     graph.recompile()
+    graph.notes += Sizes(graph).rules()
     return graph
 
 
-def _output_names(module: fx.GraphModule, program: ExportedProgram) -> tuple[str, ...]:
-    """Dictionary keys where the network returns a dictionary, else the names that the exporter gives."""
-    spec = program.call_spec.out_spec
+def _drop_writes(
+    module: fx.GraphModule, program: ExportedProgram, own_names: Mapping[str, str]
+) -> list[str]:
+    """Take what a call writes into buffers and inputs out of the graph: a file has no state. Notes on buffers."""
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op != "call_function":
+            node.replace_all_uses_with(node.args[1])
+            module.graph.erase_node(node)
+    changed = program.graph_signature.buffers_to_mutate.values()
+    names = [f"`{own_names.get(name, name)}`" for name in dict.fromkeys(changed)]
+    if not names:
+        return []
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return [
+        f"a call of the network changes the buffer{'s' * (len(names) > 1)} {shown}: the file has no state, each "
+        "call starts from the stored values"
+    ]
+
+
+def _outputs(module: fx.GraphModule, program: ExportedProgram) -> tuple[tuple[str, ...], list[str]]:
+    """Names of the tensors that the network returns, by their place, and notes on what else it returns."""
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
-    leaves = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
-    if spec is not None and spec.context and len(spec.context or ()) == len(leaves):
-        keys = spec.context[0] if isinstance(spec.context, tuple) else spec.context
-        if (
-            isinstance(keys, list)
-            and len(keys) == len(leaves)
-            and all(isinstance(key, str) for key in keys)
-        ):
-            return tuple(keys)
-    return tuple(leaf.name for leaf in leaves)
+    leaves, spec = pytree.tree_flatten(output.args[0])
+    own = program.call_spec.out_spec
+    if own is not None and own.num_leaves == len(leaves):
+        spec = own
+    names, left_out = [], []
+    for name, leaf in named_outputs(pytree.tree_unflatten(leaves, spec)):
+        if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor):
+            names.append(name)
+        else:
+            what = "a size" if isinstance(leaf, fx.Node) else f"`{leaf!r}`"[:60]
+            left_out.append(f"`{name}` ({what})")
+    note = f"left out of the files, as they are not tensors: {', '.join(left_out)}"
+    return tuple(names), [note] if left_out else []
 
 
-def _placeholders(graph: Graph) -> list[fx.Node]:
+def placeholders(graph: Graph) -> list[fx.Node]:
+    """The inputs of a graph, in order."""
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
@@ -219,7 +286,7 @@ def _program_shapes(graph: Graph) -> Any:
     """The dynamic_shapes specification that a loaded program was exported with."""
     specs = [
         {axis: Dim.DYNAMIC for axis, size in enumerate(_sizes(node)) if is_symbolic(size)}
-        for node in _placeholders(graph)
+        for node in placeholders(graph)
     ]
     leaves, tree = pytree.tree_flatten((graph.args, graph.kwargs))
     positional, named = pytree.tree_unflatten(specs[: len(leaves)], tree)
@@ -228,7 +295,7 @@ def _program_shapes(graph: Graph) -> Any:
 
 def _check_dynamic(graph: Graph, shapes: Any) -> None:
     leaves, tree = pytree.tree_flatten((graph.args, graph.kwargs))
-    positional, named = pytree.tree_unflatten(_placeholders(graph)[: len(leaves)], tree)
+    positional, named = pytree.tree_unflatten(placeholders(graph)[: len(leaves)], tree)
     assert graph.original is not None
     # keywords come in the order of the call, a specification in that of the signature
     bound = inspect.signature(graph.original.forward).bind(*positional, **named).arguments
@@ -240,7 +307,7 @@ def _check_dynamic(graph: Graph, shapes: Any) -> None:
 
 def _require_dynamic(node: fx.Node, axes: dict[int, Any]) -> None:
     for axis, dim in axes.items():
-        if dim is not None and not is_symbolic(_sizes(node)[axis]):
+        if dim not in (None, Dim.AUTO) and not is_symbolic(_sizes(node)[axis]):
             raise CaptureError(
                 f"axis {axis} of input `{node.name}` was asked to be dynamic and became fixed",
                 found=f"shape {tuple(_sizes(node))}",

@@ -41,7 +41,8 @@ class Graph:
         module: GraphModule of ATen calls, parameters as ``get_attr`` nodes, callable like the original.
         args, kwargs: the example inputs it was captured with (batch 2 where the batch is dynamic).
         dynamic_shapes: the specification for ``torch.export``, or None when every size is fixed.
-        input_names, output_names: as a bare ``torch.onnx.export`` of the original would name them.
+        input_names: the parameters of ``forward``, or paths in them (``batch.image``).
+        output_names: of the tensors that are returned, by their place (``boxes``, ``maps.0``, ``output``).
         original: the module that was captured, in eval mode, sharing its parameters.
         sites: every norm and per-channel constant that was found, by path.
         notes: what capture did that the user should know.

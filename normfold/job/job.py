@@ -83,11 +83,8 @@ class Job:
             _completed(EngineOptions(**parts[EngineOptions]), whole),
             Policy(**parts[Policy]),
         )
-        _require_one(given, ("to", "passes"))
-        _require_one(given, ("target_size", "target_latency"))
-        for mixed in ("target_size", "target_latency", "simulate"):
-            _require_one(given, ("weights", mixed))
-        _require_one(given, ("simulate", "target_latency"))
+        for pair in _EITHER:
+            _require_one(given, [known[name] for name in pair])
         for name in given:
             if name != "model":
                 job._require(known[name], given[name])
@@ -123,6 +120,7 @@ class Job:
             int8=self.quantize is not None and self.quantize.scheme == "int8",
             evidence=None if self.source.data is not None else self._evidence(),
             has_data=self.source.data is not None,
+            has_inputs=len(self.source.inputs) > 0 or self.source.inputs_from is not None,
             half=cast is not None and cast.precision in ("fp16", "bf16"),
             judges=self.policy.verify != "off",
             formats=frozenset(self.export.export),
@@ -237,10 +235,25 @@ def _require_command(command: str, steps: Sequence[Step]) -> None:
         )
 
 
-def _require_one(given: Mapping[str, Any], names: tuple[str, str]) -> None:
+_EITHER = (
+    ("to", "passes"),
+    ("inputs", "inputs_from"),
+    ("target_size", "target_latency"),
+    ("weights", "target_size"),
+    ("weights", "target_latency"),
+    ("weights", "simulate"),
+    ("simulate", "target_latency"),
+)
+
+
+def _require_one(given: Mapping[str, Any], items: Sequence[Option]) -> None:
     """Refuse two options of which one would be dropped."""
-    if all(given.get(name) not in (None, False) for name in names):
-        one, other = (f"`--{name.replace('_', '-')}`" for name in names)
+    values = [given.get(item.keyword, item.default) for item in items]
+    if not any(
+        value is None or value is False or same(value, item.default)
+        for value, item in zip(values, items, strict=True)
+    ):
+        one, other = (f"`{item.flags[0]}`" for item in items)
         raise UsageError(f"{one} and {other} contradict each other", hint="leave one of them out")
 
 

@@ -42,9 +42,37 @@ class Export(Options):
     opset: int | None = option(
         None, "ONNX opset.", when="onnx-file", default_text="the target's own"
     )
+    name: str | None = option(
+        None, "Name of the files, without suffix.", metavar="TEXT", default_text="that of the model"
+    )
+    input_names: tuple[str, ...] = option(
+        (),
+        "Names of the inputs in ONNX files, in order, as `image,mask`.",
+        metavar="NAME,...",
+        when="onnx-file",
+        default_text="those of `forward`",
+    )
+    output_names: tuple[str, ...] = option(
+        (),
+        "Names of the outputs in ONNX files, in order, as `boxes,scores`.",
+        metavar="NAME,...",
+        when="onnx-file",
+        default_text="keys, fields and places of what `forward` returns",
+    )
     output: Path = option(
         Path("out"), "Folder for the files and the report.", "--output", "-o", metavar="FOLDER"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option_name in ("input_names", "output_names"):
+            names = tuple(
+                part.strip() for text in getattr(self, option_name) for part in text.split(",")
+            )
+            object.__setattr__(self, option_name, names)
+            _require_names(names, f"--{option_name.replace('_', '-')}")
+        if self.name is not None:
+            _require_file_name(self.name)
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -73,6 +101,25 @@ class Export(Options):
         """The target whose numbers the resulting graph has."""
         requests = self.requests
         return requests[0].target if requests else target((*self.target, "ort-x86")[0])
+
+
+def _require_names(names: tuple[str, ...], flag: str) -> None:
+    """Refuse empty, unprintable and repeated names."""
+    bad = next((name for name in names if not name or not name.isprintable()), None)
+    if bad is not None:
+        raise UsageError(f"`{flag}`: {bad!r} is not a name", hint="names are separated by commas")
+    if len(set(names)) < len(names):
+        raise UsageError(f"`{flag}`: a name is given twice", found=", ".join(names))
+
+
+def _require_file_name(name: str) -> None:
+    bad = name in (".", "..") or "/" in name or not name.isprintable() or not name.strip()
+    if bad or len(name.encode()) > 200:
+        raise UsageError(
+            "`--name` is not the name of a file",
+            found=repr(name)[:80],
+            hint="the folder is `--output`",
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,13 @@ class Policy(Options):
     verify: Literal["final", "each", "off"] = option(
         "final", "When to judge: at the end, after every pass, or never."
     )
+    tries: tuple[str, ...] = option(
+        (),
+        "Judge at this size, too, of what is dynamic: `x:1x3x128x96`; repeatable.",
+        "--try",
+        metavar="NAME:SHAPE",
+        when="judges",
+    )
     require: tuple[str, ...] = option(
         (),
         "Fail (exit 1) unless the pass rewrote so many sites; repeatable.",

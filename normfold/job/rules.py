@@ -17,6 +17,7 @@ class Facts:
     int8: bool
     evidence: str | None
     has_data: bool
+    has_inputs: bool
     half: bool
     judges: bool
     formats: frozenset[str]
@@ -46,9 +47,9 @@ RULES = {
         f"it goes with `--to` {_TRAINED}, and `--data`",
     ),
     "samples": Rule(
-        lambda job: job.approximate,
-        "there is nothing to train and nothing to measure: this conversion is exact",
-        f"it goes with `--to` {_TRAINED}, or with `--quantize`",
+        lambda job: job.approximate or not job.has_inputs,
+        "the inputs are given, and there is nothing to train or to measure: this conversion is exact",
+        f"it goes with `--to` {_TRAINED}, or with `--quantize`; or leave out `--input`",
     ),
     "data": Rule(lambda job: job.has_data, "there are no samples", "give `--data`"),
     "samples-given": Rule(
@@ -99,6 +100,7 @@ RULES = {
         "it times ONNX files in onnxruntime, and none is written for it",
         "export `onnx` for `ort-x86` or `ort-arm`; other runtimes time their engines themselves",
     ),
+    "judges": Rule(lambda job: job.judges, "nothing is judged", "leave out `--verify off`"),
     "judged": Rule(
         lambda job: job.judges and bool(job.formats),
         "nothing is judged",

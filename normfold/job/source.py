@@ -29,9 +29,17 @@ class Source(Options):
     )
     inputs: tuple[Any, ...] = option(
         (),
-        "Example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32; repeatable.",
+        "Example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32 and `[0..1]` for the "
+        "range of its values; `batch.image:1x3x64x64` goes into a dictionary; repeatable.",
         "--input",
         metavar="NAME:SHAPE",
+    )
+    inputs_from: str | None = option(
+        None,
+        "Example inputs: .npz, .npy, .pt or .safetensors, by name or in order; or a function that returns them.",
+        "--inputs",
+        metavar="FILE|PKG.MOD:FN",
+        named=True,
     )
     batch: Literal["dynamic", "static"] = option("dynamic", "Capture with a free or a fixed batch.")
     dynamic: tuple[str, ...] = option(
@@ -42,8 +50,8 @@ class Source(Options):
     )
     data: Any = option(
         None,
-        "Samples to train or to measure on: .npz, .npy, .pt, .safetensors, a folder of images, or a loader "
-        "pkg.mod:fn; labels optional.",
+        "Samples to train or to measure on, and example inputs where none are given: .npz, .npy, .pt, "
+        ".safetensors, a folder of images, or a loader pkg.mod:fn; labels optional.",
         metavar="FILE|FOLDER|LOADER",
         when="samples",
     )

@@ -1,22 +1,28 @@
 """Inputs that a verdict is based on: seeded random, x100 scale, constant rows, zeros, and the user's own.
 
 Where the batch is dynamic they travel as the rows of one batch, whose size differs from the captured one:
-one forward pass covers them all, and shows that the batch is dynamic indeed.
+one forward pass covers them all, and shows that the batch is dynamic indeed. Other free sizes are tried at a
+second value that the guards of the capture accept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from normfold.errors import UsageError
 from normfold.graph import Graph
-from normfold.graph.graph import is_symbolic
+from normfold.graph.sizes import Sizes
+from normfold.load.specs import is_mask, mask, parse
 
+TRIES = 6  # sizes that are tried before it is said that the network takes no other
+REACH = 70  # steps from the example's size, at least
 KINDS = ("random", "x100", "constant", "zeros")
 # what half precision is measured and judged on: the other cases overflow or underflow in half precision
 TYPICAL = ("random", "constant")
@@ -39,78 +45,139 @@ def cases(
 ) -> list[Case]:
     """The verifier's inputs for a graph, and the user's ``samples`` (flat input tuples) when given."""
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
-    batched = _batched(graph, leaves)
+    sizes = Sizes(graph)
+    batched = [sizes.axis_of_batch(place) for place in range(len(leaves))]
     generator = torch.Generator().manual_seed(seed)
     made = {
         kind: tuple(
-            _fill(leaf, kind, generator, batch) for leaf, batch in zip(leaves, batched, strict=True)
+            _fill(leaf, kind, generator, axis or 0, is_mask(name, leaf.dtype))
+            if isinstance(leaf, Tensor)
+            else leaf
+            for leaf, axis, name in zip(leaves, batched, sizes.names, strict=True)
         )
         for kind in kinds
     }
-    if any(batched):
+    many = {**sizes.example, sizes.batch: len(kinds)}
+    if any(axis is not None for axis in batched) and sizes.accepts(many):
         rows = tuple(
-            torch.cat([made[kind][index][:1] for kind in kinds]) if batch else leaf
-            for index, (leaf, batch) in enumerate(zip(leaves, batched, strict=True))
+            leaf
+            if axis is None
+            else torch.cat([made[kind][place].narrow(axis, 0, 1) for kind in kinds], axis)
+            for place, (leaf, axis) in enumerate(zip(leaves, batched, strict=True))
         )
         found = [Case("rows", rows, tuple(kinds))]
     else:
         found = [Case(kind, values) for kind, values in made.items()]
-    shorter = _shorter(graph, made["random"])
-    if shorter is not None:
-        found.append(Case("shorter", shorter))
     return found + [
         Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])
     ]
 
 
-def _shorter(graph: Graph, leaves: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Inputs one shorter along every dynamic axis but the first; None where there is none, or it cannot be."""
-    nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    result, found = [], False
-    for leaf, node in zip(leaves, nodes, strict=False):
-        value = node.meta.get("val")
-        sizes: Any = value.shape if isinstance(value, Tensor) else ()
-        for axis, size in enumerate(sizes):
-            if axis == 0 or not is_symbolic(size):
-                continue
-            # a size such as 32 * s cannot be one less
-            if not size.node.expr.is_symbol or leaf.shape[axis] < 3:
-                return None
-            leaf, found = leaf.narrow(axis, 0, leaf.shape[axis] - 1), True
-        result.append(leaf)
-    return tuple(result) if found else None
+def other_sizes(graph: Graph, seed: int = 0) -> Iterator[Case]:
+    """Inputs at other sizes along every free axis besides the batch, which the guards of the capture accept.
+
+    The nearest sizes come first; nothing where no size is free, or none is accepted.
+    """
+    sizes = Sizes(graph)
+    free = [symbol for symbol in sizes.example if symbol != sizes.batch]
+    if not free:
+        return
+    chosen = [list(islice(_accepted(sizes, symbol), TRIES)) for symbol in free]
+    for values in zip(*chosen, strict=False):
+        numbers = {**sizes.example, **dict(zip(free, values, strict=True))}
+        if sizes.accepts(numbers):
+            shapes = [sizes.shape_at(place, numbers) for place in range(len(sizes.shapes))]
+            yield _case(graph, sizes.names, shapes, seed)
 
 
-def _batched(graph: Graph, leaves: list[Any]) -> list[bool]:
-    """For each input: does its first size follow the batch?"""
-    nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    values = [node.meta.get("val") for node in nodes]
-    return [
-        isinstance(leaf, Tensor)
-        and isinstance(value, Tensor)
-        and value.dim() > 0
-        and is_symbolic(value.shape[0])
-        for leaf, value in zip(leaves, values, strict=False)
-    ] + [False] * max(0, len(leaves) - len(values))
+def _accepted(sizes: Sizes, symbol: Any) -> Iterator[int]:
+    """Other values of a size, from its own outwards, that the guards accept beside the other examples."""
+    own = sizes.example[symbol]
+    near = [own + sign * step for step in range(1, max(own, REACH)) for sign in (-1, 1)]
+    for value in (*near, 2 * own):
+        if value > 0 and sizes.accepts({**sizes.example, symbol: value}, symbol):
+            yield value
 
 
-def _fill(leaf: Any, kind: str, generator: torch.Generator, batched: bool) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
+def asked_sizes(graph: Graph, texts: Sequence[str], seed: int = 0) -> list[Case]:
+    """Inputs of the sizes that the user asks to try, one case for each text.
+
+    Raises:
+        UsageError: a text that is not one, an input that is not there, a shape that the graph does not take.
+    """
+    sizes = Sizes(graph)
+    found = []
+    for spec in parse(texts):
+        name = spec.name or sizes.names[0]
+        if name not in sizes.names:
+            raise UsageError(
+                f"`--try {spec.text}`: there is no input `{name}`",
+                found=f"inputs: {', '.join(f'`{item}`' for item in sizes.names)}",
+            )
+        place = sizes.names.index(name)
+        values = sizes.solve(place, spec.shape)
+        if values is None:
+            own = "x".join(map(str, sizes.shapes[place] or ()))
+            rules = sizes.rules()
+            raise UsageError(
+                f"`--try {spec.text}`: the captured network does not take this size",
+                found=f"`{name}` is {own}" + (f"; {rules[0]}" if rules else ""),
+                hint="sizes are free along the batch and the axes of `--dynamic`",
+            )
+        shapes = [sizes.shape_at(index, values) for index in range(len(sizes.shapes))]
+        found.append(_case(graph, sizes.names, shapes, seed))
+    return found
+
+
+def _case(
+    graph: Graph, names: Sequence[str], shapes: Sequence[tuple[int, ...] | None], seed: int
+) -> Case:
+    leaves = pytree.tree_leaves((graph.args, graph.kwargs))
+    generator = torch.Generator().manual_seed(seed)
+    made, changed = [], []
+    for name, leaf, shape in zip(names, leaves, shapes, strict=True):
+        if not isinstance(leaf, Tensor) or shape is None or tuple(leaf.shape) == shape:
+            made.append(leaf)
+            continue
+        changed.append(f"{name}:{'x'.join(map(str, shape))}")
+        made.append(_resized(leaf, shape, generator, name))
+    return Case(" ".join(changed) or "the example", tuple(made))
+
+
+def _resized(leaf: Tensor, shape: tuple[int, ...], generator: torch.Generator, name: str) -> Tensor:
+    if leaf.is_floating_point() or leaf.is_complex():
+        return _noise(shape, leaf.dtype, generator)
+    if is_mask(name, leaf.dtype):
+        return mask(shape, leaf.dtype, bool(leaf.reshape(-1)[0]))
+    for axis, size in enumerate(shape):  # values of the example are known to be in range
+        leaf = leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
+    return leaf
+
+
+def _noise(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    wide = torch.complex64 if dtype.is_complex else torch.float32
+    return torch.randn(tuple(shape), generator=generator, dtype=wide).to(dtype)
+
+
+def _fill(leaf: Tensor, kind: str, generator: torch.Generator, axis: int, masked: bool) -> Tensor:
+    if masked:  # its first row is whole, the others have padding
+        return leaf.roll(1, axis) if kind == "random" and leaf.dim() else leaf
     if not (leaf.is_floating_point() or leaf.is_complex()):
         # the example's own values are known to be in range: keep to them
         if kind == "zeros" and leaf.dtype != torch.bool and int(leaf.min()) <= 0:
             return torch.zeros_like(leaf)
         if kind == "constant" and leaf.dtype != torch.bool:
             return torch.full_like(leaf, int(leaf.reshape(-1)[0]))
-        return leaf.roll(1, 0) if kind == "x100" and leaf.dim() else leaf
+        return leaf.roll(1, axis) if kind == "x100" and leaf.dim() else leaf
     if kind == "zeros":
         return torch.zeros_like(leaf)
     if kind == "constant":
         return torch.full_like(leaf, 0.75)
-    wide = torch.complex64 if leaf.is_complex() else torch.float32
-    noise = torch.randn(leaf.shape, generator=generator, dtype=wide)
-    return (noise * (100 if kind == "x100" else 1)).to(leaf.dtype)
+    return (
+        _noise(leaf.shape, torch.complex64 if leaf.is_complex() else torch.float32, generator)
+        .mul(100 if kind == "x100" else 1)
+        .to(leaf.dtype)
+    )
 
 
 def own_samples(graph: Graph, inputs: Sequence[Any]) -> list[tuple[Any, ...]] | None:

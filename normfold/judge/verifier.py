@@ -25,11 +25,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from normfold.errors import UsageError, last_line
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static, order
+from normfold.graph.fresh import fresh
 from normfold.graph.precision import Float64Interpreter
+from normfold.graph.sizes import Sizes
 from normfold.judge.half import StrictInterpreter, distance
-from normfold.judge.inputs import TYPICAL, Case, cases
+from normfold.judge.inputs import TYPICAL, Case, asked_sizes, cases, other_sizes
 from normfold.report import Check, OutputCheck
 
 ALGEBRA_TOLERANCE = 1e-10
@@ -47,15 +50,68 @@ class Verifier:
         original: the captured graph, not rewritten.
         seed: of the random inputs.
         samples: flat input tuples of the user's own, judged besides the generated ones.
+        tries: sizes to judge at, as texts of `--try`; where there are none, free sizes are tried at others that
+            the network takes.
+
+    Attributes:
+        notes: what could not be tried.
+
+    Raises:
+        UsageError: a size in ``tries`` that the network does not take.
     """
 
     def __init__(
-        self, original: Graph, seed: int = 0, samples: list[tuple[Any, ...]] | None = None
+        self,
+        original: Graph,
+        seed: int = 0,
+        samples: list[tuple[Any, ...]] | None = None,
+        tries: Sequence[str] = (),
     ) -> None:
         self.graph, self.seed, self.samples = original, seed, samples
-        self.cases = cases(original, seed, samples)
+        self.notes: list[str] = []
+        own = cases(original, seed, samples)
+        self.cases = [*own, *(self._asked(tries) if tries else self._another_size())]
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
+
+    def _asked(self, tries: Sequence[str]) -> list[Case]:
+        found = asked_sizes(self.graph, tries, self.seed)
+        for case in found:
+            failure = self._refused(case)
+            if failure:
+                raise UsageError(
+                    f"`--try {case.name}`: the network refuses this size", found=failure
+                )
+        return found
+
+    def _another_size(self) -> list[Case]:
+        """The first of the other sizes that the original accepts; a note where it accepts none."""
+        refused = []
+        for case in other_sizes(self.graph, self.seed):
+            failure = self._refused(case)
+            if not failure:
+                return [case]
+            refused.append(f"{case.name} ({failure})")
+        free = Sizes(self.graph).free
+        if free:
+            why = f"it refuses {refused[0]}" if refused else "none was found that it takes"
+            self.notes.append(
+                f"judged at the sizes of the example only, though {', '.join(f'`{x}`' for x in free)} may vary: "
+                f"{why}; `--try` gives others"
+            )
+        return []
+
+    def _refused(self, case: Case) -> str:
+        """What the original says to inputs that it does not take; nothing where it runs."""
+        try:
+            self._run(self._original, [case])
+        except Exception as error:  # anything that a network can raise
+            return last_line(error)
+        return ""
+
+    @property
+    def _original(self) -> Any:
+        return self.graph.original if self.graph.original is not None else self.graph.module
 
     @property
     def reference(self) -> list[Outputs]:
@@ -83,8 +139,7 @@ class Verifier:
     def baseline(self) -> list[Outputs]:
         """Outputs of the original in its own dtype."""
         if self._baseline is None:
-            original = self.graph.original if self.graph.original is not None else self.graph.module
-            self._baseline = self._run(original)
+            self._baseline = self._run(self._original)
         return self._baseline
 
     def capture(self) -> Check:
@@ -156,12 +211,15 @@ class Verifier:
         return [_tensors(interpreter(*case.leaves)) for case in of or self.cases]
 
     def _run(self, module: Any, of: Sequence[Case] | None = None) -> list[Outputs]:
+        """Outputs of a network, each case on copies of it and of the inputs, which a call may change."""
         _, tree = pytree.tree_flatten((self.graph.args, self.graph.kwargs))
         results = []
         with torch.no_grad():
             for case in of or self.cases:
-                args, kwargs = pytree.tree_unflatten(list(case.leaves), tree)
-                results.append(_tensors(module(*args, **kwargs)))
+                own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in case.leaves]
+                args, kwargs = pytree.tree_unflatten(own, tree)
+                called = fresh(module) if isinstance(module, nn.Module) else module
+                results.append(_tensors(called(*args, **kwargs)))
         return results
 
     def _nearby(self, case: Case) -> list[Outputs]:

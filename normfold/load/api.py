@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-import torch
 from torch import nn
 
 from normfold.errors import LoadError, UsageError, boundary, last_line
@@ -31,10 +32,12 @@ def load(
     model: str | os.PathLike[str] | nn.Module,
     *,
     factory: str | None = None,
-    inputs: Sequence[str] | Sequence[torch.Tensor] = (),
+    inputs: Any = (),
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     batch: int = 2,
+    static: bool = False,
+    axes: Mapping[str, Collection[int]] = MappingProxyType({}),
     seed: int = 0,
 ) -> Loaded:
     """Load a network and example inputs for it, without running code that a file brings.
@@ -42,13 +45,15 @@ def load(
     Args:
         model: a path, ``timm:NAME(...)``, ``pkg.mod:factory(...)``, or an nn.Module (copied).
         factory: what makes the network for a file that holds weights only.
-        inputs: texts ``name:1x3x224x224:f32``, or ready tensors in positional order; inferred
-            when empty.
+        inputs: texts ``name:1x3x224x224:f32``, or values in positional order, or by name; a value is a tensor
+            or a nest of dictionaries, lists and tuples. Inferred when empty.
         trust_modules: packages or modules, by dotted prefix, whose classes and functions a
             pickled file may use besides torch.nn, torchvision, timm, transformers and normfold.
         trust_pickle: run whatever a pickled file says; only for files that you made.
         batch: first dimension of the inputs; a given 1 becomes this, because a dynamic batch
             is captured at 2.
+        static: the batch stays as it is given, and is 1 where nothing is given.
+        axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
         seed: of random weights and of the inputs.
 
     Raises:
@@ -72,16 +77,19 @@ def load(
     with boundary("no example inputs can be made for the network", found.source):
         if not training:
             found.notes += make_exportable(found.module)
-        args, kwargs, origin, notes = example_inputs.choose(found, inputs, batch, seed)
+        chosen = example_inputs.choose(
+            found, example_inputs.Asked(inputs, batch, static, axes, seed)
+        )
     return Loaded(
         module=found.module,
-        args=args,
-        kwargs=kwargs,
+        args=chosen.args,
+        kwargs=chosen.kwargs,
         source=found.source,
-        inputs_from=origin,
-        notes=found.notes + notes,
+        inputs_from=chosen.origin,
+        notes=found.notes + chosen.notes,
         exported=found.exported,
         dynamic=found.dynamic,
+        free=chosen.free,
         _training=training,
     )
 

@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, UsageError
 from normfold.load import guess, probe
-from normfold.load.specs import Spec, draw, parse
-from normfold.load.types import Found
+from normfold.load.nested import Axes, Call, bind, call, repeated, widened
+from normfold.load.specs import Spec, draw_spec, is_mask, parse
+from normfold.load.types import Found, Wanted
 
-Chosen = tuple[tuple[Any, ...], dict[str, Any], str, list[str]]
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of the example inputs before they are chosen.
+
+    Attributes:
+        inputs: texts, or values in the order of ``forward`` (in any nest of tuples and dictionaries), or by name;
+            or a function that gives arguments and keywords (or none) for the network.
+        batch: first size of what is inferred; a given batch of one becomes this, unless ``static``.
+        axes: dynamic axes that were named, by input.
+    """
+
+    inputs: Any = ()
+    batch: int = 2
+    static: bool = False
+    axes: Axes = field(default_factory=dict)
+    seed: int = 0
 
 
-def choose(
-    found: Found, inputs: Sequence[str] | Sequence[torch.Tensor], batch: int, seed: int
-) -> Chosen:
-    """Positional and keyword inputs, what they come from, and notes.
+@dataclass(frozen=True)
+class Chosen:
+    """Arguments and keywords of a call, where they come from, notes, and axes that should stay free."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    origin: str
+    notes: list[str] = field(default_factory=list)
+    free: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def choose(found: Found, asked: Asked) -> Chosen:
+    """Example inputs that the network runs on.
 
     Raises:
         UsageError: an explicit input is malformed, misnamed, or does not fit the network.
         LoadError: nothing was given and nothing that was inferred works.
     """
-    module = found.module
-    if inputs and all(isinstance(item, torch.Tensor) for item in inputs):
-        return _ready(module, tuple(inputs))
-    if inputs and all(isinstance(item, str) for item in inputs):
-        return _explicit(module, parse(cast("Sequence[str]", inputs)), batch, seed)
+    module, inputs = found.module, asked.inputs
+    if callable(inputs):
+        args, kwargs = inputs(module)
+        if args or kwargs:
+            return _ready(module, args, kwargs, asked)
+        inputs = ()
+    if isinstance(inputs, Mapping):
+        return _ready(module, (), dict(inputs), asked)
+    texts = [isinstance(item, str) for item in inputs]
+    if any(texts):
+        if not all(texts):
+            raise UsageError("inputs must be all values or all texts such as `x:1x3x224x224`")
+        return _explicit(module, parse(inputs), asked)
     if inputs:
-        raise UsageError("inputs must be all tensors or all texts such as `x:1x3x224x224`")
+        return _ready(module, tuple(inputs), {}, asked)
     if found.inputs is not None:
         args, kwargs, origin = found.inputs
         failure = probe.forward(module, args, kwargs)
@@ -44,16 +78,29 @@ def choose(
                 found=failure.message,
                 hint="give others with `--input`",
             )
-        return args, kwargs, origin, []
-    return _infer(found, batch, seed)
+        return Chosen(args, kwargs, origin)
+    return _infer(found, asked)
 
 
-def _ready(module: nn.Module, args: tuple[Any, ...]) -> Chosen:
-    failure = probe.forward(module, args, {})
+def _ready(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Asked
+) -> Chosen:
+    if not asked.static:
+        for more in repeated(module, args, kwargs, asked.batch, asked.axes):
+            if probe.forward(module, *more) is None:
+                return Chosen(*more, "the given tensors", [_repeated(asked.batch)])
+    failure = probe.forward(module, args, kwargs)
     if failure is not None:
-        shapes = ", ".join("x".join(map(str, value.shape)) for value in args)
+        leaves = pytree.tree_leaves((args, kwargs))
+        shapes = ", ".join(
+            "x".join(map(str, x.shape)) for x in leaves if isinstance(x, torch.Tensor)
+        )
         raise _misfit(module, f"the given tensors ({shapes})", failure)
-    return args, {}, "the given tensors", []
+    return Chosen(args, kwargs, "the given tensors")
+
+
+def _repeated(batch: int) -> str:
+    return f"batch 1 became {batch}: a dynamic batch is captured at size {batch}"
 
 
 def _misfit(module: nn.Module, what: str, failure: probe.Failure) -> UsageError:
@@ -67,7 +114,10 @@ def _misfit(module: nn.Module, what: str, failure: probe.Failure) -> UsageError:
 
 
 def _expected(module: nn.Module) -> str:
-    first = next(guess.guesses(module, 2), None)
+    try:
+        first = next(guess.guesses(module, 2), None)
+    except LoadError:  # its inputs are not known
+        first = None
     if first is None:
         return ""
     texts = (_text(item.name, item.shape, item.high) for item in first.inputs)
@@ -79,33 +129,56 @@ def _text(name: str | None, shape: Sequence[int], high: int) -> str:
     return f"--input {head}{'x'.join(map(str, shape))}{':i64' if high else ''}"
 
 
-def _explicit(module: nn.Module, specs: list[Spec], batch: int, seed: int) -> Chosen:
-    names = _bind(module, specs)
-    widened = [
-        Spec(s.name, (batch, *s.shape[1:]), s.dtype, s.text) if s.shape[0] == 1 else s
-        for s in specs
-    ]
+def _explicit(module: nn.Module, specs: list[Spec], asked: Asked) -> Chosen:
+    specs = bind(module, specs)
     said = " ".join(f"--input {spec.text}" for spec in specs)
+    names, shapes = [spec.name for spec in specs], [spec.shape for spec in specs]
+    choices = [] if asked.static else list(widened(shapes, names, asked.axes))
+    attempts = [
+        ([_wider(*pair, asked.batch) for pair in zip(specs, choice, strict=True)], True)
+        for choice in choices
+    ]
     first: probe.Failure | None = None
-    for shaped in (widened, specs) if widened != specs else (specs,):
+    for shaped, wider in (*attempts, (specs, False)):
         notes = []
-        if shaped is widened and widened != specs:
-            notes.append(f"batch 1 became {batch}: a dynamic batch is captured at size {batch}")
-        elif widened != specs:
+        if wider:
+            notes.append(_repeated(asked.batch))
+        elif choices:
             notes.append("the network runs only with a first dimension of 1: kept as given")
         for tokens in (False, True):
             if tokens and all(spec.dtype is not None for spec in specs):
                 continue
             for high in _highs(module, shaped, tokens):
-                values = _draw(module, shaped, seed, high, tokens)
-                args, kwargs = _split(module, names, values)
-                failure = probe.forward(module, args, kwargs)
-                if failure is None:
+                made = _finite(module, shaped, asked.seed, high, tokens)
+                if not isinstance(made, probe.Failure):
                     more = ["the network wants tokens: inputs without a dtype are i64"] * tokens
-                    return args, kwargs, said, notes + more
-                first = first or failure
+                    return Chosen(*made, said, notes + more)
+                first = first or made
     assert first is not None
     raise _misfit(module, f"`{said}`", first)
+
+
+def _wider(spec: Spec, axis: int | None, batch: int) -> Spec:
+    if axis is None:
+        return spec
+    return replace(spec, shape=(*spec.shape[:axis], batch, *spec.shape[axis + 1 :]))
+
+
+def _finite(
+    module: nn.Module, specs: Sequence[Spec], seed: int, high: int, tokens: bool
+) -> Call | probe.Failure:
+    """Drawn arguments that the network runs on; of masks the sense in which its outputs are finite."""
+    made: list[Call] = []
+    for keeps in (True, False):
+        values = _draw(module, specs, seed, high, tokens, keeps)
+        made.append(call(module, specs, values))
+        outcome = probe.run(module, *made[-1])
+        if isinstance(outcome, probe.Failure):
+            return outcome
+        masked = any(is_mask(spec.name, x.dtype) for spec, x in zip(specs, values, strict=True))
+        if not masked or probe.is_finite(outcome):
+            return made[-1]
+    return made[0]
 
 
 def _highs(module: nn.Module, specs: list[Spec], tokens: bool) -> tuple[int, ...]:
@@ -120,12 +193,15 @@ def _highs(module: nn.Module, specs: list[Spec], tokens: bool) -> tuple[int, ...
 
 
 def _draw(
-    module: nn.Module, specs: list[Spec], seed: int, high: int, tokens: bool
+    module: nn.Module, specs: Sequence[Spec], seed: int, high: int, tokens: bool, keeps: bool
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     default = torch.int64 if tokens else guess.float_dtype(module)
     device = _device(module)
-    return [draw(s.shape, s.dtype or default, generator, high=high, device=device) for s in specs]
+    return [
+        draw_spec(s, s.dtype or default, generator, high=high, device=device, keeps=keeps)
+        for s in specs
+    ]
 
 
 def _device(module: nn.Module) -> torch.device | None:
@@ -133,66 +209,31 @@ def _device(module: nn.Module) -> torch.device | None:
     return first.device if first is not None and first.device.type != "meta" else None
 
 
-def _bind(module: nn.Module, specs: list[Spec]) -> list[str | None]:
-    """The parameter name of each spec; None where only the position is known."""
-    known = probe.parameters(module)
-    kinds = {p.kind for p in known}
-    names = [p.name for p in known if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    free = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    listed = ", ".join(f"`{name}`" for name in names) or "none"
-    open_keywords = not known or inspect.Parameter.VAR_KEYWORD in kinds
-    for spec in specs:
-        if spec.name is not None and spec.name not in names and not open_keywords:
-            close = difflib.get_close_matches(spec.name, names, n=1, cutoff=0.6)
-            raise UsageError(
-                f"`--input {spec.text}`: the network has no input `{spec.name}`",
-                found=f"its parameters are {listed}",
-                hint=f"did you mean `{close[0]}`?" if close else "the name may be left out",
-            )
-    free = [name for name in free if name not in {spec.name for spec in specs}]
-    bound: list[str | None] = []
-    for spec in specs:
-        bound.append(spec.name or (free.pop(0) if free else None))
-    if None in bound and known and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        raise UsageError(
-            f"{len(specs)} inputs are given, the network takes {len(names)}",
-            found=f"its parameters are {listed}",
-        )
-    return bound
+def _spec(item: Wanted) -> Spec:
+    """Integers below their own limit where the input is known by name; masks are drawn as such."""
+    if item.name is None or not item.high or is_mask(item.name, torch.int64):
+        return Spec(item.name, item.shape, torch.int64 if item.high else None)
+    return Spec(item.name, item.shape, torch.int64, range=(0, item.high - 1))
 
 
-def _split(
-    module: nn.Module, names: list[str | None], values: list[torch.Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    given = dict(zip(names, values, strict=True))
-    args: list[Any] = []
-    for parameter in probe.parameters(module):
-        if parameter.kind == parameter.KEYWORD_ONLY or parameter.name not in given:
-            break
-        args.append(given.pop(parameter.name))
-    loose = [value for name, value in zip(names, values, strict=True) if name is None]
-    return (*args, *loose), {name: v for name, v in given.items() if name is not None}
-
-
-def _infer(found: Found, batch: int, seed: int) -> Chosen:
+def _infer(found: Found, asked: Asked) -> Chosen:
     module = found.module
+    batch = 1 if asked.static else asked.batch
     tried: list[tuple[guess.Guess, probe.Failure]] = []
     for candidate in guess.guesses(module, batch, found.image_size, found.input_names):
-        specs = [
-            Spec(item.name, item.shape, torch.int64 if item.high else None)
-            for item in candidate.inputs
-        ]
-        high = max(item.high for item in candidate.inputs)
         try:
-            names = _bind(module, specs)
+            specs = bind(module, [_spec(item) for item in candidate.inputs])
         except UsageError:
             continue
+        high = max(item.high for item in candidate.inputs)
         for limit in dict.fromkeys((high or 2, min(guess.vocabularies(module)))):
-            args, kwargs = _split(module, names, _draw(module, specs, seed, limit, False))
-            failure = probe.forward(module, args, kwargs)
-            if failure is None:
-                return args, kwargs, candidate.why, list(candidate.notes)
-            tried.append((candidate, failure))
+            made = _finite(module, specs, asked.seed, limit, False)
+            if not isinstance(made, probe.Failure):
+                free = {
+                    item.name: item.free for item in candidate.inputs if item.name and item.free
+                }
+                return Chosen(*made, candidate.why, list(candidate.notes), free)
+            tried.append((candidate, made))
             if not high:
                 break
     raise _hopeless(module, tried)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import last_line
+from normfold.graph.fresh import fresh
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,33 @@ class Failure:
 
 
 def forward(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Failure | None:
-    """Run without gradients on copies of the inputs; None when it worked."""
+    """`run`, of which only the failure matters."""
+    outcome = run(module, args, kwargs)
+    return outcome if isinstance(outcome, Failure) else None
+
+
+def run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Outputs of a copy of the network, without gradients, on copies of the inputs; or the failure."""
     try:
-        _run(module, args, kwargs)
+        return _run(fresh(module), args, kwargs)
     except (Exception, SystemExit) as error:
-        return Failure(_where(module, args, kwargs), last_line(error))
-    return None
+        return Failure(_where(fresh(module), args, kwargs), last_line(error))
 
 
-def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def is_finite(outputs: Any) -> bool:
+    """True if no number among the outputs is infinite or NaN."""
+    leaves = pytree.tree_leaves(outputs)
+    return all(bool(torch.isfinite(x).all()) for x in leaves if isinstance(x, torch.Tensor))
+
+
+def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     def copy(value: Any) -> Any:
         # An in-place first op would change the example inputs.
         return value.clone() if isinstance(value, torch.Tensor) else value
 
     args, kwargs = pytree.tree_map(copy, (tuple(args), dict(kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        module(*args, **kwargs)
+        return module(*args, **kwargs)
 
 
 def _where(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

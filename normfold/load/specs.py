@@ -19,24 +19,35 @@ DTYPES = {
     "i64": torch.int64,
     "bool": torch.bool,
 }
-_SPEC = re.compile(r"^(?:([A-Za-z_]\w*):)?(\d+(?:x\d+)*)(?::(\w+))?$")
+_WHOLE = ("i32", "i64", "bool")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_SPEC = re.compile(
+    rf"^(?:([A-Za-z_]\w*(?:\.\w+)*):)?(\d+(?:x\d+)*)(?::(\w+))?(?:\[({_NUMBER})\.\.({_NUMBER})\])?$"
+)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One example input; ``dtype`` is None where the model decides."""
+    """One example input.
+
+    Attributes:
+        name: of a parameter of ``forward``, or of something in it: ``batch.image``, ``states.0``.
+        dtype: None where the model decides.
+        range: least and largest value; None where the model decides.
+    """
 
     name: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
     text: str = ""
+    range: tuple[float, float] | None = None
 
 
 def parse(texts: Sequence[str]) -> list[Spec]:
-    """Parse ``[name:]1x3x224x224[:dtype]`` texts.
+    """Parse ``[name:]1x3x224x224[:dtype][[low..high]]`` texts.
 
     Raises:
-        UsageError: malformed text, an unknown dtype, a zero size, or a name given twice.
+        UsageError: malformed text, an unknown dtype, a zero size, an empty range, or a name given twice.
     """
     specs: list[Spec] = []
     for text in texts:
@@ -45,9 +56,10 @@ def parse(texts: Sequence[str]) -> list[Spec]:
             raise UsageError(
                 f"`--input {text}` is not of the form `name:1x3x224x224`",
                 hint="sizes joined by `x`, then optionally a dtype: `x:1x3x224x224:f16` "
-                "or `input_ids:1x16:i64`; the name may be left out",
+                "or `input_ids:1x16:i64`, and the range of its values: `mask:1x16:i64[0..1]`; the name may be "
+                "left out, and leads into a dictionary or a tuple: `batch.image:1x3x64x64`",
             )
-        name, sizes, dtype = match.groups()
+        name, sizes, dtype, low, high = match.groups()
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(
                 f"unknown dtype `{dtype}` in `--input {text}`", hint=f"one of {', '.join(DTYPES)}"
@@ -57,7 +69,15 @@ def parse(texts: Sequence[str]) -> list[Spec]:
             raise UsageError(f"`--input {text}` has a size of zero")
         if name is not None and any(spec.name == name for spec in specs):
             raise UsageError(f"`--input {name}` is given twice")
-        specs.append(Spec(name, shape, DTYPES.get(dtype or ""), text))
+        limits = None if low is None else (float(low), float(high))
+        if limits is not None and (
+            limits[0] > limits[1] or (dtype in _WHOLE and not all(x.is_integer() for x in limits))
+        ):
+            raise UsageError(
+                f"the range of `--input {text}` is empty, or not one of integers",
+                hint="write `[least..largest]`, both included: `[0..1]`",
+            )
+        specs.append(Spec(name, shape, DTYPES.get(dtype or ""), text, limits))
     return specs
 
 
@@ -77,3 +97,54 @@ def draw(
     else:
         made = torch.randint(0, max(1, high), tuple(shape), generator=generator)
     return made.to(dtype=dtype, device=device)
+
+
+def suffix(dtype: torch.dtype) -> str:
+    """``:i64`` behind the shape in a text; nothing for float32."""
+    names = {known: text for text, known in DTYPES.items()}
+    return "" if dtype == torch.float32 or dtype not in names else f":{names[dtype]}"
+
+
+def draw_spec(
+    spec: Spec,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    *,
+    high: int = 2,
+    device: torch.device | None = None,
+    keeps: bool = True,
+) -> torch.Tensor:
+    """An input as its spec says: in its range, as a mask if it is called one, else as `draw`.
+
+    ``keeps`` is what a mask's ones mean: what they stand at is kept, or is left out.
+    """
+    if spec.range is not None:
+        low, most = spec.range
+        if dtype.is_floating_point:
+            made = torch.rand(spec.shape, generator=generator) * (most - low) + low
+        else:
+            made = torch.randint(int(low), int(most) + 1, spec.shape, generator=generator)
+        return made.to(dtype=dtype, device=device)
+    if is_mask(spec.name, dtype):
+        return mask(spec.shape, dtype, keeps).to(device=device)
+    return draw(spec.shape, dtype, generator, high=high, device=device)
+
+
+def is_mask(name: str | None, dtype: torch.dtype) -> bool:
+    """True for integers and bools that are called a mask."""
+    return "mask" in (name or "").lower() and not dtype.is_floating_point
+
+
+def mask(shape: Sequence[int], dtype: torch.dtype, keeps: bool = True) -> torch.Tensor:
+    """A padding mask as tokenizers make it: the first row is whole, the others end earlier and earlier.
+
+    Args:
+        shape: rows first, positions last.
+        keeps: 1 stands at what is there, and 0 at the padding; False is the other way round.
+    """
+    made = torch.ones(tuple(shape), dtype=torch.int64)
+    if len(shape) > 1:
+        length = shape[-1]
+        for row in range(1, shape[0]):
+            made[row, ..., max(1, length - 1 - (row - 1) * max(1, length // 3) % length) :] = 0
+    return (made if keeps else 1 - made).to(dtype)

@@ -18,6 +18,7 @@ from normfold.ranges import sidecar
 from normfold.report.events import Counted, KeptOriginal, Missing
 from normfold.report.timing import duration
 from normfold.report.verdict import Budget, Verdict
+from normfold.steps.names import named, of_files
 from normfold.steps.prepare import Prepared
 from normfold.steps.quantize import to_grids
 from normfold.steps.work import Work
@@ -70,13 +71,14 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     if work.calibrated is not None:
         graph, promise = to_grids(target.name, work)
     report = work.record.report()
+    renamed = named(graph, job.export)
     order = Order(
-        graph,
+        renamed,
         stem,
         target,
         opset=job.export.opset,
         engine=prepared.engine,
-        ranges=prepared.ranges,
+        ranges=of_files(prepared.ranges, graph, renamed),
         metadata={"pipeline": report.pipeline, "source": report.model},
         precision=report.precision.dtype if report.precision is not None else "as captured",
         normalisation=work.normalisation,

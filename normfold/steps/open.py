@@ -16,10 +16,12 @@ from normfold.job import Job, Source
 from normfold.judge import Verifier
 from normfold.judge.inputs import own_samples
 from normfold.load import load
-from normfold.load.capture import capture_loaded, input_normalisation
+from normfold.load.capture import capture_loaded, input_normalisation, read_axes
 from normfold.progress import Listener, Progress
 from normfold.ranges import sidecar
-from normfold.report.events import Loaded, Recorder
+from normfold.report.events import Loaded, Noted, Recorder
+from normfold.steps.examples import examples
+from normfold.steps.names import named
 from normfold.steps.work import Work
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -48,8 +50,12 @@ def begin(job: Job, axes: Sequence[str], record: Recorder, say: Listener) -> Wor
     source = open_source(job.source, axes, say)
     graph, seed = source.graph, job.source.seed
     record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
+    named(graph, job.export)  # refuses a wrong number of names
     samples = own_samples(graph, job.source.inputs)
-    verifier = Verifier(graph, seed, samples) if job.policy.verify != "off" else None
+    judges = job.policy.verify != "off"
+    verifier = Verifier(graph, seed, samples, job.policy.tries) if judges else None
+    for text in verifier.notes if verifier is not None else ():
+        record.emit(Noted(text))
     if verifier is None and source.private:
         # nothing to compare with: the old weights go while the new ones are made
         graph.original = None
@@ -72,9 +78,11 @@ def open_source(source: Source, axes: Sequence[str], say: Listener) -> Opened:
     loaded = load(
         model,
         factory=source.factory,
-        inputs=source.inputs,
+        inputs=examples(source),
         trust_modules=source.trust_modules,
         trust_pickle=source.trust_pickle,
+        static=source.batch == "static",
+        axes=read_axes(axes),
         seed=source.seed,
     )
     say(Progress("capturing"))

@@ -74,7 +74,7 @@ def prepare(job: Job) -> Prepared:
         _require_folder(job.quantize.save_synthetic)
     if job.export.export:
         require_writable(job.export.output)
-    name = name_of(job.source.model)
+    name = job.export.name or name_of(job.source.model)
     if job.export.export and (job.export.output / f"{name}.report.json").is_dir():
         raise UsageError(
             "the report cannot be written: a folder has its name", where=f"{name}.report.json"

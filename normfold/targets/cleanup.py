@@ -187,18 +187,21 @@ def name_axes(model: ir.Model, names: dict[str, str]) -> None:
     """Rename symbolic sizes (``s77``) in every shape, expressions of them included."""
     import onnx_ir as ir
 
-    if not names:
-        return
-    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names) or "(?!)")
     inputs, initializers = list(model.graph.inputs), list(model.graph.initializers.values())
     for value in (*inputs, *initializers, *(v for n in model.graph for v in n.outputs)):
         if value.shape is None or all(isinstance(size, int) for size in value.shape):
             continue
         value.shape = ir.Shape(
             [
-                size
-                if isinstance(size, int)
-                else pattern.sub(lambda m: names[m[0]], str(size.value or "")) or None
+                size if isinstance(size, int) else _size(str(size.value or ""), pattern, names)
                 for size in value.shape
             ]
         )
+
+
+def _size(text: str, pattern: re.Pattern[str], names: dict[str, str]) -> int | str | None:
+    """A symbolic size with the symbols renamed; one that turned out to be a number as that."""
+    if text.isdigit():
+        return int(text)
+    return pattern.sub(lambda match: names[match[0]], text) or None

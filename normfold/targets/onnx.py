@@ -38,7 +38,7 @@ from normfold.targets.plain import (
     write_global_pools,
     write_rms_norms,
 )
-from normfold.targets.program import exported_program
+from normfold.targets.program import exported_program, with_tensors_only
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -108,6 +108,7 @@ def export_onnx(
     chosen = choose_opset(graph, row, opset)
     if not path.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
+    graph = with_tensors_only(graph)
     model, notes = _translate(graph, chosen, chosen >= row.attention_opset)
     pack(model)
     clean(model)

@@ -78,6 +78,24 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
         ) from error
 
 
+def with_tensors_only(graph: Graph) -> Graph:
+    """The graph, or a copy that returns a tuple of its tensors where it returns other things, too."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    leaves = pytree.tree_leaves(output.args[0])
+    tensors = tuple(leaf for leaf in leaves if _is_tensor(leaf))
+    if len(tensors) == len(leaves):
+        return graph
+    graph = graph.copy()
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (tuple(leaf for leaf in pytree.tree_leaves(output.args[0]) if _is_tensor(leaf)),)
+    codegen: Any = graph.module.graph._codegen
+    spec = pytree.tree_structure(output.args[0])
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=spec)
+    graph.module._out_spec = spec
+    graph.recompile()
+    return graph
+
+
 def _dynamic_shapes(graph: Graph) -> Any:
     """What was asked for at the capture, in the order of the inputs where these have new names (``*args``)."""
     shapes = graph.dynamic_shapes

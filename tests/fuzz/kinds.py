@@ -122,7 +122,8 @@ def _load(path: Path) -> object:
 
 
 def _data(path: Path) -> object:
-    from normfold.data.sources import columns, read_file
+    from normfold.data.sources import columns
+    from normfold.load.values import read_file
 
     return columns(read_file(path), ["x"], str(path))
 

@@ -138,7 +138,7 @@ def test_keyword_inputs_and_dictionary_outputs() -> None:
     }
     graph = capture(Keywords().eval(), (x,), kwargs)
     assert graph.output_names == ("small", "large")
-    assert set(graph.input_names) == {"x", "mask", "scale", "more_shift"}
+    assert set(graph.input_names) == {"x", "mask", "scale", "more.shift"}
     bigger = {
         "scale": kwargs["scale"],
         "more": {"shift": torch.randn(5, 3)},

@@ -144,7 +144,7 @@ def test_activations_that_tensorrt_has_not_in_bfloat16(
         # torch translates it by a function: what it inlines is the module's all the same
         assert {"1/HardSwish", "1/Mish"} & {node.name for node in model.graph.node}
         taken = x.to(dtype).view(torch.int16).numpy()
-        feed = {"input_1": taken.view("float16" if not casts else ml_dtypes.bfloat16)}
+        feed = {"input": taken.view("float16" if not casts else ml_dtypes.bfloat16)}
         outputs: Any = ReferenceEvaluator(model).run(None, feed)
         assert (
             error([torch.from_numpy(outputs[0].astype("float32"))], reference(net.float(), x))
@@ -152,7 +152,7 @@ def test_activations_that_tensorrt_has_not_in_bfloat16(
         )
         backend = find("tensorrt-rtx") if find_spec("tensorrt_rtx") else None
         if backend is not None:
-            assert build(path, backend, profile={"input_1": ((1, 8), (2, 8), (4, 8))}).plan
+            assert build(path, backend, profile={"input": ((1, 8), (2, 8), (4, 8))}).plan
 
 
 def test_clamps_of_one_side_do_not_make_tensorrt_print(

@@ -1,0 +1,133 @@
+"""Tensors that the user gives: in a file, or from a function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from normfold.errors import LoadError, UsageError, boundary, last_line
+from normfold.load import factory, pickled, probe, state
+from normfold.load.limits import limited
+from normfold.load.trust import Trust
+
+SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
+    """What a file holds: an array, a tensor, several in a list or by name.
+
+    Raises:
+        UsageError: an unknown suffix.
+        LoadError: damaged, refused as unsafe, or holding Python objects.
+    """
+    suffix = path.suffix.lower()
+    with boundary("the data cannot be read", str(path)), limited(path):
+        return _read(path, suffix, trust_modules)
+
+
+def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
+    if suffix in (".npz", ".npy"):
+        return _numpy(path)
+    if suffix in (".pt", ".pth"):
+        return _torch(path, trust_modules)
+    if suffix == ".safetensors":
+        return state.read_safetensors(path)
+    raise UsageError(
+        f"data of the kind `{suffix or path.name}` cannot be read",
+        where=str(path),
+        hint=f"{', '.join(SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
+    )
+
+
+def _numpy(path: Path) -> Any:
+    try:
+        found = np.load(path, mmap_mode="c", allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {key: found[key] for key in found.files}
+    except Exception as error:
+        objects = "bject" in str(error)
+        raise LoadError(
+            "the file holds Python objects" if objects else "the file cannot be read as arrays",
+            where=str(path),
+            found=last_line(error),
+            hint="store arrays of numbers, samples padded to one size" if objects else None,
+        ) from None
+
+
+def _torch(path: Path, trust_modules: Sequence[str]) -> Any:
+    try:
+        return pickled.read(path, Trust.of(trust_modules, False))
+    except LoadError as error:
+        if "--trust" not in (error.hint or ""):
+            raise
+        hint = "data are tensors, in a tuple, a list or a dict: store arrays by `torch.from_numpy`, or as `.npz`"
+        raise LoadError(error.what, where=error.where, found=error.found, hint=hint) from None
+
+
+def given_inputs(text: str, module: nn.Module, trust_modules: Sequence[str] = ()) -> Call:
+    """Example inputs out of a file or a function ``pkg.mod:fn``, as arguments and keywords of ``module``.
+
+    A tensor is the first argument, a tuple or list holds them in order, a dictionary by name (or is itself the
+    only argument, where its keys are no names of parameters); ``(args, kwargs)`` is taken as it is.
+
+    Raises:
+        UsageError: an unknown suffix, or something else than these.
+        LoadError: the file is not there, damaged, or refused as unsafe; the function raises.
+    """
+    path = Path(text).expanduser()
+    if path.exists():
+        content = read_file(path, trust_modules)
+    elif factory.looks_like(text):
+        made = factory.resolve(text)
+        content = factory.invoke(made, text) if callable(made) else made
+    else:
+        raise LoadError(
+            "there is no such file",
+            where=text,
+            hint=f"`--inputs` takes a {', '.join(SUFFIXES)} file, or a function `pkg.mod:fn` that returns inputs",
+        )
+    return as_call(content, module, text)
+
+
+def as_call(content: Any, module: nn.Module, where: str) -> Call:
+    """Values in one of the forms of `given_inputs` as arguments and keywords; UsageError for others."""
+    content = pytree.tree_map(_tensor, content)
+    names = [
+        p.name
+        for p in probe.parameters(module)
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if isinstance(content, torch.Tensor):
+        return (content,), {}
+    if isinstance(content, Mapping):
+        if len(names) == 1 and names[0] not in content:
+            return (dict(content),), {}
+        return (), {str(key): value for key, value in content.items()}
+    if isinstance(content, (tuple, list)) and content:
+        pair = (
+            len(content) == 2 and isinstance(content[0], tuple) and isinstance(content[1], Mapping)
+        )
+        if pair and all(key in names for key in content[1]):
+            return content[0], dict(content[1])
+        return tuple(content), {}
+    raise UsageError(
+        "no example inputs can be taken from this",
+        where=where,
+        found=f"an object of type `{type(content).__name__}`",
+        hint="a tensor, a tuple of them in the order of `forward`, or a dictionary by name",
+    )
+
+
+def _tensor(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray) and leaf.dtype != object:
+        return torch.from_numpy(np.array(leaf))
+    return leaf
