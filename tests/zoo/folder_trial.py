@@ -76,7 +76,8 @@ def write(folder: Folder, path: Path) -> nn.Module:
     if folder.size is not None:
         size = {"do_resize": True, "size": folder.size}
         (path / "preprocessor_config.json").write_text(json.dumps(size))
-    return module
+    # what transformers itself reads: some tables are not saved, and made again
+    return type(module).from_pretrained(path, dtype="auto").eval()  # type: ignore[attr-defined, no-any-return]
 
 
 def folder_trial(member: Member) -> FolderRow:
