@@ -140,6 +140,7 @@ FOLDERS = {
         {**COMMON, "kv_lora_rank": 12, "q_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
          "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
          "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "topk_method": "greedy"},
+        refused="complex numbers",
     ),
     "deepseek-v3": Folder(
         "DeepseekV3ForCausalLM",
