@@ -107,6 +107,15 @@ def read(folder: Path, trust: Trust) -> Adapter | None:
     return found
 
 
+def left_out(folder: Path) -> list[str]:
+    """A note on adapters in subfolders, which are none of the folder's own."""
+    names = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    listed = ", ".join(f"`{name}`" for name in names)
+    return (
+        [f"not merged: the adapters in {listed}; give such a folder to merge it"] if names else []
+    )
+
+
 def _refuse(config: dict[str, Any], file: Path) -> None:
     kind = str(config.get("peft_type"))
     hint = "merge it with peft (`PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(folder)`)"
@@ -143,8 +152,16 @@ def _base(folder: Path, config: dict[str, Any]) -> Path:
     text = str(config.get("base_model_name_or_path") or "")
     if text:
         for path in (Path(text), folder / text):
-            if (path / "config.json").is_file() and path.resolve() != folder.resolve():
-                return path
+            if not (path / "config.json").is_file() or path.resolve() == folder.resolve():
+                continue
+            if (path / "adapter_config.json").is_file():
+                raise LoadError(
+                    "the base of the adapter is another adapter",
+                    where=str(folder / "adapter_config.json"),
+                    found=f"`base_model_name_or_path`: `{text}`",
+                    hint="merge that one first: with peft (`merge_and_unload`), and save the network",
+                )
+            return path
     raise LoadError(
         "the folder holds an adapter only, and its base is not on this machine",
         where=str(folder / "adapter_config.json"),

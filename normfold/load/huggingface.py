@@ -60,6 +60,7 @@ def _network(folder: Path, trust: Trust, seed: int, plan: sentence.Plan | None =
         found = _model(base, trust, seed, plan, lora)
     found.image_size = folder_inputs.image_size(base)
     found.input_names = folder_inputs.tokenizer_names(folder) or folder_inputs.tokenizer_names(base)
+    found.notes += adapter.left_out(folder)
     if lora is not None:
         found.notes += adapter.merge(found.module, lora)
         if base != folder:

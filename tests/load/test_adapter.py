@@ -202,6 +202,18 @@ def test_the_adapter_alone_and_its_own_head(bert: Saved, tmp_path: Path) -> None
     assert any(note.startswith("base weights from") for note in loaded.notes)
     _write(adapter, state, base_model_name_or_path="someone/bert")
     assert "its base is not on this machine" in _error(adapter)
+    _write(base, _pair(QUERY, 16, 16))
+    _write(adapter, state, base_model_name_or_path=str(base))
+    assert "the base of the adapter is another adapter" in _error(adapter)
+
+
+def test_adapters_in_subfolders_are_named(bert: Saved) -> None:
+    folder, model = bert
+    _write(folder / "french", _pair(QUERY, 16, 16))
+    loaded = load(folder)
+    assert any(note.startswith("not merged: the adapters in `french`") for note in loaded.notes)
+    found: Any = loaded.module.get_submodule(QUERY).weight
+    assert torch.equal(found, model.get_submodule(QUERY).weight)
 
 
 def test_in_the_dtype_of_the_weights(bert: Saved, tmp_path: Path) -> None:

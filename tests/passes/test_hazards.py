@@ -134,7 +134,7 @@ class PickedByData(nn.Module):
         self.router, self.shift = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = self.router(x)
+        scores: Tensor = self.router(x)
         chosen = (scores + self.shift).topk(2).indices
         return scores.gather(-1, chosen)
 
