@@ -95,17 +95,14 @@ class _Asking:
     def inputs(self) -> tuple[Wanted, ...]:
         """One for each name that is asked for, in the order of forward's parameters."""
         asked = self._asked()
-        unknown = [
-            p.name
-            for p in self.parameters
-            if (p.default is p.empty or p.name == self._main()) and p.name not in asked
-        ]
+        needed = [p.name for p in self.parameters if p.default is p.empty or p.name == self._main()]
+        unknown = [name for name in needed if name not in asked]
         if unknown or not asked:
             raise LoadError(
                 f"it is not known what `{type(self.module).__name__}` takes for its inputs",
                 found=f"forward has {', '.join(f'`{p.name}`' for p in self.parameters) or 'none'}",
                 hint="give every input that it needs, for example "
-                + " ".join(f"`--input {name}:{self.batch}x...`" for name in unknown or ["NAME"]),
+                + " ".join(f"`--input {name}:{self.batch}x...`" for name in needed or ["NAME"]),
             )
         return tuple(_MAKERS[p.name](self) for p in self.parameters if p.name in asked)
 
@@ -135,6 +132,14 @@ class _Asking:
             asked |= towers
         if "bbox" in taken and "input_ids" in asked:
             asked |= {"bbox"} | ({"pixel_values", "image"} & taken)
+        if (
+            "noise" in taken
+            and _first(self.config, "patch_size")
+            and hasattr(self.config, "mask_ratio")
+        ):
+            asked.add("noise")  # which patches an autoencoder masks: drawn in every call otherwise
+        if not all(_first(self.config, key) for key in ("context_length", "num_input_channels")):
+            asked.discard("past_values")
         asked |= self._decoder(asked)
         if "input_ids" in asked:
             asked |= {"attention_mask"} & taken
@@ -197,6 +202,10 @@ class _Asking:
         middle = (frames, self.channels) if frames else (self.channels,)
         return Wanted(name, (self.batch, *middle, *self.size))
 
+    def noise(self) -> Wanted:
+        side = _first(self.config, "patch_size") or 1
+        return Wanted("noise", (self.batch, (self.size[0] // side) * (self.size[1] // side)))
+
     def features(self) -> Wanted:
         """Mel features: Whisper's have the frames last, and as many as it has positions for."""
         owner = self.audio
@@ -233,13 +242,8 @@ class _Asking:
 
     def past(self) -> Wanted:
         """A time series: (batch, context, channels)."""
-        length = _first(self.config, "context_length")
-        channels = _first(self.config, "num_input_channels")
-        if not length or not channels:
-            raise LoadError(
-                f"it is not known how long a series `{type(self.module).__name__}` takes",
-                hint=f"give it, for example `--input past_values:{self.batch}x512`",
-            )
+        length = _first(self.config, "context_length") or 0
+        channels = _first(self.config, "num_input_channels") or 0
         return Wanted("past_values", (self.batch, length, channels))
 
 
@@ -253,6 +257,7 @@ _MAKERS: dict[str, Callable[[_Asking], Wanted]] = {
     "pixel_values": lambda ask: ask.image("pixel_values"),
     "pixel_values_videos": lambda ask: ask.image("pixel_values_videos"),
     "image": lambda ask: ask.image("image"),
+    "noise": _Asking.noise,
     "input_features": _Asking.features,
     "input_values": _Asking.values,
     "past_values": _Asking.past,
@@ -314,8 +319,8 @@ def _pair(size: Any) -> tuple[int, int] | None:
     return next((_pair(side) for side in sides if isinstance(side, int)), None)
 
 
-def image_size(folder: Path) -> tuple[int, int] | None:
-    """(height, width) after the folder's preprocessor; a shorter side alone stands for a square."""
+def image_size(folder: Path) -> tuple[tuple[int, int] | None, list[str]]:
+    """(height, width) after the folder's preprocessor, and a note where it is a square by assumption."""
     config: dict[str, Any] = {}
     for name, key in (
         ("preprocessor_config.json", None),
@@ -328,14 +333,19 @@ def image_size(folder: Path) -> tuple[int, int] | None:
             if isinstance(config, dict) and "size" in config:
                 break
     if not isinstance(config, dict):
-        return None
+        return None, []
     if config.get("do_center_crop") and (size := _pair(config.get("crop_size"))):
-        return size
+        return size, []
     if config.get("do_pad") and (size := _pair(config.get("pad_size"))):
-        return size
-    if config.get("do_resize", True):
-        return _pair(config.get("size"))
-    return None
+        return size, []
+    wanted = config.get("size") if config.get("do_resize", True) else None
+    size = _pair(wanted)
+    if size is None or not isinstance(wanted, dict) or "shortest_edge" not in wanted:
+        return size, []
+    square = f"{size[0]}x{size[1]}"
+    return size, [
+        f"images of {square}: the folder names the shorter side alone; give others with `--input`"
+    ]
 
 
 def tokenizer_names(folder: Path) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ def _network(folder: Path, trust: Trust, seed: int, plan: sentence.Plan | None =
         folder_weights.check_pointers(base)
     with limited(base):
         found = _model(base, trust, seed, plan, lora)
-    found.image_size = folder_inputs.image_size(base)
+    found.image_size, notes = folder_inputs.image_size(base)
+    found.notes += notes
     found.input_names = folder_inputs.tokenizer_names(folder) or folder_inputs.tokenizer_names(base)
     found.notes += adapter.left_out(folder)
     if lora is not None:

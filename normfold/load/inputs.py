@@ -245,11 +245,16 @@ def _hopeless(module: nn.Module, tried: list[tuple[guess.Guess, probe.Failure]])
         for p in probe.parameters(module)
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ] or ["x"]
-    if tried:
+    if tried and tried[0][0].inputs[0].name is not None:
+        texts = [_text(item.name, item.shape, item.high) for item in tried[0][0].inputs]
+        known = {item.name for item in tried[0][0].inputs}
+        texts += [f"--input {name}:2x..." for name in required if name not in known | {"x"}]
+    elif tried:
         shape = tried[0][0].inputs[0].shape
         kind = ":i64" if tried[0][0].inputs[0].high else ""
         texts = [f"--input {required[0]}:{'x'.join(map(str, shape))}{kind}"]
         texts += [f"--input {name}:2x..." for name in required[1:]]
+    if tried:
         last = tried[0][1]
         found = f"tried {len(tried)}: with {tried[0][0].why} `{last.path}` said {last.message}"
     else:

@@ -166,7 +166,7 @@ FOLDERS = {
         {"shortest_edge": 64},
     ),
     "dinov3": Folder("DINOv3ViTModel", "DINOv3ViTConfig", {**VISION, "num_register_tokens": 2}, SQUARE),
-    "vit-mae": Folder("ViTMAEForPreTraining", "ViTMAEConfig", VISION, refused="random"),
+    "vit-mae": Folder("ViTMAEForPreTraining", "ViTMAEConfig", VISION),
     "segformer-seg": Folder(
         "SegformerForSemanticSegmentation",
         "SegformerConfig",
@@ -211,7 +211,7 @@ FOLDERS = {
     "clap": Folder("ClapAudioModelWithProjection", "ClapAudioConfig",
                    {"spec_size": 64, "num_mel_bins": 16, "depths": [1, 1], "num_attention_heads": [2, 4],
                     "patch_embeds_hidden_size": 16, "hidden_size": 32, "window_size": 4, "projection_dim": 12,
-                    "enable_fusion": False}, refused="is_longer"),
+                    "enable_fusion": False}),
     # videos
     "timesformer": Folder("TimesformerForVideoClassification", "TimesformerConfig", {**VISION, "num_frames": 4}),
     "vivit": Folder("VivitForVideoClassification", "VivitConfig",
