@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from normfold.data.opening import capture_source
 from normfold.errors import ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph import capture as _capture
 from normfold.graph.capture import share_parameters
+from normfold.job import Source
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.inputs import own_samples
-from normfold.load.capture import capture_model
 from normfold.progress import Listener, silent
 from normfold.report import Check, Report
 from normfold.report.events import Recorder
@@ -84,11 +86,8 @@ def verify(
     result: Any,
     inputs: tuple[Any, ...] | Sequence[str] = (),
     *,
-    seed: int = 0,
-    factory: str | None = None,
-    trust_modules: Sequence[str] = (),
-    trust_pickle: bool = False,
-    batch: Literal["dynamic", "static"] = "dynamic",
+    tries: Sequence[str] = (),
+    **options: Any,
 ) -> Check:
     """Does ``result`` compute what ``original`` computes?
 
@@ -98,6 +97,8 @@ def verify(
             MODEL.
         inputs: example inputs (tensors, which are judged too) or `--input` texts; not needed for a captured
             graph.
+        tries: sizes to judge at, as texts of `--try`.
+        options: of `normfold.job.Source`, by keyword: ``seed``, ``factory``, ``dynamic``, ``batch`` ...
 
     Returns:
         The verdict; for an ONNX file that of the worse of the two optimisation levels.
@@ -112,15 +113,9 @@ def verify(
         raise LoadError("there is no such file", where=str(result))
     if runtime == "ort-x86":
         require_own_data(Path(result))
-    given: dict[str, Any] = {
-        "factory": factory,
-        "trust_modules": trust_modules,
-        "trust_pickle": trust_pickle,
-    }
-    graph = (
-        original if isinstance(original, Graph) else capture_model(original, inputs, batch, **given)
-    )
-    verifier = Verifier(graph, seed, own_samples(graph, inputs))
+    source = Source.of({"model": original, "inputs": inputs, **options})
+    graph = capture_source(source)
+    verifier = Verifier(graph, source.seed, own_samples(graph, source.inputs), tries)
     if isinstance(result, nn.Module):
         # containers without a forward, as in captured graphs, have no mode
         parts = (part for part in result.modules() if type(part) is not nn.Module)
@@ -130,7 +125,7 @@ def verify(
     if isinstance(result, Graph):
         return _rounding(verifier, result)
     if not is_file:
-        return _rounding(verifier, capture_model(str(result), inputs, batch, **given))
+        return _rounding(verifier, capture_source(replace(source, model=str(result))))
     try:
         runs = target(runtime).runner()(result)  # type: ignore[arg-type]
         return max((verifier.outputs(kind, call) for kind, call in runs), key=_excess)

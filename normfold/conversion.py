@@ -61,7 +61,7 @@ def execute(job: Job, say: Listener = silent) -> Result:
     gave_up = str(confinement.state())
     record = Recorder(Report(job=job.to_toml(), versions=versions(), confinement=gave_up))
     prepared = prepare(job)
-    work = begin(job, prepared.axes, record, say)
+    work = begin(job, record, say)
     graph = work.captured
     for step in job.steps:
         if record.ok:

@@ -12,17 +12,21 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.api import bisect, run
+from normfold.data.opening import axes_of, capture_source, load_source
+from normfold.errors import CaptureError
 from normfold.graph import Graph
-from normfold.graph.capture import quiet
+from normfold.graph.capture import dynamic_axes, quiet
+from normfold.graph.fresh import fresh
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, kind_of, operands, producer
 from normfold.graph.provenance import module_path
 from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
+from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
-from normfold.load import load
-from normfold.load.capture import capture_model
+from normfold.load.capture import capture_loaded, read_axes
+from normfold.load.types import Loaded
 from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
 from normfold.report import Report, SiteStatus
@@ -34,7 +38,7 @@ from normfold.targets.environment import environment
 __all__ = [
     "NormInfo",
     "SpaceInfo",
-    "capture_model",
+    "capture_source",
     "environment",
     "find_culprit",
     "graph_text_after",
@@ -205,13 +209,19 @@ def list_spaces(graph: Graph) -> list[SpaceInfo]:
 
 
 def find_culprit(
-    graph: Graph, pipeline: str | None, to: str, seed: int, progress: Listener
+    graph: Graph,
+    pipeline: str | None,
+    to: str,
+    progress: Listener,
+    *,
+    seed: int = 0,
+    tries: Sequence[str] = (),
 ) -> Culprit | None:
     """`bisect` for a pipeline text or a preset."""
     return bisect(
         graph,
         pipeline if pipeline is not None else preset(to),
-        verifier=Verifier(graph, seed),
+        verifier=Verifier(graph, seed, tries=tries),
         progress=progress,
     )
 
@@ -225,14 +235,29 @@ def pass_class(name: str) -> type[Pass]:
     return find(name)
 
 
-def obstacles(model: str, inputs: Sequence[Any] = (), **loading: Any) -> list[str]:
-    """What torch.export's draft mode reports about a model: one text for each obstacle, none if it captures."""
-    loaded = load(model, inputs=inputs, **loading)
-    if loaded.exported is not None:
-        return []
+def obstacles(source: Source) -> list[str]:
+    """What stands in the way of a capture, which is tried as a job does it: one text for each obstacle.
+
+    Where torch.export fails, its draft mode lists every obstacle at once, besides the error itself.
+    """
+    loaded = load_source(source)
+    try:
+        capture_loaded(loaded, source.batch, axes_of(source))
+    except CaptureError as error:
+        return [str(error), *_drafted(loaded, source)]
+    return []
+
+
+def _drafted(loaded: Loaded, source: Source) -> list[str]:
     from torch.export import draft_export
 
-    with quiet(), torch.no_grad():
-        program = draft_export(loaded.module, loaded.args, loaded.kwargs)
+    example = (loaded.args, loaded.kwargs)
+    axes, batch = read_axes(axes_of(source)), source.batch == "dynamic"
+    try:
+        with quiet(), torch.no_grad():
+            shapes = dynamic_axes(loaded.module, *example, batch, axes) if batch or axes else None
+            program = draft_export(fresh(loaded.module), *example, dynamic_shapes=shapes)
+    except Exception:  # the error of the capture says the same
+        return []
     report = getattr(program, "_report", None)
     return [failure.print({}) for failure in report.failures] if report is not None else []

@@ -74,6 +74,7 @@ class Target:
             here, and raises `EnvironmentMissing` where it cannot be run.
         builder: of its engines, by package; empty where files need none.
         stands_in: ``runs`` is another runtime, for ONNX files; what is built from them is judged by its writer.
+        half: it has kernels for half precision, in which files are then written where weights are stored so.
         processors: machines (`platform.machine`) that it runs on; every one when empty.
         runtime: the name of the runtime in sentences.
     """
@@ -90,6 +91,7 @@ class Target:
     grids: Grids | None = None
     builder: str = ""
     stands_in: bool = False
+    half: bool = True
     processors: tuple[str, ...] = ()
 
     def cannot_run(self) -> str:
@@ -137,6 +139,7 @@ TARGETS = {
             "onnxruntime",
             _ORT,
             grids=Grids("uint8", False, True, _ORT_GLUE, integer_bias=True),
+            half=False,
         ),
         Target(
             "ort-arm",
@@ -146,6 +149,7 @@ TARGETS = {
             "onnxruntime",
             _ORT,
             grids=Grids("int8", False, True, _ORT_GLUE, integer_bias=True),
+            half=False,
             processors=("aarch64", "arm64"),
         ),
         Target(
@@ -158,6 +162,7 @@ TARGETS = {
             rms_opset=20,
             attention_opset=NEVER,
             grids=Grids("uint8", False, False, schemes=("int8", "int8-weights", "int4-weights")),
+            half=False,
         ),
         Target(
             "trt",

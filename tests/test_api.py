@@ -59,11 +59,7 @@ def test_the_public_names() -> None:
     [
         ("capture", "(module, args=(), kwargs=None, dynamic='batch')"),
         ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None, copy=True)"),
-        (
-            "verify",
-            "(original, result, inputs=(), *, seed=0, factory=None, trust_modules=(), "
-            "trust_pickle=False, batch='dynamic')",
-        ),
+        ("verify", "(original, result, inputs=(), *, tries=(), **options)"),
         ("bisect", "(graph, pipeline, *, verifier=None, progress=None)"),
         ("inspect", "(graph)"),
         ("plan", "(graph, pipeline=None, to='folded')"),

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "graph": {"errors", "target"},
     "report": {"errors", "graph", "target"},
     "load": {"errors", "graph", "job"},
-    "data": {"errors", "load"},
+    "data": {"errors", "graph", "job", "load"},
     "nn": {"errors"},
     "train": {"files", "errors", "data", "graph", "job", "load", "nn", "progress", "report"},
     "pass-names": set[str](),

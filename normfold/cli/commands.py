@@ -12,7 +12,7 @@ import typer
 from normfold.cli.local import Bench
 from normfold.cli.show import console, emit, progress, warn_pickle
 from normfold.errors import UsageError
-from normfold.job import options_of
+from normfold.job import Source, options_of
 
 Given = dict[str, Any]
 
@@ -131,8 +131,9 @@ def bisect(given: Given) -> int:
         from normfold import inspection
 
         inspection.require_pipeline(passes, to)
-        seed = given.pop("seed", 0)
-        culprit = inspection.find_culprit(_capture(given, say), passes, to, seed, say)
+        tries = given.pop("tries", ())
+        graph, seed = _capture(given, say), given.get("seed", 0)
+        culprit = inspection.find_culprit(graph, passes, to, say, seed=seed, tries=tries)
     if as_json:
         typer.echo(json_text(None if culprit is None else dataclasses.asdict(culprit)))
     elif culprit is None:
@@ -178,7 +179,7 @@ def doctor(given: Given) -> int:
         found = [*inspection.environment(), _confinement()]
         if model is not None:
             say(Progress("capturing with draft_export"))
-            obstacles = inspection.obstacles(model, **given)
+            obstacles = inspection.obstacles(Source.of({"model": model, **given}))
     if as_json:
         typer.echo(json.dumps({"environment": found, "obstacles": obstacles}, indent=2))
     else:
@@ -224,8 +225,8 @@ def _json_to_passes(given: Given) -> tuple[bool, str, str | None]:
 
 
 def _capture(given: Given, say: Any) -> Any:
-    from normfold.inspection import capture_model
+    from normfold.inspection import capture_source
     from normfold.progress import Progress
 
     say(Progress("loading and capturing"))
-    return capture_model(given.pop("model"), **given)
+    return capture_source(Source.of(given))

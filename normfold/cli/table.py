@@ -9,7 +9,7 @@ from pathlib import Path
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
 from normfold.cli.local import Bench, Configured, Inspection, Printing
-from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Rewrite, Source, options_of
+from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Policy, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
 _JSON = [
@@ -45,9 +45,8 @@ def _why_not(given: Given) -> str | None:
     return "no file is read, only code that you named"
 
 
-_LOADING = _some(Source, "factory", "inputs", "trust_modules", "trust_pickle")
-_CAPTURE = [*_LOADING, *_some(Source, "batch")]
-_SEED = _some(Source, "seed")
+_CAPTURE = list(options_of(Source))
+_TRY = _some(Policy, "tries")
 _WHAT = _some(Rewrite, "to", "passes")
 _ONE: Sequence[Argument] = [_MODEL]
 
@@ -102,7 +101,7 @@ TABLE = (
             Argument("original", "ORIGINAL", MODEL_HELP),
             Argument("result", "RESULT", "Another MODEL, an .onnx file, or OpenVINO's .xml."),
         ],
-        [*_CAPTURE, *_SEED, *_JSON],
+        [*_CAPTURE, *_TRY, *_JSON],
         (
             "normfold verify model.pt out/model.onnx",
             "normfold verify timm:resnet18 out/resnet18.pt2",
@@ -114,7 +113,7 @@ TABLE = (
         "Name the first pass, then the first site, that breaks the verdict.",
         commands.bisect,
         _ONE,
-        [*_WHAT, *_CAPTURE, *_SEED, *_JSON],
+        [*_WHAT, *_CAPTURE, *_TRY, *_JSON],
         ("normfold bisect model.pt --to rmsnorm", "normfold bisect model.pt --passes my-pass"),
         why_not=_why_not,
     ),
@@ -141,7 +140,7 @@ TABLE = (
         "Say what is installed and what is missing; with MODEL, list every obstacle to its capture.",
         commands.doctor,
         [Argument("model", "[MODEL]", "Also try to capture this model.", optional=True)],
-        [*_LOADING, *_JSON],
+        [*_CAPTURE, *_JSON],
         ("normfold doctor", "normfold doctor model.pt --trust-module mypkg"),
         why_not=_why_not,
     ),
@@ -153,7 +152,7 @@ TABLE = (
             Argument("a", "A", "An .onnx or .engine file, or any MODEL."),
             Argument("b", "B", "The other: a file, or any MODEL."),
         ],
-        [*options_of(Bench), *_LOADING, *_SEED, *_JSON],
+        [*options_of(Bench), *(item for item in _CAPTURE if item.name != "batch"), *_JSON],
         ("normfold bench before.onnx after.onnx", "normfold bench a.engine b.engine --runtime trt"),
         why_not=_why_not,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
-from normfold.job.option import Option, given_options, options_of, same
+from normfold.job.option import Option, given_options, options_of, same, unknown
 from normfold.job.output import EngineOptions, Export
 from normfold.job.policy import Policy
 from normfold.job.presets import trained
@@ -277,15 +276,6 @@ def _completed(part: Any, whole: Sequence[Any]) -> Any:
 def all_options() -> list[Option]:
     """Every option of a job, in the order of the help."""
     return [item for group in GROUPS for item in options_of(group)]
-
-
-def unknown(name: str, known: Mapping[str, Any]) -> UsageError:
-    """An error for a name that is not an option, with the nearest one."""
-    close = difflib.get_close_matches(name, known, 1)
-    return UsageError(
-        f"there is no option `{name}`",
-        hint=f"did you mean `{close[0]}`?" if close else "`normfold convert --help` lists them",
-    )
 
 
 def _line(key: str, value: Any) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -242,3 +242,12 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return isinstance(a, (str, int, float, bool, Path)) and bool(a == b)
+
+
+def unknown(name: str, known: Mapping[str, Any]) -> UsageError:
+    """An error for a name that is not an option, with the nearest one."""
+    close = difflib.get_close_matches(name, known, 1)
+    return UsageError(
+        f"there is no option `{name}`",
+        hint=f"did you mean `{close[0]}`?" if close else "`normfold convert --help` lists them",
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from normfold.job.option import Options, option
+from normfold.job.option import Options, option, options_of, unknown
 
 MODEL_HELP = (
     "A pickled module (.pt), a state dict (.pt, .safetensors) with --model, a .pt2 program, a Hugging Face "
@@ -26,6 +27,9 @@ class Source(Options):
         "--model",
         metavar="PKG.MOD:FACTORY",
         named=True,
+    )
+    part: str | None = option(
+        None, "Convert this submodule alone, as `backbone`.", "--module", metavar="PATH"
     )
     inputs: tuple[Any, ...] = option(
         (),
@@ -69,3 +73,16 @@ class Source(Options):
     trust_pickle: bool = option(
         False, "Unpickle without an allow-list: runs whatever the file says.", named=True
     )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Source:
+        """The source of options by keyword, of which ``model`` is the network.
+
+        Raises:
+            UsageError: an unknown option, or a wrong value.
+        """
+        known = {item.keyword: item.name for item in options_of(cls)}
+        for name in given:
+            if name != "model" and name not in known:
+                raise unknown(name, known)
+        return cls(**{known.get(name, name): value for name, value in given.items()})

@@ -163,7 +163,7 @@ class Cast(Options):
     precision: Literal["fp32", "fp16", "bf16"] | None = option(
         None,
         "Type of weights and activations; inputs and outputs keep theirs.",
-        default_text="as captured",
+        default_text="as stored; float32 for CPUs",
     )
     keep_fp32: tuple[str, ...] = option(
         (),

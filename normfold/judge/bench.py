@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
 from normfold.graph import Graph
+from normfold.job import Source
 from normfold.judge.bench_inputs import Inputs
 from normfold.judge.pairs import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine
 from normfold.progress import Listener, Progress, silent
@@ -33,7 +34,6 @@ def bench(
     b: Any,
     runtime: Literal["ort", "torch", "trt"] = "ort",
     *,
-    inputs: Sequence[str] = (),
     batch: int = 1,
     rounds: int = 20,
     seconds: float = 5.0,
@@ -41,11 +41,8 @@ def bench(
     provider: str | None = None,
     device: str | None = None,
     compiled: bool = False,
-    factory: str | None = None,
-    trust_modules: Sequence[str] = (),
-    trust_pickle: bool = False,
-    seed: int = 0,
     say: Listener = silent,
+    **options: Any,
 ) -> Timing:
     """Time two networks in turn on the same inputs.
 
@@ -53,7 +50,6 @@ def bench(
         a, b: ``.onnx`` files, or any MODEL that `convert` takes, a module, or a captured graph. With ``ort``
             what is not a file is exported as it is to a temporary one; with ``trt`` both are ``.engine`` files.
         runtime: ``ort`` (onnxruntime), ``torch``, or ``trt`` (TensorRT, on a GPU).
-        inputs: ``--input`` texts; needed for free sizes besides the batch.
         batch: size of a free first axis.
         rounds, seconds: how long at least; both are met. The result has no say in when it stops.
         threads: threads within one op; by default what the runtime takes.
@@ -61,6 +57,7 @@ def bench(
             outputs stay in the host's memory: their way to the device and back is timed too.
         device: of torch: ``cpu`` or ``cuda``, by default the latter where there is one.
         compiled: through torch.compile; compiling is not timed.
+        options: of `normfold.job.Source`, by keyword; ``inputs`` are needed for free sizes besides the batch.
 
     Returns:
         The timing; ``timing.verdict`` says it in words.
@@ -72,12 +69,9 @@ def bench(
     """
     _require_runtime(runtime, a, b, threads, provider, device, compiled)
     _require_sane(batch, rounds, seconds, threads)
-    loading: dict[str, Any] = {
-        "factory": factory,
-        "trust_modules": trust_modules,
-        "trust_pickle": trust_pickle,
-    }
-    wanted = Inputs(inputs, batch, seed)
+    source = Source.of(options)
+    texts = [item for item in source.inputs if isinstance(item, str)]
+    wanted = Inputs(texts, batch, source.seed)
     with ExitStack() as stack:
         if threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -92,12 +86,17 @@ def bench(
                 device=device,
                 compiled=compiled,
                 say=say,
-                **loading,
+                source=source,
             )
         else:
             pair = stack.enter_context(
                 in_onnxruntime(
-                    (a, b), wanted, threads=threads, provider=provider or "cpu", say=say, **loading
+                    (a, b),
+                    wanted,
+                    threads=threads,
+                    provider=provider or "cpu",
+                    say=say,
+                    source=source,
                 )
             )
         return measure(pair, rounds, seconds, say=say)

@@ -180,8 +180,21 @@ def _fill(leaf: Tensor, kind: str, generator: torch.Generator, axis: int, masked
     )
 
 
-def own_samples(graph: Graph, inputs: Sequence[Any]) -> list[tuple[Any, ...]] | None:
-    """The user's own tensors as a case of the verdict, if there is one for each input of the graph."""
-    whole = len(inputs) == len(pytree.tree_leaves((graph.args, graph.kwargs)))
-    tensors = bool(inputs) and all(isinstance(item, Tensor) for item in inputs)
-    return [tuple(inputs)] if whole and tensors else None
+def own_samples(graph: Graph, inputs: Any) -> list[tuple[Any, ...]] | None:
+    """The user's own tensors as a case of the verdict, if there is one for each input of the graph.
+
+    Floats get the type of the example inputs, in which the graph was captured.
+    """
+    own = pytree.tree_leaves((graph.args, graph.kwargs))
+    given = [] if callable(inputs) else pytree.tree_leaves(inputs)
+    tensors = all(isinstance(item, Tensor) for item in (*own, *given))
+    if not given or len(given) != len(own) or not tensors:
+        return None
+    return [
+        tuple(
+            value.to(leaf.dtype)
+            if value.is_floating_point() and leaf.is_floating_point()
+            else value
+            for value, leaf in zip(given, own, strict=True)
+        )
+    ]

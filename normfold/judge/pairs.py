@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from normfold.data.opening import capture_source, load_source
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
 from normfold.graph.placed import device_of
+from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge.bench_inputs import (
     KINDS,
@@ -29,13 +31,14 @@ from normfold.judge.bench_inputs import (
     text_of,
     values_for,
 )
-from normfold.load import load, probe
-from normfold.load.capture import capture_loaded
+from normfold.load import probe
 from normfold.progress import Listener, Progress
 from normfold.report import Report
 from normfold.report.sites import site_statuses
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.untrusted import require_own_data
+
+_PLAIN = Source()
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def in_onnxruntime(
     provider: str,
     say: Listener,
     tensors: Sequence[Tensor] = (),
-    **loading: Any,
+    source: Source = _PLAIN,
 ) -> Iterator[Pair]:
     """Both in onnxruntime; what is not an ``.onnx`` file is exported as it is to a temporary one.
 
@@ -82,7 +85,7 @@ def in_onnxruntime(
                 continue
             say(Progress("exporting", text=_name(model)))
             paths.append(folder / f"{letter}.onnx")
-            export_bare(_captured(model, inputs, loading), paths[-1])
+            export_bare(capture_source(replace(source, model=model)), paths[-1])
             notes.append(f"{_name(model)} was exported as it is (preset `baked`) to be timed")
         sessions = []
         for path, model in zip(paths, models, strict=True):
@@ -125,7 +128,7 @@ def in_torch(
     device: str | None,
     compiled: bool,
     say: Listener,
-    **loading: Any,
+    source: Source = _PLAIN,
 ) -> Pair:
     """Both in torch, eager or through torch.compile, on the inputs of A."""
     place = device_of(device)
@@ -135,10 +138,10 @@ def in_torch(
                 "torch does not run ONNX files", where=str(model), hint="`--runtime ort` does"
             )
     say(Progress("loading", text=_name(models[0])))
-    first, args, kwargs = _module(models[0], inputs, loading)
+    first, args, kwargs = _module(models[0], inputs, source)
     say(Progress("loading", text=_name(models[1])))
     try:
-        second, own_args, own_kwargs = _module(models[1], inputs, loading)
+        second, own_args, own_kwargs = _module(models[1], inputs, source)
     except UsageError as error:
         raise different(error.found or error.what) from error
     names, leaves = _leaves(first, args, kwargs)
@@ -264,18 +267,12 @@ def _provider(name: str) -> str:
     return found
 
 
-def _captured(model: Any, inputs: Inputs, loading: Mapping[str, Any]) -> Graph:
-    if isinstance(model, Graph):
-        return model
-    return capture_loaded(load(model, inputs=inputs.texts, seed=inputs.seed, **loading), "dynamic")
-
-
 def _module(
-    model: Any, inputs: Inputs, loading: Mapping[str, Any]
+    model: Any, inputs: Inputs, source: Source
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     if isinstance(model, Graph):
         return model.module, *_of_size(model, inputs.batch)
-    loaded = load(model, inputs=inputs.texts, batch=inputs.batch, seed=inputs.seed, **loading)
+    loaded = load_source(replace(source, model=model), inputs.batch)
     return loaded.module, loaded.args, loaded.kwargs
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
-from normfold.errors import LoadError, UsageError, boundary, last_line
+from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
+from normfold.load import part as parts
 from normfold.load import pickled, state
 from normfold.load.exportable import make_exportable
+from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
 
+HALF = (torch.float16, torch.bfloat16)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _AGAIN = "is it whole? write it again with `torch.save`, and check that the copy is complete"
 _FORMS = (
@@ -32,12 +37,14 @@ def load(
     model: str | os.PathLike[str] | nn.Module,
     *,
     factory: str | None = None,
+    part: str | None = None,
     inputs: Any = (),
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
     batch: int = 2,
     static: bool = False,
     axes: Mapping[str, Collection[int]] = MappingProxyType({}),
+    wide: bool = False,
     seed: int = 0,
 ) -> Loaded:
     """Load a network and example inputs for it, without running code that a file brings.
@@ -45,6 +52,7 @@ def load(
     Args:
         model: a path, ``timm:NAME(...)``, ``pkg.mod:factory(...)``, or an nn.Module (copied).
         factory: what makes the network for a file that holds weights only.
+        part: path of the submodule that is wanted alone.
         inputs: texts ``name:1x3x224x224:f32``, or values in positional order, or by name; a value is a tensor
             or a nest of dictionaries, lists and tuples. Inferred when empty.
         trust_modules: packages or modules, by dotted prefix, whose classes and functions a
@@ -54,6 +62,7 @@ def load(
             is captured at 2.
         static: the batch stays as it is given, and is 1 where nothing is given.
         axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
+        wide: weights in half precision become float32, which holds each of them exactly, and so do the inputs.
         seed: of random weights and of the inputs.
 
     Raises:
@@ -77,9 +86,11 @@ def load(
     with boundary("no example inputs can be made for the network", found.source):
         if not training:
             found.notes += make_exportable(found.module)
-        chosen = example_inputs.choose(
-            found, example_inputs.Asked(inputs, batch, static, axes, seed)
-        )
+        asked = example_inputs.Asked(inputs, batch, static, axes, seed=seed)
+        stored = float_dtype(found.module)
+        wide = wide and stored in HALF and found.exported is None
+        choose = example_inputs.choose if part is None else _of_part(part)
+        chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
     return Loaded(
         module=found.module,
         args=chosen.args,
@@ -92,6 +103,33 @@ def load(
         free=chosen.free,
         _training=training,
     )
+
+
+Choose = Callable[[Found, example_inputs.Asked], example_inputs.Chosen]
+
+
+def _of_part(path: str) -> Choose:
+    return lambda found, asked: parts.choose(found, path, asked)
+
+
+def _widened(
+    found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
+) -> example_inputs.Chosen:
+    """Inputs for the network in float32; in the stored type where it runs in that only."""
+    name = str(stored).removeprefix("torch.")
+    found.module.float()
+    try:
+        chosen = choose(found, replace(asked, wide=True))
+    except NormfoldError:
+        found.module.to(stored)
+        chosen = choose(found, asked)
+        found.notes.append(f"the network runs in {name} only: so is the file")
+        return chosen
+    found.notes.append(
+        f"weights are stored in {name}; the file, its inputs and outputs are float32, which CPUs run fast "
+        "(`--precision` chooses another type)"
+    )
+    return chosen
 
 
 def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:

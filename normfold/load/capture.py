@@ -6,27 +6,21 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from normfold.errors import CaptureError, UsageError
+from normfold.errors import CaptureError, LoadError, UsageError
 from normfold.graph import Graph, capture
 from normfold.graph.capture import Axes, dynamic_axes, placeholders
 from normfold.graph.graph import is_symbolic
 from normfold.graph.paths import named_leaves
-from normfold.load.api import load
+from normfold.load.nested import Call
+from normfold.load.part import recorded
 from normfold.load.specs import suffix
 from normfold.load.types import Loaded
 
+_PARTS = 3  # parts that are tried where the whole cannot be captured
 Batch = Literal["dynamic", "static"]
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
-
-
-def capture_model(
-    model: Any, inputs: Any = (), batch: Batch = "dynamic", axes: Sequence[str] = (), **loading: Any
-) -> Graph:
-    """Load any MODEL and capture it; ``loading`` goes to `normfold.load.load`."""
-    asked = read_axes(axes)
-    loaded = load(model, inputs=inputs, static=batch == "static", axes=asked, **loading)
-    return capture_loaded(loaded, batch, axes)
 
 
 def capture_loaded(loaded: Loaded, batch: Batch, axes: Sequence[str] = ()) -> Graph:
@@ -63,7 +57,7 @@ def _captured(loaded: Loaded, batch: bool, axes: Axes) -> tuple[Graph, list[str]
                 pass  # the first attempt's reason is the one of what was asked for
             else:
                 return graph, [_stays(hoped, error.found or error.what)]
-        raise _with_static_hint(error, example) from error
+        raise _with_parts(_with_static_hint(error, example), example) from error
 
 
 def _with_axes(example: Example, batch: bool, axes: Axes, hoped: Axes) -> tuple[Graph, list[str]]:
@@ -83,6 +77,39 @@ def _with_axes(example: Example, batch: bool, axes: Axes, hoped: Axes) -> tuple[
 def _stays(axes: Axes, why: str) -> str:
     names = ", ".join(f"`{name}:{axis}`" for name, found in axes.items() for axis in found)
     return f"{names} cannot vary: {why}"
+
+
+def _with_parts(error: CaptureError, example: Example) -> CaptureError:
+    """Name parts of the network that can be captured alone, of those that `forward` calls."""
+    module, args, kwargs = example
+    sizes = {name: _parameters(child) for name, child in module.named_children()}
+    large = sorted((name for name, size in sizes.items() if size), key=lambda name: -sizes[name])
+    try:
+        calls = recorded(module, args, kwargs, large)
+    except LoadError:
+        return error
+    found = [
+        name for name in large[:_PARTS] if name in calls and _captures(module, name, calls[name])
+    ]
+    if not found:
+        return error
+    texts = ", ".join(f"`--module {name}`" for name in found)
+    hint = f"{error.hint or ''}; parts of it can be converted alone: {texts}".removeprefix("; ")
+    return CaptureError(error.what, where=error.where, found=error.found, hint=hint)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _captures(module: nn.Module, name: str, called: Call) -> bool:
+    if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(called)):
+        return False
+    try:
+        capture(module.get_submodule(name), called[0], called[1], None)
+    except CaptureError:
+        return False
+    return True
 
 
 def _with_static_hint(error: CaptureError, example: Example) -> CaptureError:

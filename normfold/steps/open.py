@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from normfold.data.opening import axes_of, load_source
 from normfold.graph import Graph
 from normfold.job import Job, Source
 from normfold.judge import Verifier
 from normfold.judge.inputs import own_samples
-from normfold.load import load
-from normfold.load.capture import capture_loaded, input_normalisation, read_axes
+from normfold.load.capture import capture_loaded, input_normalisation
 from normfold.progress import Listener, Progress
 from normfold.ranges import sidecar
 from normfold.report.events import Loaded, Noted, Recorder
-from normfold.steps.examples import examples
 from normfold.steps.names import named
 from normfold.steps.work import Work
 
@@ -40,14 +38,16 @@ class Opened:
     private: bool
 
 
-def begin(job: Job, axes: Sequence[str], record: Recorder, say: Listener) -> Work:
+def begin(job: Job, record: Recorder, say: Listener) -> Work:
     """Load and capture the network of a job, and get its judge.
 
     Raises:
         LoadError, CaptureError, UsageError: as the parts.
     """
     say(Progress("loading"))
-    source = open_source(job.source, axes, say)
+    chosen = job.cast.precision if job.cast is not None else None
+    wide = chosen in (None, "fp32") and any(not item.target.half for item in job.export.requests)
+    source = open_source(job.source, say, wide)
     graph, seed = source.graph, job.source.seed
     record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
     named(graph, job.export)  # refuses a wrong number of names
@@ -63,8 +63,8 @@ def begin(job: Job, axes: Sequence[str], record: Recorder, say: Listener) -> Wor
     return Work(job, record, say, graph, verifier, samples, source.normalisation, source.private)
 
 
-def open_source(source: Source, axes: Sequence[str], say: Listener) -> Opened:
-    """Load and capture.
+def open_source(source: Source, say: Listener, wide: bool = False) -> Opened:
+    """Load and capture; with ``wide`` a network in half precision in float32.
 
     Raises:
         LoadError, CaptureError, UsageError: as the parts.
@@ -75,18 +75,9 @@ def open_source(source: Source, axes: Sequence[str], say: Listener) -> Opened:
         return Opened(
             model, f"a captured graph of `{name}`", "those of the capture", size, None, False
         )
-    loaded = load(
-        model,
-        factory=source.factory,
-        inputs=examples(source),
-        trust_modules=source.trust_modules,
-        trust_pickle=source.trust_pickle,
-        static=source.batch == "static",
-        axes=read_axes(axes),
-        seed=source.seed,
-    )
+    loaded = load_source(source, wide=wide)
     say(Progress("capturing"))
-    graph = capture_loaded(loaded, source.batch, axes)
+    graph = capture_loaded(loaded, source.batch, axes_of(source))
     private = not isinstance(model, nn.Module)
     if private:
         _restore_statistics(graph, model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,12 @@ class Prepared:
 
     Attributes:
         requirements: of the policy, on passes that run.
-        axes, ranges: dynamic axes as ``NAME:AXIS``, and the sizes that an engine is built for.
+        ranges: sizes of dynamic axes that an engine is built for.
         engine: how one is built, with the builder that the target names.
         name: of the files.
     """
 
     requirements: list[Requirement]
-    axes: Sequence[str]
     ranges: dict[str, Any]
     engine: EngineOptions
     name: str
@@ -57,7 +55,7 @@ def prepare(job: Job) -> Prepared:
         passes = passes_of(job.rewrite.pipeline, job.rewrite.untie)
     names = [item.name for item in passes]
     requirements = [Requirement.parse(text, names) for text in job.policy.require]
-    axes, ranges = parse_dynamic(job.source.dynamic)
+    _, ranges = parse_dynamic(job.source.dynamic)
     engine = engine_of(job)
     if "trt" in job.export.export:
         builder(engine)
@@ -75,11 +73,13 @@ def prepare(job: Job) -> Prepared:
     if job.export.export:
         require_writable(job.export.output)
     name = job.export.name or name_of(job.source.model)
+    if job.source.part is not None and job.export.name is None:
+        name = f"{name}.{job.source.part}"
     if job.export.export and (job.export.output / f"{name}.report.json").is_dir():
         raise UsageError(
             "the report cannot be written: a folder has its name", where=f"{name}.report.json"
         )
-    return Prepared(requirements, axes, ranges, engine, name)
+    return Prepared(requirements, ranges, engine, name)
 
 
 def _require_folder(file: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from normfold.targets.feeds import by_name
 
 Level = Literal["all", "none"]
 _CPU = "CPUExecutionProvider"
+_LACKING = re.compile(r"implementation for (\w+)\(")
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
@@ -161,10 +163,12 @@ def _tensor(value: Any) -> Tensor:
 def _refused(error: Exception, path: str | os.PathLike[str]) -> EnvironmentMissing | ExportError:
     text = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
     if "NOT_IMPLEMENTED" in text or "NotImplemented" in type(error).__name__:
+        match = _LACKING.search(text)
+        op = f"`{match[1]}`" if match else "an op of this file"
         return EnvironmentMissing(
-            "onnxruntime has no CPU kernel for an op of this file in its type",
+            f"onnxruntime has no CPU kernel for {op} in its type",
             where=str(path),
             found=text,
-            hint="check a float32 export of the model instead; this file needs another runtime",
+            hint="`--precision fp32` avoids it; this file needs another runtime",
         )
     return ExportError("onnxruntime refuses the file or the inputs", where=str(path), found=text)

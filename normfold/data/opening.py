@@ -1,4 +1,4 @@
-"""The example inputs of a job: given as texts or values, in a file, by a function, or taken from the samples."""
+"""A `Source` opened: its network loaded and captured, with the example inputs that it or its samples give."""
 
 from __future__ import annotations
 
@@ -10,15 +10,57 @@ from typing import Any
 from torch import nn
 
 from normfold.data.samples import load_data
+from normfold.graph import Graph
 from normfold.job import Source
-from normfold.load import probe
+from normfold.load import load, probe
+from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.guess import float_dtype
+from normfold.load.types import Loaded
 from normfold.load.values import Call, given_inputs
 
 _ROWS = 2  # a dynamic batch is captured at two
 
 
-def examples(source: Source) -> Any:
+def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loaded:
+    """Load the network of a source, with example inputs: ``batch`` of them where one is given, or none.
+
+    With ``wide`` half precision becomes float32.
+
+    Raises:
+        UsageError, EnvironmentMissing, LoadError: as `normfold.load.load`.
+    """
+    return load(
+        source.model,
+        factory=source.factory,
+        part=source.part,
+        inputs=_examples(source),
+        trust_modules=source.trust_modules,
+        trust_pickle=source.trust_pickle,
+        batch=batch,
+        static=source.batch == "static",
+        axes=read_axes(axes_of(source)),
+        wide=wide,
+        seed=source.seed,
+    )
+
+
+def capture_source(source: Source) -> Graph:
+    """Load and capture; a graph is returned as it is.
+
+    Raises:
+        UsageError, EnvironmentMissing, LoadError, CaptureError: as the parts.
+    """
+    if isinstance(source.model, Graph):
+        return source.model
+    return capture_loaded(load_source(source), source.batch, axes_of(source))
+
+
+def axes_of(source: Source) -> list[str]:
+    """The dynamic axes of a source as ``NAME:AXIS``, without the sizes that an engine is built for."""
+    return [text.partition("=")[0] for text in source.dynamic]
+
+
+def _examples(source: Source) -> Any:
     """What `normfold.load.load` takes as ``inputs``."""
     if source.inputs_from is not None:
         return partial(_from_file, source)

@@ -1,0 +1,108 @@
+"""A part of a network, with the inputs that it gets while the whole runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from normfold.errors import LoadError, NormfoldError, UsageError, last_line
+from normfold.graph.fresh import fresh
+from normfold.load import inputs as example_inputs
+from normfold.load.nested import Call
+from normfold.load.types import Found
+
+
+def choose(found: Found, path: str, asked: example_inputs.Asked) -> example_inputs.Chosen:
+    """Put a part in the place of the network, and choose inputs for it.
+
+    Inputs that are given may be those of the part; else the whole network runs once, and the part gets what it got
+    there.
+
+    Raises:
+        UsageError: there is no such part, or the inputs fit neither.
+        LoadError: the part is not called, or is called with something else than tensors.
+    """
+    whole, part = found.module, submodule(found.module, path)
+    inner = replace(found, module=part, inputs=None, exported=None, image_size=None)
+    chosen: example_inputs.Chosen | None = None
+    if callable(asked.inputs) or len(asked.inputs):
+        try:
+            chosen = example_inputs.choose(inner, asked)
+        except NormfoldError:
+            chosen = None  # they are those of the whole, or fit neither
+    if chosen is None:
+        outer = example_inputs.choose(found, asked)
+        calls = recorded(whole, outer.args, outer.kwargs, [path])
+        if path not in calls:
+            raise LoadError(
+                f"`{path}` is not called by `forward`",
+                where=type(whole).__name__,
+                hint="give its own inputs with `--input`, or name a part that is called",
+            )
+        args, kwargs = calls[path]
+        if not all(
+            isinstance(leaf, Tensor)
+            for leaf in pytree.tree_leaves((args, kwargs))
+            if leaf is not None
+        ):
+            raise LoadError(
+                f"`{path}` is called with something else than tensors",
+                where=type(whole).__name__,
+                hint="name a part inside of it",
+            )
+        chosen = replace(
+            outer, args=args, kwargs=kwargs, origin=f"what `{path}` gets ({outer.origin})", free={}
+        )
+    found.module, found.exported = part, None
+    found.source = f"the part `{path}` of {found.source}"
+    return chosen
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """The part of a network at a path; UsageError with the nearest names where there is none."""
+    known: dict[str, nn.Module] = dict(module.named_modules())
+    if path and path in known:
+        return known[path]
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+    children = ", ".join(f"`{name}`" for name, _ in module.named_children())
+    raise UsageError(
+        f"the network has no part `{path}`",
+        found=f"its parts are {children or 'none'}",
+        hint=f"did you mean {' or '.join(f'`{name}`' for name in close)}?"
+        if close
+        else "`normfold inspect MODEL` lists paths",
+    )
+
+
+def recorded(module: nn.Module, args: Any, kwargs: Any, paths: Sequence[str]) -> dict[str, Call]:
+    """The first call of each part while the network runs once; of parts that are not called nothing.
+
+    Raises:
+        LoadError: the network does not run.
+    """
+    calls: dict[str, Call] = {}
+    copy = fresh(module)
+    hooks = []
+    for path in paths:
+
+        def enter(_: nn.Module, given: Any, named: Any, path: str = path) -> None:
+            clone = pytree.tree_map_only(Tensor, Tensor.clone, (given, named))
+            calls.setdefault(path, clone)
+
+        hooks.append(copy.get_submodule(path).register_forward_pre_hook(enter, with_kwargs=True))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            given, named = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+            copy(*given, **named)
+    except Exception as error:
+        raise LoadError("the network does not run", found=last_line(error)) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
