@@ -202,3 +202,10 @@ def test_no_cache_and_experts_that_a_graph_can_hold(name: str) -> None:
     with torch.no_grad():
         wanted = model.double().eval()(**given).logits
         assert torch.allclose(module.double()(**given).logits, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_part_of_a_language_model_that_sees(tmp_path: Path) -> None:
+    _real("llava").save_pretrained(tmp_path)
+    loaded = load(tmp_path, part="model.vision_tower", inputs=["pixel_values:1x3x32x32"])
+    assert type(loaded.module).__name__ == "CLIPVisionModel"
+    assert loaded.args[0].shape == (2, 3, 32, 32)
