@@ -125,8 +125,8 @@ class _Asking:
             if left:
                 self.notes.append(
                     f"only the text path is captured: {', '.join(f'`{name}`' for name in left)} "
-                    f"need as many {placeholders[0]} tokens among `input_ids` as they have features; the part that "
-                    f"reads them alone: `--module PATH --input {left[0]}:SIZES`"
+                    f"need as many {placeholders[0]} tokens among `input_ids` as they have features; the part "
+                    f"that reads them alone: `--module PATH --input {left[0]}:SIZES`"
                 )
             asked |= {"input_ids"}
         elif asked & towers and (sum(kinds) > 1 or _sees_and_reads(self.config)):
