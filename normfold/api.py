@@ -20,6 +20,7 @@ from normfold.job import Source
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.inputs import own_samples
+from normfold.load.api import key_of, require_checkpoint
 from normfold.progress import Listener, silent
 from normfold.report import Check, Report
 from normfold.report.events import Recorder
@@ -114,7 +115,8 @@ def verify(
     if runtime == "ort-x86":
         require_own_data(Path(result))
     source = Source.of({"model": original, "inputs": inputs, **options})
-    graph = capture_source(source)
+    require_checkpoint(source.key, original, result)
+    graph = capture_source(replace(source, key=key_of(original, source.key)))
     verifier = Verifier(graph, source.seed, own_samples(graph, source.inputs), tries)
     if isinstance(result, nn.Module):
         # containers without a forward, as in captured graphs, have no mode
@@ -125,7 +127,8 @@ def verify(
     if isinstance(result, Graph):
         return _rounding(verifier, result)
     if not is_file:
-        return _rounding(verifier, capture_source(replace(source, model=str(result))))
+        other = replace(source, model=str(result), key=key_of(result, source.key))
+        return _rounding(verifier, capture_source(other))
     try:
         runs = target(runtime).runner()(result)  # type: ignore[arg-type]
         return max((verifier.outputs(kind, call) for kind, call in runs), key=_excess)

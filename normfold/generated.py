@@ -23,6 +23,7 @@ def convert(
     *,
     factory: str | None = None,
     part: str | None = None,
+    key: str | None = None,
     inputs: Sequence[Any] = (),
     inputs_from: str | None = None,
     batch: Literal["dynamic", "static"] = "dynamic",
@@ -106,6 +107,7 @@ def convert(
             un.
         factory: builds the network that a state dict belongs to.
         part: convert this submodule alone, as `backbone`.
+        key: entry of a checkpoint to take, as `state_dict_ema` or `state.ema.params`.
         inputs: example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32 and `[0..1]`
             for the range of its values; `batch.image:1x3x64x64` goes into a dictionary; repeatable.
         inputs_from: example inputs: .npz, .npy, .pt or .safetensors, by name or in order; or a function that

@@ -33,6 +33,7 @@ def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loade
         source.model,
         factory=source.factory,
         part=source.part,
+        key=source.key,
         inputs=_examples(source),
         trust_modules=source.trust_modules,
         trust_pickle=source.trust_pickle,

@@ -31,6 +31,12 @@ class Source(Options):
     part: str | None = option(
         None, "Convert this submodule alone, as `backbone`.", "--module", metavar="PATH"
     )
+    key: str | None = option(
+        None,
+        "Entry of a checkpoint to take, as `state_dict_ema` or `state.ema.params`.",
+        metavar="NAME",
+        default_text="what fits the network, and of several their average",
+    )
     inputs: tuple[Any, ...] = option(
         (),
         "Example input, as `x:1x3x224x224`, with `:f16` or `:i64` behind where it is not f32 and `[0..1]` for the "

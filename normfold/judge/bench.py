@@ -20,6 +20,7 @@ from normfold.graph import Graph
 from normfold.job import Source
 from normfold.judge.bench_inputs import Inputs
 from normfold.judge.pairs import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine
+from normfold.load.api import require_checkpoint
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Report, Timing
 from normfold.report.timing import FEWEST_ROUNDS, figures
@@ -70,6 +71,7 @@ def bench(
     _require_runtime(runtime, a, b, threads, provider, device, compiled)
     _require_sane(batch, rounds, seconds, threads)
     source = Source.of(options)
+    require_checkpoint(source.key, a, b)
     texts = [item for item in source.inputs if isinstance(item, str)]
     wanted = Inputs(texts, batch, source.seed)
     with ExitStack() as stack:

@@ -32,6 +32,7 @@ from normfold.judge.bench_inputs import (
     values_for,
 )
 from normfold.load import probe
+from normfold.load.api import key_of
 from normfold.progress import Listener, Progress
 from normfold.report import Report
 from normfold.report.sites import site_statuses
@@ -85,7 +86,7 @@ def in_onnxruntime(
                 continue
             say(Progress("exporting", text=_name(model)))
             paths.append(folder / f"{letter}.onnx")
-            export_bare(capture_source(replace(source, model=model)), paths[-1])
+            export_bare(capture_source(_of(source, model)), paths[-1])
             notes.append(f"{_name(model)} was exported as it is (preset `baked`) to be timed")
         sessions = []
         for path, model in zip(paths, models, strict=True):
@@ -267,12 +268,16 @@ def _provider(name: str) -> str:
     return found
 
 
+def _of(source: Source, model: Any) -> Source:
+    return replace(source, model=model, key=key_of(model, source.key))
+
+
 def _module(
     model: Any, inputs: Inputs, source: Source
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     if isinstance(model, Graph):
         return model.module, *_of_size(model, inputs.batch)
-    loaded = load_source(replace(source, model=model), inputs.batch)
+    loaded = load_source(_of(source, model), inputs.batch)
     return loaded.module, loaded.args, loaded.kwargs
 
 

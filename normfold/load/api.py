@@ -18,9 +18,11 @@ from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
 from normfold.load import pickled, state
+from normfold.load.absent import absent
 from normfold.load.exportable import make_exportable
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
+from normfold.load.pointer import require_fetched
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
 
@@ -28,7 +30,7 @@ HALF = (torch.float16, torch.bfloat16)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _AGAIN = "is it whole? write it again with `torch.save`, and check that the copy is complete"
 _FORMS = (
-    "a `.pt`/`.pth` file, a `.safetensors` file with `--model pkg.mod:factory`, a `.pt2` program, "
+    "a `.pt`/`.pth`/`.ckpt` file, a `.safetensors` file with `--model pkg.mod:factory`, a `.pt2` program, "
     "a Hugging Face folder, `timm:NAME`, or `pkg.mod:factory`"
 )
 
@@ -38,6 +40,7 @@ def load(
     *,
     factory: str | None = None,
     part: str | None = None,
+    key: str | None = None,
     inputs: Any = (),
     trust_modules: Sequence[str] = (),
     trust_pickle: bool = False,
@@ -53,6 +56,8 @@ def load(
         model: a path, ``timm:NAME(...)``, ``pkg.mod:factory(...)``, or an nn.Module (copied).
         factory: what makes the network for a file that holds weights only.
         part: path of the submodule that is wanted alone.
+        key: the entry of a checkpoint to take, by its full name (``state.ema.params``), where it is not to be
+            found by what fits the network.
         inputs: texts ``name:1x3x224x224:f32``, or values in positional order, or by name; a value is a tensor
             or a nest of dictionaries, lists and tuples. Inferred when empty.
         trust_modules: packages or modules, by dotted prefix, whose classes and functions a
@@ -66,7 +71,7 @@ def load(
         seed: of random weights and of the inputs.
 
     Raises:
-        UsageError: malformed options, or explicit inputs that do not fit (exit code 2).
+        UsageError: malformed options, a key that is not there, or explicit inputs that do not fit (exit code 2).
         EnvironmentMissing: timm, transformers or safetensors is needed (exit code 3).
         LoadError: the file is damaged, refused as unsafe, or of no known form (exit code 4).
     """
@@ -75,13 +80,14 @@ def load(
     trust = Trust.of(trust_modules, trust_pickle)
     if trust.modules:
         factories.working_folder_importable()
+    require_checkpoint(key, model)
     training: dict[nn.Module, bool] = {}
     if isinstance(model, nn.Module):
         found = _own(model, training)
     else:
         where = os.fspath(model)
         with boundary("the file cannot be used as a model", where, _AGAIN):
-            found = _find(where, factory, trust, seed)
+            found = _find(where, factory, key, trust, seed)
             found.module = _evaluate(found.module)
     with boundary("no example inputs can be made for the network", found.source):
         if not training:
@@ -157,7 +163,7 @@ def _evaluate(module: nn.Module) -> nn.Module:
     return module
 
 
-def _find(text: str, factory: str | None, trust: Trust, seed: int) -> Found:
+def _find(text: str, factory: str | None, key: str | None, trust: Trust, seed: int) -> Found:
     path = Path(text)
     if text.startswith("timm:"):
         return factories.build_timm(text, seed)
@@ -175,13 +181,13 @@ def _find(text: str, factory: str | None, trust: Trust, seed: int) -> Found:
             return factories.build(text, seed)
         if ":" in text and os.sep not in text:
             factories.Call.parse(text)
-        raise LoadError("there is no such file or folder", where=text, hint=f"give {_FORMS}")
+        raise absent(text, _FORMS)
     if not path.is_file():
         raise LoadError("the path is not a file", where=text)
     if path.stat().st_size == 0:
         raise LoadError("the file is empty", where=text)
     with limited(path):
-        return _file(path, factory, trust, seed)
+        return _file(path, factory, key, trust, seed)
 
 
 def _folder(path: Path, trust: Trust, seed: int) -> Found:
@@ -190,13 +196,47 @@ def _folder(path: Path, trust: Trust, seed: int) -> Found:
     return load_folder(path, trust, seed)
 
 
-def _file(path: Path, factory: str | None, trust: Trust, seed: int) -> Found:
+def require_checkpoint(key: str | None, *models: Any) -> None:
+    """UsageError where a key is given and none of the models is a checkpoint that has entries."""
+    if key is None or any(is_checkpoint(model) or _is_absent(model) for model in models):
+        return
+    named = [
+        f"`{model}`" if isinstance(model, str | os.PathLike) else f"a `{type(model).__name__}`"
+        for model in models
+    ]
+    raise state.no_entries(key, " and ".join(named))
+
+
+def key_of(model: Any, key: str | None) -> str | None:
+    """The key of one of two models: only a checkpoint has entries."""
+    return key if is_checkpoint(model) else None
+
+
+def _is_absent(model: Any) -> bool:
+    """A path of nothing has its own error."""
+    if not isinstance(model, str | os.PathLike):
+        return False
+    return ":" not in os.fspath(model) and not Path(model).exists()
+
+
+def is_checkpoint(model: Any) -> bool:
+    """Whether MODEL is a file of weights, or a pickled module: what ``key`` chooses an entry of."""
+    if not isinstance(model, str | os.PathLike):
+        return False
+    path = Path(model)
+    if not path.is_file() or path.suffix.lower() not in (".safetensors", *_PICKLED):
+        return False
+    return not pickled.is_program(path)
+
+
+def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: int) -> Found:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        return state.fill(state.read_safetensors(path), factory, path, seed)
+        return state.take(state.read_safetensors(path), factory, key, path, seed)
     if suffix == ".pt2" or (suffix in _PICKLED and pickled.is_program(path)):
         from normfold.load.program import load_program
 
+        require_fetched(path)
         return load_program(path, trust)
     if suffix not in _PICKLED:
         raise LoadError(
@@ -204,13 +244,4 @@ def _file(path: Path, factory: str | None, trust: Trust, seed: int) -> Found:
             where=str(path),
             hint=f"give {_FORMS}",
         )
-    content, notes = pickled.split(pickled.read(path, trust), str(path))
-    if isinstance(content, nn.Module):
-        if factory is not None:
-            notes.append(f"the file holds a whole module: `{factory}` was not needed")
-        if content.training:
-            notes.append("model was in train mode: put in eval")
-        return Found(content, f"a pickled `{type(content).__name__}` from `{path}`", notes)
-    found = state.fill(content, factory, path, seed)
-    found.notes = notes + found.notes
-    return found
+    return state.take(pickled.read(path, trust), factory, key, path, seed)

@@ -9,10 +9,10 @@ from typing import Any
 from normfold.errors import LoadError
 from normfold.load import pickled
 from normfold.load.folder_config import read_any_json, read_json
+from normfold.load.pointer import require_fetched
 from normfold.load.trust import Trust
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
-_LFS = b"version https://git-lfs.github.com/spec/"
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "adapter_model.bin")
 
 
@@ -21,16 +21,8 @@ def check_pointers(folder: Path) -> None:
     for file in sorted(
         [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
     ):
-        if not file.is_file():
-            continue
-        with file.open("rb") as opened:
-            start = opened.read(len(_LFS))
-        if start == _LFS:
-            raise LoadError(
-                f"`{file.name}` is a Git LFS pointer of {file.stat().st_size} bytes, not the file itself",
-                where=str(file),
-                hint="run `git lfs install` once and `git lfs pull` in the folder, or download the file again",
-            )
+        if file.is_file():
+            require_fetched(file)
 
 
 def refuse_other_formats(folder: Path) -> None:

@@ -1,21 +1,21 @@
-"""Files written by `torch.save`: whole modules and state dicts, read without running them."""
+"""Files written by `torch.save`, read without running them."""
 
 from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from normfold.errors import LoadError, boundary, last_line
 from normfold.load.admission import Admission
 from normfold.load.archive import Storages, is_zip, open_file
 from normfold.load.making import Maker
+from normfold.load.pointer import require_fetched
 from normfold.load.rules import judge
 from normfold.load.trust import Trust
 
@@ -24,8 +24,9 @@ def read(path: Path, trust: Trust) -> Any:
     """The object in a `torch.save` file, tensors on the CPU.
 
     Raises:
-        LoadError: not such a file, damaged, a TorchScript archive, or refused by the rules.
+        LoadError: not such a file, a Git LFS pointer, damaged, a TorchScript archive, or refused by the rules.
     """
+    require_fetched(path)
     if trust.pickle:
         is_zip(path, str(path))  # has sentences for what is no checkpoint
         return _unpickle(path)
@@ -78,47 +79,4 @@ def is_program(path: Path) -> bool:
     return any(
         name.rpartition("/")[2] in ("archive_format", "serialized_exported_program.json")
         for name in names
-    )
-
-
-def split(content: Any, where: str) -> tuple[nn.Module | dict[str, Any], list[str]]:
-    """A module or a flat state dict out of what a checkpoint held, with notes on what was undone.
-
-    ``{"state_dict": ...}``, ``{"model": ...}`` and the prefixes that DataParallel and
-    torch.compile add are unwrapped.
-    """
-    notes: list[str] = []
-    for _ in range(3):
-        if isinstance(content, nn.Module):
-            return content, notes
-        if not isinstance(content, Mapping):
-            raise LoadError(
-                "the checkpoint holds neither a module nor a state dict",
-                where=where,
-                found=f"an object of type `{type(content).__name__}`",
-            )
-        key = next((key for key in _WRAPPERS if _holds_weights(content.get(key))), None)
-        if key is None:
-            break
-        content = content[key]
-        notes.append(f"took `{key}` out of the checkpoint, the other entries were left")
-    state = {key: value for key, value in content.items() if isinstance(key, str)}
-    if not any(isinstance(value, torch.Tensor) for value in state.values()):
-        keys = ", ".join(f"`{key}`" for key in list(state)[:5]) or "nothing"
-        raise LoadError("the checkpoint holds no weights", where=where, found=keys)
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key[len(prefix) :]: value for key, value in state.items()}
-            notes.append(f"removed the prefix `{prefix}` from every key")
-    return state, notes
-
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params", "module", "ema")
-
-
-def _holds_weights(value: Any) -> bool:
-    if isinstance(value, nn.Module):
-        return True
-    return isinstance(value, Mapping) and any(
-        isinstance(item, torch.Tensor) for item in value.values()
     )

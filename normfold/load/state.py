@@ -1,4 +1,4 @@
-"""State dicts (.pt, .pth, .safetensors) put into the network that a factory makes."""
+"""Weights (.pt, .pth, .ckpt, .safetensors, ...) put into the network that they fit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.errors import LoadError, last_line
+from normfold.errors import LoadError, UsageError, last_line
+from normfold.load import choice, difference
+from normfold.load.entries import Checkpoint, quoted, read
 from normfold.load.factory import build, build_timm, optional
+from normfold.load.fit import Fit, Network
+from normfold.load.pointer import require_fetched
 from normfold.load.types import Found
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a safetensors file, on the CPU; LoadError when it is damaged."""
+    """Every tensor of a safetensors file, on the CPU; LoadError when it is damaged, or a Git LFS pointer."""
     safetensors = optional("safetensors.torch", "read .safetensors files")
+    require_fetched(path)
     try:
         tensors: dict[str, torch.Tensor] = safetensors.load_file(str(path))
     except Exception as error:
@@ -27,41 +32,129 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def fill(state: dict[str, Any], factory: str | None, path: Path, seed: int) -> Found:
-    """Make the network with `factory` and copy the state dict into it, every key accounted for.
+def take(content: Any, factory: str | None, key: str | None, path: Path, seed: int) -> Found:
+    """The network of a checkpoint: the module that it holds, or the one of ``factory`` with its weights.
+
+    Which of its entries are the weights is found by fitting names and shapes to the network, at any depth; where
+    weights and their average fit, the average is taken.
+
+    Args:
+        content: what the file held.
+        key: the full name of the entry to take, ``state.ema.params``.
 
     Raises:
-        LoadError: no factory, or keys that are missing, unexpected or of another shape.
+        LoadError: no weights, no network, weights that do not fit it, or several that fit equally.
+        UsageError: there is nothing under ``key``.
     """
-    if factory is None:
+    if isinstance(content, nn.Module):
+        if key is not None:
+            raise no_entries(key, f"`{path}` holds one module and no entries")
+        return _whole(content, path, factory, [])
+    held = read(content, str(path))
+    asked = held if key is None else held.under(key)
+    own = _modules(asked, factory, path)
+    if own and not any(module.state_dict() for module in own.values()):
+        name, module = next(iter(own.items()))
+        return _whole(module, path, factory, [f"took `{name}` out of the checkpoint"])
+    notes: list[str] = []
+    if own:
+        network, made = Network(next(iter(own.values())), tries=False), None
+    else:
+        if factory is None:
+            raise _no_network(asked, path)
+        made = build_timm(factory, seed) if factory.startswith("timm:") else build(factory, seed)
+        network = Network(made.module)
+        notes += [note for note in made.notes if "random" not in note]
+    compared = network.search(asked)
+    fit = choice.choose(compared, asked, str(path))
+    if fit is None:
+        raise difference.unfit(compared, asked, network, factory or "the file", str(path))
+    notes = choice.notes(fit, compared, held, asked, network.own) + notes
+    if made is None and fit.path in own:
+        return _whole(own[fit.path], path, factory, notes)
+    _copy(network.module, fit, notes, path)
+    if made is None:
+        name = type(network.module).__name__
+        return Found(network.module, f"the weights `{fit.path}` in the `{name}` of `{path}`", notes)
+    source = f"the weights in `{path}` in {made.source}"
+    return Found(network.module, source, notes, image_size=made.image_size)
+
+
+def no_entries(key: str, found: str) -> UsageError:
+    """The error for ``--key`` with a MODEL that has no entries to choose from."""
+    error = UsageError(
+        f"`--key {key}` chooses an entry of a checkpoint, and this model has none", found=found
+    )
+    error.option = "key"
+    return error
+
+
+def _whole(module: nn.Module, path: Path, factory: str | None, notes: list[str]) -> Found:
+    if factory is not None:
+        notes.append(f"the file holds a whole module: `{factory}` was not needed")
+    if module.training:
+        notes.append("model was in train mode: put in eval")
+    return Found(module, f"a pickled `{type(module).__name__}` from `{path}`", notes)
+
+
+def _modules(held: Checkpoint, factory: str | None, path: Path) -> dict[str, nn.Module]:
+    """The whole modules that may be the network, all of one structure; none where the factory makes it."""
+    if factory is not None and any(not _within(name, held.modules) for name in held.tensors):
+        return {}
+    states = {name: module.state_dict() for name, module in held.modules.items()}
+    found = {name: held.modules[name] for name, state in states.items() if state} or held.modules
+    shapes = {
+        tuple((key, getattr(value, "shape", None)) for key, value in states[name].items())
+        for name in found
+    }
+    if len(shapes) > 1 or (len(found) > 1 and not any(shapes)):
         raise LoadError(
-            "the file holds weights without a network",
+            "the checkpoint holds several networks",
             where=str(path),
-            found=f"a state dict of {len(state)} tensors, the first is `{next(iter(state))}`",
-            hint="say what makes the network with `--model pkg.mod:factory`, "
-            "for example `--model myproject.models:resnet20(num_classes=10)`",
+            found=", ".join(f"`{name}`, a `{type(found[name]).__name__}`" for name in found),
+            hint=f"choose one, as `--key {next(iter(found))}`",
         )
-    made = build_timm(factory, seed) if factory.startswith("timm:") else build(factory, seed)
-    module = made.module
-    notes = [note for note in made.notes if "random" not in note]
-    _match_dtype(module, state, notes)
-    _check_keys(module, state, factory, path, notes)
+    return found
+
+
+def _within(name: str, modules: dict[str, nn.Module]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in modules for count in range(1, len(parts)))
+
+
+def _no_network(held: Checkpoint, path: Path) -> LoadError:
+    first = next(iter(held.tensors))
+    tensors = f"{len(held.tensors)} tensors, the first is `{first}`"
+    flat = not held.holders[first]
+    return LoadError(
+        "the file holds weights without a network",
+        where=str(path),
+        found=f"a state dict of {tensors}" if flat else f"{quoted(held.entries(), 6)}: {tensors}",
+        hint="say what makes the network with `--model pkg.mod:factory`, "
+        "for example `--model myproject.models:resnet20`",
+    )
+
+
+def _copy(module: nn.Module, fit: Fit, notes: list[str], path: Path) -> None:
+    _match_dtype(module, fit.state.values(), notes)
+    if fit.counters:
+        notes.append(
+            f"{len(fit.counters)} `num_batches_tracked` counters are not in the file: unused"
+        )
     try:
-        module.load_state_dict(state, strict=False)
+        module.load_state_dict(fit.state, strict=False)
     except Exception as error:
         raise LoadError(
             "the weights could not be copied into the network",
             where=str(path),
             found=last_line(error),
         ) from error
-    source = f"the weights in `{path}` in {made.source}"
-    return Found(module, source, notes, image_size=made.image_size)
 
 
-def _match_dtype(module: nn.Module, state: dict[str, Any], notes: list[str]) -> None:
+def _match_dtype(module: nn.Module, values: Any, notes: list[str]) -> None:
     stored = {
         value.dtype
-        for value in state.values()
+        for value in values
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
     made = {p.dtype for p in module.parameters() if p.is_floating_point()}
@@ -69,47 +162,3 @@ def _match_dtype(module: nn.Module, state: dict[str, Any], notes: list[str]) -> 
         dtype = stored.pop()
         module.to(dtype)
         notes.append(f"the network was put in {str(dtype).removeprefix('torch.')}, as its weights")
-
-
-def _check_keys(
-    module: nn.Module, state: dict[str, Any], factory: str, path: Path, notes: list[str]
-) -> None:
-    own = module.state_dict(keep_vars=True)
-    present = {id(own[key]) for key in state if key in own}
-    # Tied weights are often stored once: safetensors refuses shared memory.
-    missing = [key for key in own if key not in state and id(own[key]) not in present]
-    counters = [key for key in missing if key.endswith("num_batches_tracked")]
-    missing = [key for key in missing if key not in counters]
-    if counters:
-        notes.append(f"{len(counters)} `num_batches_tracked` counters are not in the file: unused")
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"`{key}` is {_shape(state[key])} in the file and {_shape(own[key])} in the network"
-        for key in own
-        if key in state and _shape(state[key]) != _shape(own[key])
-    ]
-    problems = [
-        f"{len(items)} {word}: {_few(items)}"
-        for word, items in (
-            ("missing in the file", [f"`{key}`" for key in missing]),
-            ("unknown to the network", [f"`{key}`" for key in unexpected]),
-            ("of another shape", shapes),
-        )
-        if items
-    ]
-    if problems:
-        raise LoadError(
-            f"the weights do not fit the network that `{factory}` makes",
-            where=str(path),
-            found="; ".join(problems),
-            hint="give the factory the arguments that the training used, "
-            "for example `--model pkg.mod:factory(num_classes=10)`",
-        )
-
-
-def _few(items: list[str]) -> str:
-    return ", ".join(items[:4]) + (", ..." if len(items) > 4 else "")
-
-
-def _shape(value: Any) -> str:
-    return "x".join(map(str, value.shape)) or "a scalar" if hasattr(value, "shape") else "no tensor"

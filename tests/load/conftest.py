@@ -13,6 +13,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import tests.torchvision_shim  # noqa: E402, F401
+from tests.load import layout_nets  # noqa: E402
+from tests.load.layouts import State, perturbed  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     sys.path[:] = before
     sys.modules.pop("mynets_for_load", None)
+
+
+@pytest.fixture
+def raw() -> State:
+    """Weights of a network."""
+    return perturbed(layout_nets.Net(), 1).state_dict()
+
+
+@pytest.fixture
+def mean() -> State:
+    """The average of the weights."""
+    return perturbed(layout_nets.Net(), 2).state_dict()
+
+
+@pytest.fixture
+def project_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
