@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 # Each expert's matrix is gathered for the tokens that it gets, and multiplied in one batch.
@@ -21,42 +20,38 @@ def make_exportable(module: nn.Module) -> list[str]:
     if not hasattr(module, "main_input_name") or config is None:
         return []
     notes = []
-    if getattr(config, "use_cache", False):
-        config.use_cache = False
+    parts = (getattr(config, name, None) for name in ("decoder", "text_config", "encoder"))
+    caching = [owner for owner in (config, *parts) if getattr(owner, "use_cache", False)]
+    for owner in caching:
+        owner.use_cache = False
+    if caching:
         notes.append("`use_cache` was switched off: the key/value cache is not an output")
-    for owner in _with_decoders(config):
-        if getattr(owner, "use_cache", False):
-            owner.use_cache = False
     experts = [part for part in module.modules() if _chooses_experts(part)]
     for part in experts:
         own: Any = part.config
         own._experts_implementation = _EXPERTS
     if experts:
         notes.append(f"experts are computed as `{_EXPERTS}`, which a graph can hold")
-    module.register_forward_pre_hook(_tie_sizes, with_kwargs=True)
+    for part in module.modules():  # any of them may be captured alone
+        if hasattr(part, "main_input_name"):
+            part.register_forward_pre_hook(_tie_sizes, with_kwargs=True)
     return notes
 
 
 def _tie_sizes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Masks are indexed by positions, which would leave their sizes free of those of the tokens in a graph."""
+    """Compare sizes: those that are equal while a graph is captured stay equal in it.
+
+    Masks are indexed by positions, which would leave their sizes free of those of the tokens.
+    """
     given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    tokens = given.get("input_ids")
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    tokens = tensors.get("input_ids")
     for name in ("attention_mask", "token_type_ids"):
-        other = given.get(name)
-        if isinstance(tokens, Tensor) and isinstance(other, Tensor) and tokens.dim() == other.dim():
-            for one, size in zip(tokens.shape, other.shape, strict=True):
-                torch._check(one == size)
-    main, decoder = (
-        given.get(str(getattr(module, "main_input_name", ""))),
-        given.get("decoder_input_ids"),
-    )
-    if isinstance(main, Tensor) and isinstance(decoder, Tensor):
-        torch._check(main.shape[0] == decoder.shape[0])
-
-
-def _with_decoders(config: Any) -> list[Any]:
-    parts = (getattr(config, name, None) for name in ("decoder", "text_config", "encoder"))
-    return [part for part in parts if part is not None]
+        if tokens is not None and name in tensors:
+            _ = tokens.shape == tensors[name].shape
+    main = tensors.get(str(getattr(module, "main_input_name", "")))
+    if main is not None and "decoder_input_ids" in tensors:
+        _ = main.shape[:1] == tensors["decoder_input_ids"].shape[:1]
 
 
 def _chooses_experts(part: nn.Module) -> bool:

@@ -209,3 +209,30 @@ def test_the_part_of_a_language_model_that_sees(tmp_path: Path) -> None:
     loaded = load(tmp_path, part="model.vision_tower", inputs=["pixel_values:1x3x32x32"])
     assert type(loaded.module).__name__ == "CLIPVisionModel"
     assert loaded.args[0].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("part", [None, "bert"])
+def test_masks_are_as_large_as_the_tokens(tmp_path: Path, part: str | None) -> None:
+    from normfold.load.capture import capture_loaded
+
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(**all_folders()["bert"].settings)
+    )
+    model.save_pretrained(tmp_path)
+    given = ["input_ids:1x16:i64", "attention_mask:1x16:i64"] if part else []
+    graph = capture_loaded(load(tmp_path, part=part, inputs=given), "dynamic")
+    nodes = [node for node in graph.nodes if node.op == "placeholder"][:2]
+    ids, mask = (node.meta["val"].shape for node in nodes)
+    assert str(ids[0]) == str(mask[0])
+    assert not str(ids[0]).isdigit()
+    assert str(ids[1]) == str(mask[1])
+
+
+def test_a_mask_of_another_length_is_let_through() -> None:
+    class Prefixed(transformers.BertModel):  # which has seen more than it is given
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:  # type: ignore[override]
+            return super().forward(input_ids, attention_mask=attention_mask[:, -16:])
+
+    module: Any = load(Prefixed(_model("bert").config)).module
+    ids = torch.zeros(2, 16, dtype=torch.int64)
+    assert module(ids, torch.ones(2, 20, dtype=torch.int64))[0].shape[:2] == (2, 16)
