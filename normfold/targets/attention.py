@@ -21,14 +21,19 @@ _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default
 
 
-def write_attention(module: fx.GraphModule) -> int:
+def write_attention(module: fx.GraphModule, only_unequal_heads: bool = False) -> int:
     """Expand the attentions of ``module`` in place; returns how many.
+
+    ``only_unequal_heads``: those of queries and keys of unlike heads that broadcast, which the fused op of ONNX
+    has no form for.
 
     Masks of both kinds, causal attention (aligned at the top left, as torch does) and grouped heads are written
     out; what stays is attention with dropout, or with a width that is known at run time only.
     """
     graph = module.graph
     found = [node for node in graph.nodes if node.target is _ATTENTION and _is_known(node)]
+    if only_unequal_heads:
+        found = [node for node in found if _broadcasts_heads(node)]
     for node in found:
         with graph.inserting_before(node):
             result = _expanded(module, node)
@@ -58,6 +63,11 @@ def widen_masks(module: fx.GraphModule) -> int:
                 found[key] = call(graph, node, _aten.expand.default, mask, sizes)
         node.replace_input_with(mask, found[key])
     return len(found)
+
+
+def _broadcasts_heads(node: fx.Node) -> bool:
+    heads = {str(_shape(part)[-3]) for part in node.args[:3] if len(_shape(part)) > 2}
+    return len(heads) > 1 and not argument(node, "enable_gqa")
 
 
 def _is_known(node: fx.Node) -> bool:

@@ -164,10 +164,9 @@ class _Recorder(logging.Handler):
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
     graph = graph.copy()
+    write_attention(graph.module, only_unequal_heads=attention)
     if attention:
         widen_masks(graph.module)
-    else:
-        write_attention(graph.module)
     graph.recompile()
     program = exported_program(graph)
     try:

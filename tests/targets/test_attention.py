@@ -234,3 +234,13 @@ def test_one_row_of_a_mask_for_every_query_in_the_fused_op(
     assert exported.census.ops["Attention"] == 1
     wide = [x.double() if x.is_floating_point() else x for x in given]
     assert off(RuntimeSession(exported.path).run(list(given))[0], net.double()(*wide)) < 1e-6
+
+
+def test_keys_of_one_head_for_all_queries(tmp_path: Path) -> None:
+    form = Form(key_heads=1)
+    given = inputs(form)
+    net = Attention(form)
+    exported = export_onnx(capture(net, given, dynamic=None), tmp_path / "net.onnx", opset=23)
+    assert "Attention" not in exported.census.ops
+    expected = net.double()(*[x.double() for x in given])
+    assert off(RuntimeSession(exported.path).run(list(given))[0], expected) < 1e-6

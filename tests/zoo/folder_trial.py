@@ -38,7 +38,11 @@ FLOOR, FACTOR = (
 
 @dataclass
 class FolderRow:
-    """What became of one folder. ``outcomes`` by preset: equivalent, refused, false alarm, WRONG or TRACEBACK."""
+    """What became of one folder.
+
+    ``outcomes`` by preset: equivalent, refused, not judged (onnxruntime has no kernel), false alarm, WRONG,
+    TRACEBACK.
+    """
 
     source: str
     family: str
@@ -97,7 +101,7 @@ def folder_trial(member: Member) -> FolderRow:
         for preset in PRESETS:
             row.outcomes[preset] = _outcome(row, module, path, preset, Path(scratch) / preset)
     refused = folder.refused != ""
-    right = {"refused"} if refused else {"equivalent"}
+    right = {"refused"} if refused else {"equivalent", "not judged"}
     row.ok = set(row.outcomes.values()) <= right and folder.refused in row.error
     row.total_seconds = time.perf_counter() - start
     return row
@@ -107,6 +111,14 @@ def _outcome(row: FolderRow, module: nn.Module, path: Path, preset: str, out: Pa
     try:
         result = normfold.convert(str(path), to=preset, output=out)
         row.notes = list(result.report.notes)
+        unjudged = [
+            item.verdict.why
+            for item in result.report.artefacts
+            if item.verdict.state == "not judged"
+        ]
+        if unjudged:
+            row.error = unjudged[0][:300]
+            return "not judged"
         if result.ok:
             return "equivalent" if _right(row, module, result.artifacts) else "WRONG"
         row.error = " ".join(str(check) for check in result.report.checks if not check)[:600]
