@@ -190,6 +190,11 @@ def _leaves(module: nn.Module, given: dict[str, Tensor]) -> list[Tensor]:
             part.use_cache = False
     if any(hasattr(part, "has_gate") for part in module.modules()):
         module.set_experts_implementation("eager")  # type: ignore[operator]  # the loop over experts
-    with torch.no_grad():
-        outputs = pytree.tree_leaves(module(**given))
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(next(module.parameters()).dtype)  # of constants that forward makes
+    try:
+        with torch.no_grad():
+            outputs = pytree.tree_leaves(module(**given))
+    finally:
+        torch.set_default_dtype(usual)
     return [leaf for leaf in outputs if isinstance(leaf, Tensor)]
