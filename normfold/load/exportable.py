@@ -20,16 +20,18 @@ def make_exportable(module: nn.Module) -> list[str]:
     if not hasattr(module, "main_input_name") or config is None:
         return []
     notes = []
-    parts = (getattr(config, name, None) for name in ("decoder", "text_config", "encoder"))
-    caching = [owner for owner in (config, *parts) if getattr(owner, "use_cache", False)]
+    # T5's decoder, for one, has a config of its own
+    own = [getattr(part, "config", None) for part in module.modules()]
+    named = [getattr(config, name, None) for name in ("decoder", "text_config", "encoder")]
+    caching = [owner for owner in (*own, *named) if getattr(owner, "use_cache", False)]
     for owner in caching:
-        owner.use_cache = False
+        owner.use_cache = False  # type: ignore[union-attr]
     if caching:
         notes.append("`use_cache` was switched off: the key/value cache is not an output")
     experts = [part for part in module.modules() if _chooses_experts(part)]
     for part in experts:
-        own: Any = part.config
-        own._experts_implementation = _EXPERTS
+        choice: Any = part.config
+        choice._experts_implementation = _EXPERTS
     if experts:
         notes.append(f"experts are computed as `{_EXPERTS}`, which a graph can hold")
     for part in module.modules():  # any of them may be captured alone

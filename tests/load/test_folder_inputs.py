@@ -211,6 +211,16 @@ def test_the_part_of_a_language_model_that_sees(tmp_path: Path) -> None:
     assert loaded.args[0].shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "trocr", "whisper", "llava"])
+def test_no_part_keeps_a_cache(name: str) -> None:
+    loaded = load(_real(name))
+    module: Any = loaded.module
+    configs = [part.config for part in module.modules() if hasattr(part, "config")]
+    assert not any(getattr(config, "use_cache", False) for config in configs)
+    outputs = module(*loaded.args, **loaded.kwargs)
+    assert getattr(outputs, "past_key_values", None) is None
+
+
 @pytest.mark.parametrize("part", [None, "bert"])
 def test_masks_are_as_large_as_the_tokens(tmp_path: Path, part: str | None) -> None:
     from normfold.load.capture import capture_loaded
