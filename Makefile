@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 
-.PHONY: demo demo-prepbn test lint zoo fuzz clean
+.PHONY: demo demo-prepbn test lint zoo compat fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)  ## convert a trained network; accuracy before and after
@@ -26,6 +26,9 @@ lint: $(STAMP)
 zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers, engines: slow
 	@$(PY) -m tests.zoo --jobs 2
 	@$(PY) -m pytest -m zoo --ignore tests/zoo --numprocesses 2 --dist worksteal
+
+compat: $(STAMP)  ## the wheel with the lowest and the newest packages that pyproject.toml admits: downloads gigabytes
+	@$(PY) -m tests.compat
 
 fuzz: $(STAMP)  ## 10,000 damaged files and texts of each kind: an hour
 	@$(PY) -m tests.fuzz

@@ -12,11 +12,17 @@ from typing import IO
 from normfold.errors import NormfoldError, UsageError
 
 # ending of a companion -> that of the file that it belongs to
-_COMPANIONS = {".onnx.data": ".onnx", ".engine.json": ".engine", ".bin": ".xml"}
+_COMPANIONS = {
+    ".onnx.data": ".onnx",
+    ".engine.json": ".engine",
+    ".bin": ".xml",
+    "_apply.py": ".safetensors",
+}
 _TEMPORARY = ".normfold-tmp"
 _ORDER = {
     ".onnx": 1,
     ".xml": 1,
+    ".safetensors": 1,
     ".engine": 2,
 }  # an engine is there only when all that it was made from is
 
@@ -72,9 +78,13 @@ def publish(temporary: Path, folder: Path) -> list[Path]:
     Companions that the new file does not have go last, and so does an engine whose ONNX file was replaced
     without it.
     """
-    published, mask = [], os.umask(0)
+    published, mask = list[Path](), os.umask(0)
     os.umask(mask)
-    paths = sorted(temporary.iterdir(), key=lambda path: _ORDER.get(path.suffix, 0))
+    for path in [path for path in temporary.iterdir() if path.is_dir()]:
+        (folder / path.name).mkdir(exist_ok=True)
+        published += publish(path, folder / path.name)
+    files = [path for path in temporary.iterdir() if path.is_file()]
+    paths = sorted(files, key=lambda path: _ORDER.get(path.suffix, 0))
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -72,8 +72,8 @@ def convert(
     correct_bias: bool = False,
     weights: str | None = None,
     vnni: bool = True,
-    export: Literal["onnx", "pt2", "trt", "openvino"]
-    | Sequence[Literal["onnx", "pt2", "trt", "openvino"]]
+    export: Literal["onnx", "pt2", "trt", "openvino", "module"]
+    | Sequence[Literal["onnx", "pt2", "trt", "openvino", "module"]]
     | None = ("onnx",),
     target: str | Sequence[str] = (),
     opset: int | None = None,
@@ -163,7 +163,7 @@ def convert(
         weights: what puts weights on grids, as `quantize-weights{bits=6 rounding=squant}`.
         vnni: --no-vnni: x86 without VNNI, weights in 7 bits.
         export: format to write; repeatable.
-        target: where the files run: ort-x86, ort-arm, openvino, trt, trt-rtx, pt2; repeatable.
+        target: where the files run: ort-x86, ort-arm, openvino, trt, trt-rtx, pt2, module; repeatable.
         opset: ONNX opset.
         name: name of the files, without suffix.
         input_names: names of the inputs in ONNX files, in order, as `image,mask`.

@@ -195,14 +195,28 @@ TARGETS = {
             "pt2",
             ("pt2",),
             "torch.export programs, run by PyTorch",
-            "ATen ops as they are",
+            "functional ATen ops (dialect `ATEN`); RMS norms as primitives",
             "PyTorch",
             "normfold.targets.pt2:runs",
+        ),
+        Target(
+            "module",
+            ("module",),
+            "the original PyTorch module, with a state dict and a file that applies it",
+            "the state dict under the original's names; `NAME_apply.py` changes modules and loads it",
+            "PyTorch",
+            "normfold.targets.module:runs",
         ),
     )
 }
 # file format -> the target that is meant when none is named
-DEFAULTS = {"onnx": "ort-x86", "openvino": "openvino", "pt2": "pt2", "trt": "trt"}
+DEFAULTS = {
+    "onnx": "ort-x86",
+    "openvino": "openvino",
+    "pt2": "pt2",
+    "module": "module",
+    "trt": "trt",
+}
 
 
 GRIDDED = tuple(name for name, row in TARGETS.items() if row.grids is not None)

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +27,7 @@ from normfold.graph.outputs import has_dataclass, with_plain_outputs
 from normfold.graph.paths import bind, input_names, named_leaves
 from normfold.graph.paths import output_names as named_outputs
 from normfold.graph.provenance import FRAME, is_user_file
-from normfold.graph.recurrent import free_length, functional
+from normfold.graph.recurrent import decomposed, free_length
 from normfold.graph.sizes import Sizes
 
 Axes = Mapping[str, Collection[int]]
@@ -217,7 +218,7 @@ def _from_program(
         args, kwargs = program.example_inputs
     with quiet():
         program, own_names = with_plain_names(program)
-        program = functional(program)
+        program = decomposed(program, partial(program.run_decompositions, {}))
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     notes = _drop_writes(module, program, own_names)

@@ -62,7 +62,7 @@ def output_names(value: Any) -> list[tuple[str, Any]]:
     A single tensor is ``output``, one of several in a row ``output_0``; keys and fields name the others.
     """
     found = []
-    for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+    for path, leaf in pytree.tree_flatten_with_path(_known(value))[0]:
         text = text_of(path)
         if not text:
             text = "output"
@@ -70,3 +70,12 @@ def output_names(value: Any) -> list[tuple[str, Any]]:
             text = f"output_{text}"
         found.append((text, leaf))
     return found
+
+
+def _known(value: Any) -> Any:
+    """Mappings as dictionaries: types that others have registered may have no names for their parts."""
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_known(item) for item in value)
+    return value

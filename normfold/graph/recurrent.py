@@ -6,7 +6,7 @@ The shapes do not need the steps: here a rule for them stands in while a network
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,12 +58,15 @@ def free_length() -> Iterator[None]:
             op._dispatch_cache.clear()
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """A program without in-place ops, in which recurrent layers are still one op each."""
+def decomposed(
+    program: ExportedProgram, decompose: Callable[[], ExportedProgram]
+) -> ExportedProgram:
+    """What ``decompose`` makes of a program; recurrent layers stay one op each."""
     ours = {op: getattr(torch.ops.normfold, name).default for name, op in _OPS.items()}
     _swap(program, ours)
-    done: ExportedProgram = program.run_decompositions({})
-    _swap(done, {other: op for op, other in ours.items()})
+    done = decompose()
+    for one in (program, done):
+        _swap(one, {other: op for op, other in ours.items()})
     return done
 
 

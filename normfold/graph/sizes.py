@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from normfold.graph.graph import Graph, is_symbolic
+from normfold.graph.provenance import is_user_file
 
 _AT = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?: in .*)?\)?$")
 _REACH = 4  # sizes up to so many times the example's are looked at for a rule
@@ -134,7 +135,13 @@ class Sizes:
         for size, wanted in zip(own, shape, strict=True):
             if getattr(size, "is_symbol", False):
                 values[size] = wanted
-        return values if self.shape_at(place, values) == shape and self.accepts(values) else None
+        if self.shape_at(place, values) != shape:
+            return None
+        # a trace takes for granted that no free size is 1; at a batch of 1 it is the same in all that matters
+        many = (
+            {**values, self.batch: max(2, values[self.batch])} if self.batch in values else values
+        )
+        return values if self.accepts(many) else None
 
     @property
     def free(self) -> list[str]:
@@ -199,11 +206,16 @@ def _shape(node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def _line(guard: Any) -> str:
-    """``net.py:41 `if ph or pw``` of a guard that the user's code asked for."""
-    text = str(getattr(guard.sloc, "maybe_user_loc", None) or "")
-    match = _AT.search(text)
-    if match is None:
-        return ""
-    name = Path(match["file"].lstrip("(")).name
-    code = linecache.getline(match["file"].lstrip("("), int(match["line"])).strip()
-    return f"{name}:{match['line']}" + (f" `{code[:80]}`" if code else "")
+    """``net.py:41 `if ph or pw``` of a guard that the user's code asked for; nothing for one of torch's own."""
+    for place in (guard.sloc.maybe_user_loc, guard.sloc.framework_loc):
+        if hasattr(place, "filename"):
+            file, line = str(place.filename), int(place.lineno)
+        else:
+            match = _AT.search(str(place or ""))
+            if match is None:
+                continue
+            file, line = match["file"].lstrip("("), int(match["line"])
+        if is_user_file(file):
+            code = linecache.getline(file, line).strip()
+            return f"{Path(file).name}:{line}" + (f" `{code[:80]}`" if code else "")
+    return ""

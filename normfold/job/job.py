@@ -149,6 +149,11 @@ class Job:
                 "no samples",
                 hint="give `--data` (`data=` in Python): inputs as the network meets them, labels optional",
             )
+        if "module" in self.export.export and self.cast is not None:
+            raise UsageError(
+                f"`--export module` and `--precision {self.cast.precision}` contradict each other",
+                hint="the module is written in its own types: change them in PyTorch (`module.half()`)",
+            )
         integers = self.quantize
         if integers is None:
             return

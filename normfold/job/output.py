@@ -11,7 +11,7 @@ from normfold.errors import UsageError
 from normfold.job.option import Options, given_options, option
 from normfold.target import DEFAULTS, TARGETS, Target, target
 
-Format = Literal["onnx", "pt2", "trt", "openvino"]
+Format = Literal["onnx", "pt2", "trt", "openvino", "module"]
 HardwareCompatibility = Literal["none", "ampere+", "same-cc"]
 _TARGETS = ", ".join(TARGETS)
 
@@ -31,7 +31,7 @@ class Export(Options):
     GROUP: ClassVar[str] = "What comes out"
 
     export: tuple[Format, ...] = option(
-        ("onnx",), "Format to write; repeatable.", metavar="onnx|pt2|trt|openvino"
+        ("onnx",), "Format to write; repeatable.", metavar="onnx|pt2|trt|openvino|module"
     )
     target: tuple[str, ...] = option(
         (),

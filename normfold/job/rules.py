@@ -91,7 +91,7 @@ RULES = {
         "`--export trt` builds one",
     ),
     "onnx-file": Rule(
-        lambda job: bool(job.formats - {"pt2"}),
+        lambda job: bool(job.formats - {"pt2", "module"}),
         "no ONNX file is written",
         "it goes with `--export onnx`, `openvino` or `trt`",
     ),

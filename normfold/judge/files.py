@@ -52,7 +52,7 @@ class Judge:
         checks: list[AnyCheck] = []
         try:
             for kind, run in draft.runs():
-                checks.append(self._check(kind, draft.path.name, run))
+                checks.append(self._check(kind, draft.name, run))
                 emit(checks[-1])
         except EnvironmentMissing as error:
             why = error.what + (f": {error.found}" if error.found else "")
@@ -83,7 +83,7 @@ class Judge:
 def artefact(draft: Draft, kind: str, target: str, folder: Any, verdict: Verdict) -> Artefact:
     """A file as the report lists it, under the path that it will have in ``folder``."""
     return Artefact(
-        path=str(folder / draft.path.name),
+        path=str(folder / draft.name),
         format=kind,
         target=target,
         size=draft.size,

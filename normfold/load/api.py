@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
+from normfold.graph.fresh import fresh
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
@@ -89,6 +90,7 @@ def load(
         with boundary("the file cannot be used as a model", where, _AGAIN):
             found = _find(where, factory, key, trust, seed)
             found.module = _evaluate(found.module)
+    _require_python(found)
     with boundary("no example inputs can be made for the network", found.source):
         if not training:
             found.notes += make_exportable(found.module)
@@ -138,11 +140,20 @@ def _widened(
     return chosen
 
 
+def _require_python(found: Found) -> None:
+    if isinstance(found.module, torch.jit.ScriptModule):
+        raise LoadError(
+            "TorchScript cannot be rewritten: it is compiled code, not an nn.Module",
+            where=found.source,
+            hint="give the Python module that it was made of, before `torch.jit.script` or `trace`",
+        )
+
+
 def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
     notes = []
     was_training = any(module.training for module in model.modules())
     try:
-        mine = copy.deepcopy(model)
+        mine = copy.deepcopy(fresh(model))  # of which every tensor can be copied
         if was_training:
             notes.append("model was in train mode: put in eval on a copy")
     except Exception as error:
@@ -224,24 +235,42 @@ def is_checkpoint(model: Any) -> bool:
     if not isinstance(model, str | os.PathLike):
         return False
     path = Path(model)
-    if not path.is_file() or path.suffix.lower() not in (".safetensors", *_PICKLED):
+    if not path.is_file() or path.suffix == ".onnx":
         return False
-    return not pickled.is_program(path)
+    return _form(path) in ("safetensors", "pickle")
+
+
+def _form(path: Path) -> str:
+    """``program``, ``pickle`` or ``safetensors``: by the suffix, or by the first bytes where that says nothing."""
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return "safetensors"
+    if suffix == ".pt2":
+        return "program"
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if suffix in _PICKLED or head.startswith((b"PK", b"\x80")):
+        return "program" if pickled.is_program(path) else "pickle"
+    header = int.from_bytes(head[:8], "little")
+    return "safetensors" if head[8:] == b"{" and header < path.stat().st_size else ""
 
 
 def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: int) -> Found:
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
+    form = _form(path)
+    if form == "safetensors":
         return state.take(state.read_safetensors(path), factory, key, path, seed)
-    if suffix == ".pt2" or (suffix in _PICKLED and pickled.is_program(path)):
+    if form == "program":
         from normfold.load.program import load_program
 
         require_fetched(path)
         return load_program(path, trust)
-    if suffix not in _PICKLED:
-        raise LoadError(
-            f"the suffix `{suffix}` is not known" if suffix else "the file has no suffix",
-            where=str(path),
-            hint=f"give {_FORMS}",
-        )
-    return state.take(pickled.read(path, trust), factory, key, path, seed)
+    if form == "pickle":
+        return state.take(pickled.read(path, trust), factory, key, path, seed)
+    require_fetched(path)
+    suffix = path.suffix.lower()
+    raise LoadError(
+        f"the suffix `{suffix}` is not known" if suffix else "the file has no suffix",
+        where=str(path),
+        found="its first bytes are those of no checkpoint, either",
+        hint=f"give {_FORMS}",
+    )

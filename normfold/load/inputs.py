@@ -75,17 +75,17 @@ def choose(found: Found, asked: Asked) -> Chosen:
         if asked.wide:
             args, kwargs = pytree.tree_map(_float32, (args, kwargs))
         if args or kwargs:
-            return _ready(module, args, kwargs, asked)
+            return ready(module, args, kwargs, asked)
         inputs = ()
     if isinstance(inputs, Mapping):
-        return _ready(module, (), dict(inputs), asked)
+        return ready(module, (), dict(inputs), asked)
     texts = [isinstance(item, str) for item in inputs]
     if any(texts):
         if not all(texts):
             raise UsageError("inputs must be all values or all texts such as `x:1x3x224x224`")
         return _explicit(module, parse(inputs), asked)
     if inputs:
-        return _ready(module, tuple(inputs), {}, asked)
+        return ready(module, tuple(inputs), {}, asked)
     if found.inputs is not None:
         args, kwargs, origin = found.inputs
         failure = probe.forward(module, args, kwargs)
@@ -100,9 +100,12 @@ def choose(found: Found, asked: Asked) -> Chosen:
     return _infer(found, asked)
 
 
-def _ready(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Asked
-) -> Chosen:
+def ready(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], asked: Asked) -> Chosen:
+    """Given values, with a batch of one repeated where the batch will be dynamic and the network takes it.
+
+    Raises:
+        UsageError: the network does not run on them.
+    """
     if not asked.static:
         for more in repeated(module, args, kwargs, asked.batch, asked.axes):
             if probe.forward(module, *more) is None:

@@ -21,47 +21,58 @@ from normfold.load.types import Found
 def choose(found: Found, path: str, asked: example_inputs.Asked) -> example_inputs.Chosen:
     """Put a part in the place of the network, and choose inputs for it.
 
-    Inputs that are given may be those of the part; else the whole network runs once, and the part gets what it got
-    there.
+    The whole network runs once, and the part gets what it got there. Where the whole does not run on inputs that
+    are given, they are those of the part.
 
     Raises:
         UsageError: there is no such part, or the inputs fit neither.
         LoadError: the part is not called, or is called with something else than tensors.
     """
     whole, part = found.module, submodule(found.module, path)
-    inner = replace(found, module=part, inputs=None, exported=None, image_size=None)
-    chosen: example_inputs.Chosen | None = None
-    if callable(asked.inputs) or len(asked.inputs):
+    try:
+        outer = example_inputs.choose(found, asked)
+    except NormfoldError:
+        if not callable(asked.inputs) and not len(asked.inputs):
+            raise
+        inner = replace(found, module=part, inputs=None, exported=None, image_size=None)
         try:
             chosen = example_inputs.choose(inner, asked)
         except NormfoldError:
-            chosen = None  # they are those of the whole, or fit neither
-    if chosen is None:
-        outer = example_inputs.choose(found, asked)
-        calls = recorded(whole, outer.args, outer.kwargs, [path])
-        if path not in calls:
-            raise LoadError(
-                f"`{path}` is not called by `forward`",
-                where=type(whole).__name__,
-                hint="give its own inputs with `--input`, or name a part that is called",
-            )
-        args, kwargs = calls[path]
-        if not all(
-            isinstance(leaf, Tensor)
-            for leaf in pytree.tree_leaves((args, kwargs))
-            if leaf is not None
-        ):
-            raise LoadError(
-                f"`{path}` is called with something else than tensors",
-                where=type(whole).__name__,
-                hint="name a part inside of it",
-            )
-        chosen = replace(
-            outer, args=args, kwargs=kwargs, origin=f"what `{path}` gets ({outer.origin})", free={}
-        )
+            chosen = None
+        if chosen is None:
+            raise
+    else:
+        chosen = _as_called(whole, part, path, outer, asked)
     found.module, found.exported = part, None
     found.source = f"the part `{path}` of {found.source}"
     return chosen
+
+
+def _as_called(
+    whole: nn.Module,
+    part: nn.Module,
+    path: str,
+    outer: example_inputs.Chosen,
+    asked: example_inputs.Asked,
+) -> example_inputs.Chosen:
+    calls = recorded(whole, outer.args, outer.kwargs, [path])
+    if path not in calls:
+        raise LoadError(
+            f"`{path}` is not called by `forward`",
+            where=type(whole).__name__,
+            hint="name a part that is called, or inside of which others are",
+        )
+    args, kwargs = calls[path]
+    leaves = pytree.tree_leaves((args, kwargs))
+    if not all(isinstance(leaf, Tensor) for leaf in leaves if leaf is not None):
+        raise LoadError(
+            f"`{path}` is called with something else than tensors",
+            where=type(whole).__name__,
+            hint="name a part inside of it",
+        )
+    own = example_inputs.ready(part, args, kwargs, asked)
+    notes = outer.notes if outer.notes == own.notes else [*outer.notes, *own.notes]
+    return replace(own, origin=f"what `{path}` gets ({outer.origin})", notes=notes)
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

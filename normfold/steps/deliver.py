@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from normfold.errors import EnvironmentMissing
 from normfold.files import publish, staging
@@ -84,6 +85,9 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         normalisation=work.normalisation,
         emit=work.record.emit,
         say=work.say,
+        captured=work.captured,
+        source=_source(job.source.model),
+        folder=job.export.output,
     )
     judge = Judge(
         work.verifier,
@@ -104,6 +108,12 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
+
+
+def _source(model: Any) -> Path | None:
+    """The file or folder that a model is from."""
+    path = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    return path if path is not None and path.exists() else None
 
 
 def _target(request: Request, prepared: Prepared) -> Target:

@@ -56,7 +56,7 @@ def begin(job: Job, record: Recorder, say: Listener) -> Work:
     verifier = Verifier(graph, seed, samples, job.policy.tries) if judges else None
     for text in verifier.notes if verifier is not None else ():
         record.emit(Noted(text))
-    if verifier is None and source.private:
+    if verifier is None and source.private and "module" not in job.export.export:
         # nothing to compare with: the old weights go while the new ones are made
         graph.original = None
         gc.collect()  # torch.export leaves cycles that hold them

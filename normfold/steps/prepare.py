@@ -22,7 +22,7 @@ from normfold.target import target
 from normfold.targets.tensorrt.profiles import parse_dynamic
 from normfold.targets.tensorrt.write import builder
 
-_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt")
+_SUFFIXES = (".tar", ".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)

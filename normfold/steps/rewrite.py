@@ -94,6 +94,7 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
     passes = passes_of(step.pipeline, step.untie)
     policy = work.job.policy
     keep = work.verifier is not None or policy.keep_if_faster or not work.disposable
+    keep = keep or "module" in work.job.export.export
     result = run_judged(
         graph,
         passes,

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from normfold.errors import ExportError, NormfoldError, UsageError
 from normfold.files import atomic
 from normfold.graph.graph import Graph, is_symbolic
+from normfold.graph.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import write
@@ -203,6 +204,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
             warnings.catch_warnings(record=True) as caught,
             redirect_stdout(io.StringIO()),
             torch.no_grad(),
+            free_length(),  # the exporter finds shapes once more
         ):
             warnings.simplefilter("always")
             exported = torch.onnx.export(

@@ -34,6 +34,9 @@ class Order:
         precision: the type that weights and activations were lowered to, in words.
         normalisation: what inputs in [0, 1] are normalised by.
         emit: takes events of the report.
+        captured: the network as captured; None where it was not kept.
+        source: the file or folder that it is from, if it is from one.
+        folder: where the files will be.
     """
 
     graph: Graph
@@ -47,6 +50,9 @@ class Order:
     normalisation: dict[str, Any] | None = None
     emit: Callable[[Any], None] = lambda event: None
     say: Listener = silent
+    captured: Graph | None = None
+    source: Path | None = None
+    folder: Path = Path()
 
     def path(self, suffix: str) -> Path:
         """A file of this order."""
@@ -62,6 +68,7 @@ class Draft:
         runtime: what runs it here, by name.
         stands_for: the runtime that it is for, where another one stands in.
         runs: yields each way in which the file is judged; raises `EnvironmentMissing` where it cannot be run.
+        within: the folder of its own that the file is in, if it has one.
     """
 
     path: Path
@@ -69,6 +76,12 @@ class Draft:
     runs: Callable[[], Runs]
     files: tuple[Path, ...] = ()
     stands_for: str = ""
+    within: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the file, inside the folder of the job's files."""
+        return f"{self.within}/{self.path.name}" if self.within else self.path.name
 
     @property
     def size(self) -> int:
@@ -90,6 +103,7 @@ def drafts(kind: str, order: Order) -> Iterator[Draft]:
 # file format -> module:function(order)
 WRITERS = {
     "onnx": "normfold.targets.files:write_onnx",
+    "module": "normfold.targets.module:write_module",
     "openvino": "normfold.targets.files:write_openvino",
     "pt2": "normfold.targets.files:write_pt2",
     "trt": "normfold.targets.tensorrt.write:write_engine",

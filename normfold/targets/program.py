@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from normfold.errors import ExportError
 from normfold.graph.expressions import fetch
 from normfold.graph.graph import Graph
+from normfold.graph.recurrent import decomposed, free_length
 from normfold.targets.expand import NotLocal, expand
 
 
@@ -39,8 +40,8 @@ class LiftedProgram(ExportedProgram):
             else:
                 self.graph_module.recompile()
                 return self
-        traced: ExportedProgram = super().run_decompositions(decomp_table, **kwargs)
-        return traced
+        trace = super().run_decompositions
+        return decomposed(self, lambda: trace(decomp_table, **kwargs))
 
 
 class _NotLiftable(Exception):
@@ -62,7 +63,7 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
         except _NotLiftable:
             pass
     try:
-        with torch.no_grad():
+        with torch.no_grad(), free_length():
             return torch.export.export(
                 graph.module,
                 graph.args,

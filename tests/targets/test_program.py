@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from normfold.data.opening import capture_source
 from normfold.errors import ExportError, UsageError
 from normfold.graph import capture
 from normfold.graph.custom_ops import channel_affine
+from normfold.job import Source
+from normfold.rewrite import parse, run_pipeline
+from normfold.target import TARGETS
 from normfold.targets import RuntimeSession, export_onnx, export_pt2
 from normfold.targets.program import LiftedProgram, exported_program
 from normfold.targets.typed import lower
@@ -154,3 +158,26 @@ def test_an_op_that_the_exporter_does_not_know_is_expanded_alone(
     exported = export_onnx(graph, tmp_path / "net.onnx")
     assert exported.census.ops["Mul"] == len(exported.census.per_channel) == 1
     assert error(RuntimeSession(exported.path, threads=1).run([x]), reference(net, x)) < 3e-6
+
+
+@pytest.mark.parametrize("kind", [ConvNet, Kept, Transformer, Transposed])
+def test_a_program_file_is_functional_and_reads_again(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
+    """Converters refuse the dialect TRAINING; RMS norms are primitives in the file, and RMS norms for normfold."""
+    x = torch.randn(2, 4 if kind is Transposed else 3, 8, 8)
+    net = perturb(kind())
+    text = "canonicalize,fold-affine{split-norms=true},center-stream,restore,bake"
+    path = export_pt2(folded(net, x, text=text), tmp_path / "net.pt2")
+    program = torch.export.load(path)
+    assert program.dialect == "ATEN"
+    ops = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not {name for name in ops if "rms_norm" in name or "normfold" in name}
+    again, _ = run_pipeline(capture_source(Source(path)), parse(text))
+    with torch.no_grad():
+        found = [again(torch.cat([x, x, x]))]
+    assert error(found, reference(net, torch.cat([x, x, x]))) < 3e-6
+    if kind is Transformer:
+        exported = export_onnx(again, tmp_path / "net.onnx", target=TARGETS["ort-x86"])
+        assert exported.census.ops["RMSNormalization"] == 5
+        assert exported.census.ops["Gelu"] == exported.census.ops["Attention"] == 2

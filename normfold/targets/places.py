@@ -1,0 +1,136 @@
+"""Norms and scales by the module call that they are in: those of the original, and what the result has of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from normfold.graph.expressions import is_static
+from normfold.graph.graph import argument, op_name
+from normfold.graph.ops import BATCH_NORM_OPS, KINDS, NORM_OPS, Kind
+from normfold.targets.slots import Slots, arguments, own, refusal
+
+PASSING = {"getitem", "sym_size", "identity"} | {
+    name for name, kind in KINDS.items() if kind is Kind.MOVE
+}
+
+
+@dataclass
+class Place:
+    """What one call of a module holds: norms and scales of the original, and what of them the result has."""
+
+    path: str
+    cores: list[fx.Node] = field(default_factory=list)
+    lost: list[fx.Node] = field(default_factory=list)
+    left: list[fx.Node] = field(default_factory=list)  # norms, and ops that passes made
+    stays: bool = False  # other ops of the original are still there
+
+    @property
+    def module(self) -> str:
+        return self.path.split("@")[0]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x * scale + shift, one number per channel; None for 1 and 0."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.scale is not None or self.shift is not None
+
+
+class Left:
+    """What the result has in place of a norm: its core, and the affine behind it."""
+
+    def __init__(self, place: Place, slots: Slots) -> None:
+        self.core: fx.Node | None = None
+        scale: Tensor | None = None
+        shift: Tensor | None = None
+        for node in place.left:
+            name = op_name(node)
+            vectors = [part for part in arguments(node).values() if is_static(part)]
+            if name in BATCH_NORM_OPS and scale is None and shift is None:
+                weight, bias, mean, variance = (
+                    slots.result_value(own(node, part))
+                    for part in ("weight", "bias", "running_mean", "running_var")
+                )
+                assert mean is not None and variance is not None
+                scale = (variance + float(argument(node, "eps"))).rsqrt()
+                scale = scale if weight is None else scale * weight
+                shift = -mean * scale if bias is None else bias - mean * scale
+            elif name in NORM_OPS and self.core is None:
+                self.core = node
+                scale, shift = (slots.result_value(own(node, part)) for part in ("weight", "bias"))
+            elif name in ("mul", "add") and len(vectors) == 1 and _per_channel(vectors[0]):
+                value = slots.result_value(vectors[0])
+                assert value is not None
+                value = value.flatten()
+                if name == "mul":
+                    scale = value if scale is None else scale * value
+                    shift = None if shift is None else shift * value
+                else:
+                    shift = value if shift is None else shift + value
+            elif name in ("mean", "sub"):
+                raise refusal(
+                    f"an op in the code of `{place.path or 'forward'}` takes the mean off, for RMSNorms behind it",
+                    "`--to folded` keeps the LayerNorms; where a tied embedding is the reason, `--untie` helps",
+                )
+            else:
+                raise refusal(
+                    f"an op `{name}` in `{place.path or 'forward'}`, which the original does not have"
+                )
+        self.affine = Affine(scale, shift)
+
+
+def call_path(node: fx.Node) -> str:
+    """Path of the innermost module call that made a node: ``bn@1`` is the second call of ``bn``."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return str(node.meta.get("normfold_path", ""))
+    path = str(next(reversed(stack.values()))[0])
+    return "" if path.startswith("_empty") else path
+
+
+def inside(node: fx.Node, path: str) -> bool:
+    module = call_path(node).split("@")[0]
+    return module == path or module.startswith(f"{path}.")
+
+
+def computes(node: fx.Node) -> bool:
+    return node.op == "call_function" and not is_static(node)
+
+
+def is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def plain_name(node: fx.Node) -> str:
+    name = op_name(node)
+    return "reshape" if name in ("view", "_unsafe_view") else name
+
+
+def _per_channel(node: fx.Node) -> bool:
+    return bool(sum(size > 1 for size in node.meta["val"].shape) <= 1)
+
+
+def axis_of(core: fx.Node, path: str) -> int:
+    """The axis of the module's input that a norm over the last axis normalises."""
+    source = core.args[0]
+    if not isinstance(source, fx.Node) or call_path(source).split("@")[0] != path:
+        return -1
+    if op_name(source) == "permute":
+        order: Any = argument(source, "dims")
+        return int(order[-1]) % len(order)
+    if op_name(source) in ("transpose", "swapaxes"):
+        rank = len(source.meta["val"].shape)
+        pair = [int(argument(source, name)) % rank for name in ("dim0", "dim1")]
+        return (
+            next((axis for axis in pair if axis != rank - 1), rank - 1) if rank - 1 in pair else -1
+        )
+    if op_name(source) in ("_to_copy", "to", "contiguous", "clone"):
+        return axis_of(source, path)
+    raise refusal(f"the norm `{path}` reads `{op_name(source)}` of its input")
