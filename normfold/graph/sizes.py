@@ -186,6 +186,8 @@ class Sizes:
         ]
         if not fits or fits == list(range(fits[0], reach[-1] + 1)):
             return ""
+        if fits == list(range(fits[0], fits[-1] + 1)):
+            return f"{fits[0]} to {fits[-1]}" if fits[0] > 2 else f"at most {fits[-1]}"
         step = math.gcd(*fits)
         if step > 1 and fits == [size for size in reach if size % step == 0 and size >= fits[0]]:
             return f"multiples of {step}"

@@ -21,6 +21,7 @@ from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
 from normfold.load.absent import absent
+from normfold.load.exportable import make_exportable
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
 from normfold.load.pointer import require_fetched
@@ -101,7 +102,7 @@ def load(
         if task is not None:
             found = decoder.with_cache(found, 1 if static else batch, seed)
         elif not training:
-            _without_cache(found)
+            found.notes += make_exportable(found.module)
         asked = example_inputs.Asked(inputs, batch, static, axes, wide, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
         chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
@@ -214,14 +215,6 @@ def _folder(path: Path, trust: Trust, seed: int) -> Found:
     from normfold.load.huggingface import load_folder
 
     return load_folder(path, trust, seed)
-
-
-def _without_cache(found: Found) -> None:
-    # A cache of keys and values is an output that nothing in the compiler wants.
-    config: Any = getattr(found.module, "config", None)
-    if hasattr(found.module, "main_input_name") and getattr(config, "use_cache", False):
-        config.use_cache = False
-        found.notes.append("`use_cache` was switched off: the key/value cache is not an output")
 
 
 def require_checkpoint(key: str | None, *models: Any) -> None:

@@ -26,7 +26,10 @@ class Guess:
 
 
 def guesses(
-    module: nn.Module, batch: int, image_size: tuple[int, int] | None = None
+    module: nn.Module,
+    batch: int,
+    image_size: tuple[int, int] | None = None,
+    names: tuple[str, ...] = (),
 ) -> Iterator[Guess]:
     """Candidates in the order of how well founded they are; each is to be tried."""
     config = _timm_config(module)
@@ -38,7 +41,9 @@ def guesses(
         side = image_size or declared_size(module) or (height, width)
         yield Guess((Wanted(None, (batch, channels, *side)),), "timm pretrained_cfg")
     if hasattr(module, "main_input_name") and hasattr(module, "config"):
-        yield Guess(huggingface.wanted(module, batch), "HF config")
+        for inputs, notes in huggingface.wanted(module, batch, image_size, names):
+            yield Guess(inputs, "HF config", notes)
+        return  # a guess from the first layer would leave inputs out
     tried = 0
     for path, layer_module in _layers(module):
         for shape, text, high in _layer_shapes(layer_module, batch, declared_size(module)):

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
+import importlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from normfold.errors import EnvironmentMissing, LoadError, last_line
-from normfold.load import pickled
+from normfold.load import adapter, folder_inputs, folder_weights, sentence
 from normfold.load.factory import optional, seeded
+from normfold.load.folder_config import architecture, base_class, read_config
+from normfold.load.folder_inputs import wanted as wanted  # what `guess` asks for
+from normfold.load.limits import limited
 from normfold.load.trust import Trust
-from normfold.load.types import Found, Wanted
+from normfold.load.types import Found
 
 
 def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
-    """The model that `config.json` names, with the folder's weights in their stored dtype.
+    """The network of a folder: the model that `config.json` names, with the folder's weights in their stored
+    dtype, its LoRA adapter merged, and the modules of sentence-transformers behind it.
 
     Raises:
-        LoadError: no config or weights, an unknown architecture, remote code, unsafe pickle.
+        LoadError: no config or weights, an unknown architecture, remote code, unsafe pickle, another format.
     """
-    config = _read_config(folder)
-    name = _architecture(config, folder)
-    weights = _weights(folder, trust)
-    notes = [] if weights is None else ["weights are pickled: read without running them"]
+    folder_weights.check_pointers(folder)
+    folder_weights.refuse_other_formats(folder)
+    _transformers()
+    plan = sentence.read(folder, trust)
+    if plan is None:
+        return _network(folder, trust, seed)
+    return sentence.attach(plan, _network(plan.transformer, trust, seed, plan))
+
+
+def _transformers() -> Any:
     transformers: Any = optional("transformers", "read Hugging Face folders")
     try:
         transformers.PreTrainedModel  # noqa: B018  imported now, with all that it needs
@@ -34,165 +44,192 @@ def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
         raise EnvironmentMissing(
             "`transformers` is installed and cannot be imported", found=last_line(error)
         ) from error
-    cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
+    return transformers
+
+
+def _network(folder: Path, trust: Trust, seed: int, plan: sentence.Plan | None = None) -> Found:
+    """The transformers model of a folder, with its adapter merged."""
+    lora = adapter.read(folder, trust)
+    base = folder
+    if lora is not None and not (
+        (folder / "config.json").is_file() and folder_weights.has_weights(folder)
+    ):
+        base = lora.base
+        folder_weights.check_pointers(base)
+    with limited(base):
+        found = _model(base, trust, seed, plan, lora)
+    found.image_size, notes = folder_inputs.image_size(base)
+    found.notes += notes
+    found.input_names = folder_inputs.tokenizer_names(folder) or folder_inputs.tokenizer_names(base)
+    found.notes += adapter.left_out(folder)
+    if lora is not None:
+        found.notes += adapter.merge(found.module, lora)
+        if base != folder:
+            found.notes.append(f"base weights from `{base}`")
+            found.source += f" with the adapter of `{folder}`"
+    return found
+
+
+def _model(
+    folder: Path, trust: Trust, seed: int, plan: sentence.Plan | None, lora: adapter.Adapter | None
+) -> Found:
+    transformers = _transformers()
+    config = read_config(folder)
+    notes = []
+    if "auto_map" in config:
+        notes.append(
+            "`auto_map` is ignored: transformers has the model itself; no code of the folder runs"
+        )
+    name = architecture(config, folder)
+    # peft, where it is installed, would attach the adapter: weights that we read are left alone
+    weights = folder_weights.read_weights(folder, trust, always=lora is not None)
+    if weights is not None and not any((folder / n).is_file() for n in folder_weights.SAFETENSORS):
+        notes.append("weights are pickled: read without running them")
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,  # torch.load is never used: pickles are read by us
+        "trust_remote_code": False,
+        "dtype": "auto",
+        "output_loading_info": True,
+    }
+    known = _known_config(transformers, transformers.AutoConfig, config, folder)
+    if plan is not None:
+        cls = sentence.encoder_class(transformers, known)
+    else:
+        cls = _class(transformers, name, known, folder)
+        if not isinstance(known, cls.config_class):  # a tower, in the folder of the whole
+            known = _known_config(transformers, cls.config_class, config, folder)
+        cls = _class_of_task(transformers, cls, known, lora, notes)
+    try:
+        with _quiet(), seeded(seed):
+            source = {"state_dict": weights} if weights is not None else {}
+            where = str(folder) if weights is None else None
+            module, info = cls.from_pretrained(where, config=known, **source, **options)
+    except Exception as error:
+        raise LoadError(
+            f"transformers could not load the folder as `{cls.__name__}`",
+            where=str(folder),
+            found=last_line(error),
+        ) from error
+    notes += _left_over(module, info, folder, "auto_map" in config, lora)
+    return Found(module, f"`{type(module).__name__}` from the folder `{folder}`", notes)
+
+
+def _known_config(transformers: Any, cls: Any, config: dict[str, Any], folder: Path) -> Any:
+    """The config as an object of transformers; None where the file names no `model_type`."""
+    kind = config.get("model_type")
+    if cls is transformers.AutoConfig:
+        if kind is None:
+            return None
+        if kind not in transformers.CONFIG_MAPPING:
+            close = difflib.get_close_matches(str(kind), transformers.CONFIG_MAPPING.keys(), n=2)
+            raise LoadError(
+                f"transformers {transformers.__version__} has no model of the type `{kind}`",
+                where=str(folder / "config.json"),
+                hint=_meant(close) or "the model may need a newer transformers",
+            )
+    own: dict[str, Any] = {}
+    if config.get("use_pretrained_backbone"):  # its weights are in the folder: no download
+        own["use_pretrained_backbone"] = False
+    try:
+        with _quiet():
+            return cls.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **own
+            )
+    except Exception as error:
+        raise LoadError(
+            f"transformers {transformers.__version__} could not read the config",
+            where=str(folder / "config.json"),
+            found=last_line(error),
+        ) from error
+
+
+def _meant(close: list[str]) -> str | None:
+    return f"did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else None
+
+
+def _class(transformers: Any, name: str, known: Any, folder: Path) -> Any:
+    """The class that `architectures` names, also an encoder that transformers does not list at its top."""
+    base = base_class(transformers, known) if known is not None else None
+    if not name:
+        if base is None:
+            raise LoadError(
+                f"transformers has no model without a head for `{known.model_type}`",
+                where=str(folder / "config.json"),
+                hint='name the class in `config.json`, as in `"architectures": ["BertForMaskedLM"]`',
+            )
+        return base
+    cls = getattr(transformers, name, None)
+    if cls is None and base is not None:
+        cls = getattr(importlib.import_module(base.__module__), name, None)
+    where = str(folder / "config.json")
     if cls is None:
         close = difflib.get_close_matches(name, dir(transformers), n=2, cutoff=0.75)
         raise LoadError(
             f"transformers {transformers.__version__} has no `{name}`",
-            where=str(folder / "config.json"),
-            hint=f"did you mean {' or '.join(f'`{c}`' for c in close)}?"
-            if close
-            else "the model may need a newer transformers",
+            where=where,
+            hint=_meant(close) or "the model may need a newer transformers",
         )
-    if name and not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise LoadError(f"`{name}` is not a model class", where=str(folder / "config.json"))
-    try:
-        with _quiet(), seeded(seed):
-            options: dict[str, Any] = {
-                "local_files_only": True,
-                "use_safetensors": True,  # torch.load is never used: pickles are read by us
-                "trust_remote_code": False,
-                "dtype": "auto",
-                "output_loading_info": True,
-            }
-            if config.get("use_pretrained_backbone"):  # its weights are in the folder: no download
-                options["use_pretrained_backbone"] = False
-            if weights is None:
-                module, info = cls.from_pretrained(str(folder), **options)
-            else:
-                known = transformers.AutoConfig.from_pretrained(
-                    str(folder), trust_remote_code=False
-                )
-                make = cls if name else transformers.AutoModel._model_mapping[type(known)]
-                module, info = make.from_pretrained(
-                    None, config=known, state_dict=weights, **options
-                )
-    except Exception as error:
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise LoadError(f"`{name}` is not a model class", where=where)
+    return cls
+
+
+_MAPPINGS = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+
+
+def _class_of_task(
+    transformers: Any, cls: Any, known: Any, lora: adapter.Adapter | None, notes: list[str]
+) -> Any:
+    """The class that an adapter was trained on, where the config names another: its head is the adapter's."""
+    mapping_name = _MAPPINGS.get(lora.task) if lora is not None else None
+    if lora is None or mapping_name is None:
+        return cls
+    mapping = getattr(transformers, mapping_name)._model_mapping
+    trained = mapping.get(type(known), None)
+    if trained is None or isinstance(trained, tuple | list) or trained is cls:
+        return cls
+    notes.append(
+        f"`{trained.__name__}` instead of `{cls.__name__}`: the adapter was trained for it"
+    )
+    if lora.labels:
+        known.num_labels = lora.labels
+    return trained
+
+
+def _left_over(
+    module: Any, info: dict[str, Any], folder: Path, auto_map: bool, lora: adapter.Adapter | None
+) -> list[str]:
+    """Weights that the folder lacks or has too many, as notes; LoadError where none of them fits."""
+    given = adapter.whole_weights(module, lora) if lora is not None else set[str]()
+    missing = sorted(set(info.get("missing_keys") or ()) - given)
+    unexpected = sorted(info.get("unexpected_keys") or ())
+    if missing and (auto_map or set(missing) >= {name for name, _ in module.named_parameters()}):
+        why = "the weights may belong to the code that the folder brings, which is not run"
         raise LoadError(
-            f"transformers could not load the folder as `{name or 'AutoModel'}`",
+            f"{len(missing)} weights of `{type(module).__name__}` are not in the folder",
             where=str(folder),
-            found=last_line(error),
-        ) from error
-    missing = sorted(info.get("missing_keys") or ())
+            found=f"missing {_listed(missing)}; in the folder are {_listed(unexpected) or 'no others'}",
+            hint=why if auto_map else "is `architectures` in config.json the class that was saved?",
+        )
+    notes = []
     if missing:
-        shown = ", ".join(f"`{key}`" for key in missing[:4])
-        notes.append(f"{len(missing)} weights are not in the folder and are random: {shown}")
-    return Found(module, f"`{type(module).__name__}` from the folder `{folder}`", notes)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise LoadError(
-            "the folder has no `config.json`",
-            where=str(folder),
-            hint="a folder must be a Hugging Face model (config.json and *.safetensors); "
-            "otherwise give the checkpoint file itself",
+        notes.append(
+            f"{len(missing)} weights are not in the folder and are random: {_listed(missing)}"
         )
-    config = _read_json(file)
-    remote = sorted(_remote_code(config))
-    if remote:
-        raise LoadError(
-            "the model needs code that comes with the folder or from a hub; it is not run",
-            where=str(file),
-            found=", ".join(remote),
-            hint="install that code as a package, build the model in Python and give "
-            "`pkg.mod:factory`, or use the version of the model that transformers has",
-        )
-    return config
+    if unexpected:
+        notes.append(f"{len(unexpected)} weights of the folder are not used: {_listed(unexpected)}")
+    return notes
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise LoadError(
-            f"`{file.name}` is not valid", where=str(file), found=last_line(error)
-        ) from None
-    return content
-
-
-def _remote_code(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key in ("attribute_map", "transformers_weights"):
-                # one name for another, and files of another folder: `_leads_away` would look in vain
-                yield f"`{key}`: {value}"
-            elif key == "auto_map":
-                yield f"`auto_map`: {', '.join(map(str, value))}"
-            elif _leads_away(key, str(value or "")):
-                yield f"`{key}`: {value}"
-            else:
-                yield from _remote_code(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _remote_code(value)
-
-
-def _leads_away(key: str, value: str) -> bool:
-    """transformers takes attention kernels from a hub, and timm models and weights from anywhere."""
-    if key.endswith("_implementation"):
-        return "/" in value or value.startswith("flash")  # others are in transformers and torch
-    if key in ("architecture", "backbone"):
-        return ":" in value
-    return key == "checkpoint_path" and bool(value)
-
-
-def _architecture(config: dict[str, Any], folder: Path) -> str:
-    names = config.get("architectures") or []
-    if not names and "model_type" not in config:
-        raise LoadError(
-            "`config.json` names neither `architectures` nor `model_type`",
-            where=str(folder / "config.json"),
-            hint="is this the folder of a transformers model? a timm hub folder loads with "
-            "`--model timm:NAME` and its weights file",
-        )
-    return str(names[0]) if names else ""
-
-
-def _weights(folder: Path, trust: Trust) -> dict[str, Any] | None:
-    """Pickled weights as a state dict, read without running them; None where transformers reads the files."""
-    _check_index(folder)
-    if any(
-        (folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
-    ):
-        return None
-    pickles = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("*.bin"))
-    if not pickles:
-        raise LoadError(
-            "the folder has no weights",
-            where=str(folder),
-            found=", ".join(sorted(p.name for p in folder.iterdir())[:6]),
-            hint="`model.safetensors` or `pytorch_model.bin` is expected next to config.json",
-        )
-    state: dict[str, Any] = {}
-    for path in pickles:
-        content = pickled.read(path, trust)
-        if not isinstance(content, dict):
-            found = f"an object of type `{type(content).__name__}`"
-            raise LoadError("the weights are not a state dict", where=str(path), found=found)
-        state.update(content)
-    return state
-
-
-def _check_index(folder: Path) -> None:
-    """Weights lie in the folder: an index may name other files, which transformers would read."""
-    for path in folder.glob("*.index.json"):
-        names = _read_json(path).get("weight_map", {})
-        strange = sorted(
-            {str(name) for name in names.values() if Path(str(name)).name != name}
-            if isinstance(names, dict)
-            else {"no `weight_map`"}
-        )
-        if strange:
-            raise LoadError(
-                "the index of the weights names files outside the folder",
-                where=str(path),
-                found=", ".join(f"`{name}`" for name in strange[:3]),
-                hint="an index names files beside it, without a folder",
-            )
+def _listed(keys: list[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys[:4])
 
 
 @contextlib.contextmanager
@@ -208,55 +245,3 @@ def _quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bar:
             hf_logging.enable_progress_bar()
-
-
-def wanted(module: Any, batch: int) -> tuple[Wanted, ...]:
-    """Inputs that a transformers model's config asks for.
-
-    Images are ``(batch, channels, size, size)``, tokens ``(batch, min(16, positions))``, audio
-    features ``(batch, mel bins, 2 * source positions)``, raw audio ``(batch, 4000)``.
-    """
-    config = module.config
-    text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
-    main = str(getattr(module, "main_input_name", "input_ids"))
-    names = {main}
-    if main in ("input_ids", "pixel_values") and text is not vision:
-        names |= {"input_ids", "pixel_values"} & set(_parameters(module))
-    if getattr(config, "is_encoder_decoder", False):
-        names.add("decoder_input_ids")
-    made: list[Wanted] = []
-    for name in [main, *sorted(names - {main})]:
-        if name == "pixel_values":
-            made.append(Wanted(name, _image(vision, batch)))
-        elif name.endswith("input_ids"):
-            made.append(Wanted(name, *_tokens(text, batch)))
-        elif name == "input_features":
-            frames = 2 * int(getattr(config, "max_source_positions", 50) or 50)
-            bins = int(getattr(config, "num_mel_bins", None) or 80)
-            made.append(Wanted(name, (batch, bins, frames)))
-        elif name == "input_values":
-            made.append(Wanted(name, (batch, 4000)))
-    return tuple(made)
-
-
-def _parameters(module: Any) -> Sequence[str]:
-    import inspect
-
-    return list(inspect.signature(module.forward).parameters)
-
-
-def _image(config: Any, batch: int) -> tuple[int, ...]:
-    size = getattr(config, "image_size", None) or 224
-    if isinstance(size, dict):
-        size = (size.get("height", 224), size.get("width", 224))
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    channels = int(getattr(config, "num_channels", None) or 3)
-    frames = getattr(config, "num_frames", None)
-    middle = (int(frames), channels) if frames else (channels,)
-    return (batch, *middle, int(pair[0]), int(pair[-1]))
-
-
-def _tokens(config: Any, batch: int) -> tuple[tuple[int, ...], int]:
-    limits = (getattr(config, key, None) for key in ("max_position_embeddings", "n_positions"))
-    length = min([16, *(n for n in limits if isinstance(n, int) and n > 0)])
-    return (batch, length), int(getattr(config, "vocab_size", None) or 2)

@@ -15,7 +15,7 @@ from normfold.errors import LoadError, UsageError
 from normfold.load import guess, probe
 from normfold.load.nested import Axes, Call, bind, call, repeated, widened
 from normfold.load.specs import Spec, draw_spec, is_mask, parse
-from normfold.load.types import Found
+from normfold.load.types import Found, Wanted
 
 _HALF_TEXT = re.compile(r":b?f16(?=\[|$)")
 
@@ -135,7 +135,10 @@ def _misfit(module: nn.Module, what: str, failure: probe.Failure) -> UsageError:
 
 
 def _expected(module: nn.Module) -> str:
-    first = next(guess.guesses(module, 2), None)
+    try:
+        first = next(guess.guesses(module, 2), None)
+    except LoadError:  # its inputs are not known
+        first = None
     if first is None:
         return ""
     texts = (_text(item.name, item.shape, item.high) for item in first.inputs)
@@ -227,19 +230,20 @@ def _device(module: nn.Module) -> torch.device | None:
     return first.device if first is not None and first.device.type != "meta" else None
 
 
+def _spec(item: Wanted) -> Spec:
+    """Integers below their own limit where the input is known by name; masks are drawn as such."""
+    if item.name is None or not item.high or is_mask(item.name, torch.int64):
+        return Spec(item.name, item.shape, torch.int64 if item.high else None)
+    return Spec(item.name, item.shape, torch.int64, range=(0, item.high - 1))
+
+
 def _infer(found: Found, asked: Asked) -> Chosen:
     module = found.module
     batch = 1 if asked.static else asked.batch
     tried: list[tuple[guess.Guess, probe.Failure]] = []
-    for candidate in guess.guesses(module, batch, found.image_size):
+    for candidate in guess.guesses(module, batch, found.image_size, found.input_names):
         try:
-            specs = bind(
-                module,
-                [
-                    Spec(item.name, item.shape, torch.int64 if item.high else None)
-                    for item in candidate.inputs
-                ],
-            )
+            specs = bind(module, [_spec(item) for item in candidate.inputs])
         except UsageError:
             continue
         high = max(item.high for item in candidate.inputs)
@@ -262,11 +266,16 @@ def _hopeless(module: nn.Module, tried: list[tuple[guess.Guess, probe.Failure]])
         for p in probe.parameters(module)
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ] or ["x"]
-    if tried:
+    if tried and tried[0][0].inputs[0].name is not None:
+        texts = [_text(item.name, item.shape, item.high) for item in tried[0][0].inputs]
+        known = {item.name for item in tried[0][0].inputs}
+        texts += [f"--input {name}:2x..." for name in required if name not in known | {"x"}]
+    elif tried:
         shape = tried[0][0].inputs[0].shape
         kind = ":i64" if tried[0][0].inputs[0].high else ""
         texts = [f"--input {required[0]}:{'x'.join(map(str, shape))}{kind}"]
         texts += [f"--input {name}:2x..." for name in required[1:]]
+    if tried:
         last = tried[0][1]
         found = f"tried {len(tried)}: with {tried[0][0].why} `{last.path}` said {last.message}"
     else:

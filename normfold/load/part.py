@@ -26,7 +26,7 @@ def choose(found: Found, path: str, asked: example_inputs.Asked) -> example_inpu
 
     Raises:
         UsageError: there is no such part, or the inputs fit neither.
-        LoadError: the part is not called, or is called with something else than tensors.
+        LoadError: the part is not called, or is called with something else than tensors and plain values.
     """
     whole, part = found.module, submodule(found.module, path)
     try:
@@ -64,9 +64,9 @@ def _as_called(
         )
     args, kwargs = calls[path]
     leaves = pytree.tree_leaves((args, kwargs))
-    if not all(isinstance(leaf, Tensor) for leaf in leaves if leaf is not None):
+    if not all(isinstance(leaf, Tensor | bool | int | float | str | None) for leaf in leaves):
         raise LoadError(
-            f"`{path}` is called with something else than tensors",
+            f"`{path}` is called with something else than tensors and plain values",
             where=type(whole).__name__,
             hint="name a part inside of it",
         )

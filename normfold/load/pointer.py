@@ -21,7 +21,7 @@ def require_fetched(path: Path) -> None:
         return
     size = re.search(rb"^size (\d+)$", text, re.MULTILINE)
     raise LoadError(
-        f"`{path.name}` is a Git LFS pointer of {path.stat().st_size} bytes, not the weights",
+        f"`{path.name}` is a Git LFS pointer of {path.stat().st_size} bytes, not the file itself",
         where=str(path),
         found=f"it stands for a file of {int(size[1]):,} bytes" if size else None,
         hint="`git lfs pull` in the cloned repository fetches the file (`git lfs install` comes first, once)",

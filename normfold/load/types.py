@@ -79,3 +79,4 @@ class Found:
     dynamic: tuple[dict[int, str], ...] | None = None
     image_size: tuple[int, int] | None = None
     axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    input_names: tuple[str, ...] = ()  # that the folder's tokenizer gives

@@ -41,10 +41,11 @@ def for_operand(flow: Flow, operand: fx.Node) -> Flow:
 
 def is_unaffected(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
     """True if a MOVE op takes only elements that the flow leaves alone."""
-    for part in (flow.scale, flow.shift):
-        if part is not None and not bool((layout.push(user, value, part.ids) < 0).all()):
-            return False
-    return True
+    try:
+        parts = [part.ids for part in (flow.scale, flow.shift) if part is not None]
+        return all(bool((layout.push(user, value, ids) < 0).all()) for ids in parts)
+    except layout.LayoutError:  # run-time data say which elements
+        return False
 
 
 def factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:

@@ -21,14 +21,19 @@ _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default
 
 
-def write_attention(module: fx.GraphModule) -> int:
+def write_attention(module: fx.GraphModule, only_unequal_heads: bool = False) -> int:
     """Expand the attentions of ``module`` in place; returns how many.
+
+    ``only_unequal_heads``: those of queries and keys of unlike heads that broadcast, which the fused op of ONNX
+    has no form for.
 
     Masks of both kinds, causal attention (aligned at the top left, as torch does) and grouped heads are written
     out; what stays is attention with dropout, or with a width that is known at run time only.
     """
     graph = module.graph
     found = [node for node in graph.nodes if node.target is _ATTENTION and _is_known(node)]
+    if only_unequal_heads:
+        found = [node for node in found if _broadcasts_heads(node)]
     for node in found:
         with graph.inserting_before(node):
             result = _expanded(module, node)
@@ -37,6 +42,32 @@ def write_attention(module: fx.GraphModule) -> int:
     if found:
         loosen_views(graph)
     return len(found)
+
+
+def widen_masks(module: fx.GraphModule) -> int:
+    """Repeat masks that are the same for every query over the queries; returns how many.
+
+    onnxruntime's fused op refuses a mask that has one row for all of them.
+    """
+    graph = module.graph
+    found: dict[tuple[fx.Node, str], fx.Node] = {}
+    for node in [node for node in graph.nodes if node.target is _ATTENTION]:
+        mask, query = argument(node, "attn_mask"), node.args[0]
+        if not isinstance(mask, fx.Node) or _shape(mask)[-2] != 1 or _shape(query)[-2] == 1:
+            continue
+        key = (mask, str(_shape(query)[-2]))
+        if key not in found:
+            with graph.inserting_before(node):
+                rows = size_of(graph, node, query, -2)
+                sizes = [*[-1] * (len(_shape(mask)) - 2), rows, -1]
+                found[key] = call(graph, node, _aten.expand.default, mask, sizes)
+        node.replace_input_with(mask, found[key])
+    return len(found)
+
+
+def _broadcasts_heads(node: fx.Node) -> bool:
+    heads = {str(_shape(part)[-3]) for part in node.args[:3] if len(_shape(part)) > 2}
+    return len(heads) > 1 and not argument(node, "enable_gqa")
 
 
 def _is_known(node: fx.Node) -> bool:

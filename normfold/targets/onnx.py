@@ -26,7 +26,7 @@ from normfold.graph.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import write
-from normfold.targets.attention import write_attention
+from normfold.targets.attention import widen_masks, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
 from normfold.targets.integer import pack, translations
@@ -164,22 +164,23 @@ class _Recorder(logging.Handler):
 
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
-    if not attention:
-        graph = graph.copy()
-        write_attention(graph.module)
-        graph.recompile()
+    graph = graph.copy()
+    write_attention(graph.module, only_unequal_heads=attention)
+    if attention:
+        widen_masks(graph.module)
+    graph.recompile()
     program = exported_program(graph)
     try:
         return _run_exporter(program, opset)
     except Exception as error:
         if type(program) is ExportedProgram:  # it was traced: there is nothing else to try
-            raise _refused(error) from error
+            raise _refused(error, graph) from error
     try:
         return _run_exporter(exported_program(graph, retrace=True), opset)
     except NormfoldError:
         raise
     except Exception as error:
-        raise _refused(error) from error
+        raise _refused(error, graph) from error
 
 
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
@@ -223,7 +224,16 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     return exported.model, list(dict.fromkeys(said))
 
 
-def _refused(error: Exception) -> ExportError:
+def _refused(error: Exception, graph: Graph) -> ExportError:
+    values = {node.name: node.meta.get("val") for node in graph.nodes}
+    complexes = [name for name, x in values.items() if isinstance(x, Tensor) and x.is_complex()]
+    if complexes:
+        return ExportError(
+            "the network computes with complex numbers, which torch.onnx does not translate",
+            found=", ".join(f"`{name}`" for name in complexes[:4]),
+            hint="write them as pairs of real numbers (a rotation as cosine and sine); "
+            "`--export pt2` keeps them as they are",
+        )
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return ExportError(
         "torch.onnx could not translate the graph",

@@ -33,7 +33,7 @@ def _error(model: str | Path) -> str:
 def test_git_lfs_pointers(name: str) -> None:
     Path(name).write_text(POINTER)
     text = _error(name)
-    assert f"`{name}` is a Git LFS pointer of {len(POINTER)} bytes, not the weights" in text
+    assert f"`{name}` is a Git LFS pointer of {len(POINTER)} bytes, not the file itself" in text
     assert "440,449,768 bytes" in text
     assert "`git lfs pull`" in text
     assert "weights_only" not in text

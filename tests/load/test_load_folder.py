@@ -75,11 +75,28 @@ def test_pickled_weights_are_read_safely_or_refused(
 
 
 def test_remote_code_is_refused(folder: Path) -> None:
-    _change(folder, auto_map={"AutoModel": "modeling_x.Model"})
+    _change(folder, auto_map={"AutoModel": "modeling_x.Model"}, architectures=["XModel"])
     (folder / "modeling_x.py").write_text("raise SystemExit('ran')")
     assert "auto_map" in _error(folder)
-    _change(folder, auto_map={}, attn_implementation="someone/kernel")
+    _change(folder, architectures=["BertForSequenceClassification"], model_type="xbert")
+    assert "auto_map" in _error(folder)
+    _change(folder, model_type="bert", auto_map={}, attn_implementation="someone/kernel")
     assert _error(folder)
+
+
+def test_code_is_not_needed_where_transformers_has_the_class(folder: Path, saved: Saved) -> None:
+    _change(folder, auto_map={"AutoModel": "modeling_x.Model", "AutoConfig": "x--y.Config"})
+    (folder / "modeling_x.py").write_text("raise SystemExit('ran')")
+    loaded = load(folder)
+    assert type(loaded.module) is type(saved[1])
+    assert any("`auto_map` is ignored" in note for note in loaded.notes)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    state = {f"encoder.{key}": value for key, value in saved[1].state_dict().items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    assert "may belong to the code that the folder brings" in _error(folder)
+    _change(folder, text_config={"auto_map": {"AutoModel": "modeling_x.Model"}})
+    assert "auto_map" in _error(folder)
 
 
 def test_damaged_folders(folder: Path) -> None:

@@ -126,7 +126,21 @@ class ShiftFitsOneSide(nn.Module):
         return F.gelu((self.map + self.conv(x)) + self.shift)
 
 
+class PickedByData(nn.Module):
+    """The router of a mixture of experts: a shift that only the choice sees, of scores picked by the choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.shift = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.router(x)
+        chosen = (scores + self.shift).topk(2).indices
+        return scores.gather(-1, chosen)
+
+
 CASES = {
+    "picked-by-data": (PickedByData, (5, 6), "left"),
     "map-and-inverse": (MapAndInverse, (2, 4, 6, 6), "gone"),
     "cast-before": (CastBefore, (2, 4, 5, 5), "left"),
     "cast-behind": (CastBehind, (2, 4, 5, 5), "left"),

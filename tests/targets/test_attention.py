@@ -218,3 +218,29 @@ def test_batch_and_lengths_stay_dynamic(name: str, tmp_path: Path) -> None:
 def test_attention_with_dropout_stays() -> None:
     graph = capture(Attention(Form({"dropout_p": 0.1})), inputs(Form()), dynamic=None)
     assert write_attention(graph.module) == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 6), (2, HEADS, 1, 6), (1, 6)])
+@pytest.mark.parametrize("boolean", [True, False])
+def test_one_row_of_a_mask_for_every_query_in_the_fused_op(
+    shape: tuple[int, ...], boolean: bool, tmp_path: Path
+) -> None:
+    kept = torch.ones(shape, dtype=torch.bool)
+    kept[..., 4:] = False
+    form = Form(mask=kept if boolean else added(kept))
+    given = inputs(form)
+    net = Attention(form)
+    exported = export_onnx(capture(net, given, dynamic=None), tmp_path / "net.onnx", opset=23)
+    assert exported.census.ops["Attention"] == 1
+    wide = [x.double() if x.is_floating_point() else x for x in given]
+    assert off(RuntimeSession(exported.path).run(list(given))[0], net.double()(*wide)) < 1e-6
+
+
+def test_keys_of_one_head_for_all_queries(tmp_path: Path) -> None:
+    form = Form(key_heads=1)
+    given = inputs(form)
+    net = Attention(form)
+    exported = export_onnx(capture(net, given, dynamic=None), tmp_path / "net.onnx", opset=23)
+    assert "Attention" not in exported.census.ops
+    expected = net.double()(*[x.double() for x in given])
+    assert off(RuntimeSession(exported.path).run(list(given))[0], expected) < 1e-6

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from normfold.errors import ExportError
+from normfold.graph import capture
 from normfold.targets import RuntimeSession, census, export_onnx
 from normfold.targets.tensorrt import build, find
 from tests.targets.nets import (
@@ -209,3 +211,15 @@ def test_global_pooling_of_channels_last_is_a_mean(tmp_path: Path) -> None:
     exported = export_onnx(folded(net, x), tmp_path / "net.onnx")
     assert exported.census.ops == {"Sigmoid": 1, "Transpose": 1, "ReduceMean": 1}
     assert error(RuntimeSession(exported.path, threads=1).run([x]), reference(net, x)) < 3e-6
+
+
+def test_complex_numbers_are_named(tmp_path: Path) -> None:
+    class Rotated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            turn = torch.polar(torch.ones_like(x[0]), x[0]).unsqueeze(0)
+            return torch.view_as_real(turn * torch.complex(x, x)).flatten(-2)
+
+    graph = capture(Rotated(), (torch.randn(2, 4),))
+    with pytest.raises(ExportError, match="complex numbers") as caught:
+        export_onnx(graph, tmp_path / "net.onnx")
+    assert "`polar`" in str(caught.value)

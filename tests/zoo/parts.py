@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo import bn_table, ln_table, trt_table
+from tests.zoo import bn_table, folder_table, ln_table, trt_table
+from tests.zoo.folder_trial import FolderRow, folder_members, folder_trial
 from tests.zoo.ln_models import is_layer_norm, ln_members
 from tests.zoo.ln_trial import NormRow, ln_trial
 from tests.zoo.models import Member, is_batch_norm, members
@@ -26,7 +27,7 @@ class Part:
 
     members: Callable[[], list[Member]]
     trial: Callable[[Member, bool], Any]
-    row: type[Row] | type[NormRow] | type[EngineRow]
+    row: type[Row] | type[NormRow] | type[EngineRow] | type[FolderRow]
     header: str
     line: Callable[[Any], str]
     summary: Callable[[list[Any], bool], bool]
@@ -59,11 +60,19 @@ PARTS = {
         ln_table.summary,
         is_layer_norm,
     ),
+    "folders": Part(
+        folder_members,
+        lambda member, _: folder_trial(member),
+        FolderRow,
+        folder_table.HEADER,
+        folder_table.line,
+        folder_table.summary,
+    ),
     "trt": _engines("fp32"),
     "trt-fp16": _engines("fp16"),
     "trt-bf16": _engines("bf16"),
 }
-USUAL = ("bn", "ln", "trt")
+USUAL = ("bn", "ln", "trt", "folders")
 
 
 def be_quiet() -> None:
