@@ -107,7 +107,7 @@ def the_command_line_answers() -> None:
         ["passes"],
         ["explain", "NF105"],
         ["doctor"],
-        ["inspect", "timm:resnet18"],
+        ["bench", "--help"],
     ):
         assert command(*arguments)
 
