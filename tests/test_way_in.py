@@ -261,6 +261,16 @@ def test_a_part_alone(tmp_path: Path) -> None:
         normfold.convert(net, inputs=["2x3x8x8"], part="hed")
 
 
+def test_a_part_that_is_called_with_flags(tmp_path: Path) -> None:
+    net: Any = perturb(nets.Flagged(), 0)
+    session, _ = converted(net, tmp_path, inputs=["1x6"], part="body")
+    assert names(session) == (["x"], ["output"])
+    (found,) = session.run(None, {"x": (x := torch.randn(4, 6)).numpy()})
+    with torch.no_grad():
+        expected = net.body(x, None, scale=3.0, twice=True)
+    assert np.abs(found - expected.numpy()).max() < 1e-5
+
+
 @pytest.mark.parametrize("file", ["net.weights", "net", "net.model"])
 def test_a_checkpoint_by_its_content(tmp_path: Path, file: str) -> None:
     net = nets.skip()

@@ -186,6 +186,27 @@ class Unexportable(nn.Module):
         return z
 
 
+class Flagged(nn.Module):
+    """A part that is called with flags and None beside its tensors."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+
+        def forward(self, x: Tensor, mask: Tensor | None, *, scale: float, **more: Any) -> Tensor:
+            y: Tensor = self.layers(x) * scale + (0 if mask is None else mask)
+            return y if more["twice"] is False else y + y
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = Flagged.Body(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x, None, scale=3.0, twice=True))
+        return y
+
+
 def _made(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return perturb(module, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, NormfoldError, UsageError, last_line
 from normfold.graph.fresh import fresh
+from normfold.graph.paths import bind
 from normfold.load import inputs as example_inputs
 from normfold.load.nested import Call
 from normfold.load.types import Found
@@ -42,7 +44,7 @@ def choose(found: Found, path: str, asked: example_inputs.Asked) -> example_inpu
         if chosen is None:
             raise
     else:
-        chosen = _as_called(whole, part, path, outer, asked)
+        part, chosen = _as_called(whole, part, path, outer, asked)
     found.module, found.exported = part, None
     found.source = f"the part `{path}` of {found.source}"
     return chosen
@@ -54,7 +56,7 @@ def _as_called(
     path: str,
     outer: example_inputs.Chosen,
     asked: example_inputs.Asked,
-) -> example_inputs.Chosen:
+) -> tuple[nn.Module, example_inputs.Chosen]:
     calls = recorded(whole, outer.args, outer.kwargs, [path])
     if path not in calls:
         raise LoadError(
@@ -70,9 +72,44 @@ def _as_called(
             where=type(whole).__name__,
             hint="name a part inside of it",
         )
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        part, kwargs = with_constants(part, args, kwargs)
+        args = ()
     own = example_inputs.ready(part, args, kwargs, asked)
     notes = outer.notes if outer.notes == own.notes else [*outer.notes, *own.notes]
-    return replace(own, origin=f"what `{path}` gets ({outer.origin})", notes=notes)
+    chosen = replace(own, origin=f"what `{path}` gets ({outer.origin})", notes=notes)
+    return part, chosen
+
+
+def with_constants(part: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy of a part whose `forward` takes the tensors of a call only, and the tensors by name.
+
+    What else the part is called with (flags, None) is what the copy always passes on. Its class is another one, so
+    that parameters keep their names.
+    """
+    given = bind(part.forward, args, kwargs)
+    parameters = inspect.signature(part.forward).parameters
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    tensors = {
+        name: value
+        for name, value in given.items()
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+    }
+    constants = {name: value for name, value in given.items() if name not in tensors}
+    copy, own = fresh(part), type(part)
+
+    def forward(self: Any, *positional: Any, **named: Any) -> Any:
+        named |= dict(zip(tensors, positional, strict=False))
+        return own.forward(self, **named, **constants)
+
+    takes = [
+        inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", *tensors)
+    ]
+    forward.__signature__ = inspect.Signature(takes)  # type: ignore[attr-defined]
+    copy.__class__ = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
+    return copy, tensors
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:
