@@ -1,4 +1,4 @@
-"""Detectors: whole where torch.export can, with NMS inside; else the sentence names the parts, and one converts."""
+"""Detectors: whole where torch.export can, with NMS inside; else the parts are named, and one converts."""
 
 from __future__ import annotations
 
