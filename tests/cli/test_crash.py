@@ -14,7 +14,7 @@ import normfold.errors
 from tests.cli.conftest import TINY, Cli
 
 STAGES = {
-    "loading": "normfold.steps.open.load",
+    "loading": "normfold.steps.open.load_source",
     "capturing": "normfold.steps.open.capture_loaded",
     "writing onnx": "normfold.targets.files.export_onnx",
     "judging tiny.onnx": "normfold.judge.verifier.Verifier.outputs",
@@ -53,7 +53,7 @@ def test_the_line_of_the_network_is_named(cli: Cli, monkeypatch: pytest.MonkeyPa
         lost_net.make()
 
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    monkeypatch.setattr("normfold.steps.open.load", broken)
+    monkeypatch.setattr("normfold.steps.open.load_source", broken)
     ran = cli("convert", TINY)
     assert ran.status == 70
     ran.one_error("lost_net.py:8", "KeyError: 'lost'")
