@@ -211,6 +211,21 @@ def test_a_branch_that_the_example_took_is_said_with_its_line(tmp_path: Path) ->
     assert error(session, net, torch.randn(1, 3, 25, 21)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("one", "`x:0` of 1: the network does something else there"),
+        ("single", "`x:1` of 1: the network does something else there"),
+        ("many", "`x:0`: at most 3 (way_in_nets.py"),
+        ("long", "`x:1`: at most 60 (way_in_nets.py"),
+    ],
+)
+def test_branches_that_no_example_takes_are_said(tmp_path: Path, kind: str, words: str) -> None:
+    net = perturb(nets.Branching(kind), 0)
+    _, report = converted(net, tmp_path, inputs=["1x7x6"], dynamic=["x:1"])
+    assert any(note.startswith(words) for note in report.notes), report.notes
+
+
 def test_sizes_that_are_asked_for(tmp_path: Path) -> None:
     _, report = converted(nets.skip(), tmp_path, tries=["x:1x3x48x64"], **FREE)
     assert any(item.inputs == "x:1x3x48x64" for check in report.checks for item in check.outputs)

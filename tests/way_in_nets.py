@@ -207,6 +207,23 @@ class Flagged(nn.Module):
         return y
 
 
+class Branching(nn.Module):
+    """Another function for a batch of one, for large batches, and for long rows."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body = kind, nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        rows, length = x.shape[:2]
+        if {"one": rows == 1, "many": rows > 3, "long": length > 60, "single": length == 1}[
+            self.kind
+        ]:
+            y = y * 2
+        return y
+
+
 def _made(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return perturb(module, 0)

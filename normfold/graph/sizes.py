@@ -189,11 +189,9 @@ class Sizes:
         ]
 
     def rules(self) -> list[str]:
-        """What free sizes besides the batch must be, in words, with the source line where it is known."""
+        """What free sizes must be, in words, with the source line where it is known."""
         found: dict[tuple[str, str], list[str]] = {}
         for symbol in self.example:
-            if symbol == self.batch:
-                continue
             text = self._rule(symbol)
             if text:
                 lines = {
@@ -217,7 +215,10 @@ class Sizes:
         ]
         if not fits:
             return ""
-        if fits == list(range(fits[0], reach[-1] + 1)):
+        if fits == list(range(fits[0], reach[-1] + 1)):  # no limit within reach
+            limit = getattr(self._env, "var_to_range", {})[symbol].upper
+            if limit.is_Integer:
+                return f"at most {limit}"
             return f"at least {fits[0]}" if fits[0] > max(2, self.example[symbol] // 4) else ""
         if fits == list(range(fits[0], fits[-1] + 1)):
             return f"{fits[0]} to {fits[-1]}" if fits[0] > 2 else f"at most {fits[-1]}"

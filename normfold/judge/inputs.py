@@ -101,6 +101,17 @@ def other_sizes(graph: Graph, seed: int = 0) -> Iterator[Case]:
             yield _case(graph, sizes.names, shapes, seed)
 
 
+def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[str, Case]]:
+    """Inputs of which one free size is 1, and where that size is: torch.export takes for granted that none is."""
+    sizes = Sizes(graph)
+    for symbol in sizes.example:
+        values = {**sizes.example, symbol: 1}
+        shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
+        axes = sizes.axes_of(symbol)
+        if axes and all(size > 0 for shape in shapes for size in shape or ()):
+            yield axes[0], _case(graph, sizes.names, shapes, seed)
+
+
 def _accepted(sizes: Sizes, symbol: Any) -> Iterator[int]:
     """Other values of a size, from its own outwards, that the guards accept beside the other examples."""
     own = sizes.example[symbol]

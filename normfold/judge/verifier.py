@@ -32,13 +32,14 @@ from normfold.graph.fresh import fresh
 from normfold.graph.precision import Float64Interpreter
 from normfold.graph.sizes import Sizes
 from normfold.judge.half import StrictInterpreter, distance
-from normfold.judge.inputs import TYPICAL, Case, asked_sizes, cases, other_sizes
+from normfold.judge.inputs import TYPICAL, Case, asked_sizes, cases, other_sizes, single_sizes
 from normfold.report import Check, OutputCheck
 
 ALGEBRA_TOLERANCE = 1e-10
 FACTOR = 4.0
 ULPS = 16.0
 DRAWS = 4
+_ROUGH = 0.01  # what no rounding does between two runs of one network
 
 Outputs = list[Tensor]
 
@@ -71,6 +72,7 @@ class Verifier:
         self.notes: list[str] = []
         own = cases(original, seed, samples)
         self.cases = [*own, *(self._asked(tries) if tries else self._another_size())]
+        self.notes += self._branches_at_one()
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
 
@@ -100,6 +102,33 @@ class Verifier:
                 f"{why}; `--try` gives others"
             )
         return []
+
+    def _branches_at_one(self) -> list[str]:
+        """Notes on free sizes of 1 at which the network is another function than what was captured."""
+        notes = []
+        for axis, case in single_sizes(self.graph, self.seed):
+            try:
+                (own,) = self._run(self._original, [case])
+            except Exception:  # the network takes no size of 1 there
+                continue
+            try:
+                with torch.no_grad():
+                    run = fx.Interpreter(self.graph.module).run(
+                        *case.leaves, enable_io_processing=False
+                    )
+            except Exception:  # anything that a graph can raise
+                same = False
+            else:
+                pairs = list(zip(own, _tensors(run), strict=False))
+                same = len(pairs) == len(own) and all(
+                    x.shape == y.shape and _error(x.double(), y)[0] < _ROUGH for x, y in pairs
+                )
+            if not same:
+                notes.append(
+                    f"`{axis}` of 1: the network does something else there than what was captured at larger "
+                    "sizes, and than the files; `--batch static` writes a file for one size"
+                )
+        return notes
 
     def _refused(self, case: Case) -> str:
         """What the original says to inputs that it does not take; nothing where it runs."""
