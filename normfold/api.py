@@ -118,6 +118,10 @@ def verify(
     require_checkpoint(source.key, original, result)
     graph = capture_source(replace(source, key=key_of(original, source.key)))
     verifier = Verifier(graph, source.seed, own_samples(graph, source.inputs), tries)
+    if tries and graph.original is not None:
+        captured = verifier.capture()
+        if not captured.ok:  # at a size that was asked for the network is not what was captured
+            return captured
     if isinstance(result, nn.Module):
         # containers without a forward, as in captured graphs, have no mode
         parts = (part for part in result.modules() if type(part) is not nn.Module)

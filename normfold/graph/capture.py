@@ -269,6 +269,12 @@ def _outputs(module: fx.GraphModule, program: ExportedProgram) -> tuple[tuple[st
         else:
             what = "a size" if isinstance(leaf, fx.Node) else f"`{leaf!r}`"[:60]
             left_out.append(f"`{name}` ({what})")
+    if not names:
+        raise CaptureError(
+            "the network returns no tensor",
+            found=", ".join(left_out) or "nothing",
+            hint="a file has tensors as outputs: return one from `forward`",
+        )
     note = f"left out of the files, as they are not tensors: {', '.join(left_out)}"
     return tuple(names), [note] if left_out else []
 

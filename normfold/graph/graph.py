@@ -133,8 +133,8 @@ def op_name(node: fx.Node) -> str:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The captured shape with symbolic sizes replaced by the sizes of the example inputs."""
-    return tuple(concrete(size) for size in node.meta["val"].shape)
+    """The captured shape with symbolic sizes replaced by the sizes of the example inputs; () of a number."""
+    return tuple(concrete(size) for size in getattr(node.meta["val"], "shape", ()))
 
 
 def concrete(size: Any) -> int:

@@ -104,7 +104,16 @@ def runner(captured: Graph, module: nn.Module) -> Run:
         given = iter(inputs)
         full = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(full, tree)
-        found = pytree.tree_leaves(module(*args, **kwargs))
+        try:
+            found = pytree.tree_leaves(module(*args, **kwargs))
+        except (
+            Exception
+        ) as error:  # what reads the attributes of a layer that another one stands for
+            raise ExportError(
+                "the changed module does not run",
+                found=last_line(error),
+                hint="its `forward` needs the layers that are gone: export another format",
+            ) from error
         return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
     return run

@@ -24,7 +24,12 @@ _WEIGHTS = "model.safetensors"
 def write_folder(order: Order, captured: Graph, surgery: Surgery) -> Iterator[Draft]:
     """``NAME-hf`` with `config.json` and what lies beside it as they were, or a note why there is none."""
     name = type(captured.original).__name__
-    if why := why_not(surgery, name):
+    why = (
+        ""
+        if hasattr(captured.original, "save_pretrained")
+        else f"`{name}` is not a model of transformers"
+    )
+    if why := why or why_not(surgery, name):
         order.emit(Noted(f"no folder for `from_pretrained` is written: {why}"))
         return
     assert order.source is not None
