@@ -67,7 +67,8 @@ def test_a_dictionary_that_is_given(tmp_path: Path, form: str) -> None:
     if form == "value":
         options = {"inputs": (given,)}
     elif form == "npz":
-        np.savez(tmp_path / "in.npz", **{name: value.numpy() for name, value in given.items()})
+        arrays = {name: value.double().numpy() for name, value in given.items()}
+        np.savez(tmp_path / "in.npz", **arrays)
         options = {"inputs_from": str(tmp_path / "in.npz")}
     elif form == "pt":
         torch.save((given,), tmp_path / "in.pt")
@@ -145,6 +146,8 @@ def test_names_that_are_given(tmp_path: Path) -> None:
     assert report.artefacts[0].path.endswith("model v1.2 (b).onnx")
     with pytest.raises(UsageError, match="gives 1 names for 2"):
         normfold.convert(net, inputs=given, input_names="image", output=tmp_path)
+    with pytest.raises(UsageError, match="cannot have one name"):
+        normfold.convert(net, inputs=given, output_names="texts", output=tmp_path)
     for name in ("a/b", "..", "", "a\nb"):
         with pytest.raises(UsageError, match="not the name of a file"):
             normfold.convert(net, inputs=given, name=name, output=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, UsageError, boundary, last_line
 from normfold.load import factory, pickled, probe, state
+from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 
@@ -100,7 +102,7 @@ def given_inputs(text: str, module: nn.Module, trust_modules: Sequence[str] = ()
 
 def as_call(content: Any, module: nn.Module, where: str) -> Call:
     """Values in one of the forms of `given_inputs` as arguments and keywords; UsageError for others."""
-    content = pytree.tree_map(_tensor, content)
+    content = pytree.tree_map(partial(_tensor, dtype=float_dtype(module)), content)
     names = [
         p.name
         for p in probe.parameters(module)
@@ -127,7 +129,9 @@ def as_call(content: Any, module: nn.Module, where: str) -> Call:
     )
 
 
-def _tensor(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray) and leaf.dtype != object:
-        return torch.from_numpy(np.array(leaf))
-    return leaf
+def _tensor(leaf: Any, dtype: torch.dtype) -> Any:
+    """An array as a tensor; numpy's usual float64 in the type that the network has."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype == object:
+        return leaf
+    made = torch.from_numpy(np.array(leaf))
+    return made.to(dtype) if made.dtype == torch.float64 else made

@@ -29,7 +29,13 @@ def named(graph: Graph, export: Export) -> Graph:
         next(given) if there else name for name, there in zip(graph.input_names, files, strict=True)
     )
     outputs = _names("--output-names", export.output_names, graph.output_names)
-    return replace(graph, input_names=tuple(inputs), output_names=tuple(outputs))
+    names = tuple(inputs)
+    both = set(names) & set(outputs)
+    if both and (export.input_names or export.output_names):
+        raise UsageError(
+            "an input and an output of a file cannot have one name", found=", ".join(sorted(both))
+        )
+    return replace(graph, input_names=names, output_names=tuple(outputs))
 
 
 def _names(flag: str, given: Sequence[str], own: Sequence[str]) -> Sequence[str]:
