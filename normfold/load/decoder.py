@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import LoadError, last_line
-from normfold.graph.fresh import fresh
+from normfold.graph.fresh import fresh, with_forward
 from normfold.graph.paths import bind, input_names
 from normfold.load.nested import Call
 from normfold.load.types import Found
@@ -46,12 +46,9 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
     module: Any = found.module
     own = type(module)
     warnings = _require_cache(found)
-    copy: Any = fresh(module)
+    copy: Any = with_forward(module, _forward(own))
     if copy is module:
         raise _refused(found, "it cannot be copied, and would be changed")
-    copy.__class__ = type(
-        own.__name__, (own,), {"forward": _forward(own), "__module__": own.__module__}
-    )
     generator = torch.Generator().manual_seed(seed)
     try:
         empty = _empty(copy, batch)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold.load import huggingface
+from normfold.load import folder_inputs
 from normfold.load.types import Wanted
 
 SIZES = (224, 32, 64, 96, 28, 256, 299)
@@ -41,7 +41,7 @@ def guesses(
         side = image_size or declared_size(module) or (height, width)
         yield Guess((Wanted(None, (batch, channels, *side)),), "timm pretrained_cfg")
     if hasattr(module, "main_input_name") and hasattr(module, "config"):
-        for inputs, notes in huggingface.wanted(module, batch, image_size, names):
+        for inputs, notes in folder_inputs.wanted(module, batch, image_size, names):
             yield Guess(inputs, "HF config", notes)
         return  # a guess from the first layer would leave inputs out
     tried = 0

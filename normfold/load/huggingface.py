@@ -14,7 +14,6 @@ from normfold.errors import EnvironmentMissing, LoadError, last_line
 from normfold.load import adapter, folder_inputs, folder_weights, sentence
 from normfold.load.factory import optional, seeded
 from normfold.load.folder_config import architecture, base_class, read_config
-from normfold.load.folder_inputs import wanted as wanted  # what `guess` asks for
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found

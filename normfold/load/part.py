@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, NormfoldError, UsageError, last_line
-from normfold.graph.fresh import fresh
+from normfold.graph.fresh import fresh, with_forward
 from normfold.graph.paths import bind
 from normfold.load import inputs as example_inputs
 from normfold.load.nested import Call
@@ -98,7 +98,7 @@ def with_constants(part: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, 
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
     }
     constants = {name: value for name, value in given.items() if name not in tensors}
-    copy, own = fresh(part), type(part)
+    own = type(part)
 
     def forward(self: Any, *positional: Any, **named: Any) -> Any:
         named |= dict(zip(tensors, positional, strict=False))
@@ -108,8 +108,7 @@ def with_constants(part: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, 
         inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", *tensors)
     ]
     forward.__signature__ = inspect.Signature(takes)  # type: ignore[attr-defined]
-    copy.__class__ = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
-    return copy, tensors
+    return with_forward(part, forward), tensors
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

@@ -182,7 +182,9 @@ def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
     # from here on it is the original that is written, and judged by
     work.kept, work.calibrated, work.half_budget = bare, None, None
     if work.verifier is not None:
-        work.verifier = Verifier(captured, work.job.source.seed, work.samples)
+        work.verifier = Verifier(
+            captured, work.job.source.seed, work.samples, work.job.policy.tries
+        )
         work.record.emit(work.verifier.rounding(bare))
     kept = replace(
         draft,

@@ -106,9 +106,7 @@ def runner(captured: Graph, module: nn.Module) -> Run:
         args, kwargs = pytree.tree_unflatten(full, tree)
         try:
             found = pytree.tree_leaves(module(*args, **kwargs))
-        except (
-            Exception
-        ) as error:  # what reads the attributes of a layer that another one stands for
+        except Exception as error:  # it may read attributes of a layer that is gone
             raise ExportError(
                 "the changed module does not run",
                 found=last_line(error),
@@ -125,7 +123,7 @@ def _runs(captured: Graph, script: Path) -> Runs:
         module = runpy.run_path(str(script))["apply"](unloaded(captured.original))
     except (
         Exception
-    ) as error:  # what a strict load raises, or a class that does not let itself be changed
+    ) as error:  # of a strict load, or of a class that does not let itself be changed
         raise ExportError(
             "the file that applies the result does not work on a copy of the original",
             where=script.name,

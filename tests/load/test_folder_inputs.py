@@ -28,7 +28,7 @@ def _model(name: str) -> Any:
 
 
 def _asked(model: Any, *args: Any) -> tuple[dict[str, Wanted], tuple[str, ...]]:
-    inputs, notes = next(iter(huggingface.wanted(model, 2, *args)))
+    inputs, notes = next(iter(folder_inputs.wanted(model, 2, *args)))
     return {str(item.name): item for item in inputs}, notes
 
 
