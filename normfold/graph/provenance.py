@@ -18,16 +18,20 @@ def is_user_file(file: str) -> bool:
     return not file.startswith((*_TORCH, "<"))
 
 
-def module_path(node: fx.Node) -> str:
-    """Dotted path of the innermost module call that made ``node`` ("" for the root)."""
+def call_path(node: fx.Node) -> str:
+    """Path of the innermost module call that made ``node`` ("" for the root); ``bn@1`` is the second of ``bn``."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return str(node.meta.get("normfold_path", ""))
     path = str(next(reversed(stack.values()))[0])
-    if path.startswith("_empty"):  # torch's marker for nodes that its own passes made
-        return ""
-    # export numbers the second and later calls of one module ("bn@1"): the module is the same
-    return path.split("@")[0]
+    return (
+        "" if path.startswith("_empty") else path
+    )  # torch's marker for nodes that its own passes made
+
+
+def module_path(node: fx.Node) -> str:
+    """`call_path` without the number of the call: the module is the same."""
+    return call_path(node).split("@")[0]
 
 
 def module_type(node: fx.Node) -> str:

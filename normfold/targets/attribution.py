@@ -17,13 +17,13 @@ from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
+from normfold.graph.provenance import call_path
 from normfold.targets.places import (
     PASSING,
     Affine,
     Left,
     Place,
     axis_of,
-    call_path,
     computes,
     inside,
     is_tensor,

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import BATCH_NORM_OPS, KINDS, NORM_OPS, Kind
+from normfold.graph.provenance import module_path
 from normfold.targets.slots import Slots, arguments, own, refusal
 
 PASSING = {"getitem", "sym_size", "identity"} | {
@@ -86,17 +87,8 @@ class Left:
         self.affine = Affine(scale, shift)
 
 
-def call_path(node: fx.Node) -> str:
-    """Path of the innermost module call that made a node: ``bn@1`` is the second call of ``bn``."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return str(node.meta.get("normfold_path", ""))
-    path = str(next(reversed(stack.values()))[0])
-    return "" if path.startswith("_empty") else path
-
-
 def inside(node: fx.Node, path: str) -> bool:
-    module = call_path(node).split("@")[0]
+    module = module_path(node)
     return module == path or module.startswith(f"{path}.")
 
 
@@ -120,7 +112,7 @@ def _per_channel(node: fx.Node) -> bool:
 def axis_of(core: fx.Node, path: str) -> int:
     """The axis of the module's input that a norm over the last axis normalises."""
     source = core.args[0]
-    if not isinstance(source, fx.Node) or call_path(source).split("@")[0] != path:
+    if not isinstance(source, fx.Node) or module_path(source) != path:
         return -1
     if op_name(source) == "permute":
         order: Any = argument(source, "dims")

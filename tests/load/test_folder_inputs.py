@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from normfold.errors import LoadError
-from normfold.load import huggingface, load
+from normfold.load import folder_inputs, load
 from normfold.load.types import Wanted
 from tests.zoo.folder_configs import FOLDERS, all_folders
 
