@@ -228,6 +228,22 @@ def test_branches_that_no_example_takes_are_said(tmp_path: Path, kind: str, word
     assert any(note.startswith(words) for note in report.notes), report.notes
 
 
+@pytest.mark.parametrize("axes", [(), (0,), (0, 1), (1,)], ids=str)
+def test_a_squeeze_keeps_the_batch(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    net = perturb(nets.Squeezing(axes), 0)
+    session, report = converted(net, tmp_path, inputs=["1x3x8x8"])
+    differs = any(
+        note.startswith("`x:0` of 1: the network does something") for note in report.notes
+    )
+    assert differs == (0 in axes or not axes)
+    judged = any(item.inputs == "x:1x3x8x8" for check in report.checks for item in check.outputs)
+    assert judged != differs
+    own = net(torch.randn(1, 3, 8, 8))
+    assert (
+        session.run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})[0].ndim == own.ndim + differs
+    )
+
+
 def test_sizes_that_are_asked_for(tmp_path: Path) -> None:
     _, report = converted(nets.skip(), tmp_path, tries=["x:1x3x48x64"], **FREE)
     assert any(item.inputs == "x:1x3x48x64" for check in report.checks for item in check.outputs)

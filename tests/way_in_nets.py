@@ -224,6 +224,21 @@ class Branching(nn.Module):
         return y
 
 
+class Squeezing(nn.Module):
+    """A head that squeezes axes away: all of size 1 where none is named."""
+
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axes = axes
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(1, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        y = y.squeeze(self.axes) if self.axes else y.squeeze()
+        return self.head(y.unsqueeze(-1))
+
+
 def _made(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return perturb(module, 0)

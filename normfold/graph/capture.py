@@ -222,6 +222,7 @@ def _from_program(
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     notes = _drop_writes(module, program, own_names)
+    _fix_squeezes(module.graph)
     expressions.hoist(module.graph)
     inputs = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
     if len(names) == len(inputs):
@@ -253,6 +254,31 @@ def _drop_writes(
         f"a call of the network changes the buffer{'s' * (len(names) > 1)} {shown}: the file has no state, each "
         "call starts from the stored values"
     ]
+
+
+def _fix_squeezes(graph: fx.Graph) -> None:
+    """Let a squeeze remove what it removed at capture: a file has outputs of one rank, whatever the sizes."""
+    for node in list(graph.nodes):
+        if str(node.target) not in (
+            "aten.squeeze.default",
+            "aten.squeeze.dim",
+            "aten.squeeze.dims",
+        ):
+            continue
+        shape = _sizes(node.args[0])
+        asked = node.args[1] if len(node.args) > 1 else range(len(shape))
+        axes = (
+            [axis % len(shape) for axis in ([asked] if isinstance(asked, int) else asked)]
+            if shape
+            else []
+        )
+        kept = [axis for axis in axes if not is_symbolic(shape[axis]) and shape[axis] == 1]
+        if len(kept) == len(axes):
+            continue
+        node.target, node.args = torch.ops.aten.squeeze.dims, (node.args[0], kept)
+        if not kept:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _outputs(module: fx.GraphModule, program: ExportedProgram) -> tuple[tuple[str, ...], list[str]]:

@@ -31,17 +31,14 @@ from normfold.graph.expressions import is_static, order
 from normfold.graph.fresh import fresh
 from normfold.graph.precision import Float64Interpreter
 from normfold.graph.sizes import Sizes
+from normfold.judge.comparison import Outputs, compare, largest_error, last_bit, parts, tensors
 from normfold.judge.half import StrictInterpreter, distance
 from normfold.judge.inputs import TYPICAL, Case, asked_sizes, cases, other_sizes, single_sizes
 from normfold.report import Check, OutputCheck
 
 ALGEBRA_TOLERANCE = 1e-10
-FACTOR = 4.0
-ULPS = 16.0
 DRAWS = 4
 _ROUGH = 0.01  # what no rounding does between two runs of one network
-
-Outputs = list[Tensor]
 
 
 class Verifier:
@@ -71,8 +68,11 @@ class Verifier:
         self.graph, self.seed, self.samples = original, seed, samples
         self.notes: list[str] = []
         own = cases(original, seed, samples)
-        self.cases = [*own, *(self._asked(tries) if tries else self._another_size())]
-        self.notes += self._branches_at_one()
+        self.cases = [
+            *own,
+            *(self._asked(tries) if tries else self._another_size()),
+            *self._single_sizes(),
+        ]
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
 
@@ -103,32 +103,28 @@ class Verifier:
             )
         return []
 
-    def _branches_at_one(self) -> list[str]:
-        """Notes on free sizes of 1 at which the network is another function than what was captured."""
-        notes = []
+    def _single_sizes(self) -> list[Case]:
+        """Free sizes of 1, where the network takes them; a note where it is another function than the captured."""
+        found = []
         for axis, case in single_sizes(self.graph, self.seed):
             try:
                 (own,) = self._run(self._original, [case])
             except Exception:  # the network takes no size of 1 there
                 continue
             try:
-                with torch.no_grad():
-                    run = fx.Interpreter(self.graph.module).run(
-                        *case.leaves, enable_io_processing=False
-                    )
+                (captured,) = self._run(self.graph.module, [case])
             except Exception:  # anything that a graph can raise
-                same = False
+                captured = []
+            if [x.shape for x in own] == [x.shape for x in captured] and all(
+                largest_error(x.double(), y)[0] < _ROUGH for x, y in zip(own, captured, strict=True)
+            ):
+                found.append(case)
             else:
-                pairs = list(zip(own, _tensors(run), strict=False))
-                same = len(pairs) == len(own) and all(
-                    x.shape == y.shape and _error(x.double(), y)[0] < _ROUGH for x, y in pairs
-                )
-            if not same:
-                notes.append(
+                self.notes.append(
                     f"`{axis}` of 1: the network does something else there than what was captured at larger "
                     "sizes, and than the files; `--batch static` writes a file for one size"
                 )
-        return notes
+        return found
 
     def _refused(self, case: Case) -> str:
         """What the original says to inputs that it does not take; nothing where it runs."""
@@ -225,7 +221,7 @@ class Verifier:
                 found.append(OutputCheck("*", case.name, 0.0, float("inf"), budget, float("inf")))
                 continue
             for place, (expected, mine) in enumerate(zip(reference, got, strict=True)):
-                for label, part in _parts(case, expected):
+                for label, part in parts(case, expected):
                     error, absolute = distance(expected[part], mine[part])
                     check = OutputCheck(self._name(place), label, 0.0, error, budget, absolute)
                     found.append(check)
@@ -237,7 +233,7 @@ class Verifier:
 
     def _float64(self, graph: Graph, of: Sequence[Case] | None = None) -> list[Outputs]:
         interpreter = Float64Interpreter(graph.module, graph=_late(graph.module.graph))
-        return [_tensors(interpreter(*case.leaves)) for case in of or self.cases]
+        return [tensors(interpreter(*case.leaves)) for case in of or self.cases]
 
     def _run(self, module: Any, of: Sequence[Case] | None = None) -> list[Outputs]:
         """Outputs of a network, each case on copies of it and of the inputs, which a call may change."""
@@ -248,7 +244,7 @@ class Verifier:
                 own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in case.leaves]
                 args, kwargs = pytree.tree_unflatten(own, tree)
                 called = fresh(module) if isinstance(module, nn.Module) else module
-                results.append(_tensors(called(*args, **kwargs)))
+                results.append(tensors(called(*args, **kwargs)))
         return results
 
     def _nearby(self, case: Case) -> list[Outputs]:
@@ -258,7 +254,7 @@ class Verifier:
         """
         random = torch.Generator().manual_seed(self.seed)
         moved = [
-            replace(case, leaves=tuple(_last_bit(leaf, random) for leaf in case.leaves))
+            replace(case, leaves=tuple(last_bit(leaf, random) for leaf in case.leaves))
             for _ in range(DRAWS)
         ]
         return self._run(self.graph.module, moved)
@@ -274,7 +270,7 @@ class Verifier:
         return [
             check
             for place, (expected, got) in enumerate(zip(reference, results, strict=True))
-            for check in _compare(
+            for check in compare(
                 self._name(place), case, expected, got, [run[place] for run in own], tolerance
             )
         ]
@@ -305,22 +301,24 @@ class Verifier:
             found += checks
         dropped = [check for check in found if check.tolerance == float("inf")]
         if dropped:
-            note = note or f"{len(dropped)} outputs overflow or are NaN in the original: not judged"
-        holes = sum(bool(torch.isnan(leaf).any()) for case in self.reference for leaf in case)
+            note = (
+                note
+                or f"{len({check.output for check in dropped})} outputs overflow or are NaN in the original: not judged"
+            )
+        holes = len(
+            {
+                place
+                for case in self.reference
+                for place, y in enumerate(case)
+                if torch.isnan(y).any()
+            }
+        )
         if holes and not note:
             note = f"{holes} outputs hold NaN in the original: not judged there"
         if dropped and len(dropped) == len(found):  # a verdict on nothing is none
             note = "every output overflows or is NaN in the original: nothing to judge"
             found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed, note)
-
-
-def _last_bit(leaf: Any, random: torch.Generator) -> Any:
-    """A tensor of which every number is another in its last bit; zeros and integers stay."""
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-        return leaf
-    sign = torch.randint(0, 2, leaf.shape, generator=random).to(leaf) * 2 - 1
-    return leaf * (1 + sign * torch.finfo(leaf.dtype).eps)
 
 
 def _late(graph: fx.Graph) -> fx.Graph:
@@ -331,67 +329,3 @@ def _late(graph: fx.Graph) -> fx.Graph:
             for step in order(node, copies):
                 copies[step] = late.node_copy(step, copies.__getitem__)
     return late
-
-
-def _tensors(outputs: Any) -> Outputs:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def _compare(
-    name: str,
-    case: Case,
-    expected: Tensor,
-    got: Tensor,
-    own: Sequence[Tensor],
-    tolerance: float | None,
-) -> list[OutputCheck]:
-    if expected.shape != got.shape:
-        return [
-            OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))
-        ]
-    checks = []
-    for label, part in _parts(case, expected):
-        error, absolute = _error(expected[part], got[part])
-        mine = own[0] if own else got
-        exact = not (mine.is_floating_point() or mine.is_complex())
-        unit = 0.0 if exact else torch.finfo(mine.dtype).eps
-        errors = [_error(expected[part], run[part])[0] for run in own]
-        # what loses half of the digits by one bit is a jump, not rounding: no excuse for the result
-        baseline = max([*errors[:1], *(e for e in errors[1:] if e < unit**0.5)], default=0.0)
-        allowed = FACTOR * baseline + ULPS * unit if tolerance is None else tolerance
-        # where the original itself overflows or is NaN there is nothing to compare with
-        if not baseline < float("inf") or _undefined(expected[part]):
-            allowed = float("inf")
-        if allowed == float("inf"):
-            error = 0.0
-        checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
-    return checks
-
-
-def _parts(case: Case, expected: Tensor) -> list[tuple[str, Any]]:
-    """What is judged by itself: the rows of a batch, or the whole."""
-    rows = case.rows
-    if rows is None or expected.dim() == 0 or expected.shape[0] != len(rows):
-        return [(case.name, ...)]
-    return [(row, index) for index, row in enumerate(rows)]
-
-
-def _undefined(reference: Tensor) -> bool:
-    return reference.numel() > 0 and bool(torch.isnan(reference).all())
-
-
-def _error(reference: Tensor, result: Tensor) -> tuple[float, float]:
-    """Largest error relative to the largest magnitude of the reference, and the largest error itself."""
-    if reference.numel() == 0:
-        return 0.0, 0.0
-    if not reference.is_floating_point() and not reference.is_complex():
-        wrong = float((reference != result).double().max())
-        return wrong, wrong
-    wide = torch.complex128 if reference.is_complex() else torch.float64
-    # equal infinities, as in masks; NaN where the reference has it, as in 0 / 0
-    same = (reference == result.to(wide)) | torch.isnan(reference)
-    difference = torch.where(same, 0.0, (reference - result.to(wide)).abs())
-    absolute = float(difference.max())
-    finite = reference.abs()[torch.isfinite(reference.abs())]
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return (absolute / scale if scale > 0 else absolute), absolute

@@ -41,7 +41,8 @@ def test_token_ids_stay_in_range_and_differ() -> None:
         return [module(seen[-1])]
 
     assert judging.outputs("seen", run)
-    (batch,) = seen
+    batch, single = seen
+    assert single.shape == (1, 4)
     assert batch.dtype == torch.int64
     assert batch.shape == (len(KINDS), 4)
     assert int(batch.min()) >= int(ids.min())
@@ -93,12 +94,17 @@ def test_the_seed_chooses_the_inputs(graph: Graph) -> None:
     assert Verifier(graph, 7).rounding(small()).seed == 7
 
 
+def captured(module: nn.Module, ids: Tensor) -> Graph:
+    """With a free batch and a free length."""
+    return capture(module, (ids,), dynamic=dynamic_axes(module, (ids,), {}, axes={"input": {1}}))
+
+
 def test_another_dynamic_axis_is_tried_at_another_size() -> None:
     module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
     ids = torch.tensor([[3, 1, 6, 2], [5, 4, 1, 1]])
-    shapes = dynamic_axes(module, (ids,), {}, axes={"input": {1}})
-    judging = Verifier(capture(module, (ids,), dynamic=shapes))
-    assert [case.leaves[0].shape for case in judging.cases] == [(len(KINDS), 4), (2, 3)]
+    judging = Verifier(captured(module, ids))
+    shapes = [case.leaves[0].shape for case in judging.cases]
+    assert shapes == [(len(KINDS), 4), (2, 3), (1, 4), (2, 1)]
     assert judging.rounding(module)
     fixed = nn.Sequential(module, nn.Flatten(1), nn.Unflatten(1, (4, 3)))
     assert judging.rounding(module).ok
@@ -109,12 +115,12 @@ def test_another_dynamic_axis_is_tried_at_another_size() -> None:
 def test_a_fixed_length_is_not_tried_at_another() -> None:
     module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
     ids = torch.ones(2, 1, dtype=torch.int64)
-    assert len(Verifier(capture(module, (ids,), dynamic={"input": {0: Dim.DYNAMIC}})).cases) == 1
+    cases = Verifier(capture(module, (ids,), dynamic={"input": {0: Dim.DYNAMIC}})).cases
+    assert [case.leaves[0].shape for case in cases] == [(len(KINDS), 1), (1, 1)]
 
 
 def test_a_short_length_is_tried_at_a_longer_one() -> None:
     module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
     ids = torch.ones(2, 2, dtype=torch.int64)
-    shapes = dynamic_axes(module, (ids,), {}, axes={"input": {1}})
-    cases = Verifier(capture(module, (ids,), dynamic=shapes)).cases
-    assert [case.leaves[0].shape for case in cases] == [(len(KINDS), 2), (2, 3)]
+    shapes = [case.leaves[0].shape for case in Verifier(captured(module, ids)).cases]
+    assert shapes == [(len(KINDS), 2), (2, 3), (1, 2), (2, 1)]
