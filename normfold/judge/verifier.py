@@ -301,10 +301,8 @@ class Verifier:
             found += checks
         dropped = [check for check in found if check.tolerance == float("inf")]
         if dropped:
-            note = (
-                note
-                or f"{len({check.output for check in dropped})} outputs overflow or are NaN in the original: not judged"
-            )
+            spoilt = len({check.output for check in dropped})
+            note = note or f"{spoilt} outputs overflow or are NaN in the original: not judged"
         holes = len(
             {
                 place
