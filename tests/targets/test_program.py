@@ -181,3 +181,17 @@ def test_a_program_file_is_functional_and_reads_again(
         exported = export_onnx(again, tmp_path / "net.onnx", target=TARGETS["ort-x86"])
         assert exported.census.ops["RMSNormalization"] == 5
         assert exported.census.ops["Gelu"] == exported.census.ops["Attention"] == 2
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("kind", [ConvNet, Transformer])
+def test_a_program_file_is_what_AOTInductor_compiles(kind: type[nn.Module], tmp_path: Path) -> None:
+    """The lines of docs/targets.md; a C++ compiler and half a minute."""
+    net, x = perturb(kind()), torch.randn(2, 3, 8, 8)
+    path = export_pt2(folded(net, x), tmp_path / "net.pt2")
+    package = torch._inductor.aoti_compile_and_package(
+        torch.export.load(path), package_path=str(tmp_path / "compiled.pt2")
+    )
+    with torch.no_grad():
+        found = torch._inductor.aoti_load_package(package)(torch.cat([x, x, x]))
+    assert error([found], reference(net, torch.cat([x, x, x]))) < 3e-6
