@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph, Site
+from normfold.graph import Graph, Site, facts
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.expressions import is_static
+from normfold.graph.facts import Fact
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
+from normfold.graph.sites import AffineOf, NormOf
 from normfold.graph.statistics import Statistics, set_statistics, statistics_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.handwritten import (
@@ -46,6 +48,13 @@ _PLAIN = {
 
 
 @dataclass(frozen=True)
+class Seen(Fact):
+    """A site of which nothing is to be rewritten was reported."""
+
+    of_numbers: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
 class Canonicalize(Pass):
     """Norms become core and channel affine; eval-mode identities go.
 
@@ -62,7 +71,7 @@ class Canonicalize(Pass):
             if node.op != "call_function":
                 continue
             name = op_name(node)
-            if "normfold_seen" in node.meta:
+            if facts.get(node, Seen):
                 continue
             if name in BATCH_NORM_OPS and is_static(node):
                 yield Match(node, (namer.site(node, "weight-standardisation"),), "expression")
@@ -119,7 +128,7 @@ class Canonicalize(Pass):
                 read_directly(node, part, rewriter)
         elif match.plan == "expression":
             match.detail = "normalises a weight: a parameter expression, removed by bake"
-            node.meta["normfold_seen"] = True
+            facts.put(node, Seen())
             return
         else:
             _write_affine(node, rewriter, match.sites, *match.plan)
@@ -189,7 +198,7 @@ def _first_result(node: fx.Node) -> fx.Node:
 
 def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
     copy_provenance(old, affine)
-    affine.meta["normfold_sites"] = sites
+    facts.put(affine, AffineOf(sites))
     rewriter.replace(old, affine)
 
 
@@ -224,7 +233,7 @@ def _spans_axes(node: fx.Node) -> bool:
 
 def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> bool:
     """True if there was an affine to split off."""
-    node.meta["normfold_norm"] = sites
+    facts.put(node, NormOf(sites))
     weight, bias = argument(node, "weight"), _optional(node, "bias")
     if (weight is None and bias is None) or isinstance(node.meta["val"], (tuple, list)):
         return False
@@ -234,7 +243,7 @@ def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> b
         return False
     dim = rank - 1 if over_last else 1
     affine = rewriter.insert_after(node, channel_affine, node, weight, bias, dim)
-    affine.meta["normfold_sites"] = sites
+    facts.put(affine, AffineOf(sites))
     rewriter.replace(node, affine, keep=(affine,))
     for name in ("weight", "bias"):
         if _has(node, name):
@@ -245,7 +254,7 @@ def _split_norm(node: fx.Node, rewriter: Rewriter, sites: tuple[Site, ...]) -> b
 def _is_core(node: fx.Node) -> bool:
     """True if an earlier run has split the affine off."""
     bare = argument(node, "weight") is None and _optional(node, "bias") is None
-    return bare and "normfold_norm" in node.meta
+    return bare and facts.get(node, NormOf) is not None
 
 
 def _has(node: fx.Node, name: str) -> bool:

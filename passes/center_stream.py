@@ -16,10 +16,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph, Site
+from normfold.graph import Graph, facts
 from normfold.graph import groups as grouping
+from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
+from normfold.graph.groups import Centred
 from normfold.graph.ops import NORM_OPS, producer
+from normfold.graph.sites import NormOf, norm_sites
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
@@ -60,14 +63,14 @@ class CenterStream(Pass):
         chosen = {norm for stream in found for norm in stream.norms}
         for node in list(graph.nodes):
             if node in centering.norms and node not in chosen:
-                yield Match(node, _sites(node), why_not(centering, node))
-            elif op_name(node) == "layer_norm" and _sites(node) and node not in centering.norms:
+                yield Match(node, norm_sites(node), why_not(centering, node))
+            elif op_name(node) == "layer_norm" and norm_sites(node) and node not in centering.norms:
                 text = "its width differs at run time"
-                yield Match(node, _sites(node), Decline(Reason.NOT_PER_CHANNEL, node, text))
-            elif NORM_OPS.get(op_name(node)) == "group-norm" and not node.meta["normfold_static"]:
-                yield Match(node, _sites(node), Decline(Reason.SPANS_TOKENS, node))
+                yield Match(node, norm_sites(node), Decline(Reason.NOT_PER_CHANNEL, node, text))
+            elif NORM_OPS.get(op_name(node)) == "group-norm" and not is_static(node):
+                yield Match(node, norm_sites(node), Decline(Reason.SPANS_TOKENS, node))
         for stream in found:
-            sites = tuple(site for norm in stream.norms for site in _sites(norm))
+            sites = tuple(site for norm in stream.norms for site in norm_sites(norm))
             yield Match(stream.norms[0], sites, stream, "rms_norm")
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
@@ -85,7 +88,7 @@ class CenterStream(Pass):
             return copies[member]
 
         for member in stream.stored:
-            member.node.meta["normfold_centred"] = member.groups
+            facts.put(member.node, Centred(member.groups))
             if member.writer is not None:
                 table = member.writer.weight
                 centred_table = member.writer.center(rewriter, member.groups)
@@ -111,13 +114,9 @@ class CenterStream(Pass):
                 None,
                 argument(norm, "eps"),
             )
-            new.meta["normfold_norm"] = norm.meta.get("normfold_norm", ())
+            facts.put(new, NormOf(norm_sites(norm)))
             rewriter.record(f"{norm.name}: rms_norm")
             rewriter.replace(norm, new)
-
-
-def _sites(norm: fx.Node) -> tuple[Site, ...]:
-    return tuple(norm.meta.get("normfold_norm", ()))
 
 
 def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
@@ -140,6 +139,6 @@ def _center(member: Member, rewriter: Rewriter) -> fx.Node:
     x, along = member.node, grouping.axes(member.groups)
     mean = rewriter.insert_after(x, aten.mean.dim, x, along, True)
     result = rewriter.insert_after(mean, aten.sub.Tensor, x, mean)
-    result.meta["normfold_centred"] = member.groups
+    facts.put(result, Centred(member.groups))
     rewriter.record(f"{x.name}: centred by an op")
     return result

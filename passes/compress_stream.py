@@ -16,6 +16,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from normfold.graph import Graph
+from normfold.graph.sites import norm_sites
 from normfold.report import Warned
 from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.basis import Basis
@@ -45,7 +46,7 @@ class CompressStream(Pass):
         region_of = {region.norms[0]: region for region in compression.regions}
         for node in list(graph.nodes):
             if node in compression.declined:
-                yield Match(node, node.meta.get("normfold_norm", ()), compression.declined[node])
+                yield Match(node, norm_sites(node), compression.declined[node])
             elif node in region_of:
                 yield _match(region_of[node])
 
@@ -59,7 +60,7 @@ class CompressStream(Pass):
 
 def _match(region: Region) -> Match:
     norms = region.norms
-    sites = tuple(site for norm in norms for site in norm.meta.get("normfold_norm", ()))
+    sites = tuple(site for norm in norms for site in norm_sites(norm))
     width = region.values[0].basis.width - 1
     match = Match(norms[0], sites, region, f"norm of {width} features")
     if width % 8:

@@ -19,9 +19,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import fx
 
-from normfold.graph import Graph, layout
+from normfold.graph import Graph, facts, layout
+from normfold.graph.expressions import is_static
+from normfold.graph.facts import Fact
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import NORM_OPS
+from normfold.graph.sites import affine_sites
 from normfold.report import Warned
 from normfold.rewrite import Between, Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
@@ -30,6 +33,14 @@ from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector, require_di
 from normfold.rewrite.transport import Transport
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Partial(Fact):
+    """An affine of which the scale is folded: why the shift is not."""
+
+    of_numbers: ClassVar[bool] = False
+    why: str
 
 
 @dataclass(frozen=True)
@@ -62,11 +73,8 @@ class FoldAffine(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
-            if (
-                op_name(node) == "normfold::channel_affine"
-                and node.meta.get("normfold_static") is False
-            ):
-                yield Match(node, node.meta.get("normfold_sites", ()))
+            if op_name(node) == "normfold::channel_affine" and not is_static(node):
+                yield Match(node, affine_sites(node))
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
         attempt = _Attempt(graph, match.node, self)
@@ -85,8 +93,9 @@ class FoldAffine(Pass):
             elif how == "bias":
                 match.partial = attempt.why_gain_stays(match)
             return None
-        if "normfold_partial" in match.node.meta:
-            return Decline(Reason.PARTIAL, match.node, match.node.meta["normfold_partial"])
+        partial = facts.get(match.node, Partial)
+        if partial is not None:
+            return Decline(Reason.PARTIAL, match.node, partial.why)
         final = match.stage == self.stages
         if final and self.direction != "both" and _both_ways(self).check(graph, match) is None:
             match.plan, match.partial = None, None
@@ -168,7 +177,7 @@ class _Attempt:
         edits = self._transport().push(self.node, Flow(self.scale, None))
 
         def leave(rewriter: Rewriter) -> None:
-            self.node.meta["normfold_partial"] = why  # the rest is matched again: the reason stays
+            facts.put(self.node, Partial(why))  # the rest is matched again: the reason stays
             self.node.args = (self.x, None, inner.vector.node(rewriter), self.node.args[3])
 
         return [*edits, leave], "partial"
@@ -210,7 +219,7 @@ class _Attempt:
         return transport.pull(self.x, flow, self.node)
 
     def _transport(self) -> Transport:
-        sites, options = self.node.meta.get("normfold_sites", ()), self.options
+        sites, options = affine_sites(self.node), self.options
         padding = "scale-only" if self._of_norm else options.zero_padding
         return Transport(self.graph, sites, padding, options.copy_shared, options.untie)
 

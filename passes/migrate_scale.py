@@ -21,6 +21,7 @@ from normfold.graph.custom_ops import channel_affine
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
+from normfold.graph.sites import norm_sites
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.balance import into_readers, largest_read
 from normfold.rewrite.flow import Blocked
@@ -46,7 +47,7 @@ class MigrateScale(Pass):
         norms = [node for node in graph.nodes if _core(node)]
         peaks = _peaks(graph, norms)
         for node in norms:
-            yield Match(node, node.meta.get("normfold_norm", ()), peaks.get(node))
+            yield Match(node, norm_sites(node), peaks.get(node))
 
     def check(self, graph: Graph, match: Match) -> Decline | None:
         if match.plan is None:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.graph import Graph, facts
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.graph import shape_of
+from normfold.graph.sites import AffineOf, Trainable
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.offline import KINDS, fits, offline_norm, selected, slots, write_affine
 
@@ -75,7 +76,7 @@ class ReplaceLayernorm(Pass):
         new = rewriter.insert_before(
             slot.result, channel_affine, slot.source, scale, shift, len(shape_of(slot.result)) - 1
         )
-        new.meta["normfold_sites"], new.meta["normfold_offline"] = match.sites, path
+        facts.put(new, AffineOf(match.sites), Trainable(path))
         match.detail = f"{self.to}, explains {fit.explained:.1%} of its output"
         rewriter.record(f"{match.path}: {match.detail}")
         rewriter.replace(slot.result, new)

@@ -14,9 +14,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph
+from normfold.graph import Graph, facts
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import NORM_OPS
+from normfold.graph.sites import AffineOf, affine_sites
 from normfold.rewrite import Exactness, Match, Pass, Rewriter
 
 aten = torch.ops.aten
@@ -42,7 +43,7 @@ class Restore(Pass):
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
             if op_name(node) == "normfold::channel_affine":
-                yield Match(node, node.meta.get("normfold_sites", ()))
+                yield Match(node, affine_sites(node))
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node = match.node
@@ -93,7 +94,7 @@ def _was_batch_norm(match: Match) -> bool:
 
 
 def _carry(new: fx.Node, match: Match) -> None:
-    new.meta["normfold_sites"] = match.sites
+    facts.put(new, AffineOf(match.sites))
 
 
 def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> fx.Node:

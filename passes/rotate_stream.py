@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from normfold.graph import Graph
+from normfold.graph.sites import norm_sites
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.compression import Compression, Region, narrow
-from normfold.rewrite.rotation import MARK, Rotation, mark
+from normfold.rewrite.rotation import Rotatable, Rotation, mark
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class RotateStream(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         mark(graph)
-        compression = Compression(graph, cache(partial(Rotation, seed=self.seed)), MARK)
+        compression = Compression(graph, cache(partial(Rotation, seed=self.seed)), Rotatable)
         for node in list(graph.nodes):
             if node in compression.declined:
-                yield Match(node, node.meta.get("normfold_norm", ()), compression.declined[node])
+                yield Match(node, norm_sites(node), compression.declined[node])
         for region in compression.regions:
             norms = region.norms
-            sites = tuple(site for norm in norms for site in norm.meta.get("normfold_norm", ()))
+            sites = tuple(site for norm in norms for site in norm_sites(norm))
             yield Match(norms[0], sites, region, f"{len(norms)} norms, {region.ops} explicit ops")
 
     def check(self, graph: Graph, match: Match) -> Decline | None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph.expressions import evaluate, fetch, roots
+from normfold.graph import facts
+from normfold.graph.expressions import Made, evaluate, fetch, is_static, roots
 from normfold.graph.graph import Graph
 from normfold.graph.ops import Kind, kind_of, linear_of
 
-_PENDING = "normfold_pending"
+_PENDING = "_pending"
 
 # what `torch.nn.utils.parametrize` keeps in place of `weight`
 _PARAMETRIZED = re.compile(r"\bparametrizations\.(\w+)\..*")
@@ -39,10 +40,8 @@ def bake(graph: Graph) -> list[str]:
         graph.module.register_buffer(_PENDING, value)  # its final name is still taken by an operand
         with fx_graph.inserting_before(node):
             constant = fx_graph.create_node("get_attr", _PENDING, name=name.replace(".", "_"))
-        constant.meta.update(val=node.meta["val"], normfold_static=True)
-        node.replace_all_uses_with(
-            constant, delete_user_cb=lambda user: not user.meta.get("normfold_static")
-        )
+        constant.meta.update(val=node.meta["val"])
+        node.replace_all_uses_with(constant, delete_user_cb=lambda user: not is_static(user))
         _drop_dead(graph, node, readers)
         delattr(graph.module, _PENDING)
         constant.target = _free_name(graph, name)
@@ -80,7 +79,7 @@ def _stays(node: fx.Node) -> bool:
     stack = [node]
     while stack:
         current = stack.pop()
-        if current.meta.get("normfold_made"):
+        if facts.get(current, Made):
             return False
         fresh = set(current.all_input_nodes) - seen
         seen |= fresh

@@ -7,15 +7,26 @@ constants. They live in front of the first node that depends on an input, so tha
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from normfold.graph.facts import Fact
 from normfold.graph.precision import float64_default, widen
 
+_STATIC: WeakKeyDictionary[fx.Node, bool] = WeakKeyDictionary()
 _RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "empty")
+
+
+@dataclass(frozen=True)
+class Made(Fact):
+    """A pass wrote this parameter expression; the others are the network's own."""
+
+    of_numbers: ClassVar[bool] = False
 
 
 def fetch(module: torch.nn.Module, target: str) -> Any:
@@ -27,13 +38,13 @@ def fetch(module: torch.nn.Module, target: str) -> Any:
 
 
 def is_static(node: Any) -> bool:
-    """True if ``node`` is a tensor-valued parameter expression (memoised on the node)."""
+    """True if ``node`` is a tensor-valued parameter expression (memoised)."""
     if not isinstance(node, fx.Node):
         return False
-    known = node.meta.get("normfold_static")
+    known = _STATIC.get(node)
     if known is None:
-        known = node.meta["normfold_static"] = _is_static(node)
-    return bool(known)
+        known = _STATIC[node] = _is_static(node)
+    return known
 
 
 def _is_static(node: fx.Node) -> bool:
@@ -52,7 +63,7 @@ def _is_static(node: fx.Node) -> bool:
 def mark_static(graph: fx.Graph) -> None:
     """Recompute every node's static mark, front to back (no deep recursion on long graphs)."""
     for node in graph.nodes:
-        node.meta.pop("normfold_static", None)
+        _STATIC.pop(node, None)
         is_static(node)
 
 

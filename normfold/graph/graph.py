@@ -11,26 +11,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from normfold.graph import expressions
+from normfold.graph import expressions, facts
+from normfold.graph.sites import Site
 
 # Size of what data decide (``x[mask]``, ``nonzero``), which no example input tells: not 1, which
 # broadcasts, and with divisors enough for the usual splits.
 STAND_IN = 12
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place that passes talk about: a norm, or a constant that acts per channel.
-
-    ``path`` is the module path ("blocks.3.norm1"), made unique with ``#2`` for later calls of one module;
-    ``kind`` is ``batch-norm``, ``layer-norm``, ``group-norm``, ``instance-norm``, ``rms-norm``,
-    ``weight-standardisation`` or ``constant``; ``line`` is the user's source line.
-    """
-
-    path: str
-    kind: str
-    line: str = ""
-    module_type: str = ""
 
 
 @dataclass
@@ -80,6 +66,8 @@ class Graph:
             )  # torch's own, on copying its pytree codegen
             module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
         module.meta.update(self.module.meta)
+        for mine, twin in zip(self.nodes, module.graph.nodes, strict=True):
+            facts.carry(mine, twin)
         return replace(
             self,
             module=module,

@@ -11,15 +11,40 @@ P commutes with it: ``op(P x) = P op(x)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import layout
+from normfold.graph import facts, layout
+from normfold.graph.facts import Fact
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
 from normfold.graph.layout import NONE, LayoutError
 from normfold.graph.ops import operands, producer, zero_pad_of
+
+
+@dataclass(frozen=True)
+class Grouped(Fact):
+    """A property of the groups of a tensor's features.
+
+    Attributes:
+        groups: int64, broadcasts against the tensor.
+    """
+
+    groups: Tensor
+
+
+@dataclass(frozen=True)
+class Centred(Grouped):
+    """The mean of every group is zero."""
+
+
+def groups_of(node: fx.Node, kind: type[Grouped]) -> Tensor | None:
+    """The groups of a tensor that have a property."""
+    found = facts.get(node, kind)
+    return found.groups if found is not None else None
+
 
 _LARGEST = 1 << 16  # elements of a block that is looked at: fused projections, not images
 _PARTS = {"select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind"}

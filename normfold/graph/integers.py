@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, fx
 
+from normfold.graph import facts
 from normfold.graph.expressions import is_static
+from normfold.graph.facts import Fact
 from normfold.graph.graph import Graph, op_name, shape_of
 from normfold.graph.intervals import bounds
 from normfold.graph.ops import Kind, Linear, kind_of, linear_of, operands
@@ -15,7 +18,13 @@ from normfold.target import Grids
 _CLIPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min"}
 # the grid of the input serves the output: nothing new is computed
 _SAME_GRID = {"max_pool2d", "max_pool1d"}
-_FLOATS = "normfold_floats"
+
+
+@dataclass(frozen=True)
+class StaysFloat(Fact):
+    """A product that stays in floats: it spreads the outliers of its input."""
+
+    of_numbers: ClassVar[bool] = False
 
 
 @dataclass
@@ -45,16 +54,11 @@ def plan(graph: Graph, grids: Grids) -> Plan:
     return _chained(graph, grids, linears) if grids.outputs else _inputs_only(linears)
 
 
-def keep_floats(node: fx.Node) -> None:
-    """Mark a product that stays in floats: it spreads the outliers of its input."""
-    node.meta[_FLOATS] = True
-
-
 def weighted(node: fx.Node) -> Linear | None:
     """A convolution or matrix product with a stored weight; an embedding is not arithmetic."""
     if node.op != "call_function" or is_static(node) or op_name(node) == "embedding":
         return None
-    if _FLOATS in node.meta:
+    if facts.get(node, StaysFloat):
         return None
     return linear_of(node) if kind_of(node) is Kind.LINEAR else None
 

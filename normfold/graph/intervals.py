@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, fx
 
+from normfold.graph import facts
+from normfold.graph.facts import Fact
 from normfold.graph.graph import argument, op_name
-
-_KEY, _MEAN = "normfold_interval", "normfold_mean"
-_READ, _SHIFT = "normfold_read_mean", "normfold_mean_shift"
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Fact):
     """Smallest and largest value of one tensor, over all samples, positions and channels."""
 
     low: float
@@ -28,18 +28,42 @@ class Interval:
         return Interval(low, min(max(self.high, bounds.low), bounds.high))
 
 
+@dataclass(frozen=True)
+class _PerChannel(Fact):
+    """One number per channel of the float network, whatever the graph computes now: (C,), float64."""
+
+    of_numbers: ClassVar[bool] = False
+    values: Tensor
+
+
+class FloatMean(_PerChannel):
+    """The mean of the tensor."""
+
+
+class ReadMean(_PerChannel):
+    """The mean of what a linear op reads."""
+
+
+class MeanShift(_PerChannel):
+    """What rounding its weight adds to the mean of a linear op."""
+
+
+def _tensor(node: fx.Node, kind: type[_PerChannel]) -> Tensor | None:
+    found = facts.get(node, kind)
+    return found.values if found is not None else None
+
+
 EVERYTHING = Interval(float("-inf"), float("inf"))
 
 
 def set_range(node: fx.Node, found: Interval) -> None:
     """Set the value range of the tensor of ``node``."""
-    node.meta[_KEY] = found
+    facts.put(node, found)
 
 
 def range_of(node: fx.Node) -> Interval | None:
     """The value range of the tensor of ``node``, if it was measured or derived."""
-    found = node.meta.get(_KEY)
-    return found if isinstance(found, Interval) else None
+    return facts.get(node, Interval)
 
 
 def bounds(node: fx.Node) -> Interval:
@@ -71,32 +95,29 @@ def bounds(node: fx.Node) -> Interval:
 
 def measured_mean(node: fx.Node) -> Tensor | None:
     """The mean per channel of the tensor of ``node`` on the samples, where it was measured."""
-    found = node.meta.get(_MEAN)
-    return found if isinstance(found, Tensor) else None
+    return _tensor(node, FloatMean)
 
 
 def note_mean(node: fx.Node, mean: Tensor) -> None:
     """Set the mean per output channel, (C,) in float64, of a linear op of the float network."""
-    node.meta[_MEAN] = mean
+    facts.put(node, FloatMean(mean))
 
 
 def read_mean(node: fx.Node) -> Tensor | None:
     """The mean per input channel of a linear op, where the norms' statistics give it."""
-    found = node.meta.get(_READ)
-    return found if isinstance(found, Tensor) else None
+    return _tensor(node, ReadMean)
 
 
 def note_read_mean(node: fx.Node, mean: Tensor) -> None:
     """Set the mean per input channel, (C,) in float64, of a linear op."""
-    node.meta[_READ] = mean
+    facts.put(node, ReadMean(mean))
 
 
 def mean_shift(node: fx.Node) -> Tensor | None:
     """The shift of a linear op's mean that rounding its weight causes, where it is known."""
-    found = node.meta.get(_SHIFT)
-    return found if isinstance(found, Tensor) else None
+    return _tensor(node, MeanShift)
 
 
 def note_mean_shift(node: fx.Node, shift: Tensor) -> None:
     """Set the shift per output channel, (C,) in float64, that a rounded weight causes."""
-    node.meta[_SHIFT] = shift
+    facts.put(node, MeanShift(shift))

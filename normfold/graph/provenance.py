@@ -22,7 +22,7 @@ def call_path(node: fx.Node) -> str:
     """Path of the innermost module call that made ``node`` ("" for the root); ``bn@1`` is the second of ``bn``."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
-        return str(node.meta.get("normfold_path", ""))
+        return ""
     path = str(next(reversed(stack.values()))[0])
     return (
         "" if path.startswith("_empty") else path

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
+from normfold.graph import facts
+from normfold.graph.facts import Fact
 from normfold.graph.graph import shape_of
-
-_KEY = "normfold_statistics"
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Fact):
     """Mean and standard deviation of one tensor over samples and positions, per channel, in float64.
 
     Attributes:
@@ -50,14 +50,14 @@ class Statistics:
 def set_statistics(node: fx.Node, found: Statistics | None) -> None:
     """Set or clear (None) the statistics of the tensor of ``node``."""
     if found is None:
-        node.meta.pop(_KEY, None)
+        facts.drop(node, Statistics)
     else:
-        node.meta[_KEY] = found
+        facts.put(node, found)
 
 
 def statistics_of(node: fx.Node) -> Statistics | None:
     """The statistics of the tensor of ``node``, if a norm stored them and they fit its shape."""
-    found = node.meta.get(_KEY)
-    if not isinstance(found, Statistics) or found.mean.numel() != shape_of(node)[found.dim]:
+    found = facts.get(node, Statistics)
+    if found is None or found.mean.numel() != shape_of(node)[found.dim]:
         return None
     return found

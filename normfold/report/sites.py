@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from torch import fx
 
 from normfold.graph import Graph, Site
+from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
+from normfold.graph.sites import affine_sites, norm_sites
 from normfold.report import Declined, PassReport, SiteStatus
 
 _CONVERTERS = {"center-stream"}  # passes that make one norm of another
@@ -20,10 +22,8 @@ def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatu
     A site is ``left`` while any node carries its affine, or if a pass declined to convert it; ``converted`` if
     its norm became a cheaper one; ``kept`` if its norm computes statistics at run time; else ``gone``.
     """
-    carried = {site.path for node in graph.nodes for site in node.meta.get("normfold_sites", ())}
-    running = {
-        site.path: node for node in graph.nodes for site in node.meta.get("normfold_norm", ())
-    }
+    carried = {site.path for node in graph.nodes for site in affine_sites(node)}
+    running = {site.path: node for node in graph.nodes for site in norm_sites(node)}
     reasons = {declined.site: declined for item in reports for declined in item.declined}
     unconverted = {
         declined.site for item in reports if item.name in _CONVERTERS for declined in item.declined
@@ -77,8 +77,4 @@ def _has_affine(node: fx.Node) -> bool:
 def norm_nodes(graph: Graph) -> list[fx.Node]:
     """Every norm op of a captured graph that works on activations."""
     names = {*BATCH_NORM_OPS, *NORM_OPS}
-    return [
-        node
-        for node in graph.nodes
-        if op_name(node) in names and not node.meta.get("normfold_static")
-    ]
+    return [node for node in graph.nodes if op_name(node) in names and not is_static(node)]

@@ -25,6 +25,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
+from normfold.graph.groups import Centred, Grouped
+
 aten = torch.ops.aten
 Emit = Callable[..., fx.Node]
 Name = Literal["orthonormal", "drop-last"]
@@ -36,7 +38,7 @@ class Basis:
 
     name: Name
     width: int
-    mark: ClassVar[str] = "normfold_centred"  # of the tensors that may be stored in it
+    mark: ClassVar[type[Grouped]] = Centred  # of the tensors that may be stored in it
 
     @property
     def kept(self) -> int:

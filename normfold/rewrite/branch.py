@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import layout
+from normfold.graph import facts, layout
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.ops import Linear, linear_of
 from normfold.graph.provenance import copy_provenance
+from normfold.graph.sites import AffineOf, affine_sites
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_output, linear_weight
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector
@@ -144,10 +145,8 @@ def _add(affine: fx.Node, kept: _Term, gone: _Term) -> Edit:
         shift = shift if shift is not None or not shifts else shifts[0]
         both = rewriter.insert_before(kept.parent, channel_affine, x, scale, shift, dim)
         copy_provenance(affine, both)
-        sites = [*affine.meta.get("normfold_sites", ())]
-        for node in (kept.node, gone.node):
-            sites += [s for s in node.meta.get("normfold_sites", ()) if s not in sites]
-        both.meta["normfold_sites"] = tuple(sites)
+        sites = [site for node in (affine, kept.node, gone.node) for site in affine_sites(node)]
+        facts.put(both, AffineOf(tuple(dict.fromkeys(sites))))
         rewriter.replace_input(kept.parent, kept.node, both)
         if not kept.node.users:
             rewriter.erase(kept.node)

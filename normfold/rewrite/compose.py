@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import Site, custom_ops, layout
+from normfold.graph import Site, custom_ops, facts, layout
 from normfold.graph.graph import shape_of
+from normfold.graph.sites import AffineOf, affine_sites
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along
@@ -54,8 +55,7 @@ def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: b
         else:
             b = _sum(rewriter, b, _product(rewriter, t, a) if t is not None else None)
         node.args = (node.args[0], _product(rewriter, a, s), b, dim)
-        own = node.meta.get("normfold_sites", ())
-        node.meta["normfold_sites"] = (*own, *(site for site in sites if site not in own))
+        facts.put(node, AffineOf(tuple(dict.fromkeys((*affine_sites(node), *sites)))))
         rewriter.record(f"{node.name}: composed")
 
     return edit

@@ -22,12 +22,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from normfold.graph import facts
 from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
+from normfold.graph.groups import Grouped, groups_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import mixed
 from normfold.graph.ops import Kind, is_tuple, kind_of, operands, producer, uses
+from normfold.graph.sites import NormOf, norm_sites
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.basis import Basis
@@ -94,7 +97,9 @@ class Compression:
         mark: of such tensors.
     """
 
-    def __init__(self, graph: Graph, basis: Callable[[int], Basis], mark: str = Basis.mark) -> None:
+    def __init__(
+        self, graph: Graph, basis: Callable[[int], Basis], mark: type[Grouped] = Basis.mark
+    ) -> None:
         self.graph, self.basis, self.mark = graph, basis, mark
         self.values: dict[fx.Node, Value] = {}
         self.declined: dict[fx.Node, Decline] = {}
@@ -116,7 +121,7 @@ class Compression:
         source = self.values.get(node.args[0])  # type: ignore[arg-type]
         if source is None:
             stored = node.args[0]
-            if isinstance(stored, fx.Node) and self.mark in stored.meta:
+            if isinstance(stored, fx.Node) and facts.get(stored, self.mark):
                 self.declined[node] = Decline(Reason.GROUPED_FEATURES, stored)
             return None  # else an RMSNorm from the start, which sees the mean
         sizes = [int(size) for size in argument(node, "normalized_shape")]
@@ -131,7 +136,7 @@ class Compression:
         return Value(node, source.axis, basis, source.basis.factor, "norm", parts=[source])
 
     def _centred(self, node: fx.Node) -> Value | None:
-        groups = node.meta.get(self.mark)
+        groups = groups_of(node, self.mark)
         if groups is None or not one_axis(groups):
             return None
         (axis,) = grouping.axes(groups)
@@ -227,7 +232,7 @@ class Compression:
     def _withdraw(self, value: Value) -> None:
         """A centred tensor may still be made narrow by an explicit op."""
         value.parts, value.constants, value.writer = [], [], None
-        if self.mark in value.node.meta and value.how != "norm":
+        if facts.get(value.node, self.mark) and value.how != "norm":
             value.how = "border"
         else:
             if value.how == "norm":
@@ -319,7 +324,7 @@ class Compression:
 def _grouped_source(value: Value) -> fx.Node | None:
     """A tensor with several groups of features that a border is made of."""
     for source in producer(value.node).all_input_nodes if value.how == "border" else ():
-        groups = source.meta.get(value.basis.mark)
+        groups = groups_of(source, value.basis.mark)
         if groups is not None and not one_axis(groups):
             return source
     return None
@@ -348,7 +353,7 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
         assert isinstance(source, fx.Node)
         eps, dtype = float(argument(node, "eps")), source.meta["val"].dtype
         result = basis.norm(partial(rewriter.insert_before, node), source, eps, dtype)
-        result.meta["normfold_norm"] = node.meta.get("normfold_norm", ())
+        facts.put(result, NormOf(norm_sites(node)))
         rewriter.record(f"{node.name}: norm of {basis.kept} features")
     elif value.writer is not None:
         places = [(value.writer.weight_position, value.writer.axis)]
@@ -369,7 +374,7 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
     if value.how in ("writer", "made"):
         for step in dict.fromkeys((producer(node), node)):
             rewriter.infer(step)
-        node.meta.pop(basis.mark, None)
+        facts.drop(node, basis.mark)
     if value.outside and value.how != "border":
         wide = basis.widen(_After(rewriter, result), result, axis, value.factor)
         rewriter.record(f"{node.name}: all features brought back by an op")

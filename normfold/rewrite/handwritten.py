@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import Site
+from normfold.graph import Site, facts
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
+from normfold.graph.sites import NormOf
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
@@ -118,7 +119,7 @@ def reroll(node: fx.Node, found: HandWritten, sites: tuple[Site, ...], rewriter:
     else:
         arguments = (aten.rms_norm.default, data, sizes, None, found.eps)
     core = rewriter.insert_before(node, *arguments)
-    core.meta["normfold_norm"] = sites
+    facts.put(core, NormOf(sites))
     if moved:
         back = [order.index(dim) for dim in range(rank)]
         core = rewriter.insert_before(node, aten.permute.default, core, back)

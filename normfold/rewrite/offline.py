@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from normfold.graph import Graph, Site
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
+from normfold.graph.sites import norm_sites
 from normfold.nn import KINDS as KINDS_BY_NAME
 from normfold.nn import OfflineNorm, PRepBN
 from normfold.report.reasons import Reason
@@ -85,7 +86,7 @@ def _slot(node: fx.Node) -> Slot:
         and op_name(users[0]) == "normfold::channel_affine"
         and users[0].args[3] == last
     )
-    sites = tuple(node.meta.get("normfold_norm", ()))
+    sites = norm_sites(node)
     return Slot(node, users[0] if own else node, sites)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph.expressions import is_static
+from normfold.graph import facts
+from normfold.graph.expressions import Made, is_static
 from normfold.graph.graph import Graph
 from normfold.graph.provenance import copy_provenance
 
@@ -27,7 +28,7 @@ class Rewriter:
         with self.graph.module.graph.inserting_before(self._first_dynamic()):
             node = self.graph.module.graph.call_function(target, args, kwargs)
         self.infer(node)
-        node.meta["normfold_static"] = node.meta["normfold_made"] = True
+        facts.put(node, Made())
         return node
 
     def constant(self, value: Tensor, name: str) -> fx.Node:
@@ -54,7 +55,6 @@ class Rewriter:
         with self.graph.module.graph.inserting_before(self._first_dynamic()):
             node = self.graph.module.graph.get_attr(path)
         node.meta["val"] = self._fake(value)
-        node.meta["normfold_static"] = True
         return node
 
     def insert_after(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
@@ -131,7 +131,6 @@ class Rewriter:
     def _finish(self, node: fx.Node, origin: fx.Node) -> fx.Node:
         self.infer(node)
         copy_provenance(origin, node)
-        node.meta["normfold_static"] = False
         self._anchor = None
         return node
 

@@ -19,11 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import Graph
+from normfold.graph import Graph, facts
 from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.graph.integers import keep_floats
+from normfold.graph.groups import Grouped
+from normfold.graph.integers import StaysFloat
 from normfold.graph.layout import LayoutError
 from normfold.graph.ops import is_tuple
 from normfold.rewrite.basis import Basis, Emit, Name
@@ -31,7 +32,11 @@ from normfold.rewrite.narrowing import one_axis, parts_of
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
-MARK = "normfold_rotatable"
+
+
+@dataclass(frozen=True)
+class Rotatable(Grouped):
+    """RMSNorms read the tensor, or sums and movements of it."""
 
 
 def order(width: int) -> int:
@@ -96,7 +101,7 @@ class Rotation(Basis):
     name: Name = field(default="orthonormal", init=False)
     seed: int
     nodes: dict[torch.dtype, fx.Node] = field(default_factory=dict, init=False, compare=False)
-    mark: ClassVar[str] = MARK
+    mark: ClassVar[type[Grouped]] = Rotatable
 
     @property
     def kept(self) -> int:
@@ -135,7 +140,7 @@ class Rotation(Basis):
             x = emit(aten.transpose.int, x, axis, rank - 1)
         product = emit(aten.matmul.default, x, m)
         if not is_static(product):
-            keep_floats(product)
+            facts.put(product, StaysFloat())
         result = emit(aten.mul.Tensor, product, order(self.width) ** -0.5)
         return result if last else emit(aten.transpose.int, result, axis, rank - 1)
 
@@ -144,7 +149,7 @@ def mark(graph: Graph) -> None:
     """Mark every tensor that RMSNorms without gain read, and what it is a sum or a movement of."""
     stack: list[tuple[fx.Node, Tensor]] = []
     for node in graph.nodes:
-        node.meta.pop(MARK, None)
+        facts.drop(node, Rotatable)
         if op_name(node) == "rms_norm" and not is_static(node) and _bare(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
@@ -152,9 +157,14 @@ def mark(graph: Graph) -> None:
             stack.append((source, grouping.over_last(len(shape_of(source)), [width])))
     while stack:
         node, groups = stack.pop()
-        if MARK in node.meta or node.op != "call_function" or is_static(node) or is_tuple(node):
+        if (
+            facts.get(node, Rotatable)
+            or node.op != "call_function"
+            or is_static(node)
+            or is_tuple(node)
+        ):
             continue
-        node.meta[MARK] = groups
+        facts.put(node, Rotatable(groups))
         try:
             parts = parts_of(node, groups)
         except LayoutError:

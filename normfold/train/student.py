@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph import Graph
+from normfold.graph import Graph, facts
 from normfold.graph.graph import shape_of
+from normfold.graph.sites import trainable_path
 from normfold.nn import Blended, OfflineNorm, PRepBN
 
 
@@ -44,7 +45,7 @@ def streams(graph: Graph) -> list[str]:
     found = [
         node.args[0]
         for node in graph.nodes
-        if node.meta.get("normfold_offline") in graph.trainable and node.op == "call_function"
+        if trainable_path(node) in graph.trainable and node.op == "call_function"
     ]
     names = [
         node.name
@@ -62,9 +63,9 @@ def as_module(graph: Graph, taps: Sequence[str] = (), *, blended: bool = False) 
     twin = graph.copy().module
     nodes = {node.name: node for node in twin.graph.nodes}
     for node in list(twin.graph.nodes):
-        path = node.meta.get("normfold_offline")
+        path = trainable_path(node)
         norm = graph.trainable.get(path) if path is not None else None
-        if norm is None:
+        if path is None or norm is None:
             continue
         if blended and isinstance(norm, OfflineNorm) and not isinstance(norm, PRepBN):
             assert norm.replaced is not None
@@ -73,6 +74,7 @@ def as_module(graph: Graph, taps: Sequence[str] = (), *, blended: bool = False) 
         with twin.graph.inserting_before(node):
             call = twin.graph.call_module(path, (node.args[0],))
         call.meta.update(node.meta)
+        facts.carry(node, call)
         node.replace_all_uses_with(call)
         twin.graph.erase_node(node)
     output = next(node for node in reversed(twin.graph.nodes) if node.op == "output")

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
+from normfold.graph.facts import put
 from normfold.graph.statistics import Statistics, statistics_of
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
@@ -115,7 +116,7 @@ def test_a_shape_that_does_not_fit_is_unknown() -> None:
     module, x = trained(Plain)
     graph, _ = run_pipeline(capture(module, (x,)), parse("canonicalize"))
     node = next(node for node in graph.nodes if statistics_of(node) is not None)
-    node.meta["normfold_statistics"] = Statistics("bn", 1, torch.zeros(3), torch.ones(3))
+    put(node, Statistics("bn", 1, torch.zeros(3), torch.ones(3)))
     assert statistics_of(node) is None
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from examples.gpt import GPT
 from normfold.graph import Graph, capture
 from normfold.graph.graph import shape_of
+from normfold.graph.sites import norm_sites
 from normfold.report import PassReport
 from tests.passes.centred import Attention, Branch, Conv1D, Held, network
 from tests.passes.judge import Outcome, judge, right
@@ -40,7 +41,7 @@ def ops(outcome: Outcome) -> int:
 
 def norm_widths(graph: Graph) -> list[int]:
     """Width of every converted norm's result."""
-    found = [node for node in graph.nodes if node.meta.get("normfold_norm")]
+    found = [node for node in graph.nodes if norm_sites(node)]
     return [shape_of(node)[-1] for node in found]
 
 

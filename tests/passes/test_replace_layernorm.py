@@ -13,6 +13,7 @@ from normfold.errors import UsageError
 from normfold.graph import Graph, capture
 from normfold.graph.graph import op_name
 from normfold.graph.precision import Float64Interpreter
+from normfold.graph.sites import trainable_path
 from normfold.job.presets import trained
 from normfold.nn import PRepBN
 from normfold.passes.replace_layernorm import ReplaceLayernorm
@@ -87,7 +88,7 @@ def test_every_kind_is_the_least_squares_affine(kind: str) -> None:
     assert isinstance(source, fx.Node)
     inputs = values(canonical, source.name, x).reshape(-1, D)
     outputs = values(canonical, affine.name, x).reshape(-1, D)
-    new = next(node for node in result.nodes if node.meta.get("normfold_offline"))
+    new = next(node for node in result.nodes if trainable_path(node))
     scale, shift = (result.value(node) for node in new.args[1:3])  # type: ignore[arg-type]
     for channel in range(D):
         columns = torch.stack([inputs[:, channel], torch.ones(len(inputs)).double()], 1)
@@ -121,7 +122,7 @@ def test_the_graph_follows_its_module(kind: str) -> None:
         for tensor in (*norm.parameters(), *norm.buffers()):
             if tensor.is_floating_point():
                 tensor.add_(0.25)
-    new = next(n for n in result.nodes if n.meta.get("normfold_offline") == f"norm.{kind}")
+    new = next(n for n in result.nodes if trainable_path(n) == f"norm.{kind}")
     scale, shift = norm.affine()  # type: ignore[operator]
     torch.testing.assert_close(result.value(new.args[1]), scale.double(), rtol=1e-6, atol=1e-7)  # type: ignore[arg-type]
     torch.testing.assert_close(result.value(new.args[2]), shift.double(), rtol=1e-6, atol=1e-7)  # type: ignore[arg-type]
@@ -188,7 +189,7 @@ def test_a_dead_channel_gets_no_gain() -> None:
     with torch.no_grad():
         stem.weight[2] = 0
     result, _ = replaced(graph_with_samples(module), "norms=a.norm")
-    new = next(node for node in result.nodes if node.meta.get("normfold_offline"))
+    new = next(node for node in result.nodes if trainable_path(node))
     scale = result.value(new.args[1])  # type: ignore[arg-type]
     assert abs(float(scale[2])) < 1e-3
     assert torch.isfinite(scale).all()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.graph import capture
+from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, PostNorm, conv, perturb
@@ -79,14 +80,7 @@ def test_affines_go_back_into_their_norms() -> None:
     assert {details[name] for name in ("group", "instance", "layer", "rms", "gain")} == {
         "back into its norm"
     }
-    assert (
-        sum(
-            op_name(node) in ("add", "sub")
-            for node in after.nodes
-            if not node.meta["normfold_static"]
-        )
-        == 0
-    )
+    assert sum(op_name(node) in ("add", "sub") for node in after.nodes if not is_static(node)) == 0
 
 
 def test_post_norm_graph_is_the_original_again() -> None:

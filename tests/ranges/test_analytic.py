@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.graph import capture
+from normfold.graph.expressions import is_static
 from normfold.graph.intervals import Interval
+from normfold.graph.statistics import set_statistics
 from normfold.ranges.analytic import DEVIATIONS, _integrated, assumed, derive, moments, normal
 from normfold.ranges.ranges import measure
 from normfold.rewrite import parse, run_pipeline
@@ -78,7 +80,7 @@ def test_every_tensor_behind_a_norm_is_known() -> None:
     }
     assert {node.name for node in found} >= {
         node.name for node in graph.nodes if node.op == "call_function" and node.name in names
-    } - {node.name for node in graph.nodes if node.meta.get("normfold_static")}
+    } - {node.name for node in graph.nodes if is_static(node)}
 
 
 def test_nothing_is_guessed() -> None:
@@ -162,7 +164,7 @@ def test_gain_and_bias_of_a_norm_stand_along_its_axis(name: str, pipeline: str) 
     if pipeline:
         graph, _ = run_pipeline(graph, parse(pipeline))
     for node in graph.nodes:  # a norm that remembers nothing, so that the input tells all
-        node.meta.pop("normfold_statistics", None)
+        set_statistics(node, None)
     found = moments(graph, Interval(-1.0, 1.0))
     output = next(reversed(graph.module.graph.nodes)).all_input_nodes[0]
     told, seen = found[output], norm(x).detach()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normfold.graph import Graph, capture
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name
+from normfold.graph.sites import norm_sites
 from tests import torchvision_shim
 from tests.nets import Compose, conv, perturb
 from tests.passes.judge import Outcome, fold, folded, judge, right, untouched
@@ -330,7 +331,7 @@ def test_sites_name_the_users_module_and_line() -> None:
     assert (site.kind, site.module_type) == ("layer-norm", "ChannelsFirst")
     assert site.line.endswith("x = (x - u) / torch.sqrt(s + self.eps)")
     assert site.line.split(":")[0].endswith("test_handwritten.py")
-    carried = {s.path: s.kind for n in outcome.after.nodes for s in n.meta.get("normfold_norm", ())}
+    carried = {s.path: s.kind for n in outcome.after.nodes for s in norm_sites(n)}
     assert carried == {"1": "layer-norm", "2": "group-norm", "3": "rms-norm"}
     assert "1" in {applied.site for applied in outcome.reports[0].applied}
     assert "1: written by hand: layer-norm over axes (1,)" in outcome.reports[0].edits

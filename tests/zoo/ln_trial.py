@@ -24,6 +24,7 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
 from normfold.graph.ops import NORM_OPS
 from normfold.graph.precision import Float64Interpreter
+from normfold.graph.sites import norm_sites
 from normfold.job.presets import preset
 from normfold.passes.center_stream import CenterStream
 from normfold.report import PassReport
@@ -141,7 +142,7 @@ class Swapped(Float64Interpreter):
         self.sites = sites
 
     def run_node(self, n: fx.Node) -> Any:
-        sites = {site.path for site in n.meta.get("normfold_norm", ())}
+        sites = {site.path for site in norm_sites(n)}
         if not sites & self.sites:
             return super().run_node(n)
         names = ("input", "weight", "bias")
