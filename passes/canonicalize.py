@@ -270,7 +270,7 @@ def _drop(node: fx.Node, rewriter: Rewriter) -> None:
     if name == "_assert_tensor_metadata":
         rewriter.erase(node)
     elif name in _RESHAPES:  # a view needs strides that a removed copy made; a reshape does not
-        node.target = aten.reshape.default
+        rewriter.set_call(node, aten.reshape.default, node.args, same=True)
     else:
         source = node.args[0]
         assert isinstance(source, fx.Node)

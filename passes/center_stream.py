@@ -88,7 +88,6 @@ class CenterStream(Pass):
             return copies[member]
 
         for member in stream.stored:
-            facts.put(member.node, Centred(member.groups))
             if member.writer is not None:
                 table = member.writer.weight
                 centred_table = member.writer.center(rewriter, member.groups)
@@ -100,6 +99,8 @@ class CenterStream(Pass):
             for value, groups in member.constants:
                 constant = center_constant(rewriter, value, groups)
                 rewriter.replace_input(member.node, value, constant)
+            rewriter.changed(member.node)
+            facts.put(member.node, Centred(member.groups))
         for norm in stream.norms:  # before any norm is replaced: it may be what another one reads
             if stream.input_of[norm] not in stream.stored:
                 rewriter.replace_input(
@@ -125,8 +126,7 @@ def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> No
     if split is user:
         rewriter.replace_input(user, old, new)
         return
-    twin = rewriter.insert_before(user, split.target, *split.args)  # type: ignore[arg-type]
-    twin.kwargs = split.kwargs
+    twin = rewriter.insert_before(user, split.target, *split.args, **split.kwargs)  # type: ignore[arg-type]
     rewriter.replace_input(twin, old, new)
     rewriter.infer(twin)
     rewriter.replace_input(user, split, twin)

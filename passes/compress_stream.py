@@ -16,6 +16,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from normfold.graph import Graph
+from normfold.graph.groups import centred_groups
 from normfold.graph.sites import norm_sites
 from normfold.report import Warned
 from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Rewriter
@@ -42,7 +43,7 @@ class CompressStream(Pass):
     basis: Literal["orthonormal", "drop-last"] = "orthonormal"
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        compression = Compression(graph, partial(Basis, self.basis))
+        compression = Compression(graph, partial(Basis, self.basis), centred_groups)
         region_of = {region.norms[0]: region for region in compression.regions}
         for node in list(graph.nodes):
             if node in compression.declined:

@@ -95,7 +95,7 @@ class CorrectBias(Pass):
             for user in users:
                 rewriter.replace_input(user, node, result)
         else:
-            rewriter.set_argument(behind, position, corrected)
+            rewriter.set_argument(behind, position, corrected, same=True)
         rewriter.record(f"{node.name}: bias corrected")
 
 

@@ -178,7 +178,8 @@ class _Attempt:
 
         def leave(rewriter: Rewriter) -> None:
             facts.put(self.node, Partial(why))  # the rest is matched again: the reason stays
-            self.node.args = (self.x, None, inner.vector.node(rewriter), self.node.args[3])
+            args = (self.x, None, inner.vector.node(rewriter), self.node.args[3])
+            rewriter.set_call(self.node, self.node.target, args)
 
         return [*edits, leave], "partial"
 
@@ -188,7 +189,7 @@ class _Attempt:
         edits = transport.push(self.node, Flow(None, self.shift))
 
         def leave(rewriter: Rewriter) -> None:
-            self.node.args = (self.x, self.node.args[1], None, self.node.args[3])
+            rewriter.set_argument(self.node, 2, None)
 
         return [*edits, leave], "bias"
 

@@ -71,7 +71,8 @@ class MigrateScale(Pass):
         gain = rewriter.cast(rewriter.constant(1 / factors, "scale"), node.meta["val"].dtype)
         dim = len(shape_of(node)) - 1
         scaled = rewriter.insert_after(node, channel_affine, node, gain, None, dim)
-        rewriter.replace(node, scaled, keep=(scaled,))
+        rewriter.replace(node, scaled, keep=(scaled,))  # what its readers made true of it
+        rewriter.changed(node)
         rewriter.record(
             f"{match.path}: scales of {float(factors.min()):.3g} to {float(factors.max()):.3g}"
         )

@@ -116,7 +116,7 @@ class QuantizeActivations(Pass):
         zeros = rewriter.constant(torch.zeros_like(steps), "bias_zero_point")
         value = rewriter.expression(dequantize, stored, scales, zeros, 0, 0, 32)
         assert linear.bias_position is not None
-        rewriter.set_argument(linear.node, linear.bias_position, value)
+        rewriter.set_argument(linear.node, linear.bias_position, value, same=True)
         rewriter.record(f"{linear.node.name}: bias in 32 bits")
 
 

@@ -91,7 +91,7 @@ class QuantizeWeights(Pass):
             none = torch.zeros_like(grid.scale).to(torch.int8)
             zeros = rewriter.attribute(f"{name}_zero_point", none)
             values = rewriter.expression(dequantize, steps, scale, zeros, axis, 0, 8)
-            rewriter.set_argument(match.node, linear.weight_position, values)
+            rewriter.set_argument(match.node, linear.weight_position, values, same=True)
         match.detail = f"{self.bits} bits"
         rewriter.record(f"{match.node.name}: weight in {self.bits} bits")
 

@@ -79,4 +79,5 @@ class ReplaceLayernorm(Pass):
         facts.put(new, AffineOf(match.sites), Trainable(path))
         match.detail = f"{self.to}, explains {fit.explained:.1%} of its output"
         rewriter.record(f"{match.path}: {match.detail}")
-        rewriter.replace(slot.result, new)
+        rewriter.replace(slot.result, new, same=False)
+        rewriter.changed_behind(new)

@@ -55,7 +55,7 @@ class Restore(Pass):
             if NORM_OPS[op_name(x)] != "rms-norm":
                 rewriter.set_argument(x, argument_index(x, "bias"), shift)
             elif shift is not None:
-                node.args = (x, None, shift, dim)
+                rewriter.set_argument(node, 1, None, same=True)
                 _carry(_write_arithmetic(node, rewriter), match)
                 match.detail = "gain back into its norm, bias added"
                 rewriter.record(f"{match.path}: {match.detail}")

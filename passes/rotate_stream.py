@@ -23,7 +23,7 @@ from normfold.graph import Graph
 from normfold.graph.sites import norm_sites
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.compression import Compression, Region, narrow
-from normfold.rewrite.rotation import Rotatable, Rotation, mark
+from normfold.rewrite.rotation import Rotation, rotatable
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ class RotateStream(Pass):
     seed: Annotated[int, Between(0, 2**63 - 1)] = 0
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        mark(graph)
-        compression = Compression(graph, cache(partial(Rotation, seed=self.seed)), Rotatable)
+        compression = Compression(
+            graph, cache(partial(Rotation, seed=self.seed)), rotatable(graph).get
+        )
         for node in list(graph.nodes):
             if node in compression.declined:
                 yield Match(node, norm_sites(node), compression.declined[node])

@@ -25,8 +25,8 @@ from normfold.graph.ops import operands, producer, zero_pad_of
 
 
 @dataclass(frozen=True)
-class Grouped(Fact):
-    """A property of the groups of a tensor's features.
+class Centred(Fact):
+    """The mean of every group of features is zero.
 
     Attributes:
         groups: int64, broadcasts against the tensor.
@@ -35,14 +35,9 @@ class Grouped(Fact):
     groups: Tensor
 
 
-@dataclass(frozen=True)
-class Centred(Grouped):
-    """The mean of every group is zero."""
-
-
-def groups_of(node: fx.Node, kind: type[Grouped]) -> Tensor | None:
-    """The groups of a tensor that have a property."""
-    found = facts.get(node, kind)
+def centred_groups(node: fx.Node) -> Tensor | None:
+    """The groups of a tensor's features whose means are zero."""
+    found = facts.get(node, Centred)
     return found.groups if found is not None else None
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import custom_ops
+from normfold.graph import custom_ops, facts
 from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
 from normfold.graph.ops import Linear, linear_of, pads_with_zeros
-from normfold.graph.statistics import set_statistics, statistics_of
+from normfold.graph.statistics import statistics_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible
 from normfold.rewrite.rewriter import Rewriter
@@ -106,24 +106,25 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
 
 
 def restated(node: fx.Node, flow: Flow, back: bool = False) -> list[Edit]:
-    """Edit that keeps the statistics of a tensor true which now holds ``flow(x)`` (``back``: is read so)."""
+    """Edit that keeps what is known of a tensor true which now holds ``flow(x)`` (``back``: is read so)."""
     found = statistics_of(node)
-    if found is None:
-        return []
 
     def numbers(part: Coefficient | None, neutral: float) -> Tensor | None:
         if part is None:
             return None
+        assert found is not None
         ids = along(part, found.dim, shape_of(node)[found.dim], node)
         return part.vector.value[ids.clamp_min(0)].masked_fill(ids < 0, neutral)
 
     def edit(rewriter: Rewriter) -> None:
+        rewriter.changed(node)
+        if found is None:
+            return
         try:
             scale, shift = numbers(flow.scale, 1.0), numbers(flow.shift, 0.0)
         except Blocked:  # it varies along another axis too
-            set_statistics(node, None)
-        else:
-            set_statistics(node, found.before(scale, shift) if back else found.moved(scale, shift))
+            return
+        facts.put(node, found.before(scale, shift) if back else found.moved(scale, shift))
 
     return [edit]
 
@@ -168,8 +169,7 @@ def _set_bias(rewriter: Rewriter, linear: Linear, bias: fx.Node | None) -> None:
         rewriter.set_argument(linear.node, linear.bias_position, bias)
     else:
         weight = rewriter.expression(aten.t.default, linear_weight(linear))
-        linear.node.target = aten.linear.default
-        linear.node.args = (linear.data, weight, bias)
+        rewriter.set_call(linear.node, aten.linear.default, (linear.data, weight, bias))
 
 
 def _grouped(rewriter: Rewriter, linear: Linear, weight: fx.Node) -> tuple[fx.Node, list[int]]:
@@ -299,9 +299,8 @@ def _pad_input(rewriter: Rewriter, linear: Linear, flow: Flow, ids: Tensor) -> N
         stride, dilation, groups = (
             argument(node, name) for name in ("stride", "dilation", "groups")
         )
-        node.target = getattr(aten, op_name(node)).default
-        node.args = (padded, linear_weight(linear), linear.bias, stride, [0], dilation, groups)
-        node.kwargs = {}
+        args = (padded, linear_weight(linear), linear.bias, stride, [0], dilation, groups)
+        rewriter.set_call(node, getattr(aten, op_name(node)).default, args)
     else:
         rewriter.set_argument(node, argument_index(node, "padding"), [0] * linear.kernel)
 

@@ -20,12 +20,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import fx
-
-from normfold.graph.groups import Centred, Grouped
 
 aten = torch.ops.aten
 Emit = Callable[..., fx.Node]
@@ -38,7 +36,6 @@ class Basis:
 
     name: Name
     width: int
-    mark: ClassVar[type[Grouped]] = Centred  # of the tensors that may be stored in it
 
     @property
     def kept(self) -> int:

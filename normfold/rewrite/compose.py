@@ -54,7 +54,7 @@ def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: b
             b = _sum(rewriter, _product(rewriter, b, s) if b is not None else None, t)
         else:
             b = _sum(rewriter, b, _product(rewriter, t, a) if t is not None else None)
-        node.args = (node.args[0], _product(rewriter, a, s), b, dim)
+        rewriter.set_call(node, node.target, (node.args[0], _product(rewriter, a, s), b, dim))
         facts.put(node, AffineOf(tuple(dict.fromkeys((*affine_sites(node), *sites)))))
         rewriter.record(f"{node.name}: composed")
 

@@ -26,7 +26,6 @@ from normfold.graph import facts
 from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
-from normfold.graph.groups import Grouped, groups_of
 from normfold.graph.layout import LayoutError
 from normfold.graph.mixing import mixed
 from normfold.graph.ops import Kind, is_tuple, kind_of, operands, producer, uses
@@ -92,15 +91,18 @@ class Compression:
     """The values of a graph, and the regions that pay.
 
     Args:
-        graph: whose tensors are marked that may be stored in the basis (by center-stream, which centres them).
+        graph: of which nothing is changed here.
         basis: the basis for a width.
-        mark: of such tensors.
+        groups: of the features of a tensor that may be stored in the basis; None for any other tensor.
     """
 
     def __init__(
-        self, graph: Graph, basis: Callable[[int], Basis], mark: type[Grouped] = Basis.mark
+        self,
+        graph: Graph,
+        basis: Callable[[int], Basis],
+        groups: Callable[[fx.Node], Tensor | None],
     ) -> None:
-        self.graph, self.basis, self.mark = graph, basis, mark
+        self.graph, self.basis, self.groups = graph, basis, groups
         self.values: dict[fx.Node, Value] = {}
         self.declined: dict[fx.Node, Decline] = {}
         self._refused: set[fx.Node] = set()  # linear ops whose weight has other readers
@@ -121,7 +123,7 @@ class Compression:
         source = self.values.get(node.args[0])  # type: ignore[arg-type]
         if source is None:
             stored = node.args[0]
-            if isinstance(stored, fx.Node) and facts.get(stored, self.mark):
+            if isinstance(stored, fx.Node) and self.groups(stored) is not None:
                 self.declined[node] = Decline(Reason.GROUPED_FEATURES, stored)
             return None  # else an RMSNorm from the start, which sees the mean
         sizes = [int(size) for size in argument(node, "normalized_shape")]
@@ -136,7 +138,7 @@ class Compression:
         return Value(node, source.axis, basis, source.basis.factor, "norm", parts=[source])
 
     def _centred(self, node: fx.Node) -> Value | None:
-        groups = groups_of(node, self.mark)
+        groups = self.groups(node)
         if groups is None or not one_axis(groups):
             return None
         (axis,) = grouping.axes(groups)
@@ -232,7 +234,7 @@ class Compression:
     def _withdraw(self, value: Value) -> None:
         """A centred tensor may still be made narrow by an explicit op."""
         value.parts, value.constants, value.writer = [], [], None
-        if facts.get(value.node, self.mark) and value.how != "norm":
+        if self.groups(value.node) is not None and value.how != "norm":
             value.how = "border"
         else:
             if value.how == "norm":
@@ -283,7 +285,7 @@ class Compression:
         dear = [region for region in self._regions() if len(region.norms) <= region.ops]
         for region in dear:
             text = f"{len(region.norms)} norms would take {region.ops} explicit ops"
-            grouped = next(filter(None, map(_grouped_source, region.values)), None)
+            grouped = next(filter(None, map(self._grouped_source, region.values)), None)
             for value in region.values:
                 if value.how == "norm":
                     decline = Decline(Reason.NO_GAIN, value.node, text)
@@ -309,8 +311,16 @@ class Compression:
 
     # -- why not ------------------------------------------------------------------------------------
 
+    def _grouped_source(self, value: Value) -> fx.Node | None:
+        """A tensor with several groups of features that a border is made of."""
+        for source in producer(value.node).all_input_nodes if value.how == "border" else ():
+            groups = self.groups(source)
+            if groups is not None and not one_axis(groups):
+                return source
+        return None
+
     def _wide_readers(self, norm: Value) -> Decline:
-        grouped = next(filter(None, map(_grouped_source, norm.parts)), None)
+        grouped = next(filter(None, map(self._grouped_source, norm.parts)), None)
         if grouped is not None:
             return Decline(Reason.GROUPED_FEATURES, grouped)
         shared = [user for user in norm.outside if user in self._refused]
@@ -319,15 +329,6 @@ class Compression:
         names = ", ".join(f"`{user.name}`" for user in norm.outside) or "nothing narrow"
         text = f"it is read by {names}: one explicit op brings all features back before it"
         return Decline(Reason.NO_GAIN, norm.node, text)
-
-
-def _grouped_source(value: Value) -> fx.Node | None:
-    """A tensor with several groups of features that a border is made of."""
-    for source in producer(value.node).all_input_nodes if value.how == "border" else ():
-        groups = groups_of(source, value.basis.mark)
-        if groups is not None and not one_axis(groups):
-            return source
-    return None
 
 
 # -- rewriting --------------------------------------------------------------------------------------
@@ -374,14 +375,14 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
     if value.how in ("writer", "made"):
         for step in dict.fromkeys((producer(node), node)):
             rewriter.infer(step)
-        facts.drop(node, basis.mark)
+            rewriter.changed(step)
     if value.outside and value.how != "border":
         wide = basis.widen(_After(rewriter, result), result, axis, value.factor)
         rewriter.record(f"{node.name}: all features brought back by an op")
         for user in value.outside:
             rewriter.replace_input(producer(user), node, wide)
     if value.how == "norm":
-        rewriter.replace(node, result)
+        rewriter.replace(node, result, same=False)
 
 
 class _After:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from normfold.graph import facts
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.integer_ops import global_pool
-from normfold.graph.intervals import Interval, range_of, set_range
+from normfold.graph.intervals import Interval, set_range
 from normfold.rewrite.rewriter import Rewriter
 
 _aten = torch.ops.aten
@@ -23,15 +24,15 @@ def prepare(rewriter: Rewriter) -> None:
         if op_name(node) == "silu":
             assert isinstance(source, fx.Node)
             gate = rewriter.insert_before(node, _aten.sigmoid.default, source)
-            _stand_in(rewriter, node, rewriter.insert_before(node, _aten.mul.Tensor, source, gate))
+            rewriter.replace(node, rewriter.insert_before(node, _aten.mul.Tensor, source, gate))
             set_range(gate, Interval(0.0, 1.0))
         elif _pools_all(node):
             assert isinstance(source, fx.Node)
             pooled = rewriter.insert_before(node, global_pool, source)
-            _keep_interval(node, pooled)
+            facts.carry(node, pooled)
             if len(shape_of(node)) == 2:
                 pooled = rewriter.insert_before(node, _aten.flatten.using_ints, pooled, 1)
-            _stand_in(rewriter, node, pooled)
+            rewriter.replace(node, pooled)
 
 
 def _pools_all(node: fx.Node) -> bool:
@@ -45,14 +46,3 @@ def _pools_all(node: fx.Node) -> bool:
         dims = argument(node, "dim") or ()
         return rank > 2 and sorted(dim % rank for dim in dims) == list(range(2, rank))
     return all(size == 1 for size in argument(node, "output_size"))
-
-
-def _stand_in(rewriter: Rewriter, old: fx.Node, new: fx.Node) -> None:
-    _keep_interval(old, new)
-    rewriter.replace(old, new)
-
-
-def _keep_interval(old: fx.Node, new: fx.Node) -> None:
-    found = range_of(old)
-    if found is not None:
-        set_range(new, found)

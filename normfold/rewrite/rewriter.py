@@ -70,14 +70,19 @@ class Rewriter:
             node = graph.call_function(target, args)
         return self._finish(node, anchor)
 
-    def insert_before(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+    def insert_before(
+        self, anchor: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> fx.Node:
         """Add an op on activations in front of ``anchor``, with the anchor's provenance."""
         with self.graph.module.graph.inserting_before(anchor):
-            node = self.graph.module.graph.call_function(target, args)
+            node = self.graph.module.graph.call_function(target, args, kwargs)
         return self._finish(node, anchor)
 
-    def set_argument(self, node: fx.Node, position: int, value: Any) -> None:
-        """Set a positional argument, filling skipped optional ones with their defaults."""
+    def set_argument(self, node: fx.Node, position: int, value: Any, same: bool = False) -> None:
+        """Set a positional argument, filling skipped optional ones with their defaults.
+
+        What is known of the node's numbers is dropped, unless they are the ``same`` as before up to rounding.
+        """
         args = list(node.args)
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         while len(args) <= position:
@@ -87,13 +92,44 @@ class Rewriter:
         kept = {spec.name for spec in schema[len(args) :]}
         node.kwargs = {name: arg for name, arg in node.kwargs.items() if name in kept}
         node.args = tuple(args)
+        if not same:
+            self.changed(node)
+
+    def set_call(
+        self, node: fx.Node, target: Any, args: tuple[Any, ...], same: bool = False
+    ) -> None:
+        """Make the node another call of the same shape and type, as `set_argument` does."""
+        node.target, node.args, node.kwargs = target, args, {}
+        if not same:
+            self.changed(node)
+
+    def changed(self, *nodes: fx.Node) -> None:
+        """Drop what is known of the numbers of nodes: they become others."""
+        for node in nodes:
+            facts.drop(node)
+
+    def changed_behind(self, node: fx.Node) -> None:
+        """Drop what is known of the numbers of everything that is computed from a node: it became another value."""
+        seen, stack = {node}, [node]
+        while stack:
+            fresh = set(stack.pop().users) - seen
+            seen |= fresh
+            stack += fresh
+        self.changed(*seen)
 
     def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
-        """Make ``user`` read ``new`` wherever it read ``old``."""
+        """Make ``user`` read ``new`` wherever it read ``old``. What ``user`` computes stays what it was."""
         user.replace_input_with(old, new)
 
-    def replace(self, old: fx.Node, new: fx.Node, keep: tuple[fx.Node, ...] = ()) -> None:
-        """Make every user of ``old`` (but those in ``keep``) read ``new``, and drop ``old`` if unused."""
+    def replace(
+        self, old: fx.Node, new: fx.Node, keep: tuple[fx.Node, ...] = (), same: bool = True
+    ) -> None:
+        """Make every user of ``old`` (but those in ``keep``) read ``new``, and drop ``old`` if unused.
+
+        What is known of the numbers of ``old`` is then known of ``new``, unless they are not the ``same``.
+        """
+        if same:
+            facts.put(new, *(fact for fact in facts.facts_of(old) if fact.of_numbers))
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in keep)
         if not old.users:
             self.erase(old)

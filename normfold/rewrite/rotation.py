@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -23,7 +22,6 @@ from normfold.graph import Graph, facts
 from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.graph.groups import Grouped
 from normfold.graph.integers import StaysFloat
 from normfold.graph.layout import LayoutError
 from normfold.graph.ops import is_tuple
@@ -32,11 +30,6 @@ from normfold.rewrite.narrowing import one_axis, parts_of
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Rotatable(Grouped):
-    """RMSNorms read the tensor, or sums and movements of it."""
 
 
 def order(width: int) -> int:
@@ -101,7 +94,6 @@ class Rotation(Basis):
     name: Name = field(default="orthonormal", init=False)
     seed: int
     nodes: dict[torch.dtype, fx.Node] = field(default_factory=dict, init=False, compare=False)
-    mark: ClassVar[type[Grouped]] = Rotatable
 
     @property
     def kept(self) -> int:
@@ -145,11 +137,11 @@ class Rotation(Basis):
         return result if last else emit(aten.transpose.int, result, axis, rank - 1)
 
 
-def mark(graph: Graph) -> None:
-    """Mark every tensor that RMSNorms without gain read, and what it is a sum or a movement of."""
+def rotatable(graph: Graph) -> dict[fx.Node, Tensor]:
+    """Groups of the features of every tensor that RMSNorms without gain read, and of what it is made of by sums."""
+    found: dict[fx.Node, Tensor] = {}
     stack: list[tuple[fx.Node, Tensor]] = []
     for node in graph.nodes:
-        facts.drop(node, Rotatable)
         if op_name(node) == "rms_norm" and not is_static(node) and _bare(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
@@ -157,19 +149,15 @@ def mark(graph: Graph) -> None:
             stack.append((source, grouping.over_last(len(shape_of(source)), [width])))
     while stack:
         node, groups = stack.pop()
-        if (
-            facts.get(node, Rotatable)
-            or node.op != "call_function"
-            or is_static(node)
-            or is_tuple(node)
-        ):
+        if node in found or node.op != "call_function" or is_static(node) or is_tuple(node):
             continue
-        facts.put(node, Rotatable(groups))
+        found[node] = groups
         try:
             parts = parts_of(node, groups)
         except LayoutError:
             continue
         stack += [(part, inner) for part, inner in parts if not is_static(part) and one_axis(inner)]
+    return found
 
 
 def _bare(norm: fx.Node) -> bool:
