@@ -16,7 +16,7 @@ from torch import nn
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.graph.fresh import fresh
 from normfold.job.source import Task
-from normfold.load import decoder, pickled, state
+from normfold.load import decoder, lacking, pickled, state
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
@@ -100,12 +100,15 @@ def load(
         if wide:
             found.module.float()
         if task is not None:
+            if found.lacking is not None:
+                _complete(found, example_inputs.choose(found, example_inputs.Asked(seed=seed)))
             found = decoder.with_cache(found, 1 if static else batch, seed)
         elif not training:
             found.notes += make_exportable(found.module)
         asked = example_inputs.Asked(inputs, batch, static, axes, wide, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
         chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
+        _complete(found, chosen)
     return Loaded(
         module=found.module,
         args=chosen.args,
@@ -122,6 +125,15 @@ def load(
         else [],
         _training=training,
     )
+
+
+def _complete(found: Found, chosen: example_inputs.Chosen) -> None:
+    """LoadError where outputs depend on weights that are lacking."""
+    if found.lacking is not None:
+        found.notes.append(
+            lacking.require_unused(found.lacking, found.module, chosen.args, chosen.kwargs)
+        )
+        found.lacking = None
 
 
 Choose = Callable[[Found, example_inputs.Asked], example_inputs.Chosen]
