@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from normfold.load.values import Call, given_inputs
 _ROWS = 2  # a dynamic batch is captured at two
 
 
-def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loaded:
+def load_source(
+    source: Source, batch: int = _ROWS, floats: Sequence[Collection[str]] = ()
+) -> Loaded:
     """Load the network of a source, with example inputs: ``batch`` of them where one is given, or none.
 
-    With ``wide`` half precision becomes float32.
+    A network whose type is not in each of ``floats`` becomes float32.
 
     Raises:
         UsageError, EnvironmentMissing, LoadError: as `normfold.load.load`.
@@ -41,7 +43,7 @@ def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loade
         batch=batch,
         static=source.batch == "static",
         axes=read_axes(axes_of(source)),
-        wide=wide,
+        floats=floats,
         seed=source.seed,
     )
 

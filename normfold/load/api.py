@@ -28,7 +28,6 @@ from normfold.load.pointer import require_fetched
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
 
-HALF = (torch.float16, torch.bfloat16)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _AGAIN = "is it whole? write it again with `torch.save`, and check that the copy is complete"
 _FORMS = (
@@ -49,7 +48,7 @@ def load(
     batch: int = 2,
     static: bool = False,
     axes: Mapping[str, Collection[int]] = MappingProxyType({}),
-    wide: bool = False,
+    floats: Sequence[Collection[str]] = (),
     seed: int = 0,
     task: Task | None = None,
 ) -> Loaded:
@@ -70,7 +69,8 @@ def load(
             is captured at 2.
         static: the batch stays as it is given, and is 1 where nothing is given.
         axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
-        wide: weights in half precision become float32, which holds each of them exactly, and so do the inputs.
+        floats: types of each file that is wanted, by torch's names: a network that is stored in another one becomes
+            float32, and so do its inputs.
         seed: of random weights and of the inputs.
         task: what a decoder of transformers is written for: with its cache (`normfold.load.decoder`).
 
@@ -96,8 +96,14 @@ def load(
     _require_python(found)
     with boundary("no example inputs can be made for the network", found.source):
         stored = float_dtype(found.module)
-        wide = wide and stored in HALF and found.exported is None and not training
-        if wide:
+        foreign = any(_name(stored) not in row for row in floats)
+        single = foreign and found.exported is None and not training
+        if foreign and found.exported is not None:
+            name = _name(stored)
+            found.notes.append(
+                f"inputs and outputs of the program stay in {name}; `--precision fp32` computes in float32"
+            )
+        if single:
             found.module.float()
         if task is not None:
             if found.lacking is not None:
@@ -105,9 +111,9 @@ def load(
             found = decoder.with_cache(found, 1 if static else batch, seed)
         elif not training:
             found.notes += make_exportable(found.module)
-        asked = example_inputs.Asked(inputs, batch, static, axes, wide, seed)
+        asked = example_inputs.Asked(inputs, batch, static, axes, single, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
-        chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
+        chosen = _in_float32(found, asked, stored, choose) if single else choose(found, asked)
         _complete(found, chosen)
     return Loaded(
         module=found.module,
@@ -143,23 +149,27 @@ def _of_part(path: str) -> Choose:
     return lambda found, asked: parts.choose(found, path, asked)
 
 
-def _widened(
+def _in_float32(
     found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
 ) -> example_inputs.Chosen:
     """Inputs for a network that was put in float32; in the stored type where it runs in that only."""
-    name = str(stored).removeprefix("torch.")
+    name = _name(stored)
     try:
         chosen = choose(found, asked)
     except NormfoldError:
         found.module.to(stored)
-        chosen = choose(found, replace(asked, wide=False))
+        chosen = choose(found, replace(asked, single=False))
         found.notes.append(f"the network runs in {name} only: so is the file")
         return chosen
     found.notes.append(
-        f"weights are stored in {name}; the file, its inputs and outputs are float32, which CPUs run fast "
-        "(`--precision` chooses another type)"
+        f"weights are stored in {name}; the file, its inputs and outputs are float32, for which its runtime has the "
+        "kernels (`--precision` chooses another type)"
     )
     return chosen
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _require_python(found: Found) -> None:

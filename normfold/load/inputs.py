@@ -17,7 +17,7 @@ from normfold.load.nested import Axes, Call, bind, call, repeated, widened
 from normfold.load.specs import Spec, draw_spec, is_mask, parse
 from normfold.load.types import Found, Wanted
 
-_HALF_TEXT = re.compile(r":b?f16(?=\[|$)")
+_FLOAT_TEXT = re.compile(r":(b?f16|f64)(?=\[|$)")
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Asked:
             or a function that gives arguments and keywords (or none) for the network.
         batch: first size of what is inferred; a given batch of one becomes this, unless ``static``.
         axes: dynamic axes that were named, by input.
-        wide: inputs in half precision become float32.
+        single: inputs of other float types become float32.
     """
 
     inputs: Any = ()
     batch: int = 2
     static: bool = False
     axes: Axes = field(default_factory=dict)
-    wide: bool = False
+    single: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.wide and not callable(self.inputs):
+        if self.single and not callable(self.inputs):
             object.__setattr__(self, "inputs", pytree.tree_map(_float32, self.inputs))
 
 
 def _float32(value: Any) -> Any:
-    """Values, and texts, in half precision as float32."""
-    if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+    """Values, and texts, of other float types as float32."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.float()
-    return _HALF_TEXT.sub(":f32", value) if isinstance(value, str) else value
+    return _FLOAT_TEXT.sub(":f32", value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def choose(found: Found, asked: Asked) -> Chosen:
     module, inputs = found.module, asked.inputs
     if callable(inputs):
         args, kwargs = inputs(module)
-        if asked.wide:
+        if asked.single:
             args, kwargs = pytree.tree_map(_float32, (args, kwargs))
         if args or kwargs:
             return ready(module, args, kwargs, asked)
