@@ -69,8 +69,8 @@ def load(
             is captured at 2.
         static: the batch stays as it is given, and is 1 where nothing is given.
         axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
-        floats: types of each file that is wanted, by torch's names: a network that is stored in another one becomes
-            float32, and so do its inputs.
+        floats: types of each file that is wanted, by torch's names: a network that is stored in another one
+            becomes float32, and so do its inputs.
         seed: of random weights and of the inputs.
         task: what a decoder of transformers is written for: with its cache (`normfold.load.decoder`).
 
@@ -162,8 +162,8 @@ def _in_float32(
         found.notes.append(f"the network runs in {name} only: so is the file")
         return chosen
     found.notes.append(
-        f"weights are stored in {name}; the file, its inputs and outputs are float32, for which its runtime has the "
-        "kernels (`--precision` chooses another type)"
+        f"weights are stored in {name}; the file, its inputs and outputs are float32, for which its runtime has "
+        "the kernels (`--precision` chooses another type)"
     )
     return chosen
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from normfold.errors import LoadError, UsageError
 from normfold.load import load
 from normfold.load.specs import Spec, parse
+from normfold.load.values import given_inputs
 
 
 class Two(nn.Module):
@@ -209,3 +212,59 @@ def test_in_place_forward_leaves_the_inputs_alone() -> None:
     net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
     loaded = load(net)
     assert (loaded.args[0] < 0).any()
+
+
+class Nested(nn.Module):
+    def forward(self, batch: dict[str, Any], states: tuple[Tensor, ...], scale: Any = None) -> Any:
+        return batch["image"]["x"] + states[0] - states[1]
+
+
+class Mapped(nn.Module):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["a"] + batch["b"]
+
+
+FILES: dict[str, tuple[nn.Module, list[str], Any]] = {
+    "by-name": (Two(), ["image", "ids"], ["ids", "image"]),
+    "nested": (
+        Nested(),
+        ["states.1", "batch.image.x", "states.0"],
+        [{"image": {"x": "batch.image.x"}}, ("states.0", "states.1")],
+    ),
+    "one-for-one": (nn.Linear(3, 2), ["image"], ["image"]),
+    "a-dictionary": (Mapped(), ["a", "b"], [{"a": "a", "b": "b"}]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_arrays_of_a_file_by_name(name: str, tmp_path: Path) -> None:
+    module, keys, wanted = FILES[name]
+    arrays = {key: np.full((2, 3), place, np.float32) for place, key in enumerate(keys)}
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    args, kwargs = given_inputs(str(tmp_path / "x.npz"), module)
+    numbers = torch.utils._pytree.tree_map(lambda leaf: int(leaf[0, 0]), list(args))
+    assert numbers == torch.utils._pytree.tree_map(keys.index, wanted)
+    assert kwargs == {}
+
+
+def test_arrays_without_names_are_in_order(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((2, 3)), np.ones((2, 3)))
+    args, _ = given_inputs(str(tmp_path / "x.npz"), Two())
+    assert [float(arg.mean()) for arg in args] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("module", "keys", "said"),
+    [
+        (Two(), ["id", "image"], ["holds `id`, `image`", "takes `ids`, `image`", "is `ids` meant"]),
+        (nn.Linear(3, 2), ["a", "b"], ["takes `input`", "as `input` it is not taken, either"]),
+        (Nested(), ["batch", "batch.image"], ["`batch` is given as a whole"]),
+    ],
+)
+def test_names_that_are_no_inputs(
+    module: nn.Module, keys: list[str], said: list[str], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **dict.fromkeys(keys, np.ones((2, 3))))  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as caught:
+        given_inputs(str(tmp_path / "x.npz"), module)
+    assert all(part in str(caught.value) for part in said), str(caught.value)
