@@ -27,6 +27,7 @@ from normfold.load.limits import limited
 from normfold.load.pointer import require_fetched
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
+from normfold.load.wrapped import unwrapped
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _AGAIN = "is it whole? write it again with `torch.save`, and check that the copy is complete"
@@ -92,7 +93,9 @@ def load(
         where = os.fspath(model)
         with boundary("the file cannot be used as a model", where, _AGAIN):
             found = _find(where, factory, key, trust, seed)
-            found.module = _evaluate(found.module)
+            inside, notes = unwrapped(found.module)
+            found.module = _evaluate(inside)
+            found.notes += notes
     _require_python(found)
     with boundary("no example inputs can be made for the network", found.source):
         stored = float_dtype(found.module)
@@ -182,7 +185,7 @@ def _require_python(found: Found) -> None:
 
 
 def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
-    notes = []
+    model, notes = unwrapped(model)
     was_training = any(module.training for module in model.modules())
     try:
         mine = copy.deepcopy(fresh(model))  # of which every tensor can be copied

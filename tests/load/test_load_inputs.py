@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from normfold.errors import LoadError, UsageError
 from normfold.load import load
@@ -268,3 +269,30 @@ def test_names_that_are_no_inputs(
     with pytest.raises(UsageError) as caught:
         given_inputs(str(tmp_path / "x.npz"), module)
     assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def _ddp(net: nn.Module) -> nn.Module:
+    made = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(made)
+    made.module = net
+    return made
+
+
+class _OwnForward(AveragedModel):
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x) * 2
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, _ddp, AveragedModel, torch.compile, lambda net: AveragedModel(torch.compile(net))],
+)  # fmt: skip
+def test_wrappers_that_pass_a_call_on_are_taken_off(wrap: Any) -> None:
+    net = nn.Sequential(nn.Linear(3, 2))
+    loaded = load(wrap(net))
+    assert [name for name, _ in loaded.module.named_parameters()] == ["0.weight", "0.bias"]
+    assert any("took the network out of the `" in note for note in loaded.notes)
+
+
+def test_a_wrapper_with_a_forward_of_its_own_stays() -> None:
+    assert type(load(_OwnForward(nn.Linear(3, 2))).module) is _OwnForward
