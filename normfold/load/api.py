@@ -22,6 +22,7 @@ from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
 from normfold.load.absent import absent
 from normfold.load.exportable import make_exportable
+from normfold.load.finite import spoilt
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
 from normfold.load.pointer import require_fetched
@@ -97,6 +98,8 @@ def load(
             found.module = _evaluate(inside)
             found.notes += notes
     _require_python(found)
+    lacks = found.lacking.weights.values() if found.lacking is not None else ()
+    found.notes += spoilt(found.module, {id(weight) for weight in lacks})
     with boundary("no example inputs can be made for the network", found.source):
         stored = float_dtype(found.module)
         foreign = any(_name(stored) not in row for row in floats)

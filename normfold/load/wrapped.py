@@ -1,4 +1,4 @@
-"""Wrappers of torch that only pass a call on to the network inside: for several devices, an average, a compiler."""
+"""Wrappers of torch that only pass a call on to the network inside: of averages, compilers, several devices."""
 
 from __future__ import annotations
 

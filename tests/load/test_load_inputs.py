@@ -285,8 +285,8 @@ class _OwnForward(AveragedModel):
 
 @pytest.mark.parametrize(
     "wrap",
-    [nn.DataParallel, _ddp, AveragedModel, torch.compile, lambda net: AveragedModel(torch.compile(net))],
-)  # fmt: skip
+    [nn.DataParallel, _ddp, AveragedModel, torch.compile, lambda net: nn.DataParallel(_ddp(net))],
+)
 def test_wrappers_that_pass_a_call_on_are_taken_off(wrap: Any) -> None:
     net = nn.Sequential(nn.Linear(3, 2))
     loaded = load(wrap(net))
