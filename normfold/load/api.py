@@ -16,11 +16,12 @@ from torch import nn
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.graph.fresh import fresh
 from normfold.job.source import Task
-from normfold.load import decoder, lacking, pickled, state
+from normfold.load import decoder, lacking, numpy_files, pickled, state
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
 from normfold.load.absent import absent
+from normfold.load.entries import quoted
 from normfold.load.exportable import make_exportable
 from normfold.load.finite import spoilt
 from normfold.load.guess import float_dtype
@@ -275,16 +276,18 @@ def is_checkpoint(model: Any) -> bool:
     path = Path(model)
     if not path.is_file() or path.suffix == ".onnx":
         return False
-    return _form(path) in ("safetensors", "pickle")
+    return _form(path) in ("safetensors", "pickle", "arrays")
 
 
 def _form(path: Path) -> str:
-    """``program``, ``pickle`` or ``safetensors``: by the suffix, or by the first bytes where that says nothing."""
+    """``program``, ``pickle``, ``safetensors`` or ``arrays``: by the suffix, or by the first bytes."""
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return "safetensors"
     if suffix == ".pt2":
         return "program"
+    if numpy_files.is_one(path):
+        return "arrays"
     with open(path, "rb") as file:
         head = file.read(9)
     if suffix in _PICKLED or head.startswith((b"PK", b"\x80")):
@@ -297,6 +300,8 @@ def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: 
     form = _form(path)
     if form == "safetensors":
         return state.take(state.read_safetensors(path), factory, key, path, seed)
+    if form == "arrays":
+        return _of_arrays(path, factory, key, seed)
     if form == "program":
         from normfold.load.program import load_program
 
@@ -311,4 +316,21 @@ def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: 
         where=str(path),
         found="its first bytes are those of no checkpoint, either",
         hint=f"give {_FORMS}",
+    )
+
+
+def _of_arrays(path: Path, factory: str | None, key: str | None, seed: int) -> Found:
+    """Arrays by name as the weights of what ``factory`` makes."""
+    content = numpy_files.read(path)
+    if factory is not None and isinstance(content, dict):
+        return state.take(content, factory, key, path, seed)
+    several = isinstance(content, dict)
+    raise LoadError(
+        "the file holds arrays, not a network",
+        where=str(path),
+        found=quoted(content, 4) if several else "arrays without names",
+        hint="samples go to `--data`, example inputs to `--inputs`"
+        + (
+            "; for weights say what makes the network: `--model pkg.mod:factory`" if several else ""
+        ),
     )

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from normfold.errors import LoadError, UsageError, boundary, last_line
-from normfold.load import factory, pickled, probe, state
+from normfold.errors import LoadError, UsageError, boundary
+from normfold.load import factory, numpy_files, pickled, probe, state
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
 from normfold.load.nested import Call, arranged
@@ -37,7 +37,7 @@ def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
 
 def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
     if suffix in (".npz", ".npy"):
-        return _numpy(path)
+        return numpy_files.read(path)
     if suffix in (".pt", ".pth"):
         return _torch(path, trust_modules)
     if suffix == ".safetensors":
@@ -47,26 +47,6 @@ def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
         where=str(path),
         hint=f"{', '.join(SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
     )
-
-
-def _numpy(path: Path) -> Any:
-    try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            arrays = {key: found[key] for key in found.files}
-        # `np.savez(path, a, b)` gives no names
-        loose = list(arrays) == [f"arr_{place}" for place in range(len(arrays))]
-        return tuple(arrays.values()) if arrays and loose else arrays
-    except Exception as error:
-        objects = "bject" in str(error)
-        raise LoadError(
-            "the file holds Python objects" if objects else "the file cannot be read as arrays",
-            where=str(path),
-            found=last_line(error),
-            hint="store arrays of numbers, samples padded to one size" if objects else None,
-        ) from None
 
 
 def _torch(path: Path, trust_modules: Sequence[str]) -> Any:

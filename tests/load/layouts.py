@@ -139,7 +139,7 @@ LAYOUTS: dict[str, Layout] = {
     "AveragedModel of a lightning module": (
         lambda a, b: {"net": a, "mean_weights": averaged_model(prefixed("model.", b))},
         AVERAGE,
-        ("took `mean_weights.module.model`, which is the average of 3", "`--key net`", "`mean_weights.n_averaged`"),
+        ("took `mean_weights.module.model`, which is the average of 3", "`--key net`", "n_averaged"),
     ),
     "AveragedModel alone that has not begun": (
         lambda a, b: averaged_model(a, 0),

@@ -132,9 +132,9 @@ def test_the_end_of_a_name_is_a_key(raw: State, mean: State) -> None:
     prefixed = {f"generator.net.{k}": v for k, v in raw.items()}
     torch.save({"a": {"state_dict": prefixed}, "b": {"ema": mean}, "c": {"ema": raw}}, "w.pt")
     same(load("w.pt", factory=f"{NETS}:Net", key="generator").module, raw)
-    with pytest.raises(UsageError, match="`--key b.ema` or `--key c.ema`"):
+    with pytest.raises(UsageError, match=r"`--key b\.ema` or `--key c\.ema`"):
         load("w.pt", factory=f"{NETS}:Net", key="ema")
-    with pytest.raises(UsageError, match="did you mean `--key a.state_dict.generator`"):
+    with pytest.raises(UsageError, match=r"did you mean `--key a\.state_dict\.generator`"):
         load("w.pt", factory=f"{NETS}:Net", key="generater")
 
 
