@@ -116,7 +116,7 @@ def ready(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], aske
         shapes = ", ".join(
             "x".join(map(str, x.shape)) for x in leaves if isinstance(x, torch.Tensor)
         )
-        raise _misfit(module, f"the given tensors ({shapes})", failure)
+        raise _misfit(module, f"the given tensors ({shapes})", failure, (args, kwargs))
     return Chosen(args, kwargs, "the given tensors")
 
 
@@ -124,14 +124,30 @@ def _repeated(batch: int) -> str:
     return f"batch 1 became {batch}: a dynamic batch is captured at size {batch}"
 
 
-def _misfit(module: nn.Module, what: str, failure: probe.Failure) -> UsageError:
+def _misfit(module: nn.Module, what: str, failure: probe.Failure, given: Call) -> UsageError:
     return UsageError(
         f"the network does not run on {what}",
         where=failure.path,
         found=failure.message,
-        hint=f"its signature is `{probe.signature(module)}`; "
+        hint=_other_type(module, given)
+        or f"its signature is `{probe.signature(module)}`; "
         f"{_expected(module) or 'check the sizes and the dtype'}",
     )
+
+
+def _other_type(module: nn.Module, given: Call) -> str:
+    """What to say where the type alone is wrong: the network runs on the same values in that of its weights."""
+    dtype = guess.float_dtype(module)
+    for every in (False, True):
+
+        def cast(value: torch.Tensor, every: bool = every) -> torch.Tensor:
+            return value.to(dtype) if every or value.is_floating_point() else value
+
+        if probe.forward(module, *pytree.tree_map_only(torch.Tensor, cast, given)) is None:
+            return (
+                f"the type is wrong: it runs on the same values in {dtype}, the type of its weights"
+            )
+    return ""
 
 
 def _expected(module: nn.Module) -> str:
@@ -176,7 +192,8 @@ def _explicit(module: nn.Module, specs: list[Spec], asked: Asked) -> Chosen:
                     return Chosen(*made, said, notes + more)
                 first = first or made
     assert first is not None
-    raise _misfit(module, f"`{said}`", first)
+    drawn = call(module, specs, _draw(module, specs, asked.seed, 2, False, True))
+    raise _misfit(module, f"`{said}`", first, drawn)
 
 
 def _wider(spec: Spec, axis: int | None, batch: int) -> Spec:

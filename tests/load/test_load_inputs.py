@@ -150,6 +150,19 @@ def test_wrong_shape_names_the_module() -> None:
     assert "2x4x8x8" in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", ["u8", "i64", "f64", "f16"])
+def test_where_the_type_is_wrong_the_type_is_named(dtype: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    value = torch.ones(2, 3, 8, 8)
+    given: list[Any] = [value.byte()] if dtype == "u8" else [f"2x3x8x8:{dtype}"]
+    with pytest.raises(UsageError) as caught:
+        load(net, inputs=given)
+    assert "runs on the same values in torch.float32" in str(caught.value)
+    assert "first layer's shape" not in str(caught.value)
+    with pytest.raises(UsageError, match="first layer's shape"):
+        load(net, inputs=[value[:, :2].byte()])
+
+
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
