@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from normfold.load.folder_config import architecture, base_class, read_config
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found
+from normfold.progress import without_bars
 
 
 def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
@@ -102,7 +100,7 @@ def _model(
             known = _known_config(transformers, cls.config_class, config, folder)
         cls = _class_of_task(transformers, cls, known, lora, notes)
     try:
-        with _quiet(), seeded(seed):
+        with without_bars(), seeded(seed):
             if weights is not None:
                 options["state_dict"] = weights
             where = str(folder) if weights is None else None
@@ -146,7 +144,7 @@ def _known_config(transformers: Any, cls: Any, config: dict[str, Any], folder: P
     if config.get("use_pretrained_backbone"):  # its weights are in the folder: no download
         own["use_pretrained_backbone"] = False
     try:
-        with _quiet():
+        with without_bars():
             return cls.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **own
             )
@@ -215,18 +213,3 @@ def _class_of_task(
     if lora.labels:
         known.num_labels = lora.labels
     return trained
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging as hf_logging
-
-    level, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bar:
-            hf_logging.enable_progress_bar()
