@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from normfold.load.lacking import Lacking
 from normfold.load.nested import Call
 
 
@@ -80,3 +81,6 @@ class Found:
     image_size: tuple[int, int] | None = None
     axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     input_names: tuple[str, ...] = ()  # that the folder's tokenizer gives
+    lacking: Lacking | None = (
+        None  # weights that are NaN until no output is known to depend on them
+    )
