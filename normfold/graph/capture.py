@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,8 +23,9 @@ from normfold.graph.fresh import fresh
 from normfold.graph.graph import Graph, is_symbolic
 from normfold.graph.names import require_printable, with_plain_names
 from normfold.graph.outputs import has_dataclass, with_plain_outputs
-from normfold.graph.paths import bind, input_names, named_leaves
+from normfold.graph.paths import bind, distinct, input_names, named_leaves
 from normfold.graph.paths import output_names as named_outputs
+from normfold.graph.randomness import random_note
 from normfold.graph.recurrent import decomposed, free_length
 from normfold.graph.refusal import capture_error
 from normfold.graph.sizes import Sizes
@@ -214,7 +214,7 @@ def _from_program(
     with quiet():
         program, own_names = with_plain_names(program)
         try:
-            program = decomposed(program, partial(program.run_decompositions, {}))
+            program = decomposed(program, program.run_decompositions)
         except Exception as error:  # what torch.export let pass and its decompositions do not
             raise capture_error([error]) from error
         module = program.module(check_guards=False)
@@ -226,12 +226,15 @@ def _from_program(
     if len(names) == len(inputs):
         inputs = tuple(names)
     outputs, left_out = _outputs(module, program)
-    graph = Graph(module, tuple(args), dict(kwargs), None, inputs, outputs, notes=notes + left_out)
+    outputs, renamed = distinct(outputs, inputs)
+    graph = Graph(
+        module, tuple(args), dict(kwargs), None, inputs, outputs, notes=notes + left_out + renamed
+    )
     graph.own_names = own_names
     if any(is_symbolic(size) for node in placeholders(graph) for size in _sizes(node)):
         graph.dynamic_shapes = _program_shapes(graph)
     graph.recompile()
-    graph.notes += Sizes(graph).rules()
+    graph.notes += [*Sizes(graph).rules(), *random_note(graph)]
     return graph
 
 

@@ -63,6 +63,8 @@ def watched(module: nn.Module, changes: list[Change]) -> Iterator[None]:
 def _attributes(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, part in module.named_modules():
+        if type(part).__module__.startswith("torch."):  # what torch keeps for itself is no state
+            continue
         own = {name: _copy(value) for name, value in vars(part).items() if name not in _OWN}
         found |= {f"{path}.{name}".removeprefix("."): value for name, value in own.items()}
     return found
