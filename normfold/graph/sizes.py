@@ -26,7 +26,7 @@ _AT = re.compile(r"(?:(?P<code>.*?)\s*# |\()?(?P<file>[^\s()]+):(?P<line>\d+)(?:
 _OWN = "the network was captured on the branch of its example, and is that only at such sizes"
 _TORCHS = (
     "torch.export took this for granted, for no line of the network's own; the file is judged at such sizes only, "
-    "and may be right at others"
+    "and nothing is known of others"
 )
 _REACH = 4  # sizes up to so many times the example's are looked at for a rule
 
