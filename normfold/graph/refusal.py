@@ -21,6 +21,7 @@ _SPECIALISED = re.compile(
     r"marked L\['(?P<name>\w+)'\](?P<path>\S*)\.size\(\)\[(?P<axis>\d+)\] as dynamic "
     r"but your code specialized it to be a constant \((?P<size>\d+)\)"
 )
+_DECIDED = re.compile(r"data-dependent expression (.+?) \(")
 _DATA = ("data-dependent", "Data-dependent", "data dependent")
 
 
@@ -41,6 +42,8 @@ def capture_error(errors: Sequence[Exception]) -> CaptureError:
         hint = DOCTOR
         if any(word in text for word in _DATA):
             hint = f"{DATA}, or {DOCTOR}"
+            decided = _DECIDED.search(reason)
+            reason = f"the numbers in a tensor decide `{decided[1]}`" if decided else reason
         elif "specialized" in text or "Constraints violated" in text or "not DYNAMIC" in text:
             hint = f"{FIXED}: use `--batch static`, or mend that line"
     return CaptureError(

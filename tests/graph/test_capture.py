@@ -216,3 +216,21 @@ def test_an_output_has_a_name_that_no_input_has() -> None:
     assert "`x_out` for `x`, `state.h_out` for `state.h`" in graph.notes[-1]
     # the names of what the module returns stay
     assert set(graph.module(torch.ones(2, 3), {"h": torch.ones(2, 3)})) == {"x", "state", "y"}
+
+
+def test_a_limit_of_torch_s_own_is_told_from_one_of_the_network() -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :8] * 2
+
+    class Limited(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[1] < 8 else x
+
+    x = torch.randn(2, 5)
+    free = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
+    (cut,) = capture(Cut().eval(), (x,), dynamic=free).notes
+    assert "`x:1`: at most 7: torch.export took this for granted" in cut
+    (limited,) = capture(Limited().eval(), (x,), dynamic=free).notes
+    assert "at most 7 (test_capture.py:" in limited
+    assert "captured on the branch of its example" in limited
