@@ -292,6 +292,9 @@ def test_a_part_alone(tmp_path: Path) -> None:
     assert error(session, net.head, torch.randn(5, 8)) < 1e-5
     with pytest.raises(UsageError, match=r"(?s)no part `hed`.*did you mean `head`"):
         normfold.convert(net, inputs=["2x3x8x8"], part="hed")
+    with pytest.raises(UsageError, match="`y` has no axis 2") as caught:
+        normfold.convert(net, inputs=["2x3x8x8"], part="body", dynamic=["y:2"])
+    assert "names inputs of the part, `body`; `--input` those of the whole" in str(caught.value)
 
 
 def test_a_part_that_is_called_with_flags(tmp_path: Path) -> None:

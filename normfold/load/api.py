@@ -136,6 +136,7 @@ def load(
         trials=decoder.trials(found.module, chosen.args, chosen.kwargs, static, seed)
         if task
         else [],
+        part=part,
         _training=training,
     )
 
