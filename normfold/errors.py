@@ -104,4 +104,5 @@ def last_line(error: BaseException) -> str:
     """The type and the first informative line of an exception, as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = type(error).__name__
-    return f"{name}: {lines[0][:300]}" if lines else name
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return f"{name}: {said[:300]}" if said else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from normfold.graph.fresh import fresh
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, kind_of, operands, producer
 from normfold.graph.provenance import module_path
+from normfold.graph.refusal import DOCTOR, drafted
 from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
 from normfold.job import Source
@@ -244,7 +246,9 @@ def obstacles(source: Source) -> list[str]:
     try:
         capture_loaded(loaded, source.batch, axes_of(source))
     except CaptureError as error:
-        return [str(error), *_drafted(loaded, source)]
+        hint = re.sub(f"(, or )?{re.escape(DOCTOR)}", "", error.hint or "").removeprefix("; ")
+        said = CaptureError(error.what, where=error.where, found=error.found, hint=hint or None)
+        return [str(said), *_drafted(loaded, source)]
     return []
 
 
@@ -260,4 +264,4 @@ def _drafted(loaded: Loaded, source: Source) -> list[str]:
     except Exception:  # the error of the capture says the same
         return []
     report = getattr(program, "_report", None)
-    return [failure.print({}) for failure in report.failures] if report is not None else []
+    return drafted(report) if report is not None else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -29,6 +31,22 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers, while it reads or writes folders, says nothing and shows no bars of its own."""
+    from transformers.utils import logging as theirs
+
+    level, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bar:
+            theirs.enable_progress_bar()
 
 
 def silent(progress: Progress) -> None:

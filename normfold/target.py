@@ -74,7 +74,8 @@ class Target:
             here, and raises `EnvironmentMissing` where it cannot be run.
         builder: of its engines, by package; empty where files need none.
         stands_in: ``runs`` is another runtime, for ONNX files; what is built from them is judged by its writer.
-        half: it has kernels for half precision, in which files are then written where weights are stored so.
+        floats: types that it has fast kernels for: files are written in the type of the stored weights where it is
+            among them, otherwise in float32.
         processors: machines (`platform.machine`) that it runs on; every one when empty.
         runtime: the name of the runtime in sentences.
     """
@@ -91,7 +92,7 @@ class Target:
     grids: Grids | None = None
     builder: str = ""
     stands_in: bool = False
-    half: bool = True
+    floats: tuple[str, ...] = ("float32", "float16", "bfloat16")
     processors: tuple[str, ...] = ()
 
     def cannot_run(self) -> str:
@@ -127,6 +128,7 @@ _ORT_GLUE = frozenset(
 _ORT = "normfold.targets.runtime:runs"
 _TENSORRT = Grids("int8", True, False, schemes=("int8",), by_layer=False)
 _ATTENTION = "attention as plain ops"
+_EVERY_FLOAT = ("float64", "float32", "float16", "bfloat16")
 
 TARGETS = {
     row.name: row
@@ -139,7 +141,7 @@ TARGETS = {
             "onnxruntime",
             _ORT,
             grids=Grids("uint8", False, True, _ORT_GLUE, integer_bias=True),
-            half=False,
+            floats=("float32",),
         ),
         Target(
             "ort-arm",
@@ -149,7 +151,7 @@ TARGETS = {
             "onnxruntime",
             _ORT,
             grids=Grids("int8", False, True, _ORT_GLUE, integer_bias=True),
-            half=False,
+            floats=("float32",),
             processors=("aarch64", "arm64"),
         ),
         Target(
@@ -162,7 +164,7 @@ TARGETS = {
             rms_opset=20,
             attention_opset=NEVER,
             grids=Grids("uint8", False, False, schemes=("int8", "int8-weights", "int4-weights")),
-            half=False,
+            floats=("float32",),
         ),
         Target(
             "trt",
@@ -198,6 +200,7 @@ TARGETS = {
             "functional ATen ops (dialect `ATEN`); RMS norms as primitives",
             "PyTorch",
             "normfold.targets.pt2:runs",
+            floats=_EVERY_FLOAT,
         ),
         Target(
             "module",
@@ -206,6 +209,7 @@ TARGETS = {
             "the state dict under the original's names; `NAME_apply.py` changes modules and loads it",
             "PyTorch",
             "normfold.targets.module:runs",
+            floats=_EVERY_FLOAT,
         ),
     )
 }

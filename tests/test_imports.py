@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "job": {"errors", "target"},
     "graph": {"errors", "target"},
     "report": {"errors", "graph", "target"},
-    "load": {"errors", "graph", "job"},
+    "load": {"errors", "graph", "job", "progress"},
     "data": {"errors", "graph", "job", "load"},
     "nn": {"errors"},
     "train": {"files", "errors", "data", "graph", "job", "load", "nn", "progress", "report"},

@@ -292,6 +292,9 @@ def test_a_part_alone(tmp_path: Path) -> None:
     assert error(session, net.head, torch.randn(5, 8)) < 1e-5
     with pytest.raises(UsageError, match=r"(?s)no part `hed`.*did you mean `head`"):
         normfold.convert(net, inputs=["2x3x8x8"], part="hed")
+    with pytest.raises(UsageError, match="`y` has no axis 2") as caught:
+        normfold.convert(net, inputs=["2x3x8x8"], part="body", dynamic=["y:2"])
+    assert "names inputs of the part, `body`; `--input` those of the whole" in str(caught.value)
 
 
 def test_a_part_that_is_called_with_flags(tmp_path: Path) -> None:
@@ -322,13 +325,13 @@ def test_torchscript_is_said(tmp_path: Path) -> None:
             normfold.convert(tmp_path / file, inputs=["2x3"])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("given", ["guessed", "text", "tensor"])
 def test_a_file_for_a_cpu_is_float32(tmp_path: Path, dtype: torch.dtype, given: str) -> None:
     net: Any = perturb(nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 3)), 0).to(
         dtype
     )
-    short = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    short = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}[dtype]
     inputs: Any = {
         "guessed": (),
         "text": [f"2x12:{short}"],
@@ -341,3 +344,11 @@ def test_a_file_for_a_cpu_is_float32(tmp_path: Path, dtype: torch.dtype, given: 
     assert any("weights are stored in" in note for note in report.notes)
     assert net[0].weight.dtype == dtype
     assert error(session, net, torch.randn(4, 12)) < 1e-5  # folded in float64 and cast once
+
+
+def test_a_file_stays_in_the_type_of_the_weights_where_its_runtime_has_that(tmp_path: Path) -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 3)).double()
+    kept = normfold.convert(net, inputs=["2x4"], export="pt2", output=tmp_path)
+    assert kept.graph.parameter_bytes() == 15 * 8
+    program = normfold.convert(tmp_path / "sequential.pt2", export="onnx", output=tmp_path)
+    assert any("`--precision fp32` computes in float32" in note for note in program.report.notes)

@@ -236,7 +236,8 @@ class Squeezing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
         y = y.squeeze(self.axes) if self.axes else y.squeeze()
-        return self.head(y.unsqueeze(-1))
+        head: Tensor = self.head(y.unsqueeze(-1))
+        return head
 
 
 def _made(module: nn.Module) -> nn.Module:

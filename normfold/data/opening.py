@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from normfold.job import Source
 from normfold.load import load, probe
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.guess import float_dtype
+from normfold.load.nested import Call, arranged
 from normfold.load.types import Loaded
-from normfold.load.values import Call, given_inputs
+from normfold.load.values import given_inputs
 
 _ROWS = 2  # a dynamic batch is captured at two
 
 
-def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loaded:
+def load_source(
+    source: Source, batch: int = _ROWS, floats: Sequence[Collection[str]] = ()
+) -> Loaded:
     """Load the network of a source, with example inputs: ``batch`` of them where one is given, or none.
 
-    With ``wide`` half precision becomes float32.
+    A network whose type is not in each of ``floats`` becomes float32.
 
     Raises:
         UsageError, EnvironmentMissing, LoadError: as `normfold.load.load`.
@@ -41,7 +44,7 @@ def load_source(source: Source, batch: int = _ROWS, wide: bool = False) -> Loade
         batch=batch,
         static=source.batch == "static",
         axes=read_axes(axes_of(source)),
-        wide=wide,
+        floats=floats,
         seed=source.seed,
     )
 
@@ -81,7 +84,7 @@ def _from_file(source: Source, module: nn.Module) -> Call:
 
 
 def _from_samples(source: Source, module: nn.Module) -> Call:
-    """The first samples, one tensor for each parameter that has no default; nothing for a folder of images.
+    """The first samples, for each parameter that has no default, or by name; nothing for a folder of images.
 
     Raises:
         UsageError, LoadError: as `load_data`.
@@ -89,8 +92,15 @@ def _from_samples(source: Source, module: nn.Module) -> Call:
     if isinstance(source.data, (str, Path)) and Path(source.data).is_dir():
         return (), {}  # images are cropped to the size that the network turns out to have
     known = probe.parameters(module)
-    names = [p.name for p in known if p.default is p.empty and p.kind is not p.VAR_KEYWORD] or ["x"]
-    data = load_data(source.data, names, limit=_ROWS, trust_modules=source.trust_modules)
+    known = [p for p in known if p.kind is not p.VAR_KEYWORD]
+    data = load_data(
+        source.data,
+        [p.name for p in known] or ["x"],
+        optional=[p.name for p in known if p.default is not p.empty],
+        limit=_ROWS,
+        trust_modules=source.trust_modules,
+    )
     rows = data.inputs(slice(0, 1 if source.batch == "static" else _ROWS))
     dtype = float_dtype(module)
-    return tuple(row.to(dtype) if row.is_floating_point() else row for row in rows), {}
+    values = [row.to(dtype) if row.is_floating_point() else row for row in rows]
+    return arranged(module, zip(data.names, values, strict=True)) if known else (tuple(values), {})

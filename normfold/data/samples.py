@@ -27,6 +27,7 @@ class Data:
     """Samples in memory, one row each.
 
     Attributes:
+        names: of the inputs.
         columns: a tensor for each input of the network; images stay uint8 here.
         targets: int64, ``(N,)`` or ``(N, T)``, or None.
         source: where they come from, for the report.
@@ -37,6 +38,7 @@ class Data:
         index: the rows of ``columns`` that belong to this part; None for all.
     """
 
+    names: tuple[str, ...]
     columns: tuple[Tensor, ...]
     targets: Tensor | None
     source: str
@@ -105,6 +107,7 @@ def load_data(
     source: str | Path | Iterable[Any] | Tensor,
     input_names: Sequence[str],
     *,
+    optional: Sequence[str] = (),
     limit: int | None = None,
     batch: int = 64,
     image_size: images.Size | None = None,
@@ -121,6 +124,7 @@ def load_data(
             labels), a dict by name, a torch dataset, or an iterable of batches of these forms.
         input_names: of the network's inputs, in order. A single one may also be called x, images, inputs or
             input, or be the only array that is not y, labels, targets or label.
+        optional: names of them that data by name may leave out.
         limit: most rows to keep: random ones of what has a length, the first ones of an iterable.
         batch: rows that `Data.batches` gives and that a dataset is read by.
         image_size: side, or height and width, of what images are cropped to; the network's own when None.
@@ -145,18 +149,20 @@ def load_data(
                 where=str(path),
                 found=", ".join(f"`{name}`" for name in input_names),
             )
+        names = list(input_names)
         read = _folder(path, limit, shapes[0] if shapes else None, image_size, normalisation)
-        checks.rows(input_names, read.inputs, read.labels, read.where)
+        checks.rows(names, read.inputs, read.labels, read.where)
     else:
-        read = _tensors(source, path, input_names, limit, batch, trust_modules)
-        checks.kinds(input_names, read.inputs, dtypes, read.where)
-    checks.sizes(input_names, read.inputs, shapes, read.where)
-    checks.finite(input_names, read.inputs, read.where)
+        asked = (input_names, optional)
+        names, read = _tensors(source, path, asked, limit, batch, trust_modules)
+        checks.kinds(names, read.inputs, dtypes, read.where)
+    checks.sizes(names, read.inputs, shapes, read.where)
+    checks.finite(names, read.inputs, read.where)
     labels = checks.classes(read.labels, read.where)
-    shifted, note = checks.shifted(input_names, read.inputs, labels)
+    shifted, note = checks.shifted(names, read.inputs, labels)
     given = tuple(dtypes) if dtypes is not None else None
     columns, notes = tuple(read.inputs), read.notes + note
-    return Data(columns, shifted, read.where, notes, batch, read.scale, given)
+    return Data(tuple(names), columns, shifted, read.where, notes, batch, read.scale, given)
 
 
 @dataclass
@@ -194,11 +200,12 @@ def _folder(
 def _tensors(
     source: Any,
     path: Path | None,
-    names: Sequence[str],
+    asked: tuple[Sequence[str], Sequence[str]],
     limit: int | None,
     batch: int,
     trust_modules: Sequence[str],
-) -> _Read:
+) -> tuple[list[str], _Read]:
+    """The names of the inputs that the data hold, of those ``asked`` for, and what was read."""
     where = f"`{path or source}`" if path or isinstance(source, str) else "the given data"
     notes = []
     with factory.seeded(0):  # a loader that shuffles gives the same samples every time
@@ -206,6 +213,7 @@ def _tensors(
         named = isinstance(content, Tensor | np.ndarray | Mapping | tuple)
         in_order = isinstance(content, list) and all(isinstance(item, Tensor) for item in content)
         if named or (in_order and path is not None):
+            names = sources.taken(content, *asked)
             inputs, labels = sources.columns(content, names, where)
             total = checks.rows(names, inputs, labels, where)
             rows = sources.chosen_rows(total, limit)
@@ -214,11 +222,11 @@ def _tensors(
                 inputs = [column[rows] for column in inputs]
                 labels = labels[rows] if labels is not None else None
         else:
-            inputs, labels = sources.from_batches(content, names, limit, batch, where)
+            names, (inputs, labels) = sources.from_batches(content, *asked, limit, batch, where)
             inputs = [column[:limit] for column in inputs]
             labels = labels[:limit] if labels is not None else None
             checks.rows(names, inputs, labels, where)
-    return _Read(inputs, labels, where, notes)
+    return names, _Read(inputs, labels, where, notes)
 
 
 def _drawn(rows: Tensor, total: int) -> str:

@@ -40,10 +40,32 @@ def columns(content: Any, names: Sequence[str], where: str) -> Columns:
     return values[: len(names)], values[len(names)] if len(values) > len(names) else None
 
 
+def taken(content: Any, names: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
+    """The names of the inputs that data hold, of those that a network takes.
+
+    Data by name may have parts of nested inputs (``batch.image``), and leave out what is ``optional``; others have
+    what is not, in order.
+    """
+    held = [str(key) for key in content] if isinstance(content, Mapping) else []
+    found: list[str] = []
+    for name in names:
+        inside = [key for key in held if key == name or key.startswith(f"{name}.")]
+        found += inside or ([name] if name not in optional else [])
+    return found or list(names[:1])
+
+
 def from_batches(
-    source: Iterable[Any], names: Sequence[str], limit: int | None, batch: int, where: str
-) -> Columns:
+    source: Iterable[Any],
+    names: Sequence[str],
+    optional: Sequence[str],
+    limit: int | None,
+    batch: int,
+    where: str,
+) -> tuple[list[str], Columns]:
     """The batches of an iterable, or of a dataset, put together: at least ``limit`` rows where there are so many.
+
+    Returns:
+        The names of the inputs (`taken`), and their tensors.
 
     Raises:
         UsageError: a batch that does not fit the network or the batches before it.
@@ -55,7 +77,8 @@ def from_batches(
     rows = 0
     for at, content in enumerate(_guarded(source, where)):
         here = f"{where}, batch {at}"
-        inputs, labels = columns(content, names, here)
+        held = taken(content, names, optional)
+        inputs, labels = columns(content, held, here)
         part = [*inputs, labels] if labels is not None else inputs
         if any(tensor.dim() == 0 for tensor in part):
             raise UsageError("a batch is a tensor with a row per sample", where=here)
@@ -73,7 +96,7 @@ def from_batches(
     if not parts:
         raise LoadError("the data have no batch", where=where, hint="is a generator used up?")
     together = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    return together[: len(names)], together[len(names)] if len(together) > len(names) else None
+    return held, (together[: len(held)], together[len(held)] if len(together) > len(held) else None)
 
 
 def chosen_rows(total: int, limit: int | None) -> Tensor | None:

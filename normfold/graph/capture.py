@@ -8,8 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from functools import partial
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -18,17 +17,28 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from normfold.errors import CaptureError, UsageError
+from normfold.errors import CaptureError
 from normfold.graph import expressions
 from normfold.graph.fresh import fresh
 from normfold.graph.graph import Graph, is_symbolic
 from normfold.graph.names import require_printable, with_plain_names
 from normfold.graph.outputs import has_dataclass, with_plain_outputs
-from normfold.graph.paths import bind, input_names, named_leaves
+from normfold.graph.paths import bind, distinct, input_names, named_leaves
 from normfold.graph.paths import output_names as named_outputs
-from normfold.graph.provenance import FRAME, is_user_file
+from normfold.graph.randomness import random_note
 from normfold.graph.recurrent import decomposed, free_length
+from normfold.graph.refusal import capture_error
 from normfold.graph.sizes import Sizes
+from normfold.graph.traces import (
+    Change,
+    attributes_note,
+    made,
+    made_note,
+    to_trace,
+    warm,
+    watched,
+    writes_notes,
+)
 
 Axes = Mapping[str, Collection[int]]
 BATCH = 2  # the smallest size that torch.export does not specialise
@@ -60,7 +70,7 @@ def capture(
         return _from_program(module, args, kwargs)
     require_printable(name for name, _ in module.named_modules())
     require_printable(name for name in module.state_dict(keep_vars=True))
-    notes = []
+    notes: list[str] = []
     original = module
     if any(part.training for part in module.modules()):
         original = share_parameters(module).eval()
@@ -70,7 +80,7 @@ def capture(
         Tensor, lambda leaf: leaf.clone() if leaf._is_view() else leaf, (args, kwargs)
     )
     shapes = dynamic_axes(original, args, kwargs) if dynamic == "batch" else dynamic
-    program, original = _export_plain(original, args, kwargs, shapes)
+    program, original = _export_plain(original, args, kwargs, shapes, notes)
     graph = _from_program(program, args, kwargs, input_names(original.forward, args, kwargs))
     graph.original, graph.notes = original, [*notes, *graph.notes]
     if dynamic != "batch":
@@ -103,7 +113,7 @@ def dynamic_axes(
         axes, hoped: axes of inputs, by the name of the parameter or the path in it (``batch.image``).
 
     Raises:
-        CaptureError: a dynamic batch of size 1. UsageError: no such input, or no such axis.
+        CaptureError: a dynamic batch of size 1.
     """
     leaves = named_leaves(module.forward, args, kwargs)
     tensors = {name: leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
@@ -117,15 +127,6 @@ def dynamic_axes(
             found=f"first input of shape {tuple(sized[first].shape)}",
             hint="give example inputs with a batch of 2, or ask for a fixed batch (`--batch static`)",
         )
-    for name, wanted in axes.items():
-        shape = tensors[name].shape if name in tensors else ()
-        if any(not 0 <= axis < len(shape) for axis in wanted):
-            shapes = ", ".join(f"{key} {_shape(value)}" for key, value in leaves)
-            raise UsageError(
-                f"`{name}` has no axis {', '.join(map(str, sorted(wanted)))} to be dynamic",
-                found=f"inputs: {shapes}",
-                hint="write NAME:AXIS, as in `--dynamic input_ids:1`",
-            )
 
     def spec(name: str, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -145,21 +146,38 @@ def dynamic_axes(
     return bind(module.forward, specs, keywords)
 
 
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
 def _export_plain(
-    module: nn.Module, args: Any, kwargs: Any, shapes: Any
+    module: nn.Module, args: Any, kwargs: Any, shapes: Any, notes: list[str]
 ) -> tuple[ExportedProgram, nn.Module]:
     """The program, and the network that it is of: with dictionaries for the dataclasses that it returns."""
     try:
-        return _export(fresh(module), args, kwargs, shapes), module
+        return _export_warm(module, args, kwargs, shapes, notes)
     except CaptureError:
         if not _returns_dataclass(fresh(module), args, kwargs):
             raise
-    module = with_plain_outputs(module)
-    return _export(fresh(module), args, kwargs, shapes), module
+    return _export_warm(with_plain_outputs(module), args, kwargs, shapes, notes)
+
+
+def _export_warm(
+    module: nn.Module, args: Any, kwargs: Any, shapes: Any, notes: list[str]
+) -> tuple[ExportedProgram, nn.Module]:
+    """The program of a network; of one that makes its buffers at the first call, as it is after that."""
+    changes: list[Change] = []
+    program = _export(to_trace(module), args, kwargs, shapes, changes)
+    first = made(program)
+    if first:
+        module, changes = warm(module, args, kwargs), []
+        program = _export(to_trace(module), args, kwargs, shapes, changes)
+        notes.append(made_note(first))
+    again = made(program)
+    if again:
+        raise CaptureError(
+            "every call of the network changes the size of its buffers",
+            found=", ".join(map(str, again)),
+            hint="a file has no state: give the network a table of one size",
+        )
+    notes += attributes_note(changes)
+    return program, module
 
 
 def _returns_dataclass(module: nn.Module, args: Any, kwargs: Any) -> bool:
@@ -168,47 +186,24 @@ def _returns_dataclass(module: nn.Module, args: Any, kwargs: Any) -> bool:
     return False
 
 
-def _export(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:
-    first: Exception | None = None
+def _export(
+    module: nn.Module, args: Any, kwargs: Any, shapes: Any, changes: list[Change]
+) -> ExportedProgram:
+    """The program; attributes that a call changes are added to ``changes``."""
+    errors: list[Exception] = []
     for strict in (False, True):
+        # the strict mode would trace what watches, too
+        watching = nullcontext() if strict else watched(module, changes)
         try:
-            with quiet(), torch.no_grad(), free_length():
+            with quiet(), torch.no_grad(), free_length(), watching:
                 return torch.export.export(
                     module, args, kwargs, dynamic_shapes=shapes, strict=strict
                 )
         except (
             Exception
         ) as error:  # torch.export raises dozens of types, some of them bare RuntimeErrors
-            first = first or error
-    assert first is not None
-    raise _capture_error(first) from first
-
-
-def _capture_error(error: Exception) -> CaptureError:
-    text = str(error)
-    frames = [frame for frame in FRAME.finditer(text) if is_user_file(frame["file"])]
-    trace = error.__traceback__
-    where = ""
-    if frames:
-        where = f"{frames[-1]['file']}:{frames[-1]['line']}: {frames[-1]['code'].strip()}"
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if not frames and is_user_file(code.co_filename) and "normfold" not in code.co_filename:
-            where = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
-        trace = trace.tb_next
-    reason = next(
-        (line.strip() for line in text.splitlines() if line.strip()), type(error).__name__
-    )
-    if "specialized" in text or "Constraints violated" in text or "not DYNAMIC" in text:
-        hint = "the network fixes a size that was asked to be dynamic: use `--batch static`, or mend that line"
-    else:
-        hint = "run `normfold doctor MODEL`: it uses torch.export.draft_export to list every obstacle at once"
-    return CaptureError(
-        "torch.export could not capture the network",
-        where=where or None,
-        found=reason[:500],
-        hint=hint,
-    )
+            errors.append(error)
+    raise capture_error(errors) from errors[0]
 
 
 def _from_program(
@@ -218,42 +213,38 @@ def _from_program(
         args, kwargs = program.example_inputs
     with quiet():
         program, own_names = with_plain_names(program)
-        program = decomposed(program, partial(program.run_decompositions, {}))
+        try:
+            program = decomposed(program, program.run_decompositions)
+        except Exception as error:  # what torch.export let pass and its decompositions do not
+            raise capture_error([error]) from error
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    notes = _drop_writes(module, program, own_names)
+    _drop_writes(module)
     _fix_squeezes(module.graph)
+    notes = writes_notes(program, own_names)
     expressions.hoist(module.graph)
     inputs = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
     if len(names) == len(inputs):
         inputs = tuple(names)
     outputs, left_out = _outputs(module, program)
-    graph = Graph(module, tuple(args), dict(kwargs), None, inputs, outputs, notes=notes + left_out)
+    outputs, renamed = distinct(outputs, inputs)
+    graph = Graph(
+        module, tuple(args), dict(kwargs), None, inputs, outputs, notes=notes + left_out + renamed
+    )
     graph.own_names = own_names
     if any(is_symbolic(size) for node in placeholders(graph) for size in _sizes(node)):
         graph.dynamic_shapes = _program_shapes(graph)
     graph.recompile()
-    graph.notes += Sizes(graph).rules()
+    graph.notes += [*Sizes(graph).rules(), *random_note(graph)]
     return graph
 
 
-def _drop_writes(
-    module: fx.GraphModule, program: ExportedProgram, own_names: Mapping[str, str]
-) -> list[str]:
-    """Take what a call writes into buffers and inputs out of the graph: a file has no state. Notes on buffers."""
+def _drop_writes(module: fx.GraphModule) -> None:
+    """Take what a call writes into buffers and inputs out of the graph: a file has no state."""
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten.copy_.default and node.args[0].op != "call_function":
             node.replace_all_uses_with(node.args[1])
             module.graph.erase_node(node)
-    changed = program.graph_signature.buffers_to_mutate.values()
-    names = [f"`{own_names.get(name, name)}`" for name in dict.fromkeys(changed)]
-    if not names:
-        return []
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return [
-        f"a call of the network changes the buffer{'s' * (len(names) > 1)} {shown}: the file has no state, each "
-        "call starts from the stored values"
-    ]
 
 
 def _fix_squeezes(graph: fx.Graph) -> None:

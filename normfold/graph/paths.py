@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -70,6 +70,26 @@ def output_names(value: Any) -> list[tuple[str, Any]]:
             text = f"output_{text}"
         found.append((text, leaf))
     return found
+
+
+def distinct(outputs: Sequence[str], inputs: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Names of outputs of which none is an input's or comes twice, and notes on what is called otherwise.
+
+    The output of an input's name, such as a state that goes round, is ``state_out``; the second of one name
+    ``x_2``.
+    """
+    names: list[str] = []
+    notes = []
+    for name in outputs:
+        new = f"{name}_out" if name in inputs else name
+        stem, number = new, 2
+        while new in names or new in inputs or (new != name and new in outputs):
+            new, number = f"{stem}_{number}", number + 1
+        if new != name:
+            notes.append(f"`{new}` for `{name}`")
+        names.append(new)
+    said = "outputs have names of their own, which no input and no other output has"
+    return tuple(names), [f"{said}: {', '.join(notes)}"] if notes else []
 
 
 def _known(value: Any) -> Any:

@@ -1,7 +1,11 @@
-"""LSTM and GRU with a free length.
+"""LSTM and GRU with a free length, and LSTM with projections.
 
 torch.export finds the shapes of a recurrent layer by running it step by step, which fixes the number of steps.
 The shapes do not need the steps: here a rule for them stands in while a network is traced.
+
+The projected state h = P m of an LSTM (``proj_size``), which formats have not, enters only linear maps. So one
+without projections has the state m: its weights are W_hh P, and W_ih P where the layer below is projected too; h
+is made of m at the end, and of an initial h the least m that gives it. (P has fewer rows than columns.)
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+Table = dict[Any, Callable[..., Any]]
 _LIBRARY = torch.library.Library("normfold", "FRAGMENT")
 _OPS = {name: getattr(torch.ops.aten, name).input for name in ("lstm", "gru")}
 
@@ -41,6 +46,53 @@ for _name, _op in _OPS.items():  # what stands for them while torch.export decom
     torch.library.register_fake(f"normfold::{_name}", _shapes, lib=_LIBRARY)
 
 
+_PROJECTED = "projected_lstm"
+_LIBRARY.define(f"{_PROJECTED}{str(_OPS['lstm']._schema)[len('aten::lstm.input') :]}")
+torch.library.register_fake(f"normfold::{_PROJECTED}", _shapes, lib=_LIBRARY)
+
+
+def _without_projections(
+    x: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    directions = 2 if bidirectional else 1
+    each = len(params) // (num_layers * directions)
+    cells = [list(params[at : at + each]) for at in range(0, len(params), each)]
+    made: list[Tensor] = []
+    for place, (w_in, w_state, *biases, projection) in enumerate(cells):
+        below = cells[(place // directions - 1) * directions :][:directions]
+        if place >= directions:
+            parts = w_in.chunk(directions, 1)
+            w_in = torch.cat([w @ cell[-1] for w, cell in zip(parts, below, strict=True)], 1)
+        made += [w_in, w_state @ projection, *biases]
+    last = [cell[-1] for cell in cells]
+    first = [h @ torch.linalg.pinv(p).t() for h, p in zip(states[0].unbind(), last, strict=True)]
+    y, m, c = torch.ops.normfold.lstm(
+        x,
+        [torch.stack(first), states[1]],
+        made,
+        has_biases,
+        num_layers,
+        dropout,
+        train,
+        bidirectional,
+        batch_first,
+    )
+    top = zip(y.chunk(directions, 2), last[-directions:], strict=True)
+    return (
+        torch.cat([part @ p.t() for part, p in top], 2),
+        torch.stack([part @ p.t() for part, p in zip(m.unbind(), last, strict=True)]),
+        c,
+    )
+
+
 @contextmanager
 def free_length() -> Iterator[None]:
     """While a network is traced, recurrent layers give shapes only."""
@@ -59,15 +111,32 @@ def free_length() -> Iterator[None]:
 
 
 def decomposed(
-    program: ExportedProgram, decompose: Callable[[], ExportedProgram]
+    program: ExportedProgram, decompose: Callable[[Table], ExportedProgram]
 ) -> ExportedProgram:
-    """What ``decompose`` makes of a program; recurrent layers stay one op each."""
+    """What ``decompose`` makes of a program, by a table of more decompositions.
+
+    Recurrent layers stay one op each, without projections.
+    """
     ours = {op: getattr(torch.ops.normfold, name).default for name, op in _OPS.items()}
-    _swap(program, ours)
-    done = decompose()
+    projected = getattr(torch.ops.normfold, _PROJECTED).default
+    for node in program.graph.nodes:
+        if node.target in ours:
+            node.target = projected if _is_projected(node) else ours[node.target]
+    program.graph_module.recompile()
+    done = decompose({projected: _without_projections})
+    back = {other: op for op, other in ours.items()} | {projected: _OPS["lstm"]}
     for one in (program, done):
-        _swap(one, {other: op for op, other in ours.items()})
+        _swap(one, back)
     return done
+
+
+def _is_projected(node: fx.Node) -> bool:
+    """True if the weights are of an LSTM with projections: of two states, the first is the smaller one."""
+    states: Any = node.args[1]
+    if node.target is not _OPS["lstm"]:
+        return False
+    h, c = (state.meta["val"].shape[2] for state in states)
+    return bool(h != c)
 
 
 def _swap(program: ExportedProgram, targets: dict[Any, Any]) -> None:

@@ -23,6 +23,11 @@ from normfold.graph.graph import Graph, is_symbolic
 from normfold.graph.provenance import is_user_file
 
 _AT = re.compile(r"(?:(?P<code>.*?)\s*# |\()?(?P<file>[^\s()]+):(?P<line>\d+)(?: in .*)?$")
+_OWN = "the network was captured on the branch of its example, and is that only at such sizes"
+_TORCHS = (
+    "torch.export took this for granted, for no line of the network's own; the file is judged at such sizes only, "
+    "and nothing is known of others"
+)
 _REACH = 4  # sizes up to so many times the example's are looked at for a rule
 
 
@@ -200,8 +205,7 @@ class Sizes:
                 where = f" ({'; '.join(sorted(lines)[:2])})" if lines else ""
                 found.setdefault((text, where), []).extend(self.axes_of(symbol))
         return [
-            f"{', '.join(f'`{axis}`' for axis in axes)}: {text}{where}: the network was captured on the branch of "
-            "its example, and is that only at such sizes"
+            f"{', '.join(f'`{axis}`' for axis in axes)}: {text}{where}: {_OWN if where else _TORCHS}"
             for (text, where), axes in found.items()
         ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,8 @@ def values_for(signature: Signature, inputs: Inputs) -> list[Tensor]:
     """
     given = _given(signature, parse(inputs.texts))
     generator = torch.Generator().manual_seed(inputs.seed)
-    batches = {shape[0] for _, shape, _ in signature if shape and isinstance(shape[0], str)}
+    known = _known_sizes(signature, given, inputs.batch)
+    _require_known(signature, given, known)
     values = []
     for name, shape, kind in signature:
         dtype = _DTYPES.get(kind)
@@ -80,28 +81,63 @@ def values_for(signature: Signature, inputs: Inputs) -> list[Tensor]:
         spec = given.get(name)
         if spec is not None:
             _require_fit(spec, name, shape, dtype)
-            sizes = list(spec.shape)
-        else:
-            free = [
-                inputs.batch
-                if (axis == 0 or size in batches) and not isinstance(size, int)
-                else size
-                for axis, size in enumerate(shape)
-            ]
-            sizes = [size for size in free if isinstance(size, int)]
-            if len(sizes) < len(shape):
-                example = "x".join(str(size) if isinstance(size, int) else "16" for size in free)
-                raise UsageError(
-                    f"the input `{name}` has free sizes besides the batch",
-                    found=f"({', '.join(map(str, shape))})",
-                    hint=f"give them, for example `--input {name}:{example}`",
-                )
+        sizes = list(spec.shape) if spec is not None else _sizes(shape, known, inputs.batch)
         whole = not dtype.is_floating_point
         if whole and "mask" in name:
             values.append(torch.ones(sizes, dtype=dtype))
         else:
             values.append(draw(sizes, dtype, generator))
     return values
+
+
+def _known_sizes(signature: Signature, given: Mapping[str, Spec], batch: int) -> dict[str, int]:
+    """Free sizes by their names in the files: of the batches, and those that ``--input`` texts give."""
+    known = {shape[0]: batch for _, shape, _ in signature if shape and isinstance(shape[0], str)}
+    for name, shape, _ in signature:
+        own = given[name].shape if name in given else ()
+        known |= {size: n for size, n in zip(shape, own, strict=False) if isinstance(size, str)}
+    return known
+
+
+def _sizes(shape: Sequence[Any], known: Mapping[str, int], batch: int) -> list[int]:
+    """The sizes of an input, without those that are not known."""
+    first = [batch if size is None and axis == 0 else size for axis, size in enumerate(shape)]
+    found = [size if isinstance(size, int) else _value(size, known) for size in first]
+    return [size for size in found if size is not None]
+
+
+def _value(size: str | None, known: Mapping[str, int]) -> int | None:
+    """The number that a name, or a sum of names (``past + length``), stands for; None where one is not known."""
+    if size is None or size in known:
+        return known.get(size or "")
+    terms = [term.strip() for term in size.split("+")]
+    numbers = [int(term) if term.isdigit() else known.get(term) for term in terms]
+    return sum(n for n in numbers if n is not None) if None not in numbers else None
+
+
+def _require_known(
+    signature: Signature, given: Mapping[str, Spec], known: Mapping[str, int]
+) -> None:
+    """Refuse free sizes that nothing gives, all at once; what has the same sizes follows."""
+    enough, texts, missing = dict(known), [], []
+    in_order = sorted(signature, key=lambda item: any("+" in str(size) for size in item[1]))
+    for name, shape, _ in in_order:
+        free = [
+            size
+            for axis, size in enumerate(shape)
+            if not isinstance(size, int) and _value(size, enough) is None and (axis or size)
+        ]
+        if free and name not in given:
+            sizes = [size if isinstance(size, int) else _value(size, enough) for size in shape]
+            texts.append(f"--input {name}:{'x'.join('16' if n is None else str(n) for n in sizes)}")
+            missing.append(f"`{name}` ({', '.join(map(str, shape))})")
+            enough |= {size: 16 for size in free if size is not None}
+    if texts:
+        raise UsageError(
+            "free sizes besides the batch are not given",
+            found=", ".join(missing),
+            hint=f"give them, for example `{' '.join(texts)}`; a size of the same name is the same",
+        )
 
 
 def text_of(names: Sequence[str], values: Sequence[Any]) -> str:

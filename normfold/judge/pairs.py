@@ -19,6 +19,7 @@ from normfold.data.opening import capture_source, load_source
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import is_symbolic
+from normfold.graph.paths import named_leaves
 from normfold.graph.placed import device_of
 from normfold.job import Source
 from normfold.job.presets import preset
@@ -31,7 +32,6 @@ from normfold.judge.bench_inputs import (
     text_of,
     values_for,
 )
-from normfold.load import probe
 from normfold.load.api import key_of
 from normfold.progress import Listener, Progress
 from normfold.report import Report
@@ -314,17 +314,8 @@ def _try_compiled(call: Callable[[], object]) -> None:
 
 def _leaves(module: nn.Module, args: Any, kwargs: Any) -> tuple[list[str], list[Any]]:
     """Names and values of the flat inputs."""
-    known = [parameter.name for parameter in probe.parameters(module)]
-    names, leaves = [], []
-    for index, value in enumerate(args):
-        for leaf in pytree.tree_leaves(value):
-            names.append(known[index] if index < len(known) else f"x{index}")
-            leaves.append(leaf)
-    for name, value in kwargs.items():
-        for leaf in pytree.tree_leaves(value):
-            names.append(name)
-            leaves.append(leaf)
-    return names, leaves
+    found = named_leaves(module.forward, args, kwargs)
+    return [name for name, _ in found], [leaf for _, leaf in found]
 
 
 def _is_onnx(model: Any) -> bool:

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from normfold.errors import UsageError, last_line
+from normfold.errors import CaptureError, UsageError, last_line
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static, order
 from normfold.graph.fresh import fresh
 from normfold.graph.precision import Float64Interpreter
+from normfold.graph.randomness import draws
 from normfold.graph.sizes import Sizes
 from normfold.judge.comparison import Outputs, compare, largest_error, last_bit, parts, tensors
 from normfold.judge.half import StrictInterpreter, distance
@@ -105,7 +106,9 @@ class Verifier:
 
     def _single_sizes(self) -> list[Case]:
         """Free sizes of 1, where the network takes them; a note where it is another function than the captured."""
-        found = []
+        found: list[Case] = []
+        if any(map(draws, self.graph.nodes)):  # no two calls are comparable
+            return found
         for axis, case in single_sizes(self.graph, self.seed):
             try:
                 (own,) = self._run(self._original, [case])
@@ -164,7 +167,19 @@ class Verifier:
     def baseline(self) -> list[Outputs]:
         """Outputs of the original in its own dtype."""
         if self._baseline is None:
-            self._baseline = self._run(self._original)
+            try:
+                self._baseline = self._run(self._original)
+            except Exception as error:  # anything that a network can raise
+                refused = next((case for case in self.cases if self._refused(case)), None)
+                if refused is None:
+                    raise
+                shapes = [tuple(x.shape) for x in refused.leaves if isinstance(x, Tensor)]
+                raise CaptureError(
+                    "the network refuses inputs that the captured graph takes",
+                    where=" ".join(map(str, shapes)),
+                    found=last_line(error),
+                    hint="`--batch static` keeps the batch, and a size without `--dynamic` stays as it is",
+                ) from error
         return self._baseline
 
     def capture(self) -> Check:

@@ -16,19 +16,21 @@ from torch import nn
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
 from normfold.graph.fresh import fresh
 from normfold.job.source import Task
-from normfold.load import decoder, pickled, state
+from normfold.load import decoder, lacking, numpy_files, pickled, state
 from normfold.load import factory as factories
 from normfold.load import inputs as example_inputs
 from normfold.load import part as parts
 from normfold.load.absent import absent
+from normfold.load.entries import quoted
 from normfold.load.exportable import make_exportable
+from normfold.load.finite import spoilt
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
 from normfold.load.pointer import require_fetched
 from normfold.load.trust import Trust
 from normfold.load.types import Found, Loaded
+from normfold.load.wrapped import unwrapped
 
-HALF = (torch.float16, torch.bfloat16)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _AGAIN = "is it whole? write it again with `torch.save`, and check that the copy is complete"
 _FORMS = (
@@ -49,7 +51,7 @@ def load(
     batch: int = 2,
     static: bool = False,
     axes: Mapping[str, Collection[int]] = MappingProxyType({}),
-    wide: bool = False,
+    floats: Sequence[Collection[str]] = (),
     seed: int = 0,
     task: Task | None = None,
 ) -> Loaded:
@@ -70,7 +72,8 @@ def load(
             is captured at 2.
         static: the batch stays as it is given, and is 1 where nothing is given.
         axes: axes that will be dynamic, by input: one of size 1 among them is a batch, too.
-        wide: weights in half precision become float32, which holds each of them exactly, and so do the inputs.
+        floats: types of each file that is wanted, by torch's names: a network that is stored in another one
+            becomes float32, and so do its inputs.
         seed: of random weights and of the inputs.
         task: what a decoder of transformers is written for: with its cache (`normfold.load.decoder`).
 
@@ -92,20 +95,33 @@ def load(
         where = os.fspath(model)
         with boundary("the file cannot be used as a model", where, _AGAIN):
             found = _find(where, factory, key, trust, seed)
-            found.module = _evaluate(found.module)
+            inside, notes = unwrapped(found.module)
+            found.module = _evaluate(inside)
+            found.notes += notes
     _require_python(found)
+    lacks = found.lacking.weights.values() if found.lacking is not None else ()
+    found.notes += spoilt(found.module, {id(weight) for weight in lacks})
     with boundary("no example inputs can be made for the network", found.source):
         stored = float_dtype(found.module)
-        wide = wide and stored in HALF and found.exported is None and not training
-        if wide:
+        foreign = any(_name(stored) not in row for row in floats)
+        single = foreign and found.exported is None and not training
+        if foreign and found.exported is not None:
+            name = _name(stored)
+            found.notes.append(
+                f"inputs and outputs of the program stay in {name}; `--precision fp32` computes in float32"
+            )
+        if single:
             found.module.float()
         if task is not None:
+            if found.lacking is not None:
+                _complete(found, example_inputs.choose(found, example_inputs.Asked(seed=seed)))
             found = decoder.with_cache(found, 1 if static else batch, seed)
         elif not training:
             found.notes += make_exportable(found.module)
-        asked = example_inputs.Asked(inputs, batch, static, axes, wide, seed)
+        asked = example_inputs.Asked(inputs, batch, static, axes, single, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
-        chosen = _widened(found, asked, stored, choose) if wide else choose(found, asked)
+        chosen = _in_float32(found, asked, stored, choose) if single else choose(found, asked)
+        _complete(found, chosen)
     return Loaded(
         module=found.module,
         args=chosen.args,
@@ -120,8 +136,18 @@ def load(
         trials=decoder.trials(found.module, chosen.args, chosen.kwargs, static, seed)
         if task
         else [],
+        part=part,
         _training=training,
     )
+
+
+def _complete(found: Found, chosen: example_inputs.Chosen) -> None:
+    """LoadError where outputs depend on weights that are lacking."""
+    if found.lacking is not None:
+        found.notes.append(
+            lacking.require_unused(found.lacking, found.module, chosen.args, chosen.kwargs)
+        )
+        found.lacking = None
 
 
 Choose = Callable[[Found, example_inputs.Asked], example_inputs.Chosen]
@@ -131,23 +157,27 @@ def _of_part(path: str) -> Choose:
     return lambda found, asked: parts.choose(found, path, asked)
 
 
-def _widened(
+def _in_float32(
     found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
 ) -> example_inputs.Chosen:
     """Inputs for a network that was put in float32; in the stored type where it runs in that only."""
-    name = str(stored).removeprefix("torch.")
+    name = _name(stored)
     try:
         chosen = choose(found, asked)
     except NormfoldError:
         found.module.to(stored)
-        chosen = choose(found, replace(asked, wide=False))
+        chosen = choose(found, replace(asked, single=False))
         found.notes.append(f"the network runs in {name} only: so is the file")
         return chosen
     found.notes.append(
-        f"weights are stored in {name}; the file, its inputs and outputs are float32, which CPUs run fast "
-        "(`--precision` chooses another type)"
+        f"weights are stored in {name}; the file, its inputs and outputs are float32, for which its runtime has "
+        "the kernels (`--precision` chooses another type)"
     )
     return chosen
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _require_python(found: Found) -> None:
@@ -160,7 +190,7 @@ def _require_python(found: Found) -> None:
 
 
 def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
-    notes = []
+    model, notes = unwrapped(model)
     was_training = any(module.training for module in model.modules())
     try:
         mine = copy.deepcopy(fresh(model))  # of which every tensor can be copied
@@ -247,16 +277,18 @@ def is_checkpoint(model: Any) -> bool:
     path = Path(model)
     if not path.is_file() or path.suffix == ".onnx":
         return False
-    return _form(path) in ("safetensors", "pickle")
+    return _form(path) in ("safetensors", "pickle", "arrays")
 
 
 def _form(path: Path) -> str:
-    """``program``, ``pickle`` or ``safetensors``: by the suffix, or by the first bytes where that says nothing."""
+    """``program``, ``pickle``, ``safetensors`` or ``arrays``: by the suffix, or by the first bytes."""
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return "safetensors"
     if suffix == ".pt2":
         return "program"
+    if numpy_files.is_one(path):
+        return "arrays"
     with open(path, "rb") as file:
         head = file.read(9)
     if suffix in _PICKLED or head.startswith((b"PK", b"\x80")):
@@ -269,6 +301,8 @@ def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: 
     form = _form(path)
     if form == "safetensors":
         return state.take(state.read_safetensors(path), factory, key, path, seed)
+    if form == "arrays":
+        return _of_arrays(path, factory, key, seed)
     if form == "program":
         from normfold.load.program import load_program
 
@@ -283,4 +317,21 @@ def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: 
         where=str(path),
         found="its first bytes are those of no checkpoint, either",
         hint=f"give {_FORMS}",
+    )
+
+
+def _of_arrays(path: Path, factory: str | None, key: str | None, seed: int) -> Found:
+    """Arrays by name as the weights of what ``factory`` makes."""
+    content = numpy_files.read(path)
+    if factory is not None and isinstance(content, dict):
+        return state.take(content, factory, key, path, seed)
+    several = isinstance(content, dict)
+    raise LoadError(
+        "the file holds arrays, not a network",
+        where=str(path),
+        found=quoted(content, 4) if several else "arrays without names",
+        hint="samples go to `--data`, example inputs to `--inputs`"
+        + (
+            "; for weights say what makes the network: `--model pkg.mod:factory`" if several else ""
+        ),
     )

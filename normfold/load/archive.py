@@ -57,6 +57,13 @@ def is_zip(source: Path | bytes, where: str) -> bool:
     )
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file is what `pickle.dump` writes: a pickle, and not one of `torch.save`."""
+    with open(path, "rb") as file:
+        head = file.read(20)
+    return head.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") not in head
+
+
 def _readable(source: Path | bytes) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 

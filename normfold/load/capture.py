@@ -13,6 +13,8 @@ from normfold.graph import Graph, capture
 from normfold.graph.capture import Axes, dynamic_axes, placeholders
 from normfold.graph.graph import is_symbolic
 from normfold.graph.paths import named_leaves
+from normfold.graph.refusal import FIXED
+from normfold.load.following import following, refusal
 from normfold.load.nested import Call
 from normfold.load.part import recorded
 from normfold.load.specs import suffix
@@ -34,13 +36,21 @@ def capture_loaded(loaded: Loaded, batch: Batch, axes: Sequence[str] = ()) -> Gr
     if batch not in ("dynamic", "static"):
         raise UsageError("`batch` is `dynamic` or `static`", found=f"`{batch}`")
     wanted = {name: {*free} for name, free in loaded.axes.items()}
-    for name, asked in read_axes(axes).items():
-        wanted[name] = wanted.get(name, set()) | asked
+    asked = read_axes(axes)
+    for name, own in asked.items():
+        wanted[name] = wanted.get(name, set()) | own
     if loaded.exported is not None:
         graph = capture(loaded.exported, loaded.args, loaded.kwargs)
     else:
-        graph, notes = _captured(loaded, batch == "dynamic", wanted)
-        graph.notes += notes
+        example = (loaded.module, loaded.args, loaded.kwargs)
+        _require_axes(example, asked, loaded.part)
+        follow = following(*example, asked, batch == "dynamic")
+        try:
+            with follow.tied(loaded.module):
+                graph, notes = _captured(loaded, batch == "dynamic", follow.added_to(wanted))
+        except CaptureError as error:
+            raise _with_refusal(error, example, asked) from error
+        graph.notes += [*follow.notes(wanted), *notes]
     graph.notes = [*loaded.notes, *graph.notes]
     graph.trials = [tuple(pytree.tree_leaves(call)) for call in loaded.trials]
     return graph
@@ -61,6 +71,52 @@ def _captured(loaded: Loaded, batch: bool, axes: Axes) -> tuple[Graph, list[str]
             else:
                 return graph, [_stays(hoped, error.found or error.what)]
         raise _with_parts(_with_static_hint(error, example), example) from error
+
+
+def _require_axes(example: Example, axes: Axes, part: str | None) -> None:
+    """Refuse axes that the inputs have not, and those of size 1, which torch.export takes for fixed."""
+    module, args, kwargs = example
+    leaves = named_leaves(module.forward, args, kwargs)
+    for name, wanted in axes.items():
+        leaf = dict(leaves).get(name)
+        shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
+        shown = "x".join(map(str, shape))
+        if any(not 0 <= axis < len(shape) for axis in wanted):
+            hint = "write NAME:AXIS, as in `--dynamic input_ids:1`"
+            if part is not None:
+                hint = (
+                    f"`--dynamic` names inputs of the part, `{part}`; `--input` those of the whole"
+                )
+            texts = ", ".join(
+                f"{key} {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+                for key, value in leaves
+            )
+            raise UsageError(
+                f"`{name}` has no axis {', '.join(map(str, sorted(wanted)))} to be dynamic",
+                found=f"inputs{f' of `{part}`' if part else ''}: {texts}",
+                hint=hint,
+            )
+        single = [axis for axis in sorted(wanted) if shape[axis] == 1]
+        if single:
+            larger = "x".join("8" if axis in single else str(n) for axis, n in enumerate(shape))
+            raise UsageError(
+                f"`--dynamic {name}:{single[0]}`: a free axis needs a size of at least 2 in the example",
+                found=f"`{name}` of {shown}",
+                hint=f"give a larger example, as in `--input {name}:{larger}`",
+            )
+
+
+def _with_refusal(error: CaptureError, example: Example, axes: Axes) -> CaptureError:
+    """Where the network itself refuses another size of a free axis, that says more than torch.export."""
+    said = refusal(*example, axes)
+    if not said:
+        return error
+    return CaptureError(
+        error.what,
+        where=error.where,
+        found="; ".join(filter(None, [error.found, said])),
+        hint=f"name an axis that must follow it, too (`--dynamic NAME:AXIS`); or else: {error.hint}",
+    )
 
 
 def _with_axes(example: Example, batch: bool, axes: Axes, hoped: Axes) -> tuple[Graph, list[str]]:
@@ -117,7 +173,7 @@ def _captures(module: nn.Module, name: str, called: Call) -> bool:
 
 def _with_static_hint(error: CaptureError, example: Example) -> CaptureError:
     """Where a fixed size is the way out, the options that ask for it."""
-    if "--batch static" not in (error.hint or ""):
+    if FIXED not in (error.hint or ""):
         return error
     leaves = named_leaves(example[0].forward, example[1], example[2])
     sizes = " ".join(
@@ -135,7 +191,7 @@ def _with_static_hint(error: CaptureError, example: Example) -> CaptureError:
         error.what,
         where=error.where,
         found=error.found,
-        hint=f"{error.hint}; this size fixed: `--batch static {sizes}`{also}",
+        hint=f"{error.hint}; every size fixed: `--batch static {sizes}`{also}",
     )
 
 

@@ -107,7 +107,9 @@ def notes(
         found.append(f"removed {parts} from within the keys: a wrapper that the network has not")
     if rivals:
         if _is_average(fit, held, _shared([fit, *rivals])):
-            found.append(f"`{fit.path}` is the average of the weights")
+            count = _count(fit, held)
+            why = f"is the average of {count}" if count else "has the name of an average"
+            found.append(f"{len(rivals) + 1} entries fit: took `{fit.path}`, which {why}")
         found += [
             f"`{other.path}` fits too: `--key {other.path}` takes it"
             + (" (an average of nothing yet)" if _count(other, held) == 0 else "")

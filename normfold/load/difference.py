@@ -42,7 +42,7 @@ def unfit(
 def problems(fit: Fit, own: dict[str, Any]) -> list[str]:
     """What is missing, unknown or of another shape, each with its first few names."""
     shapes = [
-        f"`{name}` is {_shape(fit.state[name])} in the file and {_shape(own[name])} in the network"
+        f"`{name}` is {shape(fit.state[name])} in the file and {shape(own[name])} in the network"
         for name in fit.shapes
     ]
     listed = [
@@ -58,8 +58,8 @@ def problems(fit: Fit, own: dict[str, Any]) -> list[str]:
 
 
 def _hint(fit: Fit, own: dict[str, Any], factory: str) -> str:
-    absent = quoted(_layers(fit.missing, fit.state), _SHOWN)
-    extra = quoted(_layers(fit.unexpected, own), _SHOWN)
+    absent = quoted(layers(fit.missing, fit.state), _SHOWN)
+    extra = quoted(layers(fit.unexpected, own), _SHOWN)
     call = f"`--model {factory.partition('(')[0]}(NAME=VALUE)`"
     if absent and extra:
         return (
@@ -81,7 +81,7 @@ def _hint(fit: Fit, own: dict[str, Any], factory: str) -> str:
     return "is it the network that was trained, of the same version of its code?"
 
 
-def _layers(names: Iterable[str], others: Collection[str]) -> list[str]:
+def layers(names: Iterable[str], others: Collection[str]) -> list[str]:
     """The outermost layers that all these names are in and none of the others."""
     known = {
         ".".join(parts[:count])
@@ -96,9 +96,10 @@ def _layers(names: Iterable[str], others: Collection[str]) -> list[str]:
     return list(found)
 
 
-def _shape(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return "no tensor"
-    if is_lazy(value):
-        return "not yet known"
-    return "x".join(map(str, value.shape)) or "a scalar"
+def shape(value: Any) -> str:
+    """The shape of a tensor, or a shape, in words."""
+    if isinstance(value, torch.Tensor):
+        if is_lazy(value):
+            return "not yet known"
+        value = value.shape
+    return "x".join(map(str, value)) or "a scalar" if isinstance(value, tuple) else "no tensor"

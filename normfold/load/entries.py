@@ -50,19 +50,45 @@ class Checkpoint:
     def under(self, key: str) -> Checkpoint:
         """What ``--key`` leaves: the tensors and modules whose full names begin with it.
 
+        A key that is the end of one entry's name stands for that entry.
+
         Raises:
-            UsageError: there are none.
+            UsageError: there are none, or several such entries.
         """
         tensors = {name: value for name, value in self.tensors.items() if _is_under(name, key)}
         modules = {name: value for name, value in self.modules.items() if _is_under(name, key)}
         if not tensors and not modules:
-            raise self._no_such(key)
+            ends = self._ending_in(key)
+            if len(ends) == 1:
+                return self.under(ends[0])
+            raise self._several(key, ends) if ends else self._no_such(key)
         return replace(self, tensors=tensors, modules=modules)
+
+    def _ending_in(self, key: str) -> list[str]:
+        """Full names that end in ``key``, without those inside of others."""
+        found = dict.fromkeys(
+            name[: name.index(f".{key}.")] + f".{key}"
+            for name in (*self.tensors, *(f"{name}." for name in self.modules))
+            if f".{key}." in name
+        )
+        return list(found)
+
+    def _several(self, key: str, ends: list[str]) -> UsageError:
+        error = UsageError(
+            f"{len(ends)} entries of the checkpoint have names that end in `{key}`",
+            found=quoted(ends, 8),
+            hint="give the full name of one: "
+            + " or ".join(f"`--key {name}`" for name in ends[:4]),
+        )
+        error.option = "key"
+        return error
 
     def _no_such(self, key: str) -> UsageError:
         optimizer = any(_is_under(key, name) for name in self.optimizers)
         names = self.entries()
-        close = difflib.get_close_matches(key, names, 1)
+        inside = {part: part for name in self.tensors for part in self._within(name)}
+        inside |= {part.rpartition(".")[2]: part for part in inside}
+        close = [inside[name] for name in difflib.get_close_matches(key, inside, 1)]
         listed = "it has " + quoted(names, 8)
         error = UsageError(
             f"`--key {key}` is the state of an optimizer, not of a network"
@@ -73,6 +99,12 @@ class Checkpoint:
         )
         error.option = "key"
         return error
+
+    def _within(self, name: str) -> Iterator[str]:
+        """What holds a tensor, and a prefix of its key there: names for ``--key``, from the outermost."""
+        parts = name.split(".")
+        for count in range(1, min(len(self.holders[name]) + 1, len(parts) - 1) + 1):
+            yield ".".join(parts[:count])
 
     def entries(self) -> list[str]:
         """Names that ``--key`` takes: of what holds tensors, or, in a flat file, the first parts of the keys."""

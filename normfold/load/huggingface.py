@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
-import logging
-from collections.abc import Iterator
+import inspect
 from pathlib import Path
 from typing import Any
 
 from normfold.errors import EnvironmentMissing, LoadError, last_line
-from normfold.load import adapter, folder_inputs, folder_weights, sentence
+from normfold.load import adapter, folder_inputs, folder_weights, lacking, sentence
 from normfold.load.factory import optional, seeded
 from normfold.load.folder_config import architecture, base_class, read_config
 from normfold.load.limits import limited
 from normfold.load.trust import Trust
 from normfold.load.types import Found
+from normfold.progress import without_bars
 
 
 def load_folder(folder: Path, trust: Trust, seed: int) -> Found:
@@ -90,6 +89,7 @@ def _model(
         "trust_remote_code": False,
         "dtype": "auto",
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # `lacking` names them
     }
     known = _known_config(transformers, transformers.AutoConfig, config, folder)
     if plan is not None:
@@ -100,18 +100,31 @@ def _model(
             known = _known_config(transformers, cls.config_class, config, folder)
         cls = _class_of_task(transformers, cls, known, lora, notes)
     try:
-        with _quiet(), seeded(seed):
-            source = {"state_dict": weights} if weights is not None else {}
+        with without_bars(), seeded(seed):
+            if weights is not None:
+                options["state_dict"] = weights
             where = str(folder) if weights is None else None
-            module, info = cls.from_pretrained(where, config=known, **source, **options)
+            module, info = cls.from_pretrained(where, config=known, **options)
+            if _lacks_pooler(cls, info):
+                notes.append("the pooler is not in the folder: the network is made without it")
+                options["add_pooling_layer"] = False
+                module, info = cls.from_pretrained(where, config=known, **options)
     except Exception as error:
         raise LoadError(
             f"transformers could not load the folder as `{cls.__name__}`",
             where=str(folder),
             found=last_line(error),
         ) from error
-    notes += _left_over(module, info, folder, "auto_map" in config, lora)
-    return Found(module, f"`{type(module).__name__}` from the folder `{folder}`", notes)
+    given = adapter.whole_weights(module, lora) if lora is not None else set[str]()
+    lacks, more = lacking.compare(module, info, folder, given, "auto_map" in config)
+    source = f"`{type(module).__name__}` from the folder `{folder}`"
+    return Found(module, source, notes + more, lacking=lacks)
+
+
+def _lacks_pooler(cls: Any, info: dict[str, Any]) -> bool:
+    """Whether the pooler is to be left out: transformers takes it as an argument of its own."""
+    optional = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+    return optional and any("pooler" in name.split(".") for name in info["missing_keys"])
 
 
 def _known_config(transformers: Any, cls: Any, config: dict[str, Any], folder: Path) -> Any:
@@ -131,7 +144,7 @@ def _known_config(transformers: Any, cls: Any, config: dict[str, Any], folder: P
     if config.get("use_pretrained_backbone"):  # its weights are in the folder: no download
         own["use_pretrained_backbone"] = False
     try:
-        with _quiet():
+        with without_bars():
             return cls.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, **own
             )
@@ -200,47 +213,3 @@ def _class_of_task(
     if lora.labels:
         known.num_labels = lora.labels
     return trained
-
-
-def _left_over(
-    module: Any, info: dict[str, Any], folder: Path, auto_map: bool, lora: adapter.Adapter | None
-) -> list[str]:
-    """Weights that the folder lacks or has too many, as notes; LoadError where none of them fits."""
-    given = adapter.whole_weights(module, lora) if lora is not None else set[str]()
-    missing = sorted(set(info.get("missing_keys") or ()) - given)
-    unexpected = sorted(info.get("unexpected_keys") or ())
-    if missing and (auto_map or set(missing) >= {name for name, _ in module.named_parameters()}):
-        why = "the weights may belong to the code that the folder brings, which is not run"
-        raise LoadError(
-            f"{len(missing)} weights of `{type(module).__name__}` are not in the folder",
-            where=str(folder),
-            found=f"missing {_listed(missing)}; in the folder are {_listed(unexpected) or 'no others'}",
-            hint=why if auto_map else "is `architectures` in config.json the class that was saved?",
-        )
-    notes = []
-    if missing:
-        notes.append(
-            f"{len(missing)} weights are not in the folder and are random: {_listed(missing)}"
-        )
-    if unexpected:
-        notes.append(f"{len(unexpected)} weights of the folder are not used: {_listed(unexpected)}")
-    return notes
-
-
-def _listed(keys: list[str]) -> str:
-    return ", ".join(f"`{key}`" for key in keys[:4])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging as hf_logging
-
-    level, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bar:
-            hf_logging.enable_progress_bar()

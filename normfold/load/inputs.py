@@ -17,7 +17,7 @@ from normfold.load.nested import Axes, Call, bind, call, repeated, widened
 from normfold.load.specs import Spec, draw_spec, is_mask, parse
 from normfold.load.types import Found, Wanted
 
-_HALF_TEXT = re.compile(r":b?f16(?=\[|$)")
+_FLOAT_TEXT = re.compile(r":(b?f16|f64)(?=\[|$)")
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Asked:
             or a function that gives arguments and keywords (or none) for the network.
         batch: first size of what is inferred; a given batch of one becomes this, unless ``static``.
         axes: dynamic axes that were named, by input.
-        wide: inputs in half precision become float32.
+        single: inputs of other float types become float32.
     """
 
     inputs: Any = ()
     batch: int = 2
     static: bool = False
     axes: Axes = field(default_factory=dict)
-    wide: bool = False
+    single: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.wide and not callable(self.inputs):
+        if self.single and not callable(self.inputs):
             object.__setattr__(self, "inputs", pytree.tree_map(_float32, self.inputs))
 
 
 def _float32(value: Any) -> Any:
-    """Values, and texts, in half precision as float32."""
-    if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+    """Values, and texts, of other float types as float32."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.float()
-    return _HALF_TEXT.sub(":f32", value) if isinstance(value, str) else value
+    return _FLOAT_TEXT.sub(":f32", value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def choose(found: Found, asked: Asked) -> Chosen:
     module, inputs = found.module, asked.inputs
     if callable(inputs):
         args, kwargs = inputs(module)
-        if asked.wide:
+        if asked.single:
             args, kwargs = pytree.tree_map(_float32, (args, kwargs))
         if args or kwargs:
             return ready(module, args, kwargs, asked)
@@ -116,7 +116,7 @@ def ready(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], aske
         shapes = ", ".join(
             "x".join(map(str, x.shape)) for x in leaves if isinstance(x, torch.Tensor)
         )
-        raise _misfit(module, f"the given tensors ({shapes})", failure)
+        raise _misfit(module, f"the given tensors ({shapes})", failure, (args, kwargs))
     return Chosen(args, kwargs, "the given tensors")
 
 
@@ -124,14 +124,30 @@ def _repeated(batch: int) -> str:
     return f"batch 1 became {batch}: a dynamic batch is captured at size {batch}"
 
 
-def _misfit(module: nn.Module, what: str, failure: probe.Failure) -> UsageError:
+def _misfit(module: nn.Module, what: str, failure: probe.Failure, given: Call) -> UsageError:
     return UsageError(
         f"the network does not run on {what}",
         where=failure.path,
         found=failure.message,
-        hint=f"its signature is `{probe.signature(module)}`; "
+        hint=_other_type(module, given)
+        or f"its signature is `{probe.signature(module)}`; "
         f"{_expected(module) or 'check the sizes and the dtype'}",
     )
+
+
+def _other_type(module: nn.Module, given: Call) -> str:
+    """What to say where the type alone is wrong: the network runs on the same values in that of its weights."""
+    dtype = guess.float_dtype(module)
+    for every in (False, True):
+
+        def cast(value: torch.Tensor, every: bool = every) -> torch.Tensor:
+            return value.to(dtype) if every or value.is_floating_point() else value
+
+        if probe.forward(module, *pytree.tree_map_only(torch.Tensor, cast, given)) is None:
+            return (
+                f"the type is wrong: it runs on the same values in {dtype}, the type of its weights"
+            )
+    return ""
 
 
 def _expected(module: nn.Module) -> str:
@@ -176,7 +192,8 @@ def _explicit(module: nn.Module, specs: list[Spec], asked: Asked) -> Chosen:
                     return Chosen(*made, said, notes + more)
                 first = first or made
     assert first is not None
-    raise _misfit(module, f"`{said}`", first)
+    drawn = call(module, specs, _draw(module, specs, asked.seed, 2, False, True))
+    raise _misfit(module, f"`{said}`", first, drawn)
 
 
 def _wider(spec: Spec, axis: int | None, batch: int) -> Spec:

@@ -16,11 +16,12 @@ from torch import nn
 from normfold.errors import LoadError
 from normfold.load import tensors
 from normfold.load.admission import Admission, Refused, Unmade
+from normfold.load.archive import open_file
 from normfold.load.arrays import ARRAYS, number_of
 from normfold.load.library import LOADING_HOOKS
 from normfold.load.records import Made, Name, Stored, key_of
-from normfold.load.rules import GETATTR, PARTIAL, PLAIN_TYPES, TENSOR_FUNCTIONS
-from normfold.load.tensors import FROM_TYPE, REBUILDS, Storage, Unfit
+from normfold.load.rules import GETATTR, PARTIAL, PLAIN_TYPES, TENSOR_FUNCTIONS, require_storage
+from normfold.load.tensors import FROM_TYPE, OF_BYTES, REBUILDS, Storage, Unfit
 
 _AS_IT_IS = {type(None), bool, int, float, str, bytes, bytearray}
 _DEEPEST = 800  # objects in objects; each takes up to five calls
@@ -128,6 +129,13 @@ class Maker:
         dtype = tensors.STORAGES[kind]
         return Storage(self.storage(key, dtype, elements), dtype)
 
+    def _embedded(self, data: bytes) -> Storage:
+        record, storage = open_file(data, self.where)
+        if not isinstance(record, Stored):
+            raise Unfit("the bytes of a storage hold something else")
+        require_storage(record)
+        return Maker(self.admission, storage, self.where)._stored(record)
+
     def _object(self, record: Made, depth: int) -> Any:
         kind, trusted = self.admission.kind(record.callee)
         own: Any = kind.__new__
@@ -169,6 +177,8 @@ class Maker:
         callee = record.callee
         if callee in ARRAYS:
             return number_of(record)
+        if callee == OF_BYTES:
+            return self._embedded(record.args[0])
         if callee == PARTIAL:
             function, args, keywords, _ = record.states[0]
             made = self._make(function, depth)

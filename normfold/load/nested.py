@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,13 +29,12 @@ def bind(module: nn.Module, specs: Sequence[Spec]) -> list[Spec]:
     """
     known = probe.parameters(module)
     kinds = {p.kind for p in known}
-    names = [p.name for p in known if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = probe.keywords(module)
     free = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     listed = ", ".join(f"`{name}`" for name in names) or "none"
-    open_keywords = not known or inspect.Parameter.VAR_KEYWORD in kinds
     for spec in specs:
         root = _root(spec)
-        if root is not None and root not in names and not open_keywords:
+        if root is not None and root not in names and not probe.takes_any_keyword(module):
             close = difflib.get_close_matches(root, names, n=1, cutoff=0.6)
             hint = f"did you mean `{close[0]}`?" if close else "the name may be left out"
             if len(names) == 1:
@@ -66,20 +65,28 @@ def call(module: nn.Module, specs: Sequence[Spec], values: Sequence[Any]) -> Cal
     Raises:
         UsageError: a name that is a value and something that holds values.
     """
-    given: dict[str, Any] = {}
-    loose = []
-    for spec, value in zip(specs, values, strict=True):
-        if spec.name is None:
-            loose.append(value)
-            continue
-        *path, last = spec.name.split(".")
+    named = [(s.name, value) for s, value in zip(specs, values, strict=True) if s.name is not None]
+    loose = [value for s, value in zip(specs, values, strict=True) if s.name is None]
+    args, kwargs = arranged(module, named)
+    return (*args, *loose), kwargs
+
+
+def arranged(module: nn.Module, named: Iterable[tuple[str, Any]]) -> Call:
+    """Arguments and keywords out of values by name; ``batch.image`` goes into a dictionary ``batch``.
+
+    Raises:
+        UsageError: a name that is a value and something that holds values.
+    """
+    given: dict[str, Any] = _Place()
+    for name, value in named:
+        *path, last = name.split(".")
         place = given
         for part in path:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise UsageError(f"`--input {spec.text}`: `{part}` is given as a tensor, too")
+            place = place.setdefault(part, _Place())
+            if not isinstance(place, _Place):
+                raise UsageError(f"the input `{name}`: `{part}` is given as a whole, too")
         if last in place:
-            raise UsageError(f"`--input {spec.text}`: `{spec.name}` has parts that are given, too")
+            raise UsageError(f"the input `{name}` has parts that are given, too")
         place[last] = value
     given = {name: _plain(value) for name, value in given.items()}
     args: list[Any] = []
@@ -87,12 +94,16 @@ def call(module: nn.Module, specs: Sequence[Spec], values: Sequence[Any]) -> Cal
         if parameter.kind == parameter.KEYWORD_ONLY or parameter.name not in given:
             break
         args.append(given.pop(parameter.name))
-    return (*args, *loose), given
+    return tuple(args), given
+
+
+class _Place(dict[str, Any]):
+    """What names with dots lead into."""
 
 
 def _plain(value: Any) -> Any:
-    """A dictionary whose keys are 0, 1, ... is a tuple."""
-    if not isinstance(value, dict):
+    """A place whose keys are 0, 1, ... is a tuple, another one a dictionary."""
+    if not isinstance(value, _Place):
         return value
     inner = {key: _plain(item) for key, item in value.items()}
     if set(inner) == {str(place) for place in range(len(inner))}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 
 from normfold.errors import LoadError, boundary, last_line
 from normfold.load.admission import Admission
-from normfold.load.archive import Storages, is_zip, open_file
+from normfold.load.archive import Storages, is_plain, is_zip, open_file
 from normfold.load.making import Maker
 from normfold.load.pointer import require_fetched
 from normfold.load.rules import judge
@@ -60,6 +61,8 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if is_plain(path):
+                return pickle.loads(path.read_bytes())
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
         raise LoadError(

@@ -83,6 +83,18 @@ def parameters(module: nn.Module) -> list[inspect.Parameter]:
         return []
 
 
+def keywords(module: nn.Module) -> list[str]:
+    """Names by which `forward` takes inputs."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters(module) if p.kind in kinds]
+
+
+def takes_any_keyword(module: nn.Module) -> bool:
+    """Whether `forward` has `**kwargs`, or parameters that cannot be known."""
+    known = parameters(module)
+    return not known or any(p.kind is p.VAR_KEYWORD for p in known)
+
+
 def signature(module: nn.Module) -> str:
     """``forward(x, mask=None)`` for messages."""
     shown = []

@@ -23,7 +23,7 @@ from normfold.load.admission import Admission, Refused, refusal
 from normfold.load.arrays import ARRAYS
 from normfold.load.library import HOOKS, LOADING, LOADING_HOOKS
 from normfold.load.records import Made, Name, Stored, key_of, parts_of
-from normfold.load.tensors import FROM_TYPE, REBUILDS, STORAGES, TYPES, dtype_of
+from normfold.load.tensors import FROM_TYPE, OF_BYTES, REBUILDS, STORAGES, TYPES, dtype_of
 
 _CONTAINERS = {
     Name("builtins", "frozenset"), Name("builtins", "set"), Name("collections", "Counter"),
@@ -103,7 +103,7 @@ class _Rules:
         if isinstance(record, Made):
             return self._new(record) if record.new else self._call(record)
         if isinstance(record, Stored):
-            return _storage(record)
+            return require_storage(record)
         return parts_of(record)
 
     def _name(self, name: Name) -> Iterable[Any]:
@@ -119,6 +119,11 @@ class _Rules:
         if callee in REBUILDS:
             _without_states(record)
             return _inert(args)
+        if callee == OF_BYTES:
+            _without_states(record)
+            if len(args) != 1 or not isinstance(args[0], bytes):
+                raise Refused("it would load something else than bytes")
+            return ()
         if callee == FROM_TYPE:
             _without_states(record)
             if len(args) != 4 or not _is_one(args[0], REBUILDS) or not _is_one(args[1], TYPES):
@@ -297,7 +302,8 @@ def _is_bound(hook: Any) -> bool:
     )
 
 
-def _storage(record: Stored) -> Iterable[Any]:
+def require_storage(record: Stored) -> Iterable[Any]:
+    """Nothing more to admit; `Refused` where a reference is not to a tensor's numbers."""
     match record.id:
         case ("storage", Name() as kind, str(), str(), int()) if kind in STORAGES:
             return ()

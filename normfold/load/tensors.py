@@ -32,6 +32,8 @@ STORAGES: dict[Name, torch.dtype] = {
     Name("torch", "UntypedStorage"): torch.uint8,
 }
 _OTHER_CONSTANTS = (torch.layout, torch.memory_format)
+# a storage in a pickle that `torch.save` did not write: the bytes of a file that it did
+OF_BYTES = Name("torch.storage", "_load_from_bytes")
 FROM_TYPE = Name("torch._tensor", "_rebuild_from_type_v2")
 TYPES = {
     Name("torch", "Tensor"): Tensor,

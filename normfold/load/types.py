@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from normfold.load.lacking import Lacking
 from normfold.load.nested import Call
 
 
@@ -46,6 +47,7 @@ class Loaded:
         free: axes that stay free besides the batch where the network can be captured so, by input name.
         axes: axes that must stay free, by input name.
         trials: calls at other sizes on which a verdict is based, too.
+        part: path of the part of a network that ``module`` is; None of a whole one.
     """
 
     module: nn.Module
@@ -59,6 +61,7 @@ class Loaded:
     free: dict[str, tuple[int, ...]] = field(default_factory=dict)
     axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     trials: list[Call] = field(default_factory=list)
+    part: str | None = None
     _training: Mapping[nn.Module, bool] = field(default_factory=dict, repr=False)
 
     def restore(self) -> None:
@@ -80,3 +83,6 @@ class Found:
     image_size: tuple[int, int] | None = None
     axes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     input_names: tuple[str, ...] = ()  # that the folder's tokenizer gives
+    lacking: Lacking | None = (
+        None  # weights that are NaN until no output is known to depend on them
+    )

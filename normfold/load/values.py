@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from normfold.errors import LoadError, UsageError, boundary, last_line
-from normfold.load import factory, pickled, probe, state
+from normfold.errors import LoadError, UsageError, boundary
+from normfold.load import factory, numpy_files, pickled, probe, state
 from normfold.load.guess import float_dtype
 from normfold.load.limits import limited
+from normfold.load.nested import Call, arranged
 from normfold.load.trust import Trust
 
 SUFFIXES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
@@ -36,7 +37,7 @@ def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
 
 def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
     if suffix in (".npz", ".npy"):
-        return _numpy(path)
+        return numpy_files.read(path)
     if suffix in (".pt", ".pth"):
         return _torch(path, trust_modules)
     if suffix == ".safetensors":
@@ -46,23 +47,6 @@ def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
         where=str(path),
         hint=f"{', '.join(SUFFIXES)}, a folder of images, or `pkg.mod:loader`",
     )
-
-
-def _numpy(path: Path) -> Any:
-    try:
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            return {key: found[key] for key in found.files}
-    except Exception as error:
-        objects = "bject" in str(error)
-        raise LoadError(
-            "the file holds Python objects" if objects else "the file cannot be read as arrays",
-            where=str(path),
-            found=last_line(error),
-            hint="store arrays of numbers, samples padded to one size" if objects else None,
-        ) from None
 
 
 def _torch(path: Path, trust_modules: Sequence[str]) -> Any:
@@ -79,7 +63,8 @@ def given_inputs(text: str, module: nn.Module, trust_modules: Sequence[str] = ()
     """Example inputs out of a file or a function ``pkg.mod:fn``, as arguments and keywords of ``module``.
 
     A tensor is the first argument, a tuple or list holds them in order, a dictionary by name (or is itself the
-    only argument, where its keys are no names of parameters); ``(args, kwargs)`` is taken as it is.
+    only argument, where its keys are no names of parameters, or its only value is); ``batch.image`` leads into a
+    nested input; ``(args, kwargs)`` is taken as it is.
 
     Raises:
         UsageError: an unknown suffix, or something else than these.
@@ -103,17 +88,11 @@ def given_inputs(text: str, module: nn.Module, trust_modules: Sequence[str] = ()
 def as_call(content: Any, module: nn.Module, where: str) -> Call:
     """Values in one of the forms of `given_inputs` as arguments and keywords; UsageError for others."""
     content = pytree.tree_map(partial(_tensor, dtype=float_dtype(module)), content)
-    names = [
-        p.name
-        for p in probe.parameters(module)
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    names = probe.keywords(module)
     if isinstance(content, torch.Tensor):
         return (content,), {}
     if isinstance(content, Mapping):
-        if len(names) == 1 and names[0] not in content:
-            return (dict(content),), {}
-        return (), {str(key): value for key, value in content.items()}
+        return _by_name({str(key): value for key, value in content.items()}, names, module, where)
     if isinstance(content, (tuple, list)) and content:
         pair = (
             len(content) == 2 and isinstance(content[0], tuple) and isinstance(content[1], Mapping)
@@ -127,6 +106,34 @@ def as_call(content: Any, module: nn.Module, where: str) -> Call:
         found=f"an object of type `{type(content).__name__}`",
         hint="a tensor, a tuple of them in the order of `forward`, or a dictionary by name",
     )
+
+
+def _by_name(given: dict[str, Any], names: list[str], module: nn.Module, where: str) -> Call:
+    """A dictionary as inputs by name; where its keys are no names it, or its only value, is the only input."""
+    strange = [key for key in given if key.partition(".")[0] not in names]
+    if not strange or probe.takes_any_keyword(module):
+        return arranged(module, given.items())
+    found = f"it holds {_listed(given)}; the network takes {_listed(names)}"
+    close = difflib.get_close_matches(strange[0], names, 1)
+    hint = f"is `{close[0]}` meant?" if close else "call the arrays as the inputs, or give a tuple"
+    if len(names) == 1 and strange == list(given):
+        failures = [probe.forward(module, (value,), {}) for value in (given, *given.values())[:2]]
+        if failures[0] is None:
+            return (given,), {}
+        if len(given) == 1 and failures[1] is None:
+            return tuple(given.values()), {}
+        of = failures[-1] if len(given) == 1 else failures[0]
+        hint = f"as `{names[0]}` it is not taken, either: {of.message if of else ''}"
+    raise UsageError(
+        "the values have names that are no inputs of the network",
+        where=where,
+        found=found,
+        hint=hint,
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "nothing"
 
 
 def _tensor(leaf: Any, dtype: torch.dtype) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
 def _print_sizes(report: Report, console: Console) -> None:
     """Sizes of the files: of the model, and of what was made of it."""
     before = f"{report.size_before / 1e6:.2f} MB"
+    folders = [os.path.dirname(item.path) for item in report.artefacts] or [""]
+    folder = os.path.commonpath(folders) or "."
     for item in report.artefacts:
-        name = item.path.rpartition("/")[2]
+        name = os.path.relpath(item.path, folder)
         state = "" if item.written else ", not written"
         print_line(
             console,

@@ -19,6 +19,7 @@ from normfold.ranges import sidecar
 from normfold.report.events import Counted, KeptOriginal, Missing
 from normfold.report.timing import duration
 from normfold.report.verdict import Budget, Verdict
+from normfold.steps.earlier import remove_stale
 from normfold.steps.names import named, of_files
 from normfold.steps.prepare import Prepared
 from normfold.steps.quantize import to_grids
@@ -41,7 +42,10 @@ def deliver(graph: Graph, work: Work, prepared: Prepared) -> tuple[Graph, list[P
         return graph, []
     with staging(export.output) as folder:
         graph = _write_all(graph, work, prepared, folder)
-        return graph, publish(folder, export.output) if work.record.ok else []
+        if not work.record.ok:
+            return graph, []
+        remove_stale(export.output, prepared.name, work.record.report().artefacts)
+        return graph, publish(folder, export.output)
 
 
 def _write_all(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def begin(job: Job, record: Recorder, say: Listener) -> Work:
     """
     say(Progress("loading"))
     chosen = job.cast.precision if job.cast is not None else None
-    wide = chosen in (None, "fp32") and any(not item.target.half for item in job.export.requests)
-    source = open_source(job.source, say, wide)
+    rows = [item.target for item in job.export.requests] if chosen in (None, "fp32") else []
+    source = open_source(job.source, say, [row.floats for row in rows])
     graph, seed = source.graph, job.source.seed
     record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
     named(graph, job.export)  # refuses a wrong number of names
@@ -64,8 +65,8 @@ def begin(job: Job, record: Recorder, say: Listener) -> Work:
     return Work(job, record, say, graph, verifier, samples, source.normalisation, source.private)
 
 
-def open_source(source: Source, say: Listener, wide: bool = False) -> Opened:
-    """Load and capture; with ``wide`` a network in half precision in float32.
+def open_source(source: Source, say: Listener, floats: Sequence[Collection[str]] = ()) -> Opened:
+    """Load and capture; in float32 where one of ``floats`` lacks the type that the network is stored in.
 
     Raises:
         LoadError, CaptureError, UsageError: as the parts.
@@ -81,7 +82,7 @@ def open_source(source: Source, say: Listener, wide: bool = False) -> Opened:
         return Opened(
             model, f"a captured graph of `{name}`", "those of the capture", size, None, False
         )
-    loaded = load_source(source, wide=wide)
+    loaded = load_source(source, floats=floats)
     say(Progress("capturing"))
     graph = capture_loaded(loaded, source.batch, axes_of(source))
     private = not isinstance(model, nn.Module)

@@ -22,7 +22,7 @@ from normfold.target import target
 from normfold.targets.tensorrt.profiles import parse_dynamic
 from normfold.targets.tensorrt.write import builder
 
-_SUFFIXES = (".tar", ".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".pkl")
+_SUFFIXES = (".tar", ".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".pkl", ".npz")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ adds its bias, which is the bias that the fold gave to the convolution in front 
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from normfold.errors import ExportError, last_line
 from normfold.graph import Graph
+from normfold.progress import without_bars
 from normfold.report.events import Noted
 from normfold.targets.order import Draft, Order, Runs
 from normfold.targets.surgery import Surgery
@@ -36,7 +38,8 @@ def write_folder(order: Order, captured: Graph, surgery: Surgery) -> Iterator[Dr
     folder = order.path("-hf")
     _write(order.source, folder, captured, surgery)
     where = str(order.folder / folder.name)
-    order.emit(Noted(f"a Hugging Face folder: `{name}.from_pretrained({where!r})`"))
+    more = "".join(f", {key}={value}" for key, value in _arguments(captured.original).items())
+    order.emit(Noted(f"a Hugging Face folder: `{name}.from_pretrained({where!r}{more})`"))
     yield Draft(
         folder / _WEIGHTS,
         order.target.runtime,
@@ -73,7 +76,7 @@ def _write(source: Path, folder: Path, captured: Graph, surgery: Surgery) -> Non
     state |= {bias: surgery.state[made] for made, bias in surgery.moves.items()}
     model.load_state_dict(state)
     folder.mkdir()
-    with torch.no_grad():
+    with torch.no_grad(), without_bars():
         # under the names that checkpoints of this class have, which may be older than those of its modules
         model.save_pretrained(str(folder), max_shard_size="1000GB")
     for path in sorted(source.iterdir()):
@@ -81,19 +84,31 @@ def _write(source: Path, folder: Path, captured: Graph, surgery: Surgery) -> Non
             shutil.copyfile(path, folder / path.name)
 
 
+def _arguments(original: Any) -> dict[str, Any]:
+    """What `from_pretrained` needs for a network that was made without its pooler."""
+    takes = "add_pooling_layer" in inspect.signature(type(original).__init__).parameters
+    return (
+        {"add_pooling_layer": False}
+        if takes and getattr(original, "pooler", original) is None
+        else {}
+    )
+
+
 def _runs(captured: Graph, folder: Path) -> Runs:
     from normfold.targets.module import runner
 
     original: Any = captured.original
     try:
-        module, info = type(original).from_pretrained(
-            str(folder),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype="auto",
-            output_loading_info=True,
-        )
+        with without_bars():
+            module, info = type(original).from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype="auto",
+                output_loading_info=True,
+                **_arguments(original),
+            )
     except Exception as error:  # transformers raises all kinds
         raise ExportError(
             "transformers cannot load the folder that was written",

@@ -41,7 +41,8 @@ class LiftedProgram(ExportedProgram):
                 self.graph_module.recompile()
                 return self
         trace = super().run_decompositions
-        return decomposed(self, lambda: trace(decomp_table, **kwargs))
+        # a graph holds no projections any more, which is what other decompositions are for
+        return decomposed(self, lambda _: trace(decomp_table, **kwargs))
 
 
 class _NotLiftable(Exception):

@@ -176,6 +176,10 @@ def test_doctor(cli: Cli) -> None:
     assert stuck.status == 4
     assert stuck.json["obstacles"]
     assert any("if y.sum() > 0:" in text for text in stuck.json["obstacles"])
+    said = "".join(stuck.json["obstacles"])
+    assert "the numbers in a tensor decide" in said
+    assert "normfold doctor" not in said  # which is what runs
+    assert "torch._check" not in said
 
 
 def engines(cli: Cli) -> dict[str, tuple[str, str]]:

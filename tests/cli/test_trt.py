@@ -11,11 +11,13 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 
 from normfold.errors import ExportError
 from normfold.targets.order import sha256
 from normfold.targets.tensorrt.sidecar import Sidecar
 from tests.cli.conftest import TINY, Cli, contents, start
+from tests.cli.nets import tiny
 from tests.cli.test_convert import checked_report
 from tests.cli.test_processes import wait_for
 from tests.targets.tensorrt.conftest import NO_GPU
@@ -244,12 +246,10 @@ def test_an_engine_that_is_not_what_was_asked_for(
 
 
 def test_float64_is_said_plainly(cli: Cli) -> None:
-    """TensorRT takes it for float32 without a word."""
-    Path("nets_of_user.py").write_text(
-        "from tests.cli.nets import tiny\ndef wide():\n    return tiny().double()\n"
-    )
-    ran = cli("convert", "nets_of_user:wide", "-o", "out", "--export", "trt", "--verify", "off")
-    sys.modules.pop("nets_of_user")
+    """TensorRT takes a program in it for float32 without a word."""
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    torch.export.save(torch.export.export(tiny().double(), (images,)), "wide.pt2")
+    ran = cli("convert", "wide.pt2", "-o", "out", "--export", "trt", "--verify", "off")
     assert ran.status == 1
     ran.one_error("`x` has dtype float32, not float64", "no float64")
     assert not OUT.exists()

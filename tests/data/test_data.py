@@ -65,6 +65,14 @@ def test_label_names_can_be_inputs() -> None:
     assert same(data, X, X + 1, labels=Y)
 
 
+def test_parts_of_nested_inputs_and_optional_ones_by_name() -> None:
+    given = {"batch.image": X[:4], "mask": X[:4, :1], "y": Y[:4]}
+    data = load_data(given, ["batch", "mask", "scale"], optional=["mask", "scale"])
+    assert data.names == ("batch.image", "mask")
+    with pytest.raises(UsageError, match="no `batch`"):
+        load_data({"mask": X, "image": X}, ["batch", "mask"], optional=["mask"])
+
+
 def test_npy(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", X.numpy())
     assert same(load_data(tmp_path / "a.npy", ["x"]), X)

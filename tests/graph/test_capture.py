@@ -91,7 +91,7 @@ class Mismatch(nn.Module):
     ("net", "code", "hint"),
     [
         (FixesBatch(), "return x.reshape(2, 120)", "--batch static"),
-        (Branches(), "if x.sum() > 0:", "draft_export"),
+        (Branches(), "if x.sum() > 0:", "depends on the numbers in a tensor"),
         (Mismatch(), "return self.fc(x)", "draft_export"),
     ],
     ids=["fixed-batch", "control-flow", "shapes"],
@@ -104,8 +104,6 @@ def test_errors_name_the_user_s_line(net: nn.Module, code: str, hint: str, capfd
     assert hint in str(error.hint)
     lines = Path(__file__).read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if text.strip().startswith(code))
-    if "fixes a size" in str(error.hint):
-        return  # torch's message about a violated constraint has no line
     assert error.where is not None
     assert f"test_capture.py:{line}" in error.where
     assert capfd.readouterr().out == ""
@@ -205,3 +203,34 @@ def test_an_exported_program_is_taken_as_it_is() -> None:
     graph = capture(program)
     assert graph.dynamic_shapes is not None
     torch.testing.assert_close(graph(torch.ones(3, 4, 5, 6)), net(torch.ones(3, 4, 5, 6)))
+
+
+class SharedNames(nn.Module):
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> Any:
+        return {"x": x + 1, "state": {"h": state["h"] * 2, "c": x}, "y": x * 3}
+
+
+def test_an_output_has_a_name_that_no_input_has() -> None:
+    graph = capture(SharedNames(), (torch.randn(2, 3), {"h": torch.randn(2, 3)}))
+    assert graph.output_names == ("x_out", "state.h_out", "state.c", "y")
+    assert "`x_out` for `x`, `state.h_out` for `state.h`" in graph.notes[-1]
+    # the names of what the module returns stay
+    assert set(graph.module(torch.ones(2, 3), {"h": torch.ones(2, 3)})) == {"x", "state", "y"}
+
+
+def test_a_limit_of_torch_s_own_is_told_from_one_of_the_network() -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :8] * 2
+
+    class Limited(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[1] < 8 else x
+
+    x = torch.randn(2, 5)
+    free = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
+    (cut,) = capture(Cut().eval(), (x,), dynamic=free).notes
+    assert "`x:1`: at most 7: torch.export took this for granted" in cut
+    (limited,) = capture(Limited().eval(), (x,), dynamic=free).notes
+    assert "at most 7 (test_capture.py:" in limited
+    assert "captured on the branch of its example" in limited

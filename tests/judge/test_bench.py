@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pytest
 
+from normfold.errors import UsageError
 from normfold.judge.bench import measure
+from normfold.judge.bench_inputs import Inputs, Signature, values_for
 from normfold.judge.pairs import Pair
 from normfold.report import Timing
 from normfold.report.timing import duration, figures, median_interval
@@ -184,3 +186,25 @@ def test_the_garbage_collector_rests_meanwhile_and_no_longer() -> None:
     with pytest.raises(RuntimeError):
         measure(lab.pair, 6, 0.0, clock=lab.clock)
     assert gc.isenabled()
+
+
+DECODER: Signature = [
+    ("ids", ("batch", "length"), "tensor(int64)"),
+    ("mask", ("batch", "past + length"), "tensor(int64)"),
+    ("key", ("batch", 2, "past", 4), "tensor(float)"),
+    ("value", ("batch", 2, "past", 4), "tensor(float)"),
+]
+
+
+def test_free_sizes_of_one_name_are_given_once() -> None:
+    values = values_for(DECODER, Inputs(("ids:3x1", "key:3x2x8x4"), batch=3))
+    assert [tuple(value.shape) for value in values] == [(3, 1), (3, 9), (3, 2, 8, 4), (3, 2, 8, 4)]
+
+
+def test_free_sizes_that_are_not_given_are_all_said() -> None:
+    with pytest.raises(UsageError, match="free sizes besides the batch") as caught:
+        values_for(DECODER, Inputs())
+    hint = str(caught.value.hint)
+    assert "`--input ids:1x16 --input key:1x2x16x4`" in hint
+    texts = hint.split("`")[1].replace("--input ", "").split()
+    assert values_for(DECODER, Inputs(tuple(texts)))[1].shape == (1, 32)

@@ -63,7 +63,7 @@ def test_a_batch_on_another_axis_is_the_batch() -> None:
 @pytest.mark.parametrize(
     ("signature", "texts", "parts"),
     [
-        (TOKENS, (), ("`input_ids` has free sizes", "--input input_ids:1x16")),
+        (TOKENS, (), ("free sizes besides the batch are not given", "--input input_ids:1x16")),
         (IMAGES, ("x:1x4x8x8",), ("--input x:1x4x8x8", "does not fit")),
         (IMAGES, ("x:1x3x8",), ("does not fit",)),
         (IMAGES, ("x:1x3x8x8:i64",), ("does not fit", "float32")),

@@ -139,7 +139,7 @@ LAYOUTS: dict[str, Layout] = {
     "AveragedModel of a lightning module": (
         lambda a, b: {"net": a, "mean_weights": averaged_model(prefixed("model.", b))},
         AVERAGE,
-        ("`mean_weights.module.model` is the average", "`--key net`", "`mean_weights.n_averaged`"),
+        ("took `mean_weights.module.model`, which is the average of 3", "`--key net`", "n_averaged"),
     ),
     "AveragedModel alone that has not begun": (
         lambda a, b: averaged_model(a, 0),
@@ -149,7 +149,7 @@ LAYOUTS: dict[str, Layout] = {
     "AveragedModel beside": (
         lambda a, b: {"net": a, "second": averaged_model(b)},
         AVERAGE,
-        ("took `second`", "`second.module` is the average", "`--key net`"),
+        ("took `second`", "took `second.module`, which is the average of 3", "`--key net`"),
     ),
     "AveragedModel that has not begun": (
         lambda a, b: {"net": a, "swa": averaged_model(b, 0)},

@@ -33,7 +33,7 @@ def test_the_right_weights_are_taken(name: str, raw: State, mean: State) -> None
     for text in said:
         assert any(text in note for note in loaded.notes), loaded.notes
     assert bool(loaded.notes) == bool(said)
-    averaged = any("is the average of" in note for note in loaded.notes)
+    averaged = any("entries fit: took" in note for note in loaded.notes)
     assert averaged == (right == AVERAGE and any("fits too" in note for note in loaded.notes))
 
 

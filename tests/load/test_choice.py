@@ -128,6 +128,23 @@ def test_a_wrong_key_lists_those_that_exist(key: str, text: str, raw: State, mea
     assert caught.value.option == "key"
 
 
+def test_the_end_of_a_name_is_a_key(raw: State, mean: State) -> None:
+    prefixed = {f"generator.net.{k}": v for k, v in raw.items()}
+    torch.save({"a": {"state_dict": prefixed}, "b": {"ema": mean}, "c": {"ema": raw}}, "w.pt")
+    same(load("w.pt", factory=f"{NETS}:Net", key="generator").module, raw)
+    with pytest.raises(UsageError, match=r"`--key b\.ema` or `--key c\.ema`"):
+        load("w.pt", factory=f"{NETS}:Net", key="ema")
+    with pytest.raises(UsageError, match=r"did you mean `--key a\.state_dict\.generator`"):
+        load("w.pt", factory=f"{NETS}:Net", key="generater")
+
+
+def test_an_average_by_its_name_is_called_so(raw: State, mean: State) -> None:
+    torch.save({"student": raw, "teacher": mean}, "w.pt")
+    notes = load("w.pt", factory=f"{NETS}:Net").notes
+    assert "2 entries fit: took `teacher`, which has the name of an average" in notes
+    assert "`student` fits too: `--key student` takes it" in notes
+
+
 def test_a_key_is_refused_where_there_are_no_entries(raw: State) -> None:
     torch.save(_module(1), "whole.pt")
     for model in ("whole.pt", f"{NETS}:Net", "timm:resnet18", layout_nets.Net(), "."):

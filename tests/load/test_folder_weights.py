@@ -169,9 +169,65 @@ def test_weights_that_fit_nothing(folder: Path) -> None:
 
 def test_weights_that_are_not_used_are_named(folder: Path) -> None:
     _change(folder, architectures=["BertModel"])
-    notes = load(folder).notes
-    assert any("weights of the folder are not used" in note and "`cls." in note for note in notes)
-    assert any("are random: `pooler." in note for note in notes)
+    loaded = load(folder)
+    assert any("weights of the folder are not used" in n and "`cls." in n for n in loaded.notes)
+    assert any("the pooler is not in the folder" in note for note in loaded.notes)
+    assert not any(name.startswith("pooler.") for name in loaded.module.state_dict())
+
+
+LACKING: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "layer": ({"num_hidden_layers": 2}, ("16 missing", "nothing of `bert.encoder.layer.1`")),
+    "head": (
+        {"architectures": ["BertForTokenClassification"]},
+        (
+            "2 missing: `classifier.bias`",
+            "not used are `cls.",
+            "is `architectures`",
+            "`--module bert` takes that",
+        ),
+    ),
+    "shape": (
+        {"intermediate_size": 24},
+        ("3 of another shape", "intermediate.dense.weight` is 16x16 in the file and 24x16 by the"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_weights_that_the_network_needs_are_never_random(folder: Path, name: str) -> None:
+    change, said = LACKING[name]
+    _change(folder, **change)
+    text = _error(folder)
+    assert all(part in text for part in said), text
+
+
+def _without(folder: Path, lost: str) -> None:
+    model = transformers.BertForMaskedLM.from_pretrained(folder)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(lost)}
+    model.save_pretrained(folder / "again", state_dict=state)
+    _no_weights(folder)
+    shutil.copy(folder / "again" / "model.safetensors", folder)
+
+
+def test_weights_that_no_output_depends_on_may_lack(folder: Path) -> None:
+    _without(folder, "cls.predictions.transform")
+    assert "`--module bert` takes that" in _error(folder)
+    notes = load(folder, part="bert").notes
+    assert any("no output depends on it: `cls.predictions.transform" in note for note in notes)
+
+
+def test_a_single_tensor_that_lacks_is_named(folder: Path) -> None:
+    _without(folder, "bert.encoder.layer.0.output.LayerNorm.bias")
+    text = _error(folder)
+    assert "1 missing: `bert.encoder.layer.0.output.LayerNorm.bias`" in text
+    assert "not complete" in text
+    with pytest.raises(LoadError, match="not in the folder"):
+        load(folder, part="bert")
+
+
+def test_a_config_with_a_value_of_another_type(folder: Path) -> None:
+    _change(folder, hidden_size="16")
+    assert "Validation error for field 'hidden_size': " in _error(folder)
 
 
 def test_types_and_models_that_transformers_lacks(folder: Path) -> None:

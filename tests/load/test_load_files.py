@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -94,3 +95,15 @@ def test_torchscript_and_onnx_say_what_to_do(tmp_path: Path) -> None:
     assert "starts from PyTorch" in _error(path)
     path.write_bytes(b"x")
     assert "starts from PyTorch" in _error(path)
+
+
+def test_arrays_are_weights_or_are_called_what_they_are(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    path = tmp_path / "w.npz"
+    np.savez(path, **{k: v.numpy() for k, v in net.state_dict().items()})
+    loaded = load(path, factory="torch.nn:Linear(3, 2)").module.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in net.state_dict().items())
+    assert "holds arrays, not a network" in _error(path)
+    assert "`--model pkg.mod:factory`" in _error(path)
+    np.save(tmp_path / "x.npy", np.ones(3))
+    assert "example inputs to `--inputs`" in _error(tmp_path / "x.npy")

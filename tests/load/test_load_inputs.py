@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from normfold.errors import LoadError, UsageError
 from normfold.load import load
 from normfold.load.specs import Spec, parse
+from normfold.load.values import given_inputs
 
 
 class Two(nn.Module):
@@ -146,6 +150,19 @@ def test_wrong_shape_names_the_module() -> None:
     assert "2x4x8x8" in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", ["u8", "i64", "f64", "f16"])
+def test_where_the_type_is_wrong_the_type_is_named(dtype: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    value = torch.ones(2, 3, 8, 8)
+    given: list[Any] = [value.byte()] if dtype == "u8" else [f"2x3x8x8:{dtype}"]
+    with pytest.raises(UsageError) as caught:
+        load(net, inputs=given)
+    assert "runs on the same values in torch.float32" in str(caught.value)
+    assert "first layer's shape" not in str(caught.value)
+    with pytest.raises(UsageError, match="first layer's shape"):
+        load(net, inputs=[value[:, :2].byte()])
+
+
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
@@ -209,3 +226,86 @@ def test_in_place_forward_leaves_the_inputs_alone() -> None:
     net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
     loaded = load(net)
     assert (loaded.args[0] < 0).any()
+
+
+class Nested(nn.Module):
+    def forward(self, batch: dict[str, Any], states: tuple[Tensor, ...], scale: Any = None) -> Any:
+        return batch["image"]["x"] + states[0] - states[1]
+
+
+class Mapped(nn.Module):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["a"] + batch["b"]
+
+
+FILES: dict[str, tuple[nn.Module, list[str], Any]] = {
+    "by-name": (Two(), ["image", "ids"], ["ids", "image"]),
+    "nested": (
+        Nested(),
+        ["states.1", "batch.image.x", "states.0"],
+        [{"image": {"x": "batch.image.x"}}, ("states.0", "states.1")],
+    ),
+    "one-for-one": (nn.Linear(3, 2), ["image"], ["image"]),
+    "a-dictionary": (Mapped(), ["a", "b"], [{"a": "a", "b": "b"}]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_arrays_of_a_file_by_name(name: str, tmp_path: Path) -> None:
+    module, keys, wanted = FILES[name]
+    arrays = {key: np.full((2, 3), place, np.float32) for place, key in enumerate(keys)}
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    args, kwargs = given_inputs(str(tmp_path / "x.npz"), module)
+    numbers = torch.utils._pytree.tree_map(lambda leaf: int(leaf[0, 0]), list(args))
+    assert numbers == torch.utils._pytree.tree_map(keys.index, wanted)
+    assert kwargs == {}
+
+
+def test_arrays_without_names_are_in_order(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((2, 3)), np.ones((2, 3)))
+    args, _ = given_inputs(str(tmp_path / "x.npz"), Two())
+    assert [float(arg.mean()) for arg in args] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("module", "keys", "said"),
+    [
+        (Two(), ["id", "image"], ["holds `id`, `image`", "takes `ids`, `image`", "is `ids` meant"]),
+        (nn.Linear(3, 2), ["a", "b"], ["takes `input`", "as `input` it is not taken, either"]),
+        (Nested(), ["batch", "batch.image"], ["`batch` is given as a whole"]),
+    ],
+)
+def test_names_that_are_no_inputs(
+    module: nn.Module, keys: list[str], said: list[str], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **dict.fromkeys(keys, np.ones((2, 3))))  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as caught:
+        given_inputs(str(tmp_path / "x.npz"), module)
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+def _ddp(net: nn.Module) -> nn.Module:
+    made = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(made)
+    made.module = net
+    return made
+
+
+class _OwnForward(AveragedModel):
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x) * 2
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, _ddp, AveragedModel, torch.compile, lambda net: nn.DataParallel(_ddp(net))],
+)
+def test_wrappers_that_pass_a_call_on_are_taken_off(wrap: Any) -> None:
+    net = nn.Sequential(nn.Linear(3, 2))
+    loaded = load(wrap(net))
+    assert [name for name, _ in loaded.module.named_parameters()] == ["0.weight", "0.bias"]
+    assert any("took the network out of the `" in note for note in loaded.notes)
+
+
+def test_a_wrapper_with_a_forward_of_its_own_stays() -> None:
+    assert type(load(_OwnForward(nn.Linear(3, 2))).module) is _OwnForward

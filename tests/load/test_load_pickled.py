@@ -133,6 +133,38 @@ def test_old_and_plain_pickles_are_refused_by_name(
     assert any(f".{name} (" in text for name in NAMES)
 
 
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("what", ["module", "state", "arrays"])
+def test_what_pickle_itself_wrote(what: str, trust: bool, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    contents = {"module": net, "state": net.state_dict(), "arrays": arrays}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(contents[what]))
+    if what == "module":
+        ours = load(tmp_path / "m.pkl", trust_pickle=trust).module
+        assert all(map(torch.equal, ours.state_dict().values(), net.state_dict().values()))
+    else:
+        with pytest.raises(LoadError, match="a state dict of 7 tensors"):
+            load(tmp_path / "m.pkl", trust_pickle=trust)
+
+
+def test_the_bytes_of_a_storage_are_nothing_else(evil: object, proof: Path, tmp_path: Path) -> None:
+    class Embeds:
+        def __init__(self, content: object) -> None:
+            stream = io.BytesIO()
+            torch.save(content, stream, _use_new_zipfile_serialization=False)
+            self.data = stream.getvalue()
+
+        def __reduce__(self) -> Any:
+            return torch.storage._load_from_bytes, (self.data,)
+
+    for content in (evil, nn.Linear(2, 2), {"w": torch.ones(2)}, Embeds(evil)):
+        (tmp_path / "m.pkl").write_bytes(pickle.dumps({"w": Embeds(content)}))
+        with pytest.raises(LoadError, match="the bytes of a storage hold something else"):
+            load(tmp_path / "m.pkl")
+    assert not proof.exists()
+
+
 def test_trust_pickle_lifts_it(evil: object, proof: Path, tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(2, 3), "x": evil}, tmp_path / "m.pt")
     with pytest.raises(LoadError, match="weights without a network"):

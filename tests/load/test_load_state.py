@@ -129,3 +129,14 @@ def test_factory_and_timm_forms(project: Path) -> None:
     b = load("timm:resnet10t(img_size=64,num_classes=10)", seed=0)
     assert torch.equal(a.module.get_parameter("fc.weight"), b.module.get_parameter("fc.weight"))
     assert load("timm:vit_tiny_patch16_224(img_size=64,depth=1)").args[0].shape[-1] == 64
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(state: State, value: float) -> None:
+    state["fc.bias"][3:] = value
+    torch.save(state, "w.pt")
+    notes = load("w.pt", factory=SPEC).notes
+    assert any(" in 1 of " in note and "first in `fc.bias` (4 of its 7" in note for note in notes)
+    module = nn.Linear(7, 7)
+    module.register_buffer("mask", torch.full((2,), -float("inf")))
+    assert load(module.eval()).notes == []

@@ -72,7 +72,7 @@ def test_outputs_are_named_after_the_keys_of_a_dictionary(tmp_path: Path) -> Non
     graph = folded(perturb(Dictionary()), torch.randn(2, 4))
     exported = export_onnx(graph, tmp_path / "net.onnx")
     assert exported.input_names == ("x",)
-    assert exported.output_names == ("logits", "probabilities", "x_2")  # a name is used once
+    assert exported.output_names == ("logits", "probabilities", "x_out")  # a name is used once
 
 
 def test_a_convnet_holds_only_its_layers(tmp_path: Path) -> None:

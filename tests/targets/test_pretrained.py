@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from normfold.errors import ExportError
+from normfold.report.text import print_report
+from normfold.report.verdict import Artefact, Verdict
+from normfold.steps.earlier import remove_stale
 from tests import torchvision_shim
 from tests.targets.back import applied, back, convert, kinds, largest_error, perturbed
 
@@ -134,3 +140,45 @@ def test_a_centring_op_is_refused_and_untying_helps(tmp_path: Path) -> None:
         convert(perturbed(gpt2()), tmp_path, "rmsnorm", inputs=(ids,))
     made = back(gpt2(), tmp_path, "rmsnorm", ids, untie=True)
     assert kinds(made) == {"RMSNorm": 3}
+
+
+def test_a_folder_of_an_earlier_run_goes_with_its_files(tmp_path: Path) -> None:
+    source, out = folder_of(vit(), tmp_path / "net"), tmp_path / "out"
+    result = convert(source, out, "folded")
+    folder = out / "net-hf"
+    assert (folder / "model.safetensors").is_file()
+    shown = io.StringIO()
+    print_report(result.report, Console(file=shown, width=200))
+    assert "file      net-hf/model.safetensors: module" in shown.getvalue()
+    convert(source, out, "rmsnorm")
+    assert (out / "net.safetensors").is_file()
+    assert not folder.exists()
+
+
+def test_what_else_is_in_the_folder_of_an_earlier_run_stays(tmp_path: Path) -> None:
+    """Not the file that the report names: somebody else's."""
+    report = {"artefacts": [{"path": "o/net-hf/model.safetensors", "format": "module", "files": ["a.json"],
+                             "sha256": hashlib.sha256(b"ours").hexdigest()}]}  # fmt: skip
+    (tmp_path / "net.report.json").write_text(json.dumps(report))
+    folder = tmp_path / "net-hf"
+    folder.mkdir()
+    (folder / "a.json").write_text("{}")
+    made = [Artefact("o/net.safetensors", "module", "module", 1, "", Verdict("pass", "", ""))]
+    for content, left in ((b"theirs", True), (b"ours", False)):
+        (folder / "model.safetensors").write_bytes(content)
+        remove_stale(tmp_path, "net", made)
+        assert folder.exists() is left
+
+
+def test_a_network_without_its_pooler_and_no_bars(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 20, "num_hidden_layers": 1}
+    net: Any = BertModel(BertConfig(**sizes, num_attention_heads=2), add_pooling_layer=False)
+    source = folder_of(net, tmp_path / "net")
+    capfd.readouterr()
+    result = convert(source, tmp_path / "out", "folded")
+    assert any("-hf', add_pooling_layer=False)`" in note for note in result.report.notes)
+    assert "%" not in capfd.readouterr().err
