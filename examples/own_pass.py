@@ -36,10 +36,10 @@ class DropDoubleRelu(Pass):
             if op_name(node) == "relu" and op_name(_source(node)) == "relu":
                 yield Match(node)
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         if any(user.op == "output" for user in match.node.users):
             return Decline(Reason.OUTPUT_EXPOSED, match.node)
-        return None
+        return match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         rewriter.replace(match.node, _source(match.node))

@@ -33,7 +33,7 @@ from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
 from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
-from normfold.rewrite import Pass, parse
+from normfold.rewrite import Effect, Pass, parse
 from normfold.rewrite.registry import find
 from normfold.targets.environment import environment
 
@@ -95,7 +95,7 @@ def require_pipeline(pipeline: str | None, to: str = "folded") -> None:
 def plan(graph: Graph, pipeline: str | None = None, to: str = "folded") -> Report:
     """What a pipeline (or the preset ``to``) would do: its report, without baking, verifying or writing."""
     passes = parse(pipeline if pipeline is not None else preset(to))
-    kept = [item for item in passes if item.name != "bake"]
+    kept = [item for item in passes if Effect.BAKES not in item.effects]
     _, report = run(graph, kept, verify="off")
     return report
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from normfold.graph import Graph
 from normfold.graph.bake import bake
 from normfold.report import Applied, PassReport
-from normfold.rewrite import Exactness, Match, Pass, Rewriter
+from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Bake(Pass):
 
     name: ClassVar[str] = "bake"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    effects: ClassVar[frozenset[Effect]] = frozenset({Effect.BAKES})
 
     def match(self, graph: Graph) -> Iterable[Match]:
         return ()
@@ -35,8 +36,11 @@ class Bake(Pass):
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         report = super().run(graph)
-        stored = bake(graph)
+        stored = bake(graph, limit)
         graph.recompile()
-        report.applied = [Applied(name, "parameter") for name in stored]
+        report.applied, report.rewrites = (
+            [Applied(name, "parameter") for name in stored],
+            len(stored),
+        )
         report.edits, report.modified = [f"{name}: baked" for name in stored], bool(stored)
         return report

@@ -25,6 +25,7 @@ from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
 from normfold.graph.sites import AffineOf, NormOf
+from normfold.graph.states import State
 from normfold.graph.statistics import Statistics, set_statistics, statistics_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.handwritten import (
@@ -64,6 +65,7 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    ensures: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
 
     def match(self, graph: Graph) -> Iterable[Match]:
         namer = _Namer(graph)
@@ -95,12 +97,20 @@ class Canonicalize(Pass):
             elif selection_of(node) is not None:
                 yield Match(node, (), "part of a cat")
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         if match.plan == "batch-norm" and not _frozen(match.node):
             return Decline(Reason.STATISTICS_NOT_FROZEN, match.node)
         if match.plan == "norm" and _spans_axes(match.node):
             return Decline(Reason.NOT_PER_CHANNEL, match.node)
-        return None
+        if match.plan == "hand-written":
+            found = recognise(match.node)
+            assert found is not None
+            detail = f"written by hand: {found.kind} over axes {found.dims}"
+            return match.planned(match.plan, detail)
+        if match.plan == "expression":
+            detail = "normalises a weight: a parameter expression, removed by bake"
+            return match.planned(match.plan, detail)
+        return match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node = match.node
@@ -118,7 +128,6 @@ class Canonicalize(Pass):
         elif match.plan == "hand-written":
             found = recognise(node)
             assert found is not None, "what came before it has left a norm what it is"
-            match.detail = f"written by hand: {found.kind} over axes {found.dims}"
             reroll(node, found, match.sites, rewriter)
         elif match.plan == "identity":
             _drop(node, rewriter)
@@ -127,7 +136,6 @@ class Canonicalize(Pass):
             if part is not None:
                 read_directly(node, part, rewriter)
         elif match.plan == "expression":
-            match.detail = "normalises a weight: a parameter expression, removed by bake"
             facts.put(node, Seen())
             return
         else:

@@ -23,7 +23,8 @@ from normfold.graph.graph import argument, op_name
 from normfold.graph.groups import Centred
 from normfold.graph.ops import NORM_OPS, producer
 from normfold.graph.sites import NormOf, norm_sites
-from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.graph.states import State
+from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
 from normfold.rewrite.writers import center_constant, correct_head
@@ -46,11 +47,13 @@ class CenterStream(Pass):
             addition as wide as the vocabulary instead of the centring op.
 
     Exact:    up to rounding.
-    Declines: parameter-shared, not-per-channel, not-canonical, and every reason NF118 to NF124.
+    Declines: parameter-shared, not-per-channel, and every reason NF118 to NF124.
     """
 
     name: ClassVar[str] = "center-stream"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
+    effects: ClassVar[frozenset[Effect]] = frozenset({Effect.CONVERTS})
 
     op_cost: Annotated[float, Between(0)] = OP_COST
     bias_cost: Annotated[float, Between(0)] = BIAS_COST
@@ -73,8 +76,8 @@ class CenterStream(Pass):
             sites = tuple(site for norm in stream.norms for site in norm_sites(norm))
             yield Match(stream.norms[0], sites, stream, "rms_norm")
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
-        return match.plan if isinstance(match.plan, Decline) else None
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
+        return match.plan if isinstance(match.plan, Decline) else match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         stream: Stream = match.plan

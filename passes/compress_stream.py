@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 from normfold.graph import Graph
 from normfold.graph.groups import centred_groups
 from normfold.graph.sites import norm_sites
+from normfold.graph.states import State
 from normfold.report import Warned
 from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.basis import Basis
@@ -34,11 +35,12 @@ class CompressStream(Pass):
             out one feature, and its norm is written as primitive ops.
 
     Exact:    up to rounding.
-    Declines: parameter-shared, no-gain, grouped-features, not-canonical, not-per-channel.
+    Declines: parameter-shared, no-gain, grouped-features, not-per-channel.
     """
 
     name: ClassVar[str] = "compress-stream"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
 
     basis: Literal["orthonormal", "drop-last"] = "orthonormal"
 
@@ -51,8 +53,8 @@ class CompressStream(Pass):
             elif node in region_of:
                 yield _match(region_of[node])
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
-        return match.plan if isinstance(match.plan, Decline) else None
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
+        return match.plan if isinstance(match.plan, Decline) else match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         for value in match.plan.values:
@@ -64,10 +66,10 @@ def _match(region: Region) -> Match:
     sites = tuple(site for norm in norms for site in norm_sites(norm))
     width = region.values[0].basis.width - 1
     match = Match(norms[0], sites, region, f"norm of {width} features")
-    if width % 8:
-        text = (
-            f"width {width} is {'odd' if width % 2 else 'not a multiple of 8'}: rows are no longer 16-byte "
-            "aligned, and tensor cores want multiples of 8 (int8: 16); `--to rmsnorm` keeps the width"
-        )
-        match.warnings = [Warned(match.path, Caution.UNALIGNED_WIDTH.code, text)]
-    return match
+    if width % 8 == 0:
+        return match
+    text = (
+        f"width {width} is {'odd' if width % 2 else 'not a multiple of 8'}: rows are no longer 16-byte "
+        "aligned, and tensor cores want multiples of 8 (int8: 16); `--to rmsnorm` keeps the width"
+    )
+    return match.planned(region, warnings=(Warned(match.path, Caution.UNALIGNED_WIDTH.code, text),))

@@ -68,14 +68,14 @@ class CorrectBias(Pass):
     def _analytic(self, graph: Graph) -> bool:
         return self.source == "analytic" or (self.source == "auto" and not graph.samples)
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         wanted, shift = match.plan
         if not wanted:
             return Decline(Reason.OUTPUT_EXPOSED, match.node)
         if shift is None:
             text = "no norm's statistics tell its mean" if self._analytic(graph) else ""
             return Decline(Reason.NO_SAMPLES, match.node, text)
-        return None
+        return match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node, shift = match.node, match.plan[1]

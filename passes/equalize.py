@@ -46,9 +46,10 @@ class Equalize(Pass):
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         report = super().run(graph, limit)
         for _ in range(self.sweeps - 1):
-            again = super().run(graph, limit)
-            report.edits += again.edits
-            report.seconds += again.seconds
+            left = None if limit is None else limit - report.rewrites
+            again = super().run(graph, left)
+            report.declined = again.declined
+            report.add(again)
         return report
 
     def match(self, graph: Graph) -> Iterable[Match]:
@@ -56,7 +57,7 @@ class Equalize(Pass):
             if weighted(node) is not None:
                 yield Match(node)
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         linear = linear_of(match.node)
         assert linear is not None
         written = largest(graph, linear, written=True)
@@ -66,12 +67,11 @@ class Equalize(Pass):
             factors[(written == 0) | (read == 0)] = 1.0
             edits = into_readers(graph, match.node, linear.out_dim, factors)
             inverse = coefficient(1 / factors, match.node, linear.out_dim)
-            match.plan = [into_output(linear, Flow(inverse)), *edits]
+            return match.planned([into_output(linear, Flow(inverse)), *edits])
         except Blocked as error:
             return Decline(error.reason, error.node, error.detail)
         except LayoutError as error:
             return Decline(Reason.AXIS_MISMATCH, match.node, str(error))
-        return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         for edit in match.plan:

@@ -25,6 +25,7 @@ from normfold.graph.facts import Fact
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import NORM_OPS
 from normfold.graph.sites import affine_sites
+from normfold.graph.states import State
 from normfold.report import Warned
 from normfold.rewrite import Between, Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
@@ -62,6 +63,7 @@ class FoldAffine(Pass):
 
     name: ClassVar[str] = "fold-affine"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
     stages: ClassVar[int] = 7  # each way for all sites, before the next way; the last one sums up
 
     direction: Literal["both", "backward", "forward"] = "both"
@@ -76,7 +78,7 @@ class FoldAffine(Pass):
             if op_name(node) == "normfold::channel_affine" and not is_static(node):
                 yield Match(node, affine_sites(node))
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         attempt = _Attempt(graph, match.node, self)
         blocked: dict[str, Blocked] = {}
         ways = list(attempt.ways())
@@ -86,19 +88,17 @@ class FoldAffine(Pass):
             except Blocked as error:
                 blocked[way.__name__] = error
                 continue
-            match.plan, match.detail = edits, how
-            match.warnings = attempt.warnings(match)
+            partial = None
             if how == "partial":
-                match.partial = Decline(Reason.PARTIAL, match.node, attempt.why_not_forward())
+                partial = Decline(Reason.PARTIAL, match.node, attempt.why_not_forward())
             elif how == "bias":
-                match.partial = attempt.why_gain_stays(match)
-            return None
-        partial = facts.get(match.node, Partial)
-        if partial is not None:
-            return Decline(Reason.PARTIAL, match.node, partial.why)
-        final = match.stage == self.stages
-        if final and self.direction != "both" and _both_ways(self).check(graph, match) is None:
-            match.plan, match.partial = None, None
+                partial = attempt.why_gain_stays(match)
+            return match.planned(edits, how, warnings=attempt.warnings(match), partial=partial)
+        left = facts.get(match.node, Partial)
+        if left is not None:
+            return Decline(Reason.PARTIAL, match.node, left.why)
+        last_word = match.stage == self.stages and self.direction != "both"
+        if last_word and isinstance(_both_ways(self).check(graph, match), Match):
             return Decline(Reason.DIRECTION, match.node)
         return _summary(blocked, match)
 
@@ -229,14 +229,14 @@ class _Attempt:
         """True for the gain and bias of a norm that stays, where they cost nothing."""
         return op_name(self.x) in NORM_OPS
 
-    def warnings(self, match: Match) -> list[Warned]:
+    def warnings(self, match: Match) -> tuple[Warned, ...]:
         if self.scale is None:
-            return []
+            return ()
         gain = float(self.scale.vector.value.abs().max())
         if gain <= self.options.max_gain:
-            return []
+            return ()
         text = f"a channel is scaled by {gain:.3g}: its running variance is near zero; half precision may overflow"
-        return [Warned(match.path, Caution.LARGE_GAIN.code, text)]
+        return (Warned(match.path, Caution.LARGE_GAIN.code, text),)
 
 
 def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:

@@ -49,7 +49,7 @@ class MigrateScale(Pass):
         for node in norms:
             yield Match(node, norm_sites(node), peaks.get(node))
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         if match.plan is None:
             return Decline(Reason.NO_SAMPLES, match.node)
         node, dim, large = match.node, len(shape_of(match.node)) - 1, match.plan
@@ -57,12 +57,11 @@ class MigrateScale(Pass):
             read = largest_read(graph, node, dim)
             factors = large**self.alpha / read ** (1 - self.alpha)
             factors[(large == 0) | (read == 0)] = 1.0
-            match.plan = (factors, into_readers(graph, node, dim, factors))
+            return match.planned((factors, into_readers(graph, node, dim, factors)))
         except Blocked as error:
             return Decline(error.reason, error.node, error.detail)
         except LayoutError as error:
             return Decline(Reason.AXIS_MISMATCH, node, str(error))
-        return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node, (factors, edits) = match.node, match.plan

@@ -24,7 +24,7 @@ from normfold.graph.intervals import bounds, range_of
 from normfold.graph.ops import Linear, linear_of
 from normfold.report import PassReport
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.integers import prepare
+from normfold.rewrite.integers import IntegerForms
 from normfold.target import grids_of
 
 
@@ -52,9 +52,12 @@ class QuantizeActivations(Pass):
         grids_of(self.target)  # refuses an unknown one before any work
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
-        if grids_of(self.target).outputs:
-            prepare(Rewriter(graph))
-        return super().run(graph, limit)
+        if not grids_of(self.target).outputs:
+            return super().run(graph, limit)
+        forms = IntegerForms().run(graph, limit)
+        report = super().run(graph, None if limit is None else limit - forms.rewrites)
+        report.add(forms)
+        return report
 
     def match(self, graph: Graph) -> Iterable[Match]:
         found = plan(graph, grids_of(self.target))
@@ -64,11 +67,13 @@ class QuantizeActivations(Pass):
             if linear.node in found.floats and linear.bias is not None and linear.kernel == 0:
                 yield Match(linear.node, (), linear)
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         if isinstance(match.plan, Linear):
-            return None
+            linear = linear_of(match.node)  # which reads integers by now
+            on_grid = linear is not None and op_name(linear.data) == "normfold::dequantize"
+            return match if on_grid else Decline(Reason.NO_INTERVAL, match.node)
         origin, _ = match.plan
-        return Decline(Reason.NO_INTERVAL, match.node) if range_of(origin) is None else None
+        return Decline(Reason.NO_INTERVAL, match.node) if range_of(origin) is None else match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         if isinstance(match.plan, Linear):
@@ -89,6 +94,7 @@ class QuantizeActivations(Pass):
             limits = grids.limits(self.bits)
             steps = values = rewriter.insert_after(tensor, simulate, tensor, number, zero, *limits)
             _hand_over(tensor, steps, values, readers, rewriter)
+            rewriter.record(f"{tensor.name}: {self.bits} bits")
             return
         number, zero = grids.grid(interval.low, interval.high)
         scale = rewriter.constant(torch.tensor(number), "scale")
@@ -105,8 +111,6 @@ class QuantizeActivations(Pass):
         linear = linear_of(node)
         assert linear is not None
         source: Any = linear.data
-        if op_name(source) != "normfold::dequantize":
-            return
         module = rewriter.graph.module
         bias = evaluate(module, linear.bias)  # type: ignore[arg-type]
         scale = evaluate(module, source.args[1]) * evaluate(module, linear.weight.args[1])  # type: ignore[arg-type]

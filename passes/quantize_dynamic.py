@@ -19,7 +19,7 @@ from normfold.graph.grids import to_grid
 from normfold.graph.integer_ops import dynamic_matmul
 from normfold.graph.integers import quantized_weight, weighted
 from normfold.graph.ops import Linear
-from normfold.rewrite import Exactness, Match, Pass, Rewriter
+from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
 
 aten = torch.ops.aten
 
@@ -34,6 +34,7 @@ class QuantizeDynamic(Pass):
 
     name: ClassVar[str] = "quantize-dynamic"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+    effects: ClassVar[frozenset[Effect]] = frozenset({Effect.STORES_INTEGERS})
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in graph.nodes:

@@ -28,7 +28,7 @@ from normfold.graph.intervals import (
 )
 from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
-from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
 
@@ -50,6 +50,7 @@ class QuantizeWeights(Pass):
 
     name: ClassVar[str] = "quantize-weights"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+    effects: ClassVar[frozenset[Effect]] = frozenset({Effect.STORES_INTEGERS})
 
     bits: Annotated[int, Between(2, 8)] = 8
     block: Annotated[int, Between(0)] = 0
@@ -63,13 +64,13 @@ class QuantizeWeights(Pass):
             if linear is not None and not quantized_weight(linear):
                 yield Match(node, (), linear)
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         path = module_path(match.node) or match.node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
             return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
         if self.block and match.plan.kernel:
             return Decline(Reason.NOT_A_MATRIX, match.node)
-        return None
+        return match.planned(match.plan, f"{self.bits} bits")
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
@@ -92,7 +93,6 @@ class QuantizeWeights(Pass):
             zeros = rewriter.attribute(f"{name}_zero_point", none)
             values = rewriter.expression(dequantize, steps, scale, zeros, axis, 0, 8)
             rewriter.set_argument(match.node, linear.weight_position, values, same=True)
-        match.detail = f"{self.bits} bits"
         rewriter.record(f"{match.node.name}: weight in {self.bits} bits")
 
     def _blocks(self, linear: Linear, grid: Grid, name: str, rewriter: Rewriter) -> None:

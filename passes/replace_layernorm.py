@@ -22,6 +22,7 @@ from normfold.graph import Graph, facts
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.graph import shape_of
 from normfold.graph.sites import AffineOf, Trainable
+from normfold.graph.states import State
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.offline import KINDS, fits, offline_norm, selected, slots, write_affine
 
@@ -43,6 +44,7 @@ class ReplaceLayernorm(Pass):
 
     name: ClassVar[str] = "replace-layernorm"
     exactness: ClassVar[Exactness] = Exactness.CHANGES_FUNCTION
+    requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
 
     to: str = "affine"
     norms: tuple[str, ...] = ()
@@ -60,13 +62,15 @@ class ReplaceLayernorm(Pass):
         for slot in found:
             yield Match(slot.node, slot.sites, (slot, plans.get(slot)))
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         slot, fit = match.plan
         if slot.obstacle is not None:
             return slot.obstacle  # type: ignore[no-any-return]
         if not selected(slot, self.norms):
             return Decline(Reason.NOT_ASKED_FOR, match.node, "`norms` does not name it")
-        return Decline(Reason.NO_SAMPLES, match.node) if fit is None else None
+        if fit is None:
+            return Decline(Reason.NO_SAMPLES, match.node)
+        return match.planned(match.plan, f"{self.to}, explains {fit.explained:.1%} of its output")
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         slot, fit = match.plan
@@ -77,7 +81,6 @@ class ReplaceLayernorm(Pass):
             slot.result, channel_affine, slot.source, scale, shift, len(shape_of(slot.result)) - 1
         )
         facts.put(new, AffineOf(match.sites), Trainable(path))
-        match.detail = f"{self.to}, explains {fit.explained:.1%} of its output"
         rewriter.record(f"{match.path}: {match.detail}")
         rewriter.replace(slot.result, new, same=False)
         rewriter.changed_behind(new)

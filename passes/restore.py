@@ -18,7 +18,8 @@ from normfold.graph import Graph, facts
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
 from normfold.graph.ops import NORM_OPS
 from normfold.graph.sites import AffineOf, affine_sites
-from normfold.rewrite import Exactness, Match, Pass, Rewriter
+from normfold.graph.states import State
+from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
 
 aten = torch.ops.aten
 
@@ -37,6 +38,7 @@ class Restore(Pass):
 
     name: ClassVar[str] = "restore"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    ends: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
 
     native: bool = True
 
@@ -45,33 +47,33 @@ class Restore(Pass):
             if op_name(node) == "normfold::channel_affine":
                 yield Match(node, affine_sites(node))
 
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
+        x, scale, shift, dim = match.node.args
+        assert isinstance(x, fx.Node) and isinstance(dim, int)
+        if _takes_back(x, match.node, dim, scale):
+            whole = shift is None or NORM_OPS[op_name(x)] != "rms-norm"
+            text = "back into its norm" if whole else "gain back into its norm, bias added"
+            return match.planned("norm" if whole else "gain", text)
+        full = scale is not None and shift is not None
+        if self.native and dim == 1 and _was_batch_norm(match) and full:
+            return match.planned("batch-norm", "batch_norm")
+        return match.planned("arithmetic", "multiply and add")
+
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node = match.node
-        x, scale, shift, dim = node.args
-        assert isinstance(x, fx.Node) and isinstance(dim, int)
-        if _takes_back(x, node, dim, scale):
+        x, scale, shift, _ = node.args
+        assert isinstance(x, fx.Node)
+        if match.plan in ("norm", "gain"):
             rewriter.set_argument(x, argument_index(x, "weight"), scale)
-            match.detail = "back into its norm"
+        if match.plan == "norm":
             if NORM_OPS[op_name(x)] != "rms-norm":
                 rewriter.set_argument(x, argument_index(x, "bias"), shift)
-            elif shift is not None:
-                rewriter.set_argument(node, 1, None, same=True)
-                _carry(_write_arithmetic(node, rewriter), match)
-                match.detail = "gain back into its norm, bias added"
-                rewriter.record(f"{match.path}: {match.detail}")
-                return
             rewriter.replace(node, x)
-        elif (
-            self.native
-            and dim == 1
-            and _was_batch_norm(match)
-            and scale is not None
-            and shift is not None
-        ):
-            match.detail = "batch_norm"
+        elif match.plan == "batch-norm":
             _carry(_write_batch_norm(node, rewriter), match)
         else:
-            match.detail = "multiply and add"
+            if match.plan == "gain":
+                rewriter.set_argument(node, 1, None, same=True)
             _carry(_write_arithmetic(node, rewriter), match)
         rewriter.record(f"{match.path}: {match.detail}")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from normfold.graph import Graph
 from normfold.graph.sites import norm_sites
+from normfold.graph.states import State
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.compression import Compression, Region, narrow
 from normfold.rewrite.rotation import Rotation, rotatable
@@ -34,11 +35,12 @@ class RotateStream(Pass):
         seed: of the signs.
 
     Exact:    up to rounding.
-    Declines: parameter-shared, no-gain, grouped-features, not-canonical, not-per-channel.
+    Declines: parameter-shared, no-gain, grouped-features, not-per-channel.
     """
 
     name: ClassVar[str] = "rotate-stream"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
 
     seed: Annotated[int, Between(0, 2**63 - 1)] = 0
 
@@ -54,8 +56,8 @@ class RotateStream(Pass):
             sites = tuple(site for norm in norms for site in norm_sites(norm))
             yield Match(norms[0], sites, region, f"{len(norms)} norms, {region.ops} explicit ops")
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
-        return match.plan if isinstance(match.plan, Decline) else None
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
+        return match.plan if isinstance(match.plan, Decline) else match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         region: Region = match.plan

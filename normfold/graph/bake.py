@@ -13,6 +13,7 @@ from normfold.graph import facts
 from normfold.graph.expressions import Made, evaluate, fetch, is_static, roots
 from normfold.graph.graph import Graph
 from normfold.graph.ops import Kind, kind_of, linear_of
+from normfold.graph.states import State
 
 _PENDING = "_pending"
 
@@ -20,9 +21,10 @@ _PENDING = "_pending"
 _PARAMETRIZED = re.compile(r"\bparametrizations\.(\w+)\..*")
 
 
-def bake(graph: Graph) -> list[str]:
+def bake(graph: Graph, limit: int | None = None) -> list[str]:
     """Replace every parameter expression of ``graph`` by a constant, in place; returns the stored names.
 
+    ``limit`` stops after so many.
     One expression is in memory at a time. A result keeps the name of the parameter that it replaces when
     that parameter has no other use, so that `conv1.weight` stays `conv1.weight`. The network's own
     expressions that baking would make dearer stay ops (see `_stays`).
@@ -30,7 +32,8 @@ def bake(graph: Graph) -> list[str]:
     fx_graph = graph.module.graph
     stored = []
     readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    for node in [root for root in roots(fx_graph) if root.op != "get_attr" and not _stays(root)]:
+    pending = [root for root in roots(fx_graph) if root.op != "get_attr" and not _stays(root)]
+    for node in pending[:limit]:
         value = evaluate(graph.module, node)
         if not isinstance(value, Tensor):
             continue
@@ -54,7 +57,8 @@ def bake(graph: Graph) -> list[str]:
     _forget_unused(graph)
     for constant, name in stored:
         _rename(graph, constant, name)
-    graph.baked = True
+    if limit is None or limit >= len(pending):
+        graph.states |= {State.BAKED}
     return [str(constant.target) for constant, _ in stored]
 
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from normfold.graph import expressions, facts
 from normfold.graph.sites import Site
+from normfold.graph.states import State
 
 # Size of what data decide (``x[mask]``, ``nonzero``), which no example input tells: not 1, which
 # broadcasts, and with divisors enough for the usual splits.
@@ -34,6 +35,7 @@ class Graph:
         notes: what capture did that the user should know.
         trials: flat inputs at other sizes, on which every verdict is based besides its own.
         samples: inputs, each ``(args, kwargs)``, that passes may measure on; None where there are none.
+        states: what the graph as a whole is in, by the passes that ran.
         trainable: norms that a pass put in, by the path that their tensors have in the graph: the graph holds
             what they are in eval mode, `normfold.train` what they are in training.
         own_names: names that parameters have in the network, by those that they have in ``module``, where they
@@ -49,7 +51,7 @@ class Graph:
     original: nn.Module | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    baked: bool = False
+    states: frozenset[State] = frozenset()
     trials: list[tuple[Any, ...]] = field(default_factory=list)
     samples: Sequence[Any] | None = None
     trainable: dict[str, nn.Module] = field(default_factory=dict)
@@ -75,6 +77,11 @@ class Graph:
             notes=list(self.notes),
             trainable=dict(self.trainable),
         )
+
+    @property
+    def baked(self) -> bool:
+        """True if weights are tensors, not expressions."""
+        return State.BAKED in self.states
 
     @property
     def nodes(self) -> Iterator[fx.Node]:

@@ -148,6 +148,16 @@ class PassReport:
     rewrites: int = 0
     seconds: float = 0.0
     check: Check | None = None
+    effects: tuple[str, ...] = ()
+
+    def add(self, more: PassReport) -> None:
+        """Take in what another run did to the same graph; what it declined is left out."""
+        self.applied += more.applied
+        self.warnings += more.warnings
+        self.edits += more.edits
+        self.modified |= more.modified
+        self.rewrites += more.rewrites
+        self.seconds += more.seconds
 
     @property
     def name(self) -> str:

@@ -225,12 +225,6 @@ class Reason(Code):
         "scales per block of inputs are for matrices, and this weight belongs to a convolution",
         "leave the option `block` out: a convolution has one scale per output channel",
     )
-    NOT_CANONICAL = (
-        "NF130",
-        "not-canonical",
-        "the norm still holds its gain and bias: they have not been split off into an affine of their own",
-        "run `canonicalize` first",
-    )
 
 
 class Caution(Code):

@@ -13,8 +13,6 @@ from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.sites import affine_sites, norm_sites
 from normfold.report import Declined, PassReport, SiteStatus
 
-_CONVERTERS = {"center-stream"}  # passes that make one norm of another
-
 
 def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatus]:
     """State of every site that canonicalize found, in graph order.
@@ -26,7 +24,10 @@ def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatu
     running = {site.path: node for node in graph.nodes for site in norm_sites(node)}
     reasons = {declined.site: declined for item in reports for declined in item.declined}
     unconverted = {
-        declined.site for item in reports if item.name in _CONVERTERS for declined in item.declined
+        declined.site
+        for item in reports
+        if "converts" in item.effects
+        for declined in item.declined
     }
     statuses = [
         _left(site.path, site.kind, reasons.get(site.path), site.line)

@@ -2,7 +2,7 @@
 
 from normfold.report.reasons import Caution, Reason
 from normfold.rewrite.adapter import FxPass
-from normfold.rewrite.base import Between, Decline, Exactness, Match, Pass
+from normfold.rewrite.base import Between, Decline, Effect, Exactness, Match, Pass
 from normfold.rewrite.pipeline import parse, run_pipeline, text_of
 from normfold.rewrite.rewriter import Rewriter
 
@@ -10,6 +10,7 @@ __all__ = [
     "Between",
     "Caution",
     "Decline",
+    "Effect",
     "Exactness",
     "FxPass",
     "Match",

@@ -1,15 +1,15 @@
 """A pass: a frozen dataclass whose fields are its options, and three steps kept apart.
 
-`match` reads the graph and yields sites; `check` returns None or a `Decline` and may not change anything;
-`rewrite` acts only through the `Rewriter`, and may not decline. What `check` planned travels in the match.
+`match` reads the graph and yields sites; `check` reads too, and returns the site with its plan or a `Decline`;
+`rewrite` acts only through the `Rewriter`, and may not decline.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, get_type_hints
 
@@ -19,6 +19,7 @@ from normfold.errors import PassError, UsageError
 from normfold.graph import Graph, Site
 from normfold.graph.expressions import deduplicate
 from normfold.graph.provenance import module_path, source_line
+from normfold.graph.states import State
 from normfold.report import Applied, Declined, PassReport, Warned
 from normfold.report.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
@@ -33,17 +34,41 @@ class Exactness(Enum):
     CHANGES_FUNCTION = "changes-function"
 
 
-@dataclass
+class Effect(Enum):
+    """What a pass does to a graph besides rewriting sites of its own."""
+
+    BAKES = "bakes"  # weights become tensors of their final types
+    CONVERTS = (
+        "converts"  # a norm becomes a cheaper one: its site is left where the pass declines it
+    )
+    STORES_INTEGERS = "stores-integers"  # weights become integers
+
+
+@dataclass(frozen=True)
 class Match:
-    """One site that a pass may rewrite. ``plan`` carries what `check` found out to `rewrite`."""
+    """One site that a pass may rewrite.
+
+    Attributes:
+        node: where it is.
+        sites: what it stands for in reports.
+        plan: what `match` and `check` found out, for `rewrite`.
+        detail: of the rewrite, for the report.
+        warnings: for the report, where the site is rewritten.
+        partial: why a part of the site is left, where it is.
+        stage: how often the pass has gone through the graph without finding anything (see `Pass.stages`).
+    """
 
     node: fx.Node
     sites: tuple[Site, ...] = ()
     plan: Any = None
     detail: str = ""
-    warnings: list[Warned] = field(default_factory=list)
+    warnings: tuple[Warned, ...] = ()
     partial: Decline | None = None
     stage: int = 0
+
+    def planned(self, plan: Any, detail: str = "", **more: Any) -> Match:
+        """The same site with a plan."""
+        return replace(self, plan=plan, detail=detail or self.detail, **more)
 
     @property
     def path(self) -> str:
@@ -69,11 +94,22 @@ class Between:
 
 @dataclass(frozen=True)
 class Pass:
-    """Base of every pass. Subclasses set ``name`` and ``exactness``, and state the algebra in their docstring."""
+    """Base of every pass. Subclasses set ``name`` and ``exactness``, and state the algebra in their docstring.
+
+    Attributes:
+        requires: states that the graph must be in.
+        ensures: states that the graph is in afterwards.
+        ends: states that the graph is not in afterwards.
+        effects: what else becomes of the graph, for what acts on it and not on names of passes.
+        stages: 0: one sweep. Else `Match.stage` counts up to it while nothing more applies.
+    """
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    # 0: one sweep. Else `Match.stage` counts up to it while nothing more applies
+    requires: ClassVar[frozenset[State]] = frozenset()
+    ensures: ClassVar[frozenset[State]] = frozenset()
+    ends: ClassVar[frozenset[State]] = frozenset()
+    effects: ClassVar[frozenset[Effect]] = frozenset()
     stages: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
@@ -93,9 +129,9 @@ class Pass:
         """Yield every site of this pass, in graph order."""
         raise NotImplementedError
 
-    def check(self, graph: Graph, match: Match) -> Decline | None:
-        """None if the site can be rewritten exactly, else why not. Reads only."""
-        return None
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
+        """The site with its plan if it can be rewritten, else why not. Reads only."""
+        return match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         """Rewrite one site that `check` passed."""
@@ -107,7 +143,9 @@ class Pass:
         ``limit`` stops after so many rewrites (for bisecting).
         """
         start = time.perf_counter()
-        report = PassReport(str(self), self.exactness.value)
+        require_order([self], graph.states)
+        effects = tuple(sorted(effect.value for effect in self.effects))
+        report = PassReport(str(self), self.exactness.value, effects=effects)
         rewriter = Rewriter(graph)
         stage = 0
         while stage <= self.stages:
@@ -116,8 +154,7 @@ class Pass:
                 if report.rewrites == limit:
                     break
                 if not getattr(match.node, "_erased", False):
-                    match.stage = stage
-                    self._visit(graph, match, rewriter, report)
+                    self._visit(graph, replace(match, stage=stage), rewriter, report)
             # a rewrite may have made an earlier stage possible again
             stage = (
                 0
@@ -128,14 +165,16 @@ class Pass:
         if report.modified:
             deduplicate(graph.module.graph)
             graph.recompile()
+        graph.states = (graph.states - self.ends) | self.ensures
         report.seconds = time.perf_counter() - start
         return report
 
     def _visit(self, graph: Graph, match: Match, rewriter: Rewriter, report: PassReport) -> None:
-        decline = self.check(graph, match)
-        if decline is not None:
-            report.declined += declined(match, decline)
+        found = self.check(graph, match)
+        if isinstance(found, Decline):
+            report.declined += declined(match, found)
             return
+        match = found
         try:
             self.rewrite(match, rewriter)
         except Exception as error:
@@ -176,3 +215,24 @@ def declined(match: Match, decline: Decline) -> list[Declined]:
         )
         for site in (match.sites or (None,))
     ]
+
+
+def require_order(passes: Sequence[Pass], states: frozenset[State]) -> None:
+    """Refuse passes of which one wants what no pass in front of it makes.
+
+    Raises:
+        UsageError: names the pass, the one that is missing, and the one that undid it where there is one.
+    """
+    undone: dict[State, Pass] = {}
+    for item in passes:
+        for state in sorted(item.requires - states, key=lambda state: state.value):
+            by = undone.get(state)
+            raise UsageError(
+                f"`{item.name}` wants a graph that is {state.value}, which `{state.made_by}` makes it",
+                found=f"`{by.name}` in front of it undoes that"
+                if by
+                else f"no `{state.made_by}` in front of it",
+                hint=f"put `{state.made_by}` in front of `{item.name}`",
+            )
+        undone |= dict.fromkeys(states & item.ends, item)
+        states = (states - item.ends) | item.ensures

@@ -267,10 +267,7 @@ def holds_affine(norm: fx.Node) -> Decline:
     if len(argument(norm, "normalized_shape")) != 1:
         text = "its gain or bias runs over several axes"
         return Decline(Reason.NOT_PER_CHANNEL, norm, text)
-    if not all(is_static(part) for part in norm.all_input_nodes if part is not norm.args[0]):
-        text = "its gain or bias is computed at run time"
-        return Decline(Reason.NOT_PER_CHANNEL, norm, text)
-    return Decline(Reason.NOT_CANONICAL, norm)
+    return Decline(Reason.NOT_PER_CHANNEL, norm, "its gain or bias is computed at run time")
 
 
 def norm_groups(norm: fx.Node) -> Tensor:

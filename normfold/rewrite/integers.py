@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import fx
 
-from normfold.graph import facts
+from normfold.graph import Graph, facts
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.integer_ops import global_pool
 from normfold.graph.intervals import Interval, set_range
+from normfold.rewrite.base import Match, Pass
 from normfold.rewrite.rewriter import Rewriter
 
 _aten = torch.ops.aten
 
 
-def prepare(rewriter: Rewriter) -> None:
-    """Write ops as those that have integer kernels: SiLU as x * sigmoid(x), a mean over positions as a pool."""
-    for node in list(rewriter.graph.nodes):
-        if is_static(node) or node.op != "call_function":
-            continue
-        source = node.args[0]
+@dataclass(frozen=True)
+class IntegerForms(Pass):
+    """SiLU becomes x * sigmoid(x), a mean over positions a pool.
+
+    Exact:    up to rounding.
+    """
+
+    name: ClassVar[str] = "integer-forms"
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        for node in list(graph.nodes):
+            if node.op != "call_function" or is_static(node):
+                continue
+            if op_name(node) == "silu" or _pools_all(node):
+                yield Match(node)
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        node, source = match.node, match.node.args[0]
+        assert isinstance(source, fx.Node)
         if op_name(node) == "silu":
-            assert isinstance(source, fx.Node)
-            gate = rewriter.insert_before(node, _aten.sigmoid.default, source)
-            rewriter.replace(node, rewriter.insert_before(node, _aten.mul.Tensor, source, gate))
+            result = gate = rewriter.insert_before(node, _aten.sigmoid.default, source)
+            result = rewriter.insert_before(node, _aten.mul.Tensor, source, gate)
             set_range(gate, Interval(0.0, 1.0))
-        elif _pools_all(node):
-            assert isinstance(source, fx.Node)
-            pooled = rewriter.insert_before(node, global_pool, source)
-            facts.carry(node, pooled)
+        else:
+            result = rewriter.insert_before(node, global_pool, source)
+            facts.carry(node, result)
             if len(shape_of(node)) == 2:
-                pooled = rewriter.insert_before(node, _aten.flatten.using_ints, pooled, 1)
-            rewriter.replace(node, pooled)
+                result = rewriter.insert_before(node, _aten.flatten.using_ints, result, 1)
+        rewriter.replace(node, result)
+        rewriter.record(f"{match.path}: in a form with integer kernels")
 
 
 def _pools_all(node: fx.Node) -> bool:

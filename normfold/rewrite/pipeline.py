@@ -15,7 +15,7 @@ from typing import Any, Literal
 from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.report import PassReport
-from normfold.rewrite.base import Pass
+from normfold.rewrite.base import Pass, require_order
 from normfold.rewrite.registry import find
 
 _ITEM = re.compile(r"\s*(?P<name>[A-Za-z0-9_.:-]+)\s*(\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
@@ -56,7 +56,12 @@ def run_pipeline(
     after: Callable[[Pass, Graph, PassReport], None] | None = None,
     copy: bool = True,
 ) -> tuple[Graph, list[PassReport]]:
-    """Run passes on a copy of ``graph``; ``after`` is called behind each (verification, printing, progress)."""
+    """Run passes on a copy of ``graph``; ``after`` is called behind each (verification, printing, progress).
+
+    Raises:
+        UsageError: a pass wants what none in front of it makes.
+    """
+    require_order(passes, graph.states)
     if copy:
         graph = graph.copy()
     reports = []

@@ -109,7 +109,7 @@ class Rewriter:
             facts.drop(node)
 
     def changed_behind(self, node: fx.Node) -> None:
-        """Drop what is known of the numbers of everything that is computed from a node: it became another value."""
+        """Drop what is known of the numbers of a node, and of everything that is computed from it."""
         seen, stack = {node}, [node]
         while stack:
             fresh = set(stack.pop().users) - seen

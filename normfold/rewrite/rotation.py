@@ -138,7 +138,7 @@ class Rotation(Basis):
 
 
 def rotatable(graph: Graph) -> dict[fx.Node, Tensor]:
-    """Groups of the features of every tensor that RMSNorms without gain read, and of what it is made of by sums."""
+    """Groups of the features of tensors that RMSNorms without gain read, and of what those are sums of."""
     found: dict[fx.Node, Tensor] = {}
     stack: list[tuple[fx.Node, Tensor]] = []
     for node in graph.nodes:

@@ -31,7 +31,6 @@ _WEIGHTS = {
 }
 _MIGRATE = "migrate-scale,restore,bake"
 _GRIDS = ("normfold::quantize", "normfold::simulate")
-_STORED = ("quantize-weights", "quantize-dynamic")
 
 
 def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
@@ -127,7 +126,7 @@ def make_integers(
         scheme,
         target,
         evidence=evidence,
-        weights=sum(item.rewrites for item in passes if item.name in _STORED),
+        weights=sum(item.rewrites for item in passes if "stores-integers" in item.effects),
         activations=len(grids),
         drift=drift,
         confidence=trust,

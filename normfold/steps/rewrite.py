@@ -17,7 +17,7 @@ from normfold.report import PassReport
 from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
-from normfold.rewrite import Pass, parse, run_pipeline
+from normfold.rewrite import Effect, Pass, parse, run_pipeline
 from normfold.steps.work import Work
 
 Verify = Literal["final", "each", "off"]
@@ -54,7 +54,7 @@ def run_judged(
     ``each`` judges after every pass, ``final`` the algebra before baking and the result at the end. ``capture``
     also judges the captured graph against the module.
     """
-    bakes = [index for index, item in enumerate(passes) if item.name == "bake"]
+    bakes = [index for index, item in enumerate(passes) if Effect.BAKES in item.effects]
     judged = {(bakes[0] if bakes else len(passes)) - 1, len(passes) - 1}
     if verifier is not None and verify != "off" and capture:
         say(Progress("checking the capture"))

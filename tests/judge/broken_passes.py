@@ -13,7 +13,7 @@ from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name
 from normfold.graph.provenance import module_path
 from normfold.report import PassReport
-from normfold.rewrite import Match, Pass, Rewriter
+from normfold.rewrite import Decline, Match, Pass, Rewriter
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class ScaleLinears(Pass):
             if op_name(node) in ("linear", "conv2d") and not is_static(node):
                 yield Match(node, (Site(module_path(node), "constant"),))
 
-    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
         factor = 1.01 if match.path in self.wrong else 1.0
+        return match.planned(factor, f"scaled by {factor}")
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         weight = match.node.args[1]
-        scaled = rewriter.expression(torch.ops.aten.mul.Tensor, weight, factor)
+        scaled = rewriter.expression(torch.ops.aten.mul.Tensor, weight, match.plan)
         rewriter.set_argument(match.node, 1, scaled)
-        match.detail = f"scaled by {factor}"
         rewriter.record(match.detail)
 
 

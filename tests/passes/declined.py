@@ -27,7 +27,6 @@ class Refusal:
     dynamic: Any = "batch"
     dead: bool = False  # one channel of every norm has scale zero
     step: str = "fold-affine"
-    canonical: bool = True
 
     @property
     def pipeline(self) -> str:
@@ -39,8 +38,7 @@ class Refusal:
         }
         setup = setups.get(self.step, "")
         options = f"{{{self.options}}}" if self.options else ""
-        first = "canonicalize," if self.canonical else ""
-        return f"{first}{setup}{self.step}{options}"
+        return f"canonicalize,{setup}{self.step}{options}"
 
     def build(self) -> tuple[nn.Module, Tensor]:
         module = perturb(Compose(self.wiring, **self.parts()))
@@ -85,8 +83,7 @@ def _refusal(wiring: Callable[..., Any], shape: tuple[int, ...] = TOKENS, **more
         return {"fc": nn.Linear(6, 6), "norm": norm, "out": nn.Linear(6, 6)}
 
     step = more.get("step", "center-stream")
-    canonical = more.get("canonical", True)
-    return Refusal(wiring, parts, shape, more.get("options", ""), step=step, canonical=canonical)
+    return Refusal(wiring, parts, shape, more.get("options", ""), step=step)
 
 
 def _post_norm(m: Any, x: Tensor) -> Any:
@@ -162,5 +159,4 @@ REFUSALS: dict[str, Refusal] = {
         step="quantize-weights",
         options="block=16",
     ),
-    "NF130": _refusal(lambda m, x: m.out(m.norm(m.fc(x))), canonical=False),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from normfold.graph import Graph, capture, facts
 from normfold.graph.expressions import is_static
@@ -16,23 +16,8 @@ from normfold.graph.statistics import Statistics
 from normfold.passes import BUILT_IN
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Encoder, Residual, perturb
+from tests.passes.orders import BEFORE
 
-BEFORE = {
-    "canonicalize": "",
-    "fold-affine": "canonicalize",
-    "center-stream": "canonicalize,fold-affine",
-    "compress-stream": "canonicalize,fold-affine,center-stream",
-    "rotate-stream": "canonicalize,fold-affine,center-stream",
-    "equalize": "canonicalize,fold-affine",
-    "migrate-scale": "canonicalize",
-    "replace-layernorm": "canonicalize",
-    "restore": "canonicalize,fold-affine{direction=forward}",
-    "bake": "canonicalize,fold-affine,restore",
-    "quantize-weights": "canonicalize,fold-affine,restore,bake",
-    "quantize-activations": "canonicalize,fold-affine,restore,bake,quantize-weights",
-    "quantize-dynamic": "canonicalize,fold-affine,restore,bake",
-    "correct-bias": "canonicalize,fold-affine,restore,bake,quantize-weights",
-}
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv": (Residual, (6, 4, 8, 8)),
     "encoder": (Encoder, (6, 7, 8)),

@@ -131,12 +131,6 @@ def test_no_op() -> None:
     untouched(capture(net, (torch.randn(IMAGE),)), "canonicalize,fold-affine")
 
 
-def test_needs_canonicalize() -> None:
-    """A batch_norm op is nothing to fold-affine: only channel affines are."""
-    net = perturb(nn.Sequential(conv(), nn.BatchNorm2d(4)))
-    untouched(capture(net, (torch.randn(IMAGE),)), "fold-affine")
-
-
 # -- options ----------------------------------------------------------------------------------------
 
 

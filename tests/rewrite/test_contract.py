@@ -6,19 +6,32 @@ import dataclasses
 import hashlib
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from normfold.graph import Graph, capture
+from normfold.errors import UsageError
+from normfold.graph import Graph, capture, facts
 from normfold.graph.text import graph_text
 from normfold.passes import BUILT_IN
 from normfold.report.reasons import by_code, codes
-from normfold.rewrite import Caution, Exactness, Pass, Reason, parse, registry, run_pipeline
+from normfold.rewrite import (
+    Caution,
+    Decline,
+    Exactness,
+    Match,
+    Pass,
+    Reason,
+    parse,
+    registry,
+    run_pipeline,
+)
 from tests.nets import Encoder, Norms, RepBlock, Residual, perturb
 from tests.passes.declined import REFUSALS
+from tests.passes.orders import BEFORE
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(BUILT_IN)
@@ -102,6 +115,73 @@ def test_the_input_is_untouched(name: str, build: type[nn.Module], shape: tuple[
     assert [part.training for part in module.modules()] == modes
     assert reports[0].modified == (graph_text(after) != graph_text(prepared))
     after.module.graph.lint()
+
+
+def everything_about(graph: Graph) -> list[object]:
+    """What a pass may change: calls, parameters, facts and metadata of every node, sites and states."""
+    nodes = [
+        (node.name, facts.facts_of(node), {key: id(value) for key, value in node.meta.items()})
+        for node in graph.nodes
+    ]
+    return [graph_text(graph), digest(graph.module), nodes, dict(graph.sites), graph.states]
+
+
+def prepared_for(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> Graph:
+    torch.manual_seed(0)
+    graph = capture(perturb(build()), (torch.randn(shape),))
+    graph.samples = [(graph.args, {})]
+    return run_pipeline(graph, parse(BEFORE[name]))[0] if BEFORE[name] else graph
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("build", "shape"), NETS)
+def test_match_and_check_read_only(
+    name: str, build: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    graph = prepared_for(name, build, shape)
+    item = registry.find(name)()
+    before = everything_about(graph)
+    found = [
+        item.check(graph, replace(match, stage=stage))
+        for match in item.match(graph)
+        for stage in range(item.stages + 1)
+    ]
+    assert all(isinstance(one, (Match, Decline)) for one in found)
+    after = everything_about(graph)
+    assert after[0] == before[0]
+    assert after[1:] == before[1:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("build", "shape"), NETS)
+def test_a_limit_counts_rewrites(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> None:
+    graph = prepared_for(name, build, shape)
+    item = registry.find(name)()
+    most = item.run(graph.copy()).rewrites
+    for limit in {0, 1, max(most - 1, 0), most + 1}:
+        report = item.run(graph.copy(), limit)
+        assert report.rewrites == min(limit, most)
+        assert report.modified == bool(report.edits)
+        assert report.modified or not limit or not most
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "center-stream",
+            "`center-stream` wants a graph that is canonical, which `canonicalize` makes it",
+        ),
+        ("fold-affine,canonicalize", "no `canonicalize` in front of it"),
+        ("canonicalize,restore,fold-affine", "`restore` in front of it undoes that"),
+    ],
+)
+def test_a_wrong_order_is_refused_before_anything_runs(text: str, words: str) -> None:
+    graph = capture(perturb(Encoder()), (torch.randn(2, 5, 8),))
+    seen: list[object] = []
+    with pytest.raises(UsageError, match=re.escape(words)):
+        run_pipeline(graph, parse(text), lambda *step: seen.append(step))
+    assert not seen
 
 
 def run(code: str) -> tuple[Graph, set[str]]:
