@@ -29,7 +29,7 @@ POINTS = (
     ("bake", "normfold.graph.bake", "bake"),
     ("report", "normfold.report.sites", "site_statuses"),
     ("verify: inputs", "normfold.judge.inputs", "cases"),
-    ("verify: float64 forward", "normfold.graph.precision", "Float64Interpreter.__call__"),
+    ("verify: float64 forward", "normfold.judge.verifier", "Verifier._float64"),
     ("verify: forward, own dtype", "normfold.judge.verifier", "Verifier._run"),
     ("verify: compare", "normfold.judge.verifier", "Verifier._judge"),
     ("onnxruntime: open", "normfold.targets.runtime", "RuntimeSession.__init__"),

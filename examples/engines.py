@@ -19,7 +19,8 @@ from torch import nn
 
 import normfold
 from examples import accuracy, gpt, shapes, text
-from normfold.judge.half import StrictInterpreter
+from normfold.domains import half
+from normfold.graph.evaluation import Evaluator
 
 MODELS = Path(__file__).parent / "models"
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -66,11 +67,12 @@ class Strict(nn.Module):
 
     def __init__(self, graph: normfold.Graph) -> None:
         super().__init__()
-        self._run = StrictInterpreter(graph.module)
+        self._run = Evaluator(graph.module, half.Strict())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Whatever the network takes to its first output."""
-        return self._run([x])[0]
+        first: torch.Tensor = self._run(x)[0]
+        return first
 
 
 def build(

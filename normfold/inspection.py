@@ -17,6 +17,7 @@ from normfold.data.opening import axes_of, capture_source, load_source
 from normfold.errors import CaptureError
 from normfold.graph import Graph
 from normfold.graph.capture import dynamic_axes, quiet
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.fresh import fresh
 from normfold.graph.graph import op_name
 from normfold.graph.ops import Kind, kind_of, operands, producer
@@ -154,16 +155,11 @@ def _magnitudes(graph: Graph) -> dict[str, float]:
     wanted = {node.args[0] for node in norm_nodes(graph)}
     found: dict[str, float] = {}
 
-    class Probe(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in wanted and isinstance(value, Tensor):
-                found[n.name] = float(value.abs().max())
-            return value
+    def watch(node: fx.Node, value: Any) -> None:
+        if node in wanted and isinstance(value, Tensor):
+            found[node.name] = float(value.abs().max())
 
-    leaves = pytree.tree_leaves((graph.args, graph.kwargs))
-    with torch.no_grad():
-        Probe(graph.module).run(*leaves, enable_io_processing=False)
+    Evaluator(graph.module, watch=watch)(*pytree.tree_leaves((graph.args, graph.kwargs)))
     return found
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.graph import Graph
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.integers import quantized_weight, weighted
@@ -121,31 +122,22 @@ def _measured(graph: Graph, wanted: set[fx.Node], limit: float) -> dict[fx.Node,
         return {}
     samples = [pytree.tree_leaves(sample) for sample in graph.samples]
     inputs = [torch.cat(parts) for parts in zip(*samples, strict=True)]
-    runner = _Corrector(graph.module, wanted, limit)
-    with torch.no_grad():
-        runner.run(*inputs, enable_io_processing=False)
-    return runner.shifts
+    shifts: dict[fx.Node, Tensor] = {}
 
-
-class _Corrector(fx.Interpreter):
-    """Runs the integer network, and subtracts each op's mean error before the next ops read its result."""
-
-    def __init__(self, module: fx.GraphModule, wanted: set[fx.Node], limit: float) -> None:
-        super().__init__(module)
-        self.wanted, self.limit = wanted, limit
-        self.shifts: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        target = measured_mean(n) if n in self.wanted else None
+    def watch(node: fx.Node, value: Any) -> Tensor | None:
+        """The result without the op's mean error, for the ops behind it."""
+        target = measured_mean(node) if node in wanted else None
         if target is None:
-            return value
-        linear = linear_of(n)
+            return None
+        linear = linear_of(node)
         assert linear is not None
         rest = [dim for dim in range(value.dim()) if dim != linear.out_dim]
         variance, mean = torch.var_mean(value.double(), rest)
-        most = self.limit * variance.sqrt()
-        shift = torch.minimum(torch.maximum(mean - target, -most), most)
-        self.shifts[n] = shift
+        most = limit * variance.sqrt()
+        shifts[node] = shift = torch.minimum(torch.maximum(mean - target, -most), most)
         shape = [-1 if dim == linear.out_dim else 1 for dim in range(value.dim())]
-        return value - shift.to(value).reshape(shape)
+        corrected: Tensor = value - shift.to(value).reshape(shape)
+        return corrected
+
+    Evaluator(graph.module, watch=watch)(*inputs)
+    return shifts

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.graph import Graph
 from normfold.graph.custom_ops import channel_affine
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
 from normfold.graph.layout import LayoutError
@@ -87,16 +88,13 @@ def _peaks(graph: Graph, norms: list[fx.Node]) -> dict[fx.Node, Tensor]:
     """Largest |value| of each channel on the samples."""
     found: dict[fx.Node, Tensor] = {}
 
-    class Meter(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in wanted:
-                peak = value.abs().flatten(0, -2).amax(0).double()
-                found[n] = torch.maximum(found[n], peak) if n in found else peak
-            return value
+    def watch(node: fx.Node, value: Any) -> None:
+        if node in wanted:
+            peak = value.abs().flatten(0, -2).amax(0).double()
+            found[node] = torch.maximum(found[node], peak) if node in found else peak
 
-    wanted, meter = set(norms), Meter(graph.module)
-    with torch.no_grad():
-        for sample in graph.samples or ():
-            meter.run(*pytree.tree_leaves(sample), enable_io_processing=False)
+    wanted = set(norms)
+    run = Evaluator(graph.module, watch=watch)
+    for sample in graph.samples or ():
+        run(*pytree.tree_leaves(sample))
     return found

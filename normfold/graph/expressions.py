@@ -13,10 +13,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from normfold.graph.evaluation import Domain, Float64
 from normfold.graph.facts import Fact
-from normfold.graph.precision import float64_default, widen
 
 _STATIC: WeakKeyDictionary[fx.Node, bool] = WeakKeyDictionary()
 _RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "empty")
@@ -80,16 +79,24 @@ def hoist(graph: fx.Graph) -> None:
 
 
 def evaluate(
-    module: torch.nn.Module, node: fx.Node, cache: dict[fx.Node, Any] | None = None
+    module: torch.nn.Module,
+    node: fx.Node,
+    cache: dict[fx.Node, Any] | None = None,
+    domain: Domain | None = None,
 ) -> Any:
-    """Value of a parameter expression in float64 (integers and booleans keep their dtype).
+    """Value of a parameter expression, by default in float64 (integers and booleans keep their dtype).
 
     Intermediate results are freed unless ``cache`` is given, which then keeps every value.
     """
     values: dict[fx.Node, Any] = cache if cache is not None else {}
-    with torch.no_grad(), float64_default():
+    domain = domain or Float64()
+    with torch.no_grad(), domain.active():
         for step in order(node, values):
-            values[step] = _run(module, step, values)
+            if step.op == "get_attr":
+                target = str(step.target)
+                values[step] = domain.parameter(target, fetch(module, target).detach())
+            else:
+                values[step] = domain.call(step, values)
     return values[node]
 
 
@@ -107,15 +114,6 @@ def order(node: fx.Node, known: Container[fx.Node]) -> list[fx.Node]:
             stack.append((current, True))
             stack.extend((source, False) for source in current.all_input_nodes)
     return found
-
-
-def _run(module: torch.nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    if node.op == "get_attr":
-        return widen(fetch(module, str(node.target)).detach())
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
-    args, kwargs = pytree.tree_map(widen, (args, kwargs))
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
 
 
 def deduplicate(graph: fx.Graph) -> int:

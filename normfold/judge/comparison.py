@@ -17,6 +17,10 @@ ULPS = 16.0
 
 Outputs = list[Tensor]
 
+# A value below it stands for minus infinity, as in logits that are masked; what stands for it in half precision
+# is below the other.
+_MASKED, _STANDS_FOR = -1e8, -1e4
+
 
 def tensors(outputs: Any) -> Outputs:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -88,3 +92,23 @@ def last_bit(leaf: Any, random: torch.Generator) -> Any:
         return leaf
     sign = torch.randint(0, 2, leaf.shape, generator=random).to(leaf) * 2 - 1
     return leaf * (1 + sign * torch.finfo(leaf.dtype).eps)
+
+
+def distance(reference: Tensor, result: Tensor) -> tuple[float, float]:
+    """|result - reference| / |reference|, or the share of integers that differ; and the largest difference.
+
+    Infinite where one of them is NaN or infinite and the other is not.
+    """
+    if reference.is_complex():
+        reference, result = torch.view_as_real(reference), torch.view_as_real(result)
+    if not reference.is_floating_point():
+        wrong = float((reference != result).double().mean()) if reference.numel() else 0.0
+        return wrong, wrong
+    expected, got = reference.double(), result.double()
+    masked = (expected <= _MASKED) & (got <= _STANDS_FOR)
+    same = (expected == got) | expected.isnan() | masked  # the original's own NaN is not judged
+    difference, known = (expected - got)[~same], expected[expected.isfinite() & ~masked]
+    if not bool(difference.isfinite().all()):
+        return float("inf"), float("inf")
+    error = float(difference.norm()) / (float(known.norm()) or 1.0)
+    return error, float(difference.abs().max()) if difference.numel() else 0.0

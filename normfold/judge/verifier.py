@@ -25,15 +25,23 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from normfold.domains.half import Strict
 from normfold.errors import CaptureError, UsageError, last_line
 from normfold.graph import Graph
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static, order
 from normfold.graph.fresh import fresh
-from normfold.graph.precision import Float64Interpreter
 from normfold.graph.randomness import draws
 from normfold.graph.sizes import Sizes
-from normfold.judge.comparison import Outputs, compare, largest_error, last_bit, parts, tensors
-from normfold.judge.half import StrictInterpreter, distance
+from normfold.judge.comparison import (
+    Outputs,
+    compare,
+    distance,
+    largest_error,
+    last_bit,
+    parts,
+    tensors,
+)
 from normfold.judge.inputs import TYPICAL, Case, asked_sizes, cases, other_sizes, single_sizes
 from normfold.report import Check, OutputCheck
 
@@ -226,8 +234,10 @@ class Verifier:
 
     def half(self, kind: str, graph: Graph, budget: float) -> Check:
         """A graph of which parts are in half precision, run with every square rounded to its type."""
-        start, run = time.perf_counter(), StrictInterpreter(graph.module)
-        return self._within(kind, [run(case.leaves) for case, _ in self.typical], start, budget)
+        start, run = time.perf_counter(), Evaluator(graph.module, Strict())
+        return self._within(
+            kind, [tensors(run(*case.leaves)) for case, _ in self.typical], start, budget
+        )
 
     def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
         found = []
@@ -247,8 +257,8 @@ class Verifier:
         return names[place] if place < len(names) else str(place)
 
     def _float64(self, graph: Graph, of: Sequence[Case] | None = None) -> list[Outputs]:
-        interpreter = Float64Interpreter(graph.module, graph=_late(graph.module.graph))
-        return [tensors(interpreter(*case.leaves)) for case in of or self.cases]
+        run = Evaluator(graph.module, Float64(), graph=_late(graph.module.graph))
+        return [tensors(run(*case.leaves)) for case in of or self.cases]
 
     def _run(self, module: Any, of: Sequence[Case] | None = None) -> list[Outputs]:
         """Outputs of a network, each case on copies of it and of the inputs, which a call may change."""

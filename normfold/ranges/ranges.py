@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from normfold.domains.placed import Placed
 from normfold.graph import Graph
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import is_static
 from normfold.graph.intervals import Interval, bounds, note_mean, range_of, set_range
 from normfold.graph.ops import linear_of
-from normfold.graph.placed import Placed
 from normfold.target import Grids
 
 # a measured interval this much wider or narrower than the derived one is reported
@@ -38,12 +39,30 @@ def measure(
 
     Memory: one tuple's activations at a time.
     """
-    meter = _Meter(graph.module, device)
-    with torch.no_grad():
-        for leaves in inputs:
-            meter.run(*leaves)
-    means = {node: (total / meter.counts[node]).cpu() for node, total in meter.sums.items()}
-    return {node: Measured(found, means.get(node)) for node, found in meter.intervals.items()}
+    intervals: dict[fx.Node, Interval] = {}
+    sums: dict[fx.Node, Tensor] = {}
+    counts: dict[fx.Node, int] = {}
+
+    def watch(node: fx.Node, value: Any) -> None:
+        if node.op not in ("placeholder", "call_function") or is_static(node):
+            return
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            return
+        low, high = torch.aminmax(value)
+        seen = Interval(float(low), float(high))
+        intervals[node] = intervals[node].union(seen) if node in intervals else seen
+        linear = linear_of(node) if node.op == "call_function" else None
+        if linear is not None:
+            rest = [dim for dim in range(value.dim()) if dim != linear.out_dim]
+            total = value.sum(rest, dtype=torch.float64)
+            sums[node] = sums[node] + total if node in sums else total
+            counts[node] = counts.get(node, 0) + value.numel() // value.shape[linear.out_dim]
+
+    run = Evaluator(graph.module, Placed(device), watch)
+    for leaves in inputs:
+        run(*leaves)
+    means = {node: (total / counts[node]).cpu() for node, total in sums.items()}
+    return {node: Measured(found, means.get(node)) for node, found in intervals.items()}
 
 
 def merge_ranges(
@@ -100,11 +119,20 @@ def clip(
 
     Below 8 bits a few large values are not worth the resolution that they cost all others.
     """
-    clipper = _Clipper(graph.module, device, scheme, bits)
-    with torch.no_grad():
-        for leaves in inputs:
-            clipper.run(*leaves)
-    for node, errors in clipper.errors.items():
+    found: dict[fx.Node, Tensor] = {}
+
+    def watch(node: fx.Node, value: Any) -> None:
+        interval = range_of(node) if isinstance(value, Tensor) else None
+        if interval is not None:
+            errors = torch.tensor(
+                [_grid_error(value, interval, share, scheme, bits) for share in _SHARES]
+            )
+            found[node] = found[node] + errors if node in found else errors
+
+    run = Evaluator(graph.module, Placed(device), watch)
+    for leaves in inputs:
+        run(*leaves)
+    for node, errors in found.items():
         interval, share = range_of(node), _SHARES[int(errors.argmin())]
         assert interval is not None
         set_range(node, Interval(share * interval.low, share * interval.high))
@@ -121,53 +149,8 @@ def _width(interval: Interval) -> float:
     return max(max(interval.high, 0.0) - min(interval.low, 0.0), 1e-12)
 
 
-class _Clipper(Placed):
-    """Sums the squared errors of the grids of every tensor."""
-
-    def __init__(
-        self, module: fx.GraphModule, device: torch.device | str, scheme: Grids, bits: int
-    ) -> None:
-        super().__init__(module, device)
-        self.scheme, self.bits = scheme, bits
-        self.errors: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        interval = range_of(n) if isinstance(value, Tensor) else None
-        if interval is not None:
-            found = torch.tensor([self._error(value, interval, share) for share in _SHARES])
-            self.errors[n] = self.errors[n] + found if n in self.errors else found
-        return value
-
-    def _error(self, value: Tensor, interval: Interval, share: float) -> float:
-        ends = share * interval.low, share * interval.high
-        scale, zero = self.scheme.grid(*ends, self.bits)
-        rounded = torch.fake_quantize_per_tensor_affine(
-            value.float(), scale, zero, *self.scheme.limits(self.bits)
-        )
-        return float((rounded - value).square().sum())
-
-
-class _Meter(Placed):
-    def __init__(self, module: fx.GraphModule, device: torch.device | str) -> None:
-        super().__init__(module, device)
-        self.intervals: dict[fx.Node, Interval] = {}
-        self.sums: dict[fx.Node, Tensor] = {}
-        self.counts: dict[fx.Node, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op not in ("placeholder", "call_function") or is_static(n):
-            return value
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            low, high = torch.aminmax(value)
-            seen = Interval(float(low), float(high))
-            self.intervals[n] = self.intervals[n].union(seen) if n in self.intervals else seen
-            linear = linear_of(n) if n.op == "call_function" else None
-            if linear is not None:
-                rest = [dim for dim in range(value.dim()) if dim != linear.out_dim]
-                total = value.sum(rest, dtype=torch.float64)
-                self.sums[n] = self.sums[n] + total if n in self.sums else total
-                count = value.numel() // value.shape[linear.out_dim]
-                self.counts[n] = self.counts.get(n, 0) + count
-        return value
+def _grid_error(value: Tensor, interval: Interval, share: float, grids: Grids, bits: int) -> float:
+    """Sum of the squared errors of a tensor on the grid of a share of its interval."""
+    scale, zero = grids.grid(share * interval.low, share * interval.high, bits)
+    rounded = torch.fake_quantize_per_tensor_affine(value.float(), scale, zero, *grids.limits(bits))
+    return float((rounded - value).square().sum())

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from normfold.graph import Graph
+from normfold.graph.evaluation import Domain, Evaluator
 from normfold.graph.expressions import evaluate
 from normfold.graph.grids import Rounding, to_grid
 from normfold.graph.integers import weighted
@@ -49,8 +48,7 @@ def sensitivities(
         blocks: inputs that share a scale in matrices of 4 bits; 0: all.
     """
     linears = [linear for node in graph.nodes if (linear := weighted(node)) is not None]
-    runner = _Swapped(graph.module)
-    reference = [runner.outputs(leaves) for leaves in inputs]
+    reference = [_outputs(graph, leaves) for leaves in inputs]
     found = []
     for at, linear in enumerate(linears):
         weight = evaluate(graph.module, linear.weight)
@@ -58,9 +56,9 @@ def sensitivities(
         layer = Layer(path, linear.node, weight.numel(), linear.kernel, {})
         for bits in formats(layer):
             if bits < 32:
-                runner.swap(linear, _rounded(weight, linear, bits, blocks))
-                pairs = zip(reference, (runner.outputs(leaves) for leaves in inputs), strict=True)
-                total = sum(divergence(mine, theirs) for theirs, mine in pairs)
+                swapped = _Swapped(linear, _rounded(weight, linear, bits, blocks))
+                pairs = zip(reference, inputs, strict=True)
+                total = sum(divergence(_outputs(graph, x, swapped), mine) for mine, x in pairs)
                 layer.harm[bits] = total / len(inputs)
         found.append(layer)
         say(Progress("measuring layers", at + 1, len(linears)))
@@ -77,8 +75,7 @@ def _rounded(weight: Tensor, linear: Linear, bits: int, blocks: int) -> Tensor:
 
 def joint_divergence(graph: Graph, lowered: Graph, inputs: Sequence[Sequence[Tensor]]) -> float:
     """`divergence` of a whole network from the float one, mean over the inputs."""
-    mine, theirs = _Swapped(lowered.module), _Swapped(graph.module)
-    pairs = ((mine.outputs(leaves), theirs.outputs(leaves)) for leaves in inputs)
+    pairs = ((_outputs(lowered, leaves), _outputs(graph, leaves)) for leaves in inputs)
     return sum(divergence(*pair) for pair in pairs) / len(inputs)
 
 
@@ -94,27 +91,19 @@ def divergence(mine: Tensor, theirs: Tensor) -> float:
     return float((0.5 * (p.exp() - q.exp()) * gap).sum(-1).mean())
 
 
-class _Swapped(fx.Interpreter):
-    """Runs a graph with the weight of one linear op replaced."""
+class _Swapped(Domain):
+    """A graph's own numbers, but for the weight of one linear op."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.linear: Linear | None = None
-        self.weight: Tensor | None = None
-
-    def swap(self, linear: Linear, weight: Tensor) -> None:
+    def __init__(self, linear: Linear, weight: Tensor) -> None:
         self.linear, self.weight = linear, weight
 
-    @torch.no_grad()
-    def outputs(self, leaves: Sequence[Tensor]) -> Tensor:
-        """The first float output."""
-        return first_float(pytree.tree_leaves(self.run(*leaves, enable_io_processing=False)))
+    def run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node is self.linear.node:
+            at = self.linear.weight_position
+            args = (*args[:at], self.weight.to(args[at]), *args[at + 1 :])
+        return super().run(node, args, kwargs)
 
-    def run_node(self, n: fx.Node) -> Any:
-        if self.linear is None or n is not self.linear.node:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        changed = list(args)
-        assert self.weight is not None
-        changed[self.linear.weight_position] = self.weight.to(args[self.linear.weight_position])
-        return self.call_function(n.target, tuple(changed), kwargs)
+
+def _outputs(graph: Graph, leaves: Sequence[Tensor], domain: Domain | None = None) -> Tensor:
+    """The first float output."""
+    return first_float(Evaluator(graph.module, domain)(*leaves))

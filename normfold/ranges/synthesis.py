@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from normfold.domains.placed import Placed
 from normfold.errors import UsageError
 from normfold.graph import Graph
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.placed import Placed
 from normfold.graph.statistics import Statistics, statistics_of
 from normfold.job import Quantize
 from normfold.progress import Listener, Progress, silent
@@ -161,7 +162,7 @@ def synthesise(
     shapes, steps = image_shapes(graph, options.images), options.synthesis_steps
     pixels = [Pixels(shape, options, seed, bounds, device) for shape in shapes]
     optimizer = torch.optim.Adam([p.values for p in pixels], lr=options.synthesis_rate)
-    watch = Watch(graph, objective.nodes, device)
+    watch = Tap(graph, objective.nodes, device)
     noise = loss = best = math.inf
     made = since = 0
     random = torch.Generator().manual_seed(seed)
@@ -264,30 +265,29 @@ class Pixels:
             self.values.copy_(limited)
 
 
-class Watch(Placed):
+class Tap:
     """Runs a graph as far as the nodes that are asked for, with gradients to the inputs alone."""
 
     def __init__(
         self, graph: Graph, nodes: Sequence[fx.Node], device: torch.device | str = "cpu"
     ) -> None:
-        super().__init__(graph.module, device)
         self.wanted, self.values = set(nodes), dict[fx.Node, Tensor]()
+        self._run = Evaluator(graph.module, Placed(device), self._watch)
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
         self.values = {}
         with contextlib.suppress(_Enough):
-            self.run(*inputs)
+            self._run.evaluate(*inputs)
         return self.values
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "get_attr" and isinstance(value, Tensor):
+    def _watch(self, node: fx.Node, value: Any) -> Tensor | None:
+        if node.op == "get_attr" and isinstance(value, Tensor):
             return value.detach()
-        if n in self.wanted:
-            self.values[n] = value
+        if node in self.wanted:
+            self.values[node] = value
             if len(self.values) == len(self.wanted):
                 raise _Enough
-        return value
+        return None
 
 
 class _Enough(Exception):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.graph import Graph
+from normfold.graph.evaluation import Evaluator
 from normfold.nn.moments import Moments
 
 
@@ -39,35 +39,23 @@ def measure(graph: Graph, pairs: Sequence[tuple[fx.Node, fx.Node]], ridge: float
     if not graph.samples or not pairs:
         return []
     moments = [Moments(pair[0].meta["val"].shape[-1]) for pair in pairs]
-    meter = _Meter(graph.module, list(zip(pairs, moments, strict=True)))
-    with torch.no_grad():
-        for sample in graph.samples:
-            meter.run(*pytree.tree_leaves(sample))
+    pending: dict[fx.Node, list[tuple[fx.Node, Moments]]] = {}
+    for (source, result), item in zip(pairs, moments, strict=True):
+        pending.setdefault(result, []).append((source, item))
+    sources, kept = {source for source, _ in pairs}, dict[fx.Node, Tensor]()
+
+    def watch(node: fx.Node, value: Any) -> None:
+        if node in sources:
+            kept[node] = value
+        for source, item in pending.get(node, ()):
+            item.update(kept[source], value)
+
+    run = Evaluator(graph.module, watch=watch)
+    for sample in graph.samples:
+        run(*pytree.tree_leaves(sample))
     return [_fit(item, ridge) for item in moments]
 
 
 def _fit(moments: Moments, ridge: float) -> Fit:
     scale, shift = moments.affine(ridge)
     return Fit(scale, shift, moments.mean, moments.mean_square, float(moments.r_squared.mean()))
-
-
-class _Meter(fx.Interpreter):
-    """Runs a graph and updates the moments of each pair when its output is there."""
-
-    def __init__(
-        self, module: fx.GraphModule, pairs: list[tuple[tuple[fx.Node, fx.Node], Moments]]
-    ) -> None:
-        super().__init__(module)
-        self.pending: dict[fx.Node, list[tuple[fx.Node, Moments]]] = {}
-        for (source, result), moments in pairs:
-            self.pending.setdefault(result, []).append((source, moments))
-        self.sources = {source for (source, _), _ in pairs}
-        self.kept: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.sources:
-            self.kept[n] = value
-        for source, moments in self.pending.get(n, ()):
-            moments.update(self.kept[source], value)
-        return value

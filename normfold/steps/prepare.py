@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.files import require_writable
 from normfold.graph import Graph
-from normfold.graph.placed import device_of
 from normfold.job import EngineOptions, Job
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass

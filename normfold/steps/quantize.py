@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.graph import op_name
-from normfold.graph.placed import device_of
 from normfold.job import Quantize
 from normfold.judge.agreement import Promise, gives_scores
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.graph import argument, op_name
 from normfold.graph.squares import NORMS, count, summed
 
@@ -42,29 +43,20 @@ class Extent:
 
 def measure(module: fx.GraphModule, inputs: Sequence[Sequence[Any]]) -> dict[fx.Node, Extent]:
     """Extents of every floating value of ``module``, run on each flat tuple of ``inputs`` in its own dtype."""
-    observer = _Observer(module)
-    for leaves in inputs:
-        with torch.no_grad():
-            observer.run(*leaves, enable_io_processing=False)
-    return observer.extents
+    extents: dict[fx.Node, Extent] = {}
 
-
-class _Observer(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.extents: dict[fx.Node, Extent] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "output":
-            return result
-        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    def watch(node: fx.Node, value: Any) -> None:
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         found = [_extent(tensor) for tensor in tensors if tensor.is_floating_point()]
-        if found and n.op == "call_function" and n.args and isinstance(n.args[0], fx.Node):
-            found.append(_inside(n, self.env[n.args[0]]))
+        if found and node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+            found.append(_inside(node, run.env[node.args[0]]))
         for extent in found:
-            self.extents[n] = self.extents.get(n, Extent()) | extent
-        return result
+            extents[node] = extents.get(node, Extent()) | extent
+
+    run = Evaluator(module, watch=watch)
+    for leaves in inputs:
+        run(*leaves)
+    return extents
 
 
 def _extent(tensor: Tensor) -> Extent:

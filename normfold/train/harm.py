@@ -17,6 +17,7 @@ from normfold.data.metrics import Comparison, Drift, Metric
 from normfold.data.samples import Data
 from normfold.graph import Graph
 from normfold.graph.custom_ops import along
+from normfold.graph.evaluation import Evaluator
 from normfold.progress import Listener, Progress, silent
 from normfold.report.training import DialPoint, Ranking
 from normfold.train.divergence import divergence
@@ -100,10 +101,22 @@ class _Judge:
 
     def _outputs(self, chosen: Sequence[int], rows: Tensor) -> list[Tensor]:
         """The floating-point outputs, with the chosen norms replaced."""
-        runner = _Replaced(self.graph.module, [self.candidates[index] for index in chosen])
-        with torch.no_grad():
-            outputs = runner.run(*self.data.inputs(rows), enable_io_processing=False)
-        return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if is_float(leaf)]
+        candidates = [self.candidates[index] for index in chosen]
+        by_result = {item[2]: item for item in candidates}
+        sources, kept = {item[1] for item in candidates}, dict[fx.Node, Tensor]()
+
+        def watch(node: fx.Node, value: Any) -> Any:
+            if node in by_result:
+                _, source, _, scale, shift = by_result[node]
+                x = kept[source]
+                wide = [along(part.to(x), -1, x.dim()) for part in (scale, shift)]
+                value = x * wide[0] + wide[1]
+            if node in sources:
+                kept[node] = value
+            return value
+
+        outputs = Evaluator(self.graph.module, watch=watch)(*self.data.inputs(rows))
+        return [leaf for leaf in outputs if is_float(leaf)]
 
 
 def _error(drift: Drift) -> float | None:
@@ -115,26 +128,3 @@ def _error(drift: Drift) -> float | None:
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
-
-
-class _Replaced(fx.Interpreter):
-    """Runs a graph with affines where some of its norms are."""
-
-    def __init__(self, module: fx.GraphModule, replaced: Sequence[Candidate]) -> None:
-        super().__init__(module)
-        self.by_result = {result: item for item in replaced for result in [item[2]]}
-        self.sources = {item[1] for item in replaced}
-        self.kept: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        item = self.by_result.get(n)
-        if item is None:
-            value = super().run_node(n)
-        else:
-            _, source, _, scale, shift = item
-            x = self.kept[source]
-            wide = [along(part.to(x), -1, x.dim()) for part in (scale, shift)]
-            value = x * wide[0] + wide[1]
-        if n in self.sources:
-            self.kept[n] = value
-        return value

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from normfold.graph import Graph, capture
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS
-from normfold.graph.precision import Float64Interpreter
 from normfold.graph.provenance import module_path
 from normfold.graph.text import graph_text
 from normfold.report import Declined, PassReport
@@ -108,8 +108,8 @@ def judge(graph: Graph, text: str, inputs: tuple[Tensor, ...] | None = None) -> 
     inputs = graph.args if inputs is None else inputs
     after, reports = run_pipeline(graph, parse(text))
     baked, baking = run_pipeline(after, parse("bake"))
-    reference = _leaves(Float64Interpreter(graph.module)(*inputs))
-    unbaked = _leaves(Float64Interpreter(after.module)(*inputs))
+    reference = _leaves(Evaluator(graph.module, Float64())(*inputs))
+    unbaked = _leaves(Evaluator(after.module, Float64())(*inputs))
     with torch.no_grad():
         native = _leaves(graph.module(*inputs))
         result = _leaves(baked.module(*inputs))

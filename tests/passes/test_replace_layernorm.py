@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from normfold.errors import UsageError
 from normfold.graph import Graph, capture
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.graph import op_name
-from normfold.graph.precision import Float64Interpreter
 from normfold.graph.sites import trainable_path
 from normfold.job.presets import trained
 from normfold.nn import PRepBN
@@ -53,18 +53,14 @@ def replaced(graph: Graph, options: str = "", after: str = "") -> tuple[Graph, A
 def values(graph: Graph, name: str, x: Tensor) -> Tensor:
     """Float64 value of a node on one input."""
 
-    class Reader(Float64Interpreter):
-        found: Tensor
+    found: list[Tensor] = []
 
-        def run_node(self, n: Any) -> Any:
-            value = super().run_node(n)
-            if n.name == name:
-                self.found = value
-            return value
+    def watch(node: fx.Node, value: Any) -> None:
+        if node.name == name:
+            found.append(value)
 
-    reader = Reader(graph.module)
-    reader(x)
-    return reader.found
+    Evaluator(graph.module, Float64(), watch)(x)
+    return found[0]
 
 
 def norms(graph: Graph) -> int:
@@ -106,9 +102,9 @@ def test_what_comes_of_it_folds_away(kind: str) -> None:
     assert norms(baked) == 0
     assert not any(op_name(n) in ("mul", "normfold::channel_affine") for n in baked.nodes)
     x = torch.randn(TOKENS)
-    (expected,) = torch.utils._pytree.tree_leaves(Float64Interpreter(result.module)(x))
+    (expected,) = torch.utils._pytree.tree_leaves(Evaluator(result.module, Float64())(x))
     for graph, tolerance in ((folded, RELATIVE), (baked, 1e-5)):
-        (got,) = torch.utils._pytree.tree_leaves(Float64Interpreter(graph.module)(x))
+        (got,) = torch.utils._pytree.tree_leaves(Evaluator(graph.module, Float64())(x))
         assert float((got - expected).abs().max() / expected.abs().max()) < tolerance
 
 

@@ -15,7 +15,7 @@ from normfold.ranges.synthesis import (
     Matching,
     Patches,
     PerImage,
-    Watch,
+    Tap,
     image_shapes,
     synthesise,
 )
@@ -53,7 +53,7 @@ def test_the_loss_is_what_it_says() -> None:
     """Against the formula, written out."""
     graph, x = network(), torch.randn(8, 3, 12, 12)
     objective = Matching(graph)
-    values = Watch(graph, objective.nodes)([x])
+    values = Tap(graph, objective.nodes)([x])
     terms = []
     for node, target in objective.targets.items():
         y = values[node].double()
@@ -67,7 +67,7 @@ def test_the_loss_is_what_it_says() -> None:
 def test_zeroqs_loss_is_what_it_says() -> None:
     graph, x = network(), torch.randn(4, 3, 12, 12)
     objective = PerImage(graph)
-    values = Watch(graph, objective.nodes)([x])
+    values = Tap(graph, objective.nodes)([x])
     total = 0.0
     pairs = [(x, torch.zeros(3), torch.ones(3))]
     pairs += [(values[node], at.mean, at.std) for node, at in objective.targets.items()]

@@ -11,9 +11,9 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from normfold.graph import Graph, capture
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import order
 from normfold.graph.graph import op_name
-from normfold.graph.precision import Float64Interpreter
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose
 from tests.passes.judge import untouched
@@ -95,8 +95,8 @@ def test_look_alikes_are_left_alone() -> None:
     assert taken == []
     assert not after.sites
     assert reports[0].declined == []
-    wanted = Float64Interpreter(graph.module)(*graph.args)
-    results = Float64Interpreter(after.module)(*graph.args)
+    wanted = Evaluator(graph.module, Float64())(*graph.args)
+    results = Evaluator(after.module, Float64())(*graph.args)
     assert all(torch.equal(a, b) for a, b in zip(wanted, results, strict=True))
 
 

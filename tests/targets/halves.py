@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from normfold.domains.half import Strict
 from normfold.graph import Graph, capture
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import fetch
 from normfold.graph.graph import op_name
-from normfold.graph.precision import Float64Interpreter
-from normfold.judge.half import StrictInterpreter, distance
+from normfold.judge.comparison import distance
 from normfold.judge.inputs import TYPICAL, cases
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.typed import Typed, lower
@@ -68,25 +69,20 @@ class Lowered:
 
     def run(self, *leaves: Any) -> list[Tensor]:
         """Flat outputs, every step rounded to its type; the fake types of every node are the true ones."""
-        return Faithful(self.typed.graph.module)(leaves)
+        return Evaluator(self.typed.graph.module, Strict(), faithful)(*leaves)
 
     def error(self, *leaves: Any) -> float:
         """The largest |y - r| / |r|, against float64, of outputs that have kept their types."""
-        expected = pytree.tree_leaves(Float64Interpreter(self.graph.module)(*leaves))
+        expected = pytree.tree_leaves(Evaluator(self.graph.module, Float64())(*leaves))
         got, types = self.run(*leaves), [x.dtype for x in outputs(self.graph, leaves)]
         assert [x.dtype for x in got] == types
         return max(distance(a, b)[0] for a, b in zip(expected, got, strict=True))
 
 
-class Faithful(StrictInterpreter):
-    """A strict interpreter that finds nodes whose fake value is not of the type that they compute."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op in ("call_function", "get_attr", "placeholder"):
-            found = [x.dtype for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-            assert found == [x.dtype for x in values(n)], n.format_node()
-        return result
+def faithful(node: fx.Node, value: Any) -> None:
+    """Refuse nodes whose fake value is not of the type that they compute."""
+    found = [x.dtype for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
+    assert found == [x.dtype for x in values(node)], node.format_node()
 
 
 def outputs(graph: Graph, leaves: Sequence[Any]) -> list[Tensor]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from normfold.graph import Graph, capture
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.graph import op_name
-from normfold.graph.precision import Float64Interpreter
 from normfold.targets import RuntimeSession, export_onnx
 from normfold.targets.attention import write_attention
 from tests.sampling import every_other
@@ -134,7 +134,7 @@ def test_written_out_it_is_torchs(name: str, tmp_path: Path) -> None:
     given = inputs(form)
     net = Attention(form)
     graph = capture(net, given, dynamic=None)
-    result = Float64Interpreter(written(graph).module)(*given)[0]
+    result = Evaluator(written(graph).module, Float64())(*given)[0]
     wide = [x.double() if x.is_floating_point() else x for x in given]
     expected = net.double()(*wide)
     assert off(result, expected) < 1e-14
@@ -202,7 +202,7 @@ def test_batch_and_lengths_stay_dynamic(name: str, tmp_path: Path) -> None:
     exported = export_onnx(graph, tmp_path / "net.onnx", opset=DYNAMIC[name], target="trt")
     onnx.checker.check_model(exported.path, full_check=True)
     session = RuntimeSession(exported.path, threads=1)
-    interpreter = Float64Interpreter(written(graph).module)
+    interpreter = Evaluator(written(graph).module, Float64())
     for sizes in ((1, 5, 6), (3, 2, 9), (2, 8, 4)):
         given = list(inputs(form, *sizes))
         if form.mask is not None:

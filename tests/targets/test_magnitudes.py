@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from normfold.graph import Graph, capture
+from normfold.graph.evaluation import Evaluator
 from normfold.graph.graph import op_name
-from normfold.targets import magnitudes
 from normfold.targets.magnitudes import Extent, measure
 
 
@@ -145,7 +145,7 @@ def test_values_go_after_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None
     """No more than one value of a chain is alive when the next is made, whatever was measured of it."""
     alive: list[weakref.ref[Tensor]] = []
     most = [0]
-    run_node = magnitudes._Observer.run_node
+    run_node = Evaluator.run_node
 
     def counted(self: Any, n: fx.Node) -> Any:
         result = run_node(self, n)
@@ -154,7 +154,7 @@ def test_values_go_after_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None
             most[0] = max(most[0], sum(ref() is not None for ref in alive))
         return result
 
-    monkeypatch.setattr(magnitudes._Observer, "run_node", counted)
+    monkeypatch.setattr(Evaluator, "run_node", counted)
 
     def chain(x: Tensor) -> Tensor:
         for _ in range(20):

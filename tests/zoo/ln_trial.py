@@ -13,17 +13,17 @@ import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 from torch.nn.functional import rms_norm
 
 from normfold.graph import Graph
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name
+from normfold.graph.graph import op_name
 from normfold.graph.ops import NORM_OPS
-from normfold.graph.precision import Float64Interpreter
 from normfold.graph.sites import norm_sites
 from normfold.job.presets import preset
 from normfold.passes.center_stream import CenterStream
@@ -118,13 +118,13 @@ def _run(member: Member, row: NormRow) -> str:
     baked, _ = run_pipeline(result, [bake])
     row.bake_seconds = time.perf_counter() - start
 
-    reference = outputs(Float64Interpreter(graph.module)(*args))
+    reference = outputs(Evaluator(graph.module, Float64())(*args))
     row.spread = min(map(spread, reference))
     row.algebra = max(
-        worst_error(outputs(Float64Interpreter(one.module)(*args)), reference)
+        worst_error(outputs(Evaluator(one.module, Float64())(*args)), reference)
         for one in ([result] if every == converted else [result, widest])
     )
-    swapped = Swapped(ready.module, every)
+    swapped = Evaluator(ready.module, Swapped(every))
     row.naive = worst_error(outputs(swapped(*args)), reference)
     with torch.no_grad():
         row.baseline = worst_error(outputs(module(*args)), reference)
@@ -134,21 +134,18 @@ def _run(member: Member, row: NormRow) -> str:
     return _wrong_numbers(row) or _wrong_counts(ready, baked, row) or _below(member, row)
 
 
-class Swapped(Float64Interpreter):
-    """Runs a canonical graph in float64 with some LayerNorms, by site, as RMSNorms of the same input."""
+class Swapped(Float64):
+    """Float64, with some LayerNorms of a canonical graph, by site, as RMSNorms of the same input."""
 
-    def __init__(self, module: fx.GraphModule, sites: set[str]) -> None:
-        super().__init__(module)
+    def __init__(self, sites: set[str]) -> None:
         self.sites = sites
 
-    def run_node(self, n: fx.Node) -> Any:
-        sites = {site.path for site in norm_sites(n)}
+    def run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        sites = {site.path for site in norm_sites(node)}
         if not sites & self.sites:
-            return super().run_node(n)
-        names = ("input", "weight", "bias")
-        operands: Any = tuple(argument(n, name) for name in names)
-        x, weight, bias = cast(tuple[Any, ...], self.map_nodes_to_values(operands, n))
-        value = rms_norm(x, argument(n, "normalized_shape"), weight, argument(n, "eps"))
+            return super().run(node, args, kwargs)
+        x, sizes, weight, bias, eps = (*args, *(None,) * 5)[:5]
+        value = rms_norm(x, sizes, weight, 1e-5 if eps is None else eps)
         return value if bias is None else value + bias
 
 

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError
 from normfold.graph import Graph, Site, capture
+from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
 from normfold.graph.ops import BATCH_NORM_OPS
-from normfold.graph.precision import Float64Interpreter
 from normfold.report import Declined
 from normfold.rewrite import parse, run_pipeline
 from tests.zoo.models import Member, build
@@ -94,9 +94,9 @@ def _run(member: Member, positive: bool, row: Row) -> None:
     baked, _ = run_pipeline(folded, parse("bake"))
     row.bake_seconds = time.perf_counter() - start
 
-    reference = outputs(Float64Interpreter(graph.module)(x))
+    reference = outputs(Evaluator(graph.module, Float64())(x))
     row.spread = min(map(spread, reference))
-    row.algebra = worst_error(outputs(Float64Interpreter(folded.module)(x)), reference)
+    row.algebra = worst_error(outputs(Evaluator(folded.module, Float64())(x)), reference)
     with torch.no_grad():
         row.baseline = worst_error(outputs(module(x)), reference)
         row.rounding = worst_error(outputs(baked.module(x)), reference)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from normfold.domains.half import Strict
 from normfold.graph import capture
+from normfold.graph.evaluation import Evaluator
 from normfold.judge import Verifier
-from normfold.judge.half import StrictInterpreter, distance
+from normfold.judge.comparison import distance
 from tests.judge.nets import Small, Wrapped, images, nudged
 from tests.nets import perturb
 
@@ -42,7 +44,7 @@ class Function(nn.Module):
 
 
 def strict(net: nn.Module, x: Tensor) -> list[Tensor]:
-    return StrictInterpreter(capture(net.eval(), (x,), dynamic=None).module)((x,))
+    return Evaluator(capture(net.eval(), (x,), dynamic=None).module, Strict())(x)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from normfold.errors import EnvironmentMissing, UsageError
+from normfold.graph.evaluation import Domain
 
 
 def device_of(name: str | None) -> torch.device:
@@ -25,28 +26,24 @@ def device_of(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if available else "cpu"))
 
 
-class Placed(fx.Interpreter):
-    """Runs a graph on a device: parameters are brought there once, and tensors that it makes are made there."""
+class Placed(Domain):
+    """Numbers on a device: parameters are brought there once, and tensors that are made are made there."""
 
-    def __init__(self, module: fx.GraphModule, device: torch.device | str = "cpu") -> None:
-        super().__init__(module)
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._there: dict[str, Tensor] = {}
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["enable_io_processing"] = False
-        there = (x.to(self.device) if isinstance(x, Tensor) else x for x in args)
-        return super().run(*there, **kwargs)
+    def input(self, node: fx.Node, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
 
-    def fetch_attr(self, target: str) -> Any:
+    def parameter(self, target: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
         if target not in self._there:
-            value = super().fetch_attr(target)
-            if not isinstance(value, Tensor):
-                return value
             self._there[target] = value.to(self.device)
         return self._there[target]
 
-    def call_function(self, target: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self.device}
-        return super().call_function(target, args, kwargs)
+        return super().run(node, args, kwargs)

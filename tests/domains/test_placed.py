@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from normfold.domains.placed import Placed, device_of
 from normfold.errors import EnvironmentMissing, UsageError
 from normfold.graph import capture
-from normfold.graph.placed import Placed, device_of
+from normfold.graph.evaluation import Evaluator
 
 
 class Positions(nn.Module):
@@ -33,22 +34,19 @@ X = torch.randn(2, 3, 4)
 
 def test_values_are_those_of_the_network() -> None:
     module = Positions()
-    (y,) = Placed(capture(module, (X,)).module).run(X)
+    (y,) = Evaluator(capture(module, (X,)).module, Placed())(X)
     torch.testing.assert_close(y, module(X))
 
 
 def test_nothing_is_left_behind() -> None:
     """On torch's device without data, where an operand from elsewhere would raise or keep its place."""
 
-    class Seen(Placed):
-        def run_node(self, n: torch.fx.Node) -> object:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                assert value.device.type == "meta", n
-            return value
+    def watch(node: torch.fx.Node, value: object) -> None:
+        if isinstance(value, Tensor):
+            assert value.device.type == "meta", node
 
     graph = capture(Positions(), (X,))
-    (y,) = Seen(graph.module, "meta").run(X)
+    (y,) = Evaluator(graph.module, Placed("meta"), watch)(X)
     assert y.shape == X.shape
     assert {p.device.type for p in graph.module.parameters()} == {"cpu"}
 
