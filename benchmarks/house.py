@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("normfold", "passes", "tests", "examples", "benchmarks")
 PRODUCT = ("normfold", "passes")
-OPS = "normfold/graph/ops.py"
+OPS, TABLE = "normfold/ops/", "normfold/ops/table.py"
 LONGEST = 400
 SHORTEST_REPETITION = 6
 _SHOWN = 6  # details on the terminal
@@ -146,38 +146,43 @@ def lengths(files: Sequence[File]) -> list[Count]:
     ]
 
 
-def op_names(tables: ast.Module) -> set[str]:
-    """The op names in the tables at the top of a module: keys of dicts, and words of all other strings."""
+def op_names(table: ast.Module) -> set[str]:
+    """The op names in the table at the top of a module: the first item of each of its rows."""
     found: set[str] = set()
-
-    def words(node: ast.AST | None) -> None:
-        keys = node.keys if isinstance(node, ast.Dict) else []
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.update(node.value.split())
-        elif isinstance(node, ast.Dict) and any(isinstance(key, ast.Constant) for key in keys):
-            for key, value in zip(node.keys, node.values, strict=True):
-                words(value if key is None else key)  # None: `**{...}`
-        elif node is not None:
-            for child in ast.iter_child_nodes(node):
-                words(child)
-
-    for statement in tables.body:
-        if isinstance(statement, ast.Assign):
-            words(statement.value)
+    for statement in table.body:
+        if isinstance(statement, ast.AnnAssign) and name_of(statement.target) == "_ROWS":
+            assert isinstance(statement.value, ast.Tuple)
+            for row in statement.value.elts:
+                assert isinstance(row, ast.Tuple)
+                names = row.elts[0]
+                assert isinstance(names, ast.Constant)
+                found.update(str(names.value).split())
     return found
 
 
-def op_literals(files: Sequence[File]) -> Count:
-    """String literals that are the name of an op, outside the op tables."""
-    tables = [file for file in files if file.path == OPS]
+def op_literals(files: Sequence[File]) -> list[Count]:
+    """String literals that are the name of an op, outside the op table: in passes, and elsewhere."""
+    tables = [file for file in files if file.path == TABLE]
     if not tables:
-        return Count("op names outside ops", None, [f"there is no {OPS}"])
+        return [Count("op names outside ops", None, [f"there is no {TABLE}"])]
     names = op_names(tables[0].tree)
     found = Counter(
-        file.path for file in files if file.path != OPS for text in file.strings if text in names
+        file.path
+        for file in files
+        if not file.path.startswith(OPS)
+        for text in file.strings
+        if text in names
     )
+    passes = Counter({path: n for path, n in found.items() if path.startswith("passes/")})
+    return [
+        _by_file("op names outside ops and passes", found - passes),
+        _by_file("op names in passes", passes),
+    ]
+
+
+def _by_file(name: str, found: Counter[str]) -> Count:
     detail = [f"{len(found)} files", *(f"{path} {count}" for path, count in found.most_common())]
-    return Count("op names outside ops", found.total(), detail)
+    return Count(name, found.total(), detail)
 
 
 def interpreters(files: Sequence[File]) -> Count:
@@ -284,7 +289,7 @@ def counts(root: Path = ROOT) -> list[Count]:
         *execute(product),
         *options(product),
         *lengths(files),
-        op_literals(product),
+        *op_literals(product),
         interpreters(product),
         *meta_keys(product),
         progress_aliases(product),

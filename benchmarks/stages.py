@@ -26,7 +26,7 @@ POINTS = (
     ("passes: deduplicate", "normfold.graph.expressions", "deduplicate"),
     ("passes: recompile", "normfold.graph.graph", "Graph.recompile"),
     ("passes: run", "normfold.rewrite.base", "Pass.run"),
-    ("bake", "normfold.graph.bake", "bake"),
+    ("bake", "normfold.rewrite.baker", "bake"),
     ("report", "normfold.report.sites", "site_statuses"),
     ("verify: inputs", "normfold.judge.inputs", "cases"),
     ("verify: float64 forward", "normfold.judge.verifier", "Verifier._float64"),

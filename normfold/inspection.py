@@ -20,22 +20,22 @@ from normfold.graph.capture import dynamic_axes, quiet
 from normfold.graph.evaluation import Evaluator
 from normfold.graph.fresh import fresh
 from normfold.graph.graph import op_name
-from normfold.graph.ops import Kind, kind_of, operands, producer
 from normfold.graph.provenance import module_path
 from normfold.graph.refusal import DOCTOR, drafted
-from normfold.graph.spaces import spaces
 from normfold.graph.text import graph_text
 from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.types import Loaded
+from normfold.ops.table import Kind, kind_of, operands, producer
 from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
 from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
 from normfold.rewrite import Effect, Pass, parse
 from normfold.rewrite.registry import find
+from normfold.spaces.spaces import spaces
 from normfold.targets.environment import environment
 
 __all__ = [

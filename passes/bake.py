@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normfold.graph import Graph
-from normfold.graph.bake import bake
 from normfold.report import Applied, PassReport
 from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
+from normfold.rewrite.baker import bake
 
 
 @dataclass(frozen=True)

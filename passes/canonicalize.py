@@ -22,11 +22,11 @@ from normfold.graph.custom_ops import channel_affine
 from normfold.graph.expressions import is_static
 from normfold.graph.facts import Fact
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
-from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
 from normfold.graph.sites import AffineOf, NormOf
 from normfold.graph.states import State
 from normfold.graph.statistics import Statistics, set_statistics, statistics_of
+from normfold.ops.table import norm_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.handwritten import (
     ARITHMETIC,
@@ -40,12 +40,6 @@ from normfold.rewrite.selection import read_directly, selection_of, takes_all
 
 aten = torch.ops.aten
 _RESHAPES = {"view", "_unsafe_view"}
-# What decomposed programs hold, and the op that users write.
-_PLAIN = {
-    "native_layer_norm": aten.layer_norm.default,
-    "native_group_norm": aten.group_norm.default,
-    "_fused_rms_norm": aten.rms_norm.default,
-}
 
 
 @dataclass(frozen=True)
@@ -75,16 +69,17 @@ class Canonicalize(Pass):
             name = op_name(node)
             if facts.get(node, Seen):
                 continue
-            if name in BATCH_NORM_OPS and is_static(node):
+            norm = norm_of(node)
+            if norm_of(node, "batch") and is_static(node):
                 yield Match(node, (namer.site(node, "weight-standardisation"),), "expression")
             elif is_static(node):
                 continue
-            elif name in BATCH_NORM_OPS:
+            elif norm_of(node, "batch"):
                 yield Match(node, (namer.site(node, "batch-norm"),), "batch-norm")
             elif name == "instance_norm" and not argument(node, "use_input_stats"):
                 yield Match(node, (namer.site(node, "instance-norm"),), "batch-norm")
-            elif name in NORM_OPS and not _is_core(node):
-                kind = NORM_OPS[name] if one_group(node) is None else "layer-norm"
+            elif norm is not None and not _is_core(node):
+                kind = norm.kind if one_group(node) is None else "layer-norm"
                 yield Match(node, (namer.site(node, kind),), "norm")
             elif (found := recognise(node)) is not None:
                 yield Match(node, (namer.site(node, found.kind),), "hand-written")
@@ -212,7 +207,8 @@ def _adopt(affine: fx.Node, old: fx.Node, sites: tuple[Site, ...], rewriter: Rew
 
 def _plain(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     """The norm with one result, unless another op reads the mean and deviation beside it."""
-    op = _PLAIN.get(op_name(node))
+    norm = norm_of(node)
+    op = getattr(aten, norm.plain).default if norm is not None and norm.plain else None
     results = list(node.users)
     if op is None or any(user.args[1] != 0 for user in results):
         return node
@@ -230,7 +226,7 @@ def _native(name: str) -> str:
 
 
 def _over_last(node: fx.Node) -> bool:
-    return NORM_OPS[op_name(node)] in ("layer-norm", "rms-norm")
+    return norm_of(node, "shape") is not None
 
 
 def _spans_axes(node: fx.Node) -> bool:

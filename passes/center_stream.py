@@ -17,13 +17,13 @@ import torch
 from torch import fx
 
 from normfold.graph import Graph, facts
-from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
-from normfold.graph.groups import Centred
-from normfold.graph.ops import NORM_OPS, producer
 from normfold.graph.sites import NormOf, norm_sites
 from normfold.graph.states import State
+from normfold.ops import groups as grouping
+from normfold.ops.groups import Centred
+from normfold.ops.table import norm_of, producer
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
@@ -70,7 +70,7 @@ class CenterStream(Pass):
             elif op_name(node) == "layer_norm" and norm_sites(node) and node not in centering.norms:
                 text = "its width differs at run time"
                 yield Match(node, norm_sites(node), Decline(Reason.NOT_PER_CHANNEL, node, text))
-            elif NORM_OPS.get(op_name(node)) == "group-norm" and not is_static(node):
+            elif _is_group_norm(node) and not is_static(node):
                 yield Match(node, norm_sites(node), Decline(Reason.SPANS_TOKENS, node))
         for stream in found:
             sites = tuple(site for norm in stream.norms for site in norm_sites(norm))
@@ -121,6 +121,11 @@ class CenterStream(Pass):
             facts.put(new, NormOf(norm_sites(norm)))
             rewriter.record(f"{norm.name}: rms_norm")
             rewriter.replace(norm, new)
+
+
+def _is_group_norm(node: fx.Node) -> bool:
+    norm = norm_of(node)
+    return norm is not None and norm.kind == "group-norm"
 
 
 def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> None:

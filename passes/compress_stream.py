@@ -16,9 +16,9 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from normfold.graph import Graph
-from normfold.graph.groups import centred_groups
 from normfold.graph.sites import norm_sites
 from normfold.graph.states import State
+from normfold.ops.groups import centred_groups
 from normfold.report import Warned
 from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.basis import Basis

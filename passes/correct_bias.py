@@ -22,9 +22,9 @@ from normfold.graph import Graph
 from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.integers import quantized_weight, weighted
 from normfold.graph.intervals import mean_shift, measured_mean
-from normfold.graph.ops import linear_of
+from normfold.ops.integers import quantized_weight, weighted
+from normfold.ops.linear import linear_of
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from normfold.graph import Graph
-from normfold.graph.integers import weighted
-from normfold.graph.layout import LayoutError
-from normfold.graph.ops import linear_of
+from normfold.ops.integers import weighted
+from normfold.ops.layout import LayoutError
+from normfold.ops.linear import linear_of
 from normfold.report import PassReport
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import into_output

@@ -19,13 +19,14 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import fx
 
-from normfold.graph import Graph, facts, layout
+from normfold.graph import Graph, facts
 from normfold.graph.expressions import is_static
 from normfold.graph.facts import Fact
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.ops import NORM_OPS
 from normfold.graph.sites import affine_sites
 from normfold.graph.states import State
+from normfold.ops import layout
+from normfold.ops.table import norm_of
 from normfold.report import Warned
 from normfold.rewrite import Between, Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
@@ -227,7 +228,7 @@ class _Attempt:
     @property
     def _of_norm(self) -> bool:
         """True for the gain and bias of a norm that stays, where they cost nothing."""
-        return op_name(self.x) in NORM_OPS
+        return norm_of(self.x, "shape", "channels") is not None
 
     def warnings(self, match: Match) -> tuple[Warned, ...]:
         if self.scale is None:

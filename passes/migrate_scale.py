@@ -21,8 +21,8 @@ from normfold.graph.custom_ops import channel_affine
 from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
 from normfold.graph.sites import norm_sites
+from normfold.ops.layout import LayoutError
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.balance import into_readers, largest_read
 from normfold.rewrite.flow import Blocked

@@ -18,10 +18,11 @@ from torch import fx
 from normfold.graph import Graph
 from normfold.graph.expressions import evaluate
 from normfold.graph.graph import op_name
-from normfold.graph.integer_ops import dequantize, quantize, simulate
-from normfold.graph.integers import Plan, plan
-from normfold.graph.intervals import bounds, range_of
-from normfold.graph.ops import Linear, linear_of
+from normfold.graph.intervals import range_of
+from normfold.ops.integer_ops import dequantize, quantize, simulate
+from normfold.ops.integers import Plan, plan
+from normfold.ops.linear import Linear, linear_of
+from normfold.ops.table import bounds
 from normfold.report import PassReport
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.integers import IntegerForms

@@ -16,9 +16,9 @@ import torch
 from normfold.graph import Graph
 from normfold.graph.expressions import evaluate
 from normfold.graph.grids import to_grid
-from normfold.graph.integer_ops import dynamic_matmul
-from normfold.graph.integers import quantized_weight, weighted
-from normfold.graph.ops import Linear
+from normfold.ops.integer_ops import dynamic_matmul
+from normfold.ops.integers import quantized_weight, weighted
+from normfold.ops.linear import Linear
 from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
 
 aten = torch.ops.aten

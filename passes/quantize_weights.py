@@ -17,8 +17,6 @@ import torch
 from normfold.graph import Graph
 from normfold.graph.expressions import evaluate
 from normfold.graph.grids import Grid, to_grid
-from normfold.graph.integer_ops import dequantize
-from normfold.graph.integers import mean_of_product, quantized_weight, weighted
 from normfold.graph.intervals import (
     mean_shift,
     measured_mean,
@@ -26,8 +24,10 @@ from normfold.graph.intervals import (
     note_mean_shift,
     read_mean,
 )
-from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
+from normfold.ops.integer_ops import dequantize
+from normfold.ops.integers import mean_of_product, quantized_weight, weighted
+from normfold.ops.linear import Linear
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten

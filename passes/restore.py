@@ -16,9 +16,9 @@ from torch import fx
 
 from normfold.graph import Graph, facts
 from normfold.graph.graph import argument, argument_index, op_name, shape_of
-from normfold.graph.ops import NORM_OPS
 from normfold.graph.sites import AffineOf, affine_sites
 from normfold.graph.states import State
+from normfold.ops.table import norm_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ class Restore(Pass):
         x, scale, shift, dim = match.node.args
         assert isinstance(x, fx.Node) and isinstance(dim, int)
         if _takes_back(x, match.node, dim, scale):
-            whole = shift is None or NORM_OPS[op_name(x)] != "rms-norm"
+            whole = shift is None or _has_bias(x)
             text = "back into its norm" if whole else "gain back into its norm, bias added"
             return match.planned("norm" if whole else "gain", text)
         full = scale is not None and shift is not None
@@ -66,7 +66,7 @@ class Restore(Pass):
         if match.plan in ("norm", "gain"):
             rewriter.set_argument(x, argument_index(x, "weight"), scale)
         if match.plan == "norm":
-            if NORM_OPS[op_name(x)] != "rms-norm":
+            if _has_bias(x):
                 rewriter.set_argument(x, argument_index(x, "bias"), shift)
             rewriter.replace(node, x)
         elif match.plan == "batch-norm":
@@ -79,16 +79,17 @@ class Restore(Pass):
 
 
 def _takes_back(x: fx.Node, affine: fx.Node, dim: int, scale: object) -> bool:
-    name = op_name(x)
-    if name not in NORM_OPS or len(x.users) != 1 or name.startswith(("native", "_fused")):
+    norm = norm_of(x, "shape", "channels")
+    if norm is None or norm.plain or len(x.users) != 1 or (scale is None and not _has_bias(x)):
         return False
-    if scale is None and NORM_OPS[name] == "rms-norm":
+    if norm.over == "shape" and len(argument(x, "normalized_shape")) != 1:
         return False
-    over_last = NORM_OPS[name] in ("layer-norm", "rms-norm")
-    if over_last and len(argument(x, "normalized_shape")) != 1:
-        return False
-    own = len(shape_of(x)) - 1 if over_last else 1
+    own = len(shape_of(x)) - 1 if norm.over == "shape" else 1
     return dim == own and affine in x.users
+
+
+def _has_bias(norm: fx.Node) -> bool:
+    return any(spec.name == "bias" for spec in norm.target._schema.arguments)  # type: ignore[union-attr]
 
 
 def _was_batch_norm(match: Match) -> bool:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.graph.evaluation import Domain
 from normfold.graph.graph import argument, op_name
-from normfold.graph.squares import summed
+from normfold.ops.squares import summed
 
 _HALF = (torch.float16, torch.bfloat16)
 _STEPWISE = {"layer_norm", "rms_norm", "group_norm", "instance_norm"}

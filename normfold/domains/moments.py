@@ -21,24 +21,12 @@ from normfold.graph.evaluation import Domain
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, concrete, op_name, shape_of
 from normfold.graph.intervals import Interval
-from normfold.graph.ops import (
-    BATCH_NORM_OPS,
-    NORM_OPS,
-    Kind,
-    is_tuple,
-    kind_of,
-    linear_of,
-    operands,
-    reads_shape_only,
-)
 from normfold.graph.statistics import Statistics, statistics_of
+from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, is_tuple, kind_of, norm_of, operands, reads_shape_only, row_of
 
 DEVIATIONS = 6.0  # how far from its mean a value may be: ranges that real data fill
 _POINTS = 49
-_FUNCTIONS = """relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu selu celu mish softplus
-    log_sigmoid softsign threshold clamp clamp_min clamp_max exp abs square leaky_relu neg sqrt pow"""
-_ELEMENTWISE = frozenset(_FUNCTIONS.split())
-_PER_CHANNEL = {"group-norm", "instance-norm"}  # gain and bias stand along axis 1
 
 
 @dataclass(frozen=True)
@@ -144,7 +132,7 @@ class OfMoments(Domain):
             return self._moved(n) if set(carriers) <= set(operands(n)) else None
         if len(carriers) > 1:
             return None
-        if name in _ELEMENTWISE:
+        if row_of(n).pointwise:
             x = self.env[carriers[0]].map(lambda part: part.expand(shape_of(n)))
             return _integrated(lambda part: self._executed(n, {carriers[0]: part}), x)
         if kind is Kind.LINEAR:
@@ -153,7 +141,7 @@ class OfMoments(Domain):
             return None
         if kind is Kind.AFFINE or _is_affine_norm(n):
             return _first(n, self._affine(n))
-        if name in NORM_OPS:
+        if norm_of(n, "shape", "channels"):
             return _first(n, self._normalised(n))
         return None
 
@@ -177,7 +165,7 @@ class OfMoments(Domain):
         gain, bias = (argument(n, key) if key in names else None for key in ("weight", "bias"))
         scale = self.env[gain] if gain is not None else torch.ones(())
         shift = self.env[bias] if bias is not None else torch.zeros(())
-        if NORM_OPS[op_name(n)] in _PER_CHANNEL:
+        if norm_of(n, "channels"):  # gain and bias stand along axis 1
             scale, shift = (along(x, 1, len(shape)) if x.dim() else x for x in (scale, shift))
         return normal(shift.expand(shape), (scale**2).expand(shape))
 
@@ -310,7 +298,7 @@ def _is_affine_norm(n: fx.Node) -> bool:
     """True for a norm whose statistics are constants."""
     if op_name(n) == "instance_norm":
         return not argument(n, "use_input_stats")
-    return op_name(n) in BATCH_NORM_OPS and not argument(n, "training", False)
+    return norm_of(n, "batch") is not None and not argument(n, "training", False)
 
 
 def _first(n: fx.Node, x: Moments) -> Any:

@@ -9,7 +9,6 @@ from torch import Tensor, fx
 
 from normfold.graph import facts
 from normfold.graph.facts import Fact
-from normfold.graph.graph import argument, op_name
 
 
 @dataclass(frozen=True)
@@ -64,33 +63,6 @@ def set_range(node: fx.Node, found: Interval) -> None:
 def range_of(node: fx.Node) -> Interval | None:
     """The value range of the tensor of ``node``, if it was measured or derived."""
     return facts.get(node, Interval)
-
-
-def bounds(node: fx.Node) -> Interval:
-    """The range of an op's result for any input: 0 to 1 for a sigmoid."""
-    infinity = float("inf")
-    match op_name(node):
-        case "relu":
-            return Interval(0.0, infinity)
-        case "relu6":
-            return Interval(0.0, 6.0)
-        case "sigmoid" | "softmax" | "_softmax" | "hardsigmoid":
-            return Interval(0.0, 1.0)
-        case "tanh":
-            return Interval(-1.0, 1.0)
-        case "hardtanh":
-            return Interval(float(argument(node, "min_val")), float(argument(node, "max_val")))
-        case "clamp":
-            low, high = argument(node, "min"), argument(node, "max")
-            if not all(isinstance(end, (int, float, type(None))) for end in (low, high)):
-                return EVERYTHING
-            return Interval(
-                -infinity if low is None else float(low), infinity if high is None else float(high)
-            )
-        case "clamp_min" if isinstance(argument(node, "min"), (int, float)):
-            return Interval(float(argument(node, "min")), infinity)
-        case _:
-            return EVERYTHING
 
 
 def measured_mean(node: fx.Node) -> Tensor | None:

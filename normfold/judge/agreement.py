@@ -16,7 +16,8 @@ from normfold.data.metrics import Comparison
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name
-from normfold.graph.ops import Kind, kind_of, linear_of
+from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, kind_of
 from normfold.report.quantization import lost
 from normfold.report.verdict import AgreementCheck, Budget
 

@@ -7,20 +7,10 @@ from torch import fx
 from normfold.domains.moments import Moments, OfMoments
 from normfold.graph import Graph
 from normfold.graph.evaluation import Evaluator
-from normfold.graph.graph import op_name
-from normfold.graph.integers import weighted
-from normfold.graph.intervals import Interval, bounds, note_read_mean
-from normfold.graph.ops import (
-    NORM_OPS,
-)
+from normfold.graph.intervals import Interval, note_read_mean
 from normfold.graph.statistics import statistics_of
-
-DEVIATIONS = 6.0  # how far from its mean a value may be: ranges that real data fill
-_POINTS = 49
-_FUNCTIONS = """relu relu6 gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu selu celu mish softplus
-    log_sigmoid softsign threshold clamp clamp_min clamp_max exp abs square leaky_relu neg sqrt pow"""
-_ELEMENTWISE = frozenset(_FUNCTIONS.split())
-_PER_CHANNEL = {"group-norm", "instance-norm"}  # gain and bias stand along axis 1
+from normfold.ops.integers import weighted
+from normfold.ops.table import bounds, norm_of
 
 
 def moments(graph: Graph, inputs: Interval | None = None) -> dict[fx.Node, Moments]:
@@ -58,7 +48,9 @@ def assumed(graph: Graph) -> set[fx.Node]:
     """Tensors whose range rests on the assumption that a LayerNorm or RMSNorm gives a normal distribution."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        rests = op_name(node) in NORM_OPS or any(part in found for part in node.all_input_nodes)
+        rests = norm_of(node, "shape", "channels") or any(
+            part in found for part in node.all_input_nodes
+        )
         if rests and statistics_of(node) is None:
             found.add(node)
     return found

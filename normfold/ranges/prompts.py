@@ -10,7 +10,7 @@ from normfold.errors import UsageError
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.ops import operands
+from normfold.ops.table import operands
 
 _COUNT = 64
 

@@ -15,8 +15,9 @@ from normfold.domains.placed import Placed
 from normfold.graph import Graph
 from normfold.graph.evaluation import Evaluator
 from normfold.graph.expressions import is_static
-from normfold.graph.intervals import Interval, bounds, note_mean, range_of, set_range
-from normfold.graph.ops import linear_of
+from normfold.graph.intervals import Interval, note_mean, range_of, set_range
+from normfold.ops.linear import linear_of
+from normfold.ops.table import bounds
 from normfold.target import Grids
 
 # a measured interval this much wider or narrower than the derived one is reported

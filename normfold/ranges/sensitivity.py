@@ -17,9 +17,9 @@ from normfold.graph import Graph
 from normfold.graph.evaluation import Domain, Evaluator
 from normfold.graph.expressions import evaluate
 from normfold.graph.grids import Rounding, to_grid
-from normfold.graph.integers import weighted
-from normfold.graph.ops import Linear
 from normfold.graph.provenance import module_path
+from normfold.ops.integers import weighted
+from normfold.ops.linear import Linear
 from normfold.progress import Listener, Progress, silent
 
 

@@ -9,8 +9,8 @@ from torch import fx
 from normfold.graph import Graph, Site
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
-from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.sites import affine_sites, norm_sites
+from normfold.ops.table import BATCH_NORM_OPS, NORM_OPS, norm_of
 from normfold.report import Declined, PassReport, SiteStatus
 
 
@@ -49,7 +49,8 @@ def _status(
     if site.path in running:
         node = running[site.path]
         whole = site.path in carried or _has_affine(node)
-        if site.kind != "rms-norm" and NORM_OPS.get(op_name(node)) != site.kind:
+        norm = norm_of(node, "shape", "channels")
+        if site.kind != "rms-norm" and (norm is None or norm.kind != site.kind):
             detail = "RMSNorm, affine kept" if whole else "RMSNorm, no affine left"
             return SiteStatus(site.path, site.kind, "converted", "", detail, site.line)
         detail = "affine kept" if whole else "no affine left"

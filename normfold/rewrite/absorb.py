@@ -20,8 +20,8 @@ from torch import Tensor, fx
 
 from normfold.graph import custom_ops, facts
 from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
-from normfold.graph.ops import Linear, linear_of, pads_with_zeros
 from normfold.graph.statistics import statistics_of
+from normfold.ops.linear import Linear, linear_of, pads_with_zeros
 from normfold.report.reasons import Reason
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible
 from normfold.rewrite.rewriter import Rewriter

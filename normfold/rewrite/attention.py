@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from normfold.graph import layout
 from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.ops import Kind, kind_of, operands
+from normfold.ops import layout
+from normfold.ops.layout import LayoutError
+from normfold.ops.table import Kind, kind_of, operands
 
 
 def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import Graph, layout
+from normfold.graph import Graph
 from normfold.graph.expressions import evaluate
 from normfold.graph.graph import shape_of
-from normfold.graph.ops import Linear
+from normfold.ops import layout
+from normfold.ops.linear import Linear
 from normfold.rewrite.absorb import Edit, linear_weight
 from normfold.rewrite.flow import Coefficient, Flow, Vector, along
 from normfold.rewrite.rewriter import Rewriter

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import groups as grouping
-from normfold.graph import layout
 from normfold.graph.expressions import is_static, sharers
 from normfold.graph.graph import Graph, argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.ops import NORM_OPS, Kind, kind_of, operands, reads_shape_only, uses
+from normfold.ops import groups as grouping
+from normfold.ops import layout
+from normfold.ops.layout import LayoutError
+from normfold.ops.table import Kind, kind_of, norm_of, operands, reads_shape_only, uses
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.closure import Closure
@@ -309,7 +309,7 @@ def _no_writer(node: fx.Node) -> Obstacle:
     if kind_of(node) is Kind.AFFINE:
         (source,) = operands(node)
         residual = next((user for user in node.users if kind_of(user) is Kind.ADD), None)
-        if op_name(source) not in NORM_OPS:
+        if not norm_of(source, "shape", "channels"):
             return Obstacle(
                 Reason.WRITER_FIXED, node, "a gain per channel that could not be folded"
             )

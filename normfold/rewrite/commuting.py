@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import groups as grouping
-from normfold.graph import layout
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.mixing import mixed, through_mix
-from normfold.graph.ops import Kind, kind_of, operands
+from normfold.ops import groups as grouping
+from normfold.ops import layout
+from normfold.ops.layout import LayoutError
+from normfold.ops.mixing import mixed, through_mix
+from normfold.ops.table import Kind, kind_of, operands
 from normfold.rewrite.writers import writer_of
 
 Part = tuple[fx.Node, Tensor]

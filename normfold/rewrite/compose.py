@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import Site, custom_ops, facts, layout
+from normfold.graph import Site, custom_ops, facts
 from normfold.graph.graph import shape_of
 from normfold.graph.sites import AffineOf, affine_sites
+from normfold.ops import layout
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, fx
 
 from normfold.graph import facts
-from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.mixing import mixed
-from normfold.graph.ops import Kind, is_tuple, kind_of, operands, producer, uses
 from normfold.graph.sites import NormOf, norm_sites
+from normfold.ops import groups as grouping
+from normfold.ops.layout import LayoutError
+from normfold.ops.mixing import mixed
+from normfold.ops.table import Kind, is_tuple, kind_of, operands, producer, uses
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.basis import Basis

@@ -7,17 +7,10 @@ import math
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import layout
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.ops import (
-    BATCH_NORM_OPS,
-    KINDS,
-    NONLINEAR_OPS,
-    NORM_OPS,
-    operands,
-    producer,
-    zero_pad_of,
-)
+from normfold.ops import layout
+from normfold.ops.linear import zero_pad_of
+from normfold.ops.table import Kind, operands, producer, row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.flow import Blocked, Flow
@@ -27,12 +20,12 @@ def blocked_by(node: fx.Node) -> Blocked:
     """Why an op that the table does not let through stops an affine."""
     if node.op == "placeholder":
         return Blocked(Reason.NETWORK_INPUT, node)
-    name = op_name(producer(node))
-    if name in NORM_OPS or name in BATCH_NORM_OPS:
+    row = row_of(producer(node))
+    if row.norm is not None:
         return Blocked(Reason.NONLINEAR, node, "another norm")
-    if name in NONLINEAR_OPS or name in KINDS:
+    if row.nonlinear or row.kind is not Kind.STOP:
         return Blocked(Reason.NONLINEAR, node)
-    return Blocked(Reason.UNKNOWN_OP, node, f"`{name}`")
+    return Blocked(Reason.UNKNOWN_OP, node, f"`{op_name(producer(node))}`")
 
 
 def for_operand(flow: Flow, operand: fx.Node) -> Flow:

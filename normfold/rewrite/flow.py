@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import layout
 from normfold.graph.graph import Graph
+from normfold.ops import layout
 from normfold.report.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter
 

@@ -12,8 +12,8 @@ from torch import fx
 from normfold.graph import Graph, facts
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.integer_ops import global_pool
 from normfold.graph.intervals import Interval, set_range
+from normfold.ops.integer_ops import global_pool
 from normfold.rewrite.base import Match, Pass
 from normfold.rewrite.rewriter import Rewriter
 

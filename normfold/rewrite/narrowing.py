@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.mixing import through_mix
-from normfold.graph.ops import Kind, Use, kind_of, linear_of, operands, producer
+from normfold.ops import groups as grouping
+from normfold.ops.linear import linear_of
+from normfold.ops.mixing import through_mix
+from normfold.ops.table import Kind, Use, kind_of, operands, producer
 from normfold.rewrite.writers import writer_of
 
 # ops that take the sizes of the result as argument 1, that name no sizes, and that move along one axis

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, fx
 
 from normfold.graph import Graph, facts
-from normfold.graph import groups as grouping
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.graph.integers import StaysFloat
-from normfold.graph.layout import LayoutError
-from normfold.graph.ops import is_tuple
+from normfold.ops import groups as grouping
+from normfold.ops.integers import StaysFloat
+from normfold.ops.layout import LayoutError
+from normfold.ops.table import is_tuple
 from normfold.rewrite.basis import Basis, Emit, Name
 from normfold.rewrite.narrowing import one_axis, parts_of
 from normfold.rewrite.rewriter import Rewriter

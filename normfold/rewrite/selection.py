@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from normfold.graph.graph import argument, is_symbolic, op_name
-from normfold.graph.ops import operands
 from normfold.graph.provenance import copy_provenance
+from normfold.ops.table import operands
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten

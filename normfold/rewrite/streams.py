@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from normfold.graph.ops import Kind, kind_of
+from normfold.ops.table import Kind, kind_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.centering import (

@@ -14,23 +14,14 @@ from itertools import chain
 import torch
 from torch import fx
 
-from normfold.graph import Site, layout
+from normfold.graph import Site
 from normfold.graph.expressions import is_static, sharers
 from normfold.graph.graph import Graph, argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.mixing import keeps_constants, mixed, through_mix
-from normfold.graph.ops import (
-    NORM_OPS,
-    Kind,
-    Linear,
-    kind_of,
-    linear_of,
-    operands,
-    producer,
-    reads_shape_only,
-    uses,
-    zero_pad_of,
-)
+from normfold.ops import layout
+from normfold.ops.layout import LayoutError
+from normfold.ops.linear import Linear, linear_of, zero_pad_of
+from normfold.ops.mixing import keeps_constants, mixed, through_mix
+from normfold.ops.table import Kind, kind_of, norm_of, operands, producer, reads_shape_only, uses
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_input, into_output, restated
 from normfold.rewrite.attention import rows_sum_to_one
@@ -383,7 +374,7 @@ class Transport:
         while kind_of(value) is Kind.MOVE and len(operands(value)) == 1:
             value = operands(value)[0]
         biased = kind_of(value) is Kind.AFFINE and value.args[2] is not None
-        if not biased or op_name(operands(value)[0]) not in NORM_OPS:
+        if not biased or not norm_of(operands(value)[0], "shape", "channels"):
             return False
         before = set(self._pulled)
         try:

@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 from normfold.graph import Graph, capture
 from normfold.graph.expressions import evaluate
 from normfold.graph.graph import shape_of
-from normfold.graph.integer_ops import dequantize, quantize
-from normfold.graph.integers import weighted
 from normfold.graph.intervals import Interval, set_range
-from normfold.graph.ops import Linear, linear_of
+from normfold.ops.integer_ops import dequantize, quantize
+from normfold.ops.integers import weighted
+from normfold.ops.linear import Linear, linear_of
 from normfold.progress import Listener, Progress, silent
 from normfold.ranges.mixed import FLOAT, pipeline
 from normfold.ranges.sensitivity import Layer

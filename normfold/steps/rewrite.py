@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from normfold.errors import UsageError
 from normfold.graph import Graph
-from normfold.graph.bake import bake
 from normfold.job import Rewrite
 from normfold.judge import Verifier
 from normfold.progress import Listener, Progress, silent
@@ -18,6 +17,7 @@ from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
 from normfold.rewrite import Effect, Pass, parse, run_pipeline
+from normfold.rewrite.baker import bake
 from normfold.steps.work import Work
 
 Verify = Literal["final", "each", "off"]

@@ -16,10 +16,9 @@ from torch import Tensor, fx, nn
 from normfold.graph import Graph
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
-from normfold.graph.ops import BATCH_NORM_OPS, NORM_OPS
 from normfold.graph.provenance import call_path
+from normfold.ops.table import norm_of
 from normfold.targets.places import (
-    PASSING,
     Affine,
     Left,
     Place,
@@ -27,6 +26,7 @@ from normfold.targets.places import (
     computes,
     inside,
     is_tensor,
+    passes,
     plain_name,
 )
 from normfold.targets.slots import Slots, arguments, own, refusal
@@ -79,12 +79,12 @@ class Attribution:
                 twin = None
             if twin is not None:
                 theirs.add(node.name)
-            if name in BATCH_NORM_OPS or name in NORM_OPS:
+            if norm_of(node):
                 self._place(node).cores.append(node)
                 if twin is not None:
                     self._place(twin).left.append(twin)
             elif twin is not None:
-                if name not in PASSING:
+                if not passes(node):
                     self._place(node).stays = True
                 self.slots.pair(node, twin)
             elif any(is_static(value) for value in arguments(node).values()):
@@ -92,14 +92,14 @@ class Attribution:
             elif name == "add" and len(node.all_input_nodes) == 2:
                 self._merged(node)
         for node in mine.values():
-            if node.name not in theirs and op_name(node) not in PASSING:
+            if node.name not in theirs and not passes(node):
                 self._place(node).left.append(node)
 
     def _merged(self, node: fx.Node) -> None:
         """A sum that is not there any more: one of its branches, a batch norm alone, adds nothing."""
         for source in node.all_input_nodes:
             core = source.args[0] if op_name(source) == "getitem" else source
-            if isinstance(core, fx.Node) and op_name(core) in BATCH_NORM_OPS:
+            if isinstance(core, fx.Node) and norm_of(core, "batch"):
                 self.zero.add(core)
                 return
         raise refusal(
@@ -121,7 +121,7 @@ class Attribution:
         if became and self._kind(place, core) != "rms-norm":
             assert left.core is not None
             self._became_rms(place, left)
-        elif core is not None and op_name(core) in BATCH_NORM_OPS:
+        elif core is not None and norm_of(core, "batch"):
             self._batch_norm(core, left.affine)
             self._arithmetic(place, Affine())
         elif core is not None and left.core is None:
@@ -136,7 +136,8 @@ class Attribution:
 
     def _kind(self, place: Place, core: fx.Node | None) -> str:
         if core is not None:
-            return NORM_OPS.get(op_name(core), "batch-norm")
+            norm = norm_of(core)
+            return norm.kind if norm is not None else "batch-norm"
         site = self.result.sites.get(place.path) or self.result.sites.get(place.module)
         return "" if site is None else site.kind
 
@@ -148,7 +149,7 @@ class Attribution:
             if twin is not None:
                 single = Place(place.path, [core], [], [twin])
                 self._norm(core, Left(single, self.slots).affine)
-            elif op_name(core) in BATCH_NORM_OPS:
+            elif norm_of(core, "batch"):
                 self._batch_norm(core, Affine())
             else:
                 raise refusal(

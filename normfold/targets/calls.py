@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from normfold.graph import facts
+from normfold.graph.facts import Fact
 from normfold.graph.graph import op_name
 from normfold.graph.provenance import copy_provenance
+
+
+@dataclass(frozen=True)
+class WrittenFor(Fact):
+    """The op and the name of a node by which a user knows this one."""
+
+    of_numbers: ClassVar[bool] = False
+    op: str
+    name: str
 
 
 def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
     """A call with its fake value, at the graph's insertion point, with the provenance of ``origin``.
 
-    ``normfold_written_for`` in its meta has the op and the name of ``origin``, by which a user knows it.
+    It is `WrittenFor` ``origin``.
     """
     node = graph.call_function(target, args)
     values = fx.map_arg(args, lambda source: source.meta["val"])
     with origin.meta["val"].fake_mode, torch.no_grad():
         node.meta["val"] = target(*values)
-    node.meta["normfold_written_for"] = (op_name(origin), origin.name)
+    facts.put(node, WrittenFor(op_name(origin), origin.name))
     copy_provenance(origin, node)
     node.meta.setdefault(
         "nn_module_stack", {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from normfold.graph.integer_ops import dequantize, dynamic_matmul, global_pool, quantize
+from normfold.ops.integer_ops import dequantize, dynamic_matmul, global_pool, quantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.graph.evaluation import Evaluator
-from normfold.graph.graph import argument, op_name
-from normfold.graph.squares import NORMS, count, summed
+from normfold.graph.graph import argument
+from normfold.ops.squares import count, summed
+from normfold.ops.table import norm_of
 
 # Below it a value stands for minus infinity: masks are filled with the least number of their dtype, or -1e9.
 MASKED = -1e8
@@ -80,7 +81,7 @@ def _inside(node: fx.Node, x: Any) -> Extent:
     x, dims = found
     low, high = (float(bound) for bound in torch.aminmax(x))
     square = max(-low, high) ** 2
-    if op_name(node) not in NORMS:  # these divide by nothing
+    if norm_of(node, "shape", "channels") is None:  # these divide by nothing
         return Extent(square=square)
     eps = argument(node, "eps")
     eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else float(eps)

@@ -9,13 +9,14 @@ from torch import Tensor, fx
 
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, op_name
-from normfold.graph.ops import BATCH_NORM_OPS, KINDS, NORM_OPS, Kind
 from normfold.graph.provenance import module_path
+from normfold.ops.table import Kind, norm_of, row_of
 from normfold.targets.slots import Slots, arguments, own, refusal
 
-PASSING = {"getitem", "sym_size", "identity"} | {
-    name for name, kind in KINDS.items() if kind is Kind.MOVE
-}
+
+def passes(node: fx.Node) -> bool:
+    """True for an op that computes nothing: a movement, or a part or a size of what is there."""
+    return row_of(node).kind is Kind.MOVE or op_name(node) in ("getitem", "sym_size")
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Left:
         for node in place.left:
             name = op_name(node)
             vectors = [part for part in arguments(node).values() if is_static(part)]
-            if name in BATCH_NORM_OPS and scale is None and shift is None:
+            if norm_of(node, "batch") and scale is None and shift is None:
                 weight, bias, mean, variance = (
                     slots.result_value(own(node, part))
                     for part in ("weight", "bias", "running_mean", "running_var")
@@ -63,7 +64,7 @@ class Left:
                 scale = (variance + float(argument(node, "eps"))).rsqrt()
                 scale = scale if weight is None else scale * weight
                 shift = -mean * scale if bias is None else bias - mean * scale
-            elif name in NORM_OPS and self.core is None:
+            elif norm_of(node, "shape", "channels") and self.core is None:
                 self.core = node
                 scale, shift = (slots.result_value(own(node, part)) for part in ("weight", "bias"))
             elif name in ("mul", "add") and len(vectors) == 1 and _per_channel(vectors[0]):

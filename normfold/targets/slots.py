@@ -17,8 +17,8 @@ from normfold.errors import ExportError
 from normfold.graph import Graph
 from normfold.graph.expressions import evaluate, fetch, is_static, order
 from normfold.graph.graph import argument, op_name
-from normfold.graph.ops import KINDS, Kind
 from normfold.graph.provenance import module_path
+from normfold.ops.table import Kind, row_of
 from normfold.targets.computed import made_plain
 from normfold.targets.surgery import Surgery
 
@@ -32,7 +32,7 @@ _CREATES = {
     "full_like",
     "scalar_tensor",
 }
-_MOVES = {name for name, kind in KINDS.items() if kind is Kind.MOVE} | _CREATES | {"embedding"}
+_MOVES = _CREATES | {"embedding"}
 _CLOSE = 1e-6  # a solved value, put back into its expression
 
 
@@ -376,7 +376,10 @@ def _sources(expression: fx.Node) -> list[fx.Node]:
 def _only_moves(expression: fx.Node) -> bool:
     parts = [part for part in order(expression, ()) if part.op == "call_function"]
     return all(
-        op_name(part) in _MOVES or not _sources(part) or not part.meta["val"].is_floating_point()
+        row_of(part).kind is Kind.MOVE
+        or op_name(part) in _MOVES
+        or not _sources(part)
+        or not part.meta["val"].is_floating_point()
         for part in parts
         if isinstance(part.meta.get("val"), Tensor)
     )

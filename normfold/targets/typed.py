@@ -19,13 +19,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
+from normfold.graph import facts
 from normfold.graph.expressions import fetch, is_static
 from normfold.graph.graph import Graph, argument, op_name
-from normfold.graph.ops import Kind, kind_of, linear_of, producer, reads_shape_only
 from normfold.graph.provenance import module_path
+from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, kind_of, producer, reads_shape_only
 from normfold.report import Island
 from normfold.targets.attention import write_attention
-from normfold.targets.calls import call, loosen_views
+from normfold.targets.calls import WrittenFor, call, loosen_views
 from normfold.targets.magnitudes import MASKED, Extent, measure
 
 MARGIN = 4.0  # inputs that were not tried may be larger than those that were
@@ -102,7 +104,8 @@ class _Typing:
                     self.wide.add(node)
                 continue
             names = (module_path(node), op_name(node), node.name)
-            known = (*names, *node.meta.get("normfold_written_for", ()))
+            origin = facts.get(node, WrittenFor)
+            known = (*names, origin.op, origin.name) if origin is not None else names
             wanted = {text for text in keep if any(fnmatch.fnmatchcase(n, text) for n in known)}
             unmatched -= wanted
             why = f"kept by `{min(wanted)}`" if wanted else ""

@@ -21,11 +21,11 @@ FILES = {
         "    warmup: float = 0.05\n    many: list = field(default=())\n"
     ),
     "normfold/job/source.py": 'class Source:\n    bits: int = option(4, "More.")\n',
-    "normfold/graph/ops.py": (
-        'MOVES = {Kind.MOVE: "view cat", Kind.MIX: """mean\n    sum"""}\n'
-        'NORMS = {"layer_norm": "a norm", **{name: {0} for name in ["size", "dim"]}}\n'
-        'SET = frozenset("gelu relu".split())\nBATCH = {"batch_norm"}\n\n\ndef f():\n    return "inside"\n'
+    "normfold/ops/table.py": (
+        '_ROWS: tuple[Any, ...] = (\n    ("view cat", Op("sum")),\n    ("mean\\n dim", Op()),\n)\n'
+        'OTHER = ("gelu", 1)\n\n\ndef f():\n    return "inside"\n'
     ),
+    "normfold/ops/moves.py": 'NAMES = ("cat", "dim")\n',
     "normfold/graph/walk.py": (
         'from torch import fx\n\nProgress = Callable[[str], None]\nKEY = "normfold_static"\n\n\n'
         'class Walk(fx.Interpreter):\n    """cat"""\n\n    names = ("cat", "dim", "inside", "cat and mean", "a")\n'
@@ -37,7 +37,7 @@ FILES = {
     ),
     "passes/__init__.py": "\n" * 300,
     "passes/bake.py": f"def g(x):\n    # a comment\n{REPEATED}\n\n    last(x)\n",
-    "passes/restore.py": "x = 1\n" * 2 + "y = 2\n",
+    "passes/restore.py": "x = 1\n" * 2 + "y = 'view'\n",
     "tests/test_long.py": "\n" * 401,
 }
 
@@ -77,10 +77,12 @@ def test_lengths(found: dict[str, house.Count]) -> None:
 
 
 def test_op_names(found: dict[str, house.Count]) -> None:
-    names = "view cat mean sum layer_norm size dim gelu relu batch_norm"
-    assert sorted(house.op_names(ast.parse(FILES[house.OPS]))) == sorted(names.split())
-    assert found["op names outside ops"].value == 3  # "cat" twice, one of them a docstring, "dim"
-    assert found["op names outside ops"].detail == ["1 files", "normfold/graph/walk.py 3"]
+    assert house.op_names(ast.parse(FILES[house.TABLE])) == {"view", "cat", "mean", "dim"}
+    outside = found[
+        "op names outside ops and passes"
+    ]  # "cat" twice, one of them a docstring, "dim"
+    assert outside.detail == ["1 files", "normfold/graph/walk.py 3"]
+    assert found["op names in passes"].detail == ["1 files", "passes/restore.py 1"]
 
 
 def test_interpreters_keys_and_aliases(found: dict[str, house.Count]) -> None:
@@ -109,7 +111,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     found = {count.name: count for count in house.counts(tmp_path)}
     assert found["lines of `execute`"].value is None
     assert str(found["lines of the module of `execute`"]).split()[-2:] == ["`execute`", "-"]
-    assert found["op names outside ops"].detail == [f"there is no {house.OPS}"]
+    assert found["op names outside ops"].detail == [f"there is no {house.TABLE}"]
 
 
 def test_this_tree_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,7 +104,7 @@ def test_the_unbaked_graph_keeps_its_parameters() -> None:
 
 def test_one_expression_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each root is evaluated alone, and nothing keeps its intermediate values."""
-    from normfold.graph import bake as baker
+    from normfold.rewrite import baker
 
     seen = []
     evaluate = expressions.evaluate

@@ -14,10 +14,10 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from normfold.graph import capture
-from normfold.graph import groups as grouping
 from normfold.graph.graph import op_name
-from normfold.graph.layout import LayoutError
-from normfold.graph.ops import Kind, kind_of, operands, producer
+from normfold.ops import groups as grouping
+from normfold.ops.layout import LayoutError
+from normfold.ops.table import Kind, kind_of, operands, producer
 from tests.nets import Compose
 
 SHAPE = (2, 3, 4, 6)

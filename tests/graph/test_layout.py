@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from normfold.graph import layout
 from normfold.graph.graph import shape_of
-from normfold.graph.layout import NONE, LayoutError
-from normfold.graph.ops import Kind, kind_of, operands
+from normfold.ops import layout
+from normfold.ops.layout import NONE, LayoutError
+from normfold.ops.table import Kind, kind_of, operands
 from tests.nets import Compose
 
 Move = Callable[[Tensor], Tensor]

@@ -15,9 +15,9 @@ from normfold.graph import Graph, capture
 from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.ops import BATCH_NORM_OPS
 from normfold.graph.provenance import module_path
 from normfold.graph.text import graph_text
+from normfold.ops.table import BATCH_NORM_OPS
 from normfold.report import Declined, PassReport
 from normfold.rewrite import parse, run_pipeline
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.graph import capture
-from normfold.graph.integers import weighted
-from normfold.graph.ops import linear_of
+from normfold.ops.integers import weighted
+from normfold.ops.linear import linear_of
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.balance import largest
 from tests.nets import Compose, perturb

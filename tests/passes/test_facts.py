@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from normfold.graph import Graph, capture, facts
 from normfold.graph.expressions import is_static
-from normfold.graph.groups import Centred
 from normfold.graph.intervals import Interval
 from normfold.graph.statistics import Statistics
+from normfold.ops.groups import Centred
 from normfold.passes import BUILT_IN
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Encoder, Residual, perturb

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normfold.graph import Graph, capture
 from normfold.graph.expressions import evaluate
-from normfold.graph.integers import quantized_weight, weighted
+from normfold.ops.integers import quantized_weight, weighted
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass

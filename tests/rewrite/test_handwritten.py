@@ -21,8 +21,7 @@ from tests.passes.judge import Outcome, fold, folded, judge, right, untouched
 
 torchvision_shim.install()
 
-EPS = 1e-3  # large enough that forgetting it, or misplacing it, is seen
-EXACT = 1e-12
+EPS, EXACT = 1e-3, 1e-12  # the first so large that forgetting it, or misplacing it, is seen
 IMAGE = (3, 4, 5, 6)
 Moment = Callable[[Tensor, Any], Tensor]
 Root = Callable[[Tensor, Tensor], Tensor]

@@ -23,9 +23,9 @@ from normfold.graph import Graph
 from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name
-from normfold.graph.ops import NORM_OPS
 from normfold.graph.sites import norm_sites
 from normfold.job.presets import preset
+from normfold.ops.table import NORM_OPS
 from normfold.passes.center_stream import CenterStream
 from normfold.report import PassReport
 from normfold.rewrite import parse, run_pipeline

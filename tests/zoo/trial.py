@@ -17,7 +17,7 @@ from normfold.graph import Graph, Site, capture
 from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import op_name, shape_of
-from normfold.graph.ops import BATCH_NORM_OPS
+from normfold.ops.table import BATCH_NORM_OPS
 from normfold.report import Declined
 from normfold.rewrite import parse, run_pipeline
 from tests.zoo.models import Member, build

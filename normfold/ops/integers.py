@@ -11,13 +11,9 @@ from normfold.graph import facts
 from normfold.graph.expressions import is_static
 from normfold.graph.facts import Fact
 from normfold.graph.graph import Graph, op_name, shape_of
-from normfold.graph.intervals import bounds
-from normfold.graph.ops import Kind, Linear, kind_of, linear_of, operands
+from normfold.ops.linear import Linear, linear_of
+from normfold.ops.table import Kind, bounds, kind_of, operands, row_of
 from normfold.target import Grids
-
-_CLIPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min"}
-# the grid of the input serves the output: nothing new is computed
-_SAME_GRID = {"max_pool2d", "max_pool1d"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def integer_arithmetic(linear: Linear) -> bool:
 def fused_output(node: fx.Node) -> fx.Node:
     """The result of an op's kernel: that of the ReLU behind it, if nothing else reads the op."""
     users = list(node.users)
-    if len(users) == 1 and op_name(users[0]) in _CLIPS and bounds(users[0]).low >= 0:
+    if len(users) == 1 and row_of(users[0]).clips and bounds(users[0]).low >= 0:
         return users[0]
     return node
 
@@ -161,7 +157,7 @@ def _activations(node: fx.Node) -> list[fx.Node]:
 
 def _origin(node: fx.Node) -> fx.Node:
     """Where the values of a move come from; the node itself if it computes new ones."""
-    same = kind_of(node) is Kind.MOVE or op_name(node) in _SAME_GRID
+    same = kind_of(node) is Kind.MOVE or row_of(node).same_grid
     sources = _activations(node)
     return sources[0] if same and len(sources) == 1 else node
 

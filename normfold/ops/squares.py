@@ -7,10 +7,8 @@ import math
 from torch import Tensor, fx
 
 from normfold.graph.graph import argument, op_name
+from normfold.ops.table import norm_of
 
-_OVER_SHAPE = {"layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm"}
-_OVER_CHANNELS = {"group_norm", "instance_norm"}
-NORMS = _OVER_SHAPE | _OVER_CHANNELS
 _SPREADS = {"var", "std", "var_mean", "std_mean"}
 _LENGTHS = {"linalg_vector_norm": "ord", "norm": "p"}
 
@@ -23,7 +21,7 @@ def summed(node: fx.Node, x: Tensor) -> tuple[Tensor, list[int]] | None:
         x: its first operand. What comes back is centred where the op centres it, in the type of ``x``.
     """
     name = op_name(node)
-    if name in _OVER_SHAPE:
+    if norm_of(node, "shape"):
         dims = list(range(-len(argument(node, "normalized_shape")), 0))
     elif name == "group_norm":
         x, dims = x.reshape(x.shape[0], int(argument(node, "num_groups")), -1), [-1]

@@ -14,23 +14,13 @@ from enum import IntEnum
 
 from torch import Tensor, fx
 
-from normfold.graph import layout
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import Graph, argument, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.mixing import mixed, through_mix
-from normfold.graph.ops import (
-    BATCH_NORM_OPS,
-    NORM_OPS,
-    Kind,
-    Linear,
-    kind_of,
-    linear_of,
-    operands,
-    producer,
-    reads_shape_only,
-    uses,
-)
+from normfold.ops import layout
+from normfold.ops.layout import LayoutError
+from normfold.ops.linear import Linear, linear_of
+from normfold.ops.mixing import mixed, through_mix
+from normfold.ops.table import Kind, kind_of, norm_of, operands, producer, reads_shape_only, uses
 
 
 class Symmetry(IntEnum):
@@ -166,15 +156,15 @@ def _read(node: fx.Node) -> Symmetry:
         return Symmetry.IDENTITY
     if linear_of(node) is not None:
         return Symmetry.INVERTIBLE
-    norm = NORM_OPS.get(op_name(node))
-    if norm == "layer-norm":
+    norm = norm_of(node, "shape", "channels")
+    if norm is not None and norm.kind == "layer-norm":
         return Symmetry.ORTHOGONAL_FIXING_ONE
-    return Symmetry.ORTHOGONAL if norm == "rms-norm" else _passes(node)
+    return Symmetry.ORTHOGONAL if norm is not None and norm.kind == "rms-norm" else _passes(node)
 
 
 def _passes(node: fx.Node) -> Symmetry:
     """What commutes with an op that works on every feature by itself."""
-    if op_name(producer(node)) in BATCH_NORM_OPS or kind_of(node) is Kind.AFFINE:
+    if norm_of(producer(node), "batch") or kind_of(node) is Kind.AFFINE:
         return Symmetry.DIAGONAL
     return Symmetry.POSITIVE_DIAGONAL if kind_of(node) in _POSITIVE else Symmetry.PERMUTATION
 

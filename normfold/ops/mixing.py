@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from normfold.graph.graph import argument, concrete, op_name, shape_of
-from normfold.graph.layout import LayoutError
-from normfold.graph.ops import Kind, kind_of, operands, producer
+from normfold.ops.layout import LayoutError
+from normfold.ops.table import Kind, kind_of, operands, producer
 
 
 def mix_dims(node: fx.Node, rank: int) -> tuple[list[int], bool]:

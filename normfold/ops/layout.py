@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from normfold.graph.expressions import evaluate, is_static
 from normfold.graph.graph import argument, concrete, op_name, shape_of
-from normfold.graph.ops import operands, producer, uses, zero_pad_of
+from normfold.ops.linear import zero_pad_of
+from normfold.ops.table import operands, producer, uses
 
 NONE = -1
 

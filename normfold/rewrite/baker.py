@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from normfold.graph import facts
 from normfold.graph.expressions import Made, evaluate, fetch, is_static, roots
 from normfold.graph.graph import Graph
-from normfold.graph.ops import Kind, kind_of, linear_of
 from normfold.graph.states import State
+from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, kind_of
 
 _PENDING = "_pending"
 

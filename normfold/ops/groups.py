@@ -17,11 +17,13 @@ from itertools import combinations
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import facts, layout
+from normfold.graph import facts
 from normfold.graph.facts import Fact
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.graph.layout import NONE, LayoutError
-from normfold.graph.ops import operands, producer, zero_pad_of
+from normfold.ops import layout
+from normfold.ops.layout import NONE, LayoutError
+from normfold.ops.linear import zero_pad_of
+from normfold.ops.table import operands, producer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Feature spaces: what a tensor is made of, and who sees it."""
