@@ -29,7 +29,8 @@ from normfold.targets import write
 from normfold.targets.attention import widen_masks, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
-from normfold.targets.integer import pack, translations
+from normfold.targets import integer, numbers
+from normfold.targets.integer import pack
 from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
     write_activations,
@@ -213,7 +214,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
                 optimize=False,
                 opset_version=opset,
                 verbose=False,
-                custom_translation_table=translations(),
+                custom_translation_table=integer.translations() | numbers.translations(),
             )
     finally:
         logger.removeHandler(recorder)
