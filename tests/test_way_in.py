@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import normfold
-from normfold.errors import CaptureError, LoadError, UsageError
+from normfold.errors import CaptureError, ExportError, LoadError, UsageError
 from normfold.graph.outputs import plain
 from tests import way_in_nets as nets
 from tests.nets import perturb
@@ -238,10 +238,28 @@ def test_a_squeeze_keeps_the_batch(tmp_path: Path, axes: tuple[int, ...]) -> Non
     assert differs == (0 in axes or not axes)
     judged = any(item.inputs == "x:1x3x8x8" for check in report.checks for item in check.outputs)
     assert judged != differs
+    hint = [note for note in report.notes if "use `--batch static` for a file of one size" in note]
+    assert bool(hint) == differs
     own = net(torch.randn(1, 3, 8, 8))
     assert (
         session.run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})[0].ndim == own.ndim + differs
     )
+
+
+def test_a_fixed_batch_is_not_free() -> None:
+    with pytest.raises(UsageError, match="`--batch static` and `--dynamic x:0` contradict"):
+        normfold.convert(nets.skip(), batch="static", dynamic=["x:0"], inputs=["1x3x16x32"])
+
+
+def test_what_has_no_form_in_onnx_is_named_with_its_line(tmp_path: Path) -> None:
+    net = perturb(nets.Rolling(), 0)
+    with pytest.raises(ExportError) as caught:
+        converted(net, tmp_path, inputs=["2x6x4"], dynamic=["x:1"])
+    assert "no form in ONNX for `roll`" in str(caught.value)
+    assert "way_in_nets.py:" in str(caught.value)
+    assert "without `--dynamic`" in str(caught.value)
+    session, _ = converted(net, tmp_path, inputs=["2x6x4"])
+    assert error(session, net, torch.randn(3, 6, 4)) < 1e-5
 
 
 def test_sizes_that_are_asked_for(tmp_path: Path) -> None:

@@ -240,6 +240,17 @@ class Squeezing(nn.Module):
         return head
 
 
+class Rolling(nn.Module):
+    """Shifted by half of its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.roll(self.body(x), x.shape[1] // 2, 1)
+
+
 def _made(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return perturb(module, 0)

@@ -179,6 +179,13 @@ class Sizes:
         )
         return values if self.accepts(many) else None
 
+    def words(self, place: int) -> list[str]:
+        """The sizes of an input, those that are free by name."""
+        return [
+            str(size) if isinstance(size, int) else "batch" if size == self.batch else "free"
+            for size in self.shapes[place] or ()
+        ]
+
     @property
     def free(self) -> list[str]:
         """Every free axis besides the batch: ``x:2``."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from normfold.errors import UsageError
 from normfold.job.option import Options, option, options_of, unknown
 
 MODEL_HELP = (
@@ -88,6 +90,15 @@ class Source(Options):
     trust_pickle: bool = option(
         False, "Unpickle without an allow-list: runs whatever the file says.", named=True
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first = next((text for text in self.dynamic if re.search(r":(\d+,)*0\b", text)), None)
+        if self.batch == "static" and first is not None:
+            raise UsageError(
+                f"`--batch static` and `--dynamic {first}` contradict each other",
+                hint="the first axis is the batch, which is free unless it is static: leave one of them out",
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Source:

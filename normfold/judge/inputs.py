@@ -7,7 +7,7 @@ second value that the guards of the capture accept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -101,15 +101,24 @@ def other_sizes(graph: Graph, seed: int = 0) -> Iterator[Case]:
             yield _case(graph, sizes.names, shapes, seed)
 
 
-def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[str, Case]]:
-    """Inputs of which one free size is 1, and where that size is: torch.export takes for granted that none is."""
+def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[Any, Case]]:
+    """Inputs of which one free size is 1, and its symbol: torch.export takes for granted that none is."""
     sizes = Sizes(graph)
     for symbol in sizes.example:
         values = {**sizes.example, symbol: 1}
         shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
-        axes = sizes.axes_of(symbol)
-        if axes and all(size > 0 for shape in shapes for size in shape or ()):
-            yield axes[0], _case(graph, sizes.names, shapes, seed)
+        if sizes.axes_of(symbol) and all(size > 0 for shape in shapes for size in shape or ()):
+            yield symbol, _case(graph, sizes.names, shapes, seed)
+
+
+def is_single(graph: Graph, case: Case, symbols: Collection[Any]) -> bool:
+    """True if one of the symbols is 1 in the inputs of a case."""
+    shapes = Sizes(graph).shapes if symbols else []
+    return any(
+        size in symbols and leaf.shape[axis] == 1
+        for leaf, shape in zip(case.leaves, shapes, strict=False)
+        for axis, size in enumerate(shape or ())
+    )
 
 
 def _accepted(sizes: Sizes, symbol: Any) -> Iterator[int]:
@@ -139,7 +148,7 @@ def asked_sizes(graph: Graph, texts: Sequence[str], seed: int = 0) -> list[Case]
         place = sizes.names.index(name)
         values = sizes.solve(place, spec.shape)
         if values is None:
-            own = "x".join(map(str, sizes.shapes[place] or ()))
+            own = "x".join(sizes.words(place))
             rules = sizes.rules()
             raise UsageError(
                 f"`--try {spec.text}`: the captured network does not take this size",

@@ -42,7 +42,15 @@ from normfold.judge.comparison import (
     parts,
     tensors,
 )
-from normfold.judge.inputs import TYPICAL, Case, asked_sizes, cases, other_sizes, single_sizes
+from normfold.judge.inputs import (
+    TYPICAL,
+    Case,
+    asked_sizes,
+    cases,
+    is_single,
+    other_sizes,
+    single_sizes,
+)
 from normfold.report import Check, OutputCheck
 
 ALGEBRA_TOLERANCE = 1e-10
@@ -77,10 +85,12 @@ class Verifier:
         self.graph, self.seed, self.samples = original, seed, samples
         self.notes: list[str] = []
         own = cases(original, seed, samples)
+        others = self._asked(tries) if tries else self._another_size()
+        singles, left_out = self._single_sizes()
         self.cases = [
-            *own,
-            *(self._asked(tries) if tries else self._another_size()),
-            *self._single_sizes(),
+            *(case for case in own if not is_single(original, case, left_out)),
+            *others,
+            *singles,
         ]
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
@@ -112,12 +122,17 @@ class Verifier:
             )
         return []
 
-    def _single_sizes(self) -> list[Case]:
-        """Free sizes of 1, where the network takes them; a note where it is another function than the captured."""
+    def _single_sizes(self) -> tuple[list[Case], set[Any]]:
+        """Cases of free sizes of 1, where the network takes them; and the sizes that must not be 1, with a note.
+
+        Those are where the network is another function at 1 than what was captured.
+        """
         found: list[Case] = []
+        others: set[Any] = set()
         if any(map(draws, self.graph.nodes)):  # no two calls are comparable
-            return found
-        for axis, case in single_sizes(self.graph, self.seed):
+            return found, others
+        sizes = Sizes(self.graph)
+        for symbol, case in single_sizes(self.graph, self.seed):
             try:
                 (own,) = self._run(self._original, [case])
             except Exception:  # the network takes no size of 1 there
@@ -131,11 +146,18 @@ class Verifier:
             ):
                 found.append(case)
             else:
+                others.add(symbol)
+                axis = sizes.axes_of(symbol)[0]
+                hint = (
+                    "use `--batch static`"
+                    if symbol == sizes.batch
+                    else f"leave out `--dynamic {axis}`"
+                )
                 self.notes.append(
                     f"`{axis}` of 1: the network does something else there than what was captured at larger "
-                    "sizes, and than the files; `--batch static` writes a file for one size"
+                    f"sizes, and than the files; {hint} for a file of one size"
                 )
-        return found
+        return found, others
 
     def _refused(self, case: Case) -> str:
         """What the original says to inputs that it does not take; nothing where it runs."""
@@ -162,6 +184,8 @@ class Verifier:
         known = dict(zip((case.name for case in self.cases), self.reference, strict=True))
         found = []
         for case in cases(self.graph, self.seed, self.samples, TYPICAL):
+            if case.name not in known:
+                continue
             outputs, rows = known[case.name], self.cases[0].rows
             if case.rows is not None and rows is not None:
                 if all(y.dim() and len(y) == len(rows) for y in outputs):

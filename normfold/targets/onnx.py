@@ -21,15 +21,16 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, NormfoldError, UsageError
 from normfold.files import atomic
-from normfold.graph.graph import Graph, is_symbolic
+from normfold.graph.graph import Graph, is_symbolic, op_name
+from normfold.graph.provenance import module_path, source_line
 from normfold.graph.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
-from normfold.targets import write
+from normfold.targets import integer, numbers, write
 from normfold.targets.attention import widen_masks, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
-from normfold.targets.integer import pack, translations
+from normfold.targets.integer import pack
 from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
     write_activations,
@@ -213,7 +214,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
                 optimize=False,
                 opset_version=opset,
                 verbose=False,
-                custom_translation_table=translations(),
+                custom_translation_table=integer.translations() | numbers.translations(),
             )
     finally:
         logger.removeHandler(recorder)
@@ -234,11 +235,30 @@ def _refused(error: Exception, graph: Graph) -> ExportError:
             hint="write them as pairs of real numbers (a rotation as cosine and sine); "
             "`--export pt2` keeps them as they are",
         )
+    blamed = re.search(r"node %(\w+) :", str(error.__cause__ or error))
+    node = next((n for n in graph.nodes if blamed is not None and n.name == blamed[1]), None)
+    if node is not None:
+        return _untranslated(node)
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return ExportError(
         "torch.onnx could not translate the graph",
         found=f"{type(error).__name__}: {lines[0][:500] if lines else ''}",
         hint="an op without an ONNX form: `normfold inspect MODEL --graph` shows where it is",
+    )
+
+
+def _untranslated(node: fx.Node) -> ExportError:
+    sizes = [part for part in node.all_input_nodes if not isinstance(part.meta.get("val"), Tensor)]
+    free = bool(sizes) or any(
+        is_symbolic(size)
+        for part in node.all_input_nodes
+        for size in getattr(part.meta.get("val"), "shape", ())
+    )
+    fixed = " or its sizes fixed (without `--dynamic`, with `--batch static`)" if free else ""
+    return ExportError(
+        f"torch.onnx has no form in ONNX for `{op_name(node)}`",
+        where=source_line(node) or module_path(node) or node.name,
+        hint=f"write it with other ops{fixed}; `--export pt2` keeps it as it is",
     )
 
 

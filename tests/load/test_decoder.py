@@ -217,7 +217,7 @@ def test_the_first_step_and_one_token_are_judged(graph: Graph) -> None:
         assert mask == (ids[0], ids[1] + key[2])
         assert key == value
     lengths = {(case.leaves[2].shape[2], case.leaves[0].shape[1]) for case in judging.cases}
-    assert lengths == {(6, 3), (0, 4), (5, 1), (5, 2)}
+    assert lengths == {(6, 3), (0, 4), (5, 1), (5, 2), (1, 3), (6, 1)}
     assert any((case.leaves[1][:, 0] == 0).any() for case in judging.cases)  # padding on the left
 
 
