@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # name -> module:class; read without importing them by the command line, too
 BUILT_IN = {
     "canonicalize": "normfold.passes.canonicalize:Canonicalize",
+    "fold-input": "normfold.passes.fold_input:FoldInput",
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
     "center-stream": "normfold.passes.center_stream:CenterStream",
     "compress-stream": "normfold.passes.compress_stream:CompressStream",

@@ -20,6 +20,24 @@ from normfold.graph.states import State
 STAND_IN = 12
 
 
+@dataclass(frozen=True)
+class Entry:
+    """How an input that a pass took over relates to that of the original, which reads ``(x - mean) / std``.
+
+    Attributes:
+        mean, std: (C,), float64, along the second axis.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """What the original reads, in float64, for an input of the graph."""
+        rank = x.dim() - 2
+        mean, std = (part.reshape(-1, *[1] * rank) for part in (self.mean, self.std))
+        return (x.double() - mean) / std
+
+
 @dataclass
 class Graph:
     """A captured network.
@@ -38,6 +56,7 @@ class Graph:
         states: what the graph as a whole is in, by the passes that ran.
         trainable: norms that a pass put in, by the path that their tensors have in the graph: the graph holds
             what they are in eval mode, `normfold.train` what they are in training.
+        entries: inputs that are not those of the original, by name.
         own_names: names that parameters have in the network, by those that they have in ``module``, where they
             are no identifiers there.
     """
@@ -55,6 +74,7 @@ class Graph:
     trials: list[tuple[Any, ...]] = field(default_factory=list)
     samples: Sequence[Any] | None = None
     trainable: dict[str, nn.Module] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
     own_names: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +96,7 @@ class Graph:
             sites=dict(self.sites),
             notes=list(self.notes),
             trainable=dict(self.trainable),
+            entries=dict(self.entries),
         )
 
     @property

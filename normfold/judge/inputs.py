@@ -7,8 +7,8 @@ second value that the guards of the capture accept.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
 from normfold.graph import Graph
+from normfold.graph.graph import Entry
 from normfold.graph.sizes import Sizes
 from normfold.load.specs import is_mask, mask, parse
 
@@ -109,6 +110,25 @@ def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[Any, Case]]:
         shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
         if sizes.axes_of(symbol) and all(size > 0 for shape in shapes for size in shape or ()):
             yield symbol, _case(graph, sizes.names, shapes, seed)
+
+
+def entered(
+    graph: Graph, given: Sequence[Case], entries: Mapping[str, Entry], exact: bool = False
+) -> list[Case]:
+    """What the original reads for inputs of a graph whose ``entries`` are others; ``exact``: in float64."""
+    if not entries:
+        return list(given)
+    known = [entries.get(name) for name in graph.input_names]
+    return [
+        replace(
+            case,
+            leaves=tuple(
+                leaf if entry is None else entry(leaf).to(torch.float64 if exact else leaf.dtype)
+                for leaf, entry in zip(case.leaves, known, strict=True)
+            ),
+        )
+        for case in given
+    ]
 
 
 def is_single(graph: Graph, case: Case, symbols: Collection[Any]) -> bool:

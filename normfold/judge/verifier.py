@@ -31,6 +31,7 @@ from normfold.graph import Graph
 from normfold.graph.evaluation import Evaluator, Float64
 from normfold.graph.expressions import is_static, order
 from normfold.graph.fresh import fresh
+from normfold.graph.graph import Entry
 from normfold.graph.randomness import draws
 from normfold.graph.sizes import Sizes
 from normfold.judge.comparison import (
@@ -47,6 +48,7 @@ from normfold.judge.inputs import (
     Case,
     asked_sizes,
     cases,
+    entered,
     is_single,
     other_sizes,
     single_sizes,
@@ -92,6 +94,7 @@ class Verifier:
             *others,
             *singles,
         ]
+        self._entries: dict[str, Entry] = {}
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
 
@@ -171,11 +174,19 @@ class Verifier:
     def _original(self) -> Any:
         return self.graph.original if self.graph.original is not None else self.graph.module
 
+    def _enter(self, result: Graph) -> None:
+        """Let the original read what a result's inputs stand for; so do the files that are made of it."""
+        if self._entries != result.entries:
+            self._entries = dict(result.entries)
+            self._reference = self._baseline = None
+            self.__dict__.pop("typical", None)
+
     @property
     def reference(self) -> list[Outputs]:
         """Float64 outputs of the original for every case."""
         if self._reference is None:
-            self._reference = self._float64(self.graph)
+            own = entered(self.graph, self.cases, self._entries, exact=True)
+            self._reference = self._float64(self.graph, own)
         return self._reference
 
     @cached_property
@@ -191,7 +202,8 @@ class Verifier:
                 if all(y.dim() and len(y) == len(rows) for y in outputs):
                     outputs = [y[[rows.index(row) for row in case.rows]] for y in outputs]
                 else:  # one that mixes the rows, or does not have them in front
-                    (outputs,) = self._float64(self.graph, [case])
+                    own = entered(self.graph, [case], self._entries, exact=True)
+                    (outputs,) = self._float64(self.graph, own)
             found.append((case, outputs))
         return found
 
@@ -200,7 +212,8 @@ class Verifier:
         """Outputs of the original in its own dtype."""
         if self._baseline is None:
             try:
-                self._baseline = self._run(self._original)
+                own = entered(self.graph, self.cases, self._entries)
+                self._baseline = self._run(self._original, own)
             except Exception as error:  # anything that a network can raise
                 refused = next((case for case in self.cases if self._refused(case)), None)
                 if refused is None:
@@ -227,11 +240,14 @@ class Verifier:
     def algebra(self, graph: Graph) -> Check:
         """Un-baked algebra in float64."""
         start = time.perf_counter()
+        self._enter(graph)
         return self._judge("algebra", self._float64(graph), start, tolerance=ALGEBRA_TOLERANCE)
 
     def rounding(self, result: Graph | nn.Module) -> Check:
         """The result in its own dtype, against four times the original's own error."""
         start = time.perf_counter()
+        if isinstance(result, Graph):
+            self._enter(result)
         return self._judge(
             "rounding", self._run(result.module if isinstance(result, Graph) else result), start
         )
@@ -306,7 +322,7 @@ class Verifier:
             replace(case, leaves=tuple(last_bit(leaf, random) for leaf in case.leaves))
             for _ in range(DRAWS)
         ]
-        return self._run(self.graph.module, moved)
+        return self._run(self.graph.module, entered(self.graph, moved, self._entries))
 
     def _compared(
         self,

@@ -102,7 +102,8 @@ def _read(name: str, key: str, text: str, hint: Any) -> Any:
         if isinstance(hint, type) and issubclass(hint, Enum):
             return hint(text)
         if typing.get_origin(hint) is tuple:
-            return tuple(part for part in text.split("|") if part)
+            kind = typing.get_args(hint)[0]
+            return tuple(kind(part) for part in text.split("|") if part)
     except (ValueError, KeyError):
         pass
     choices = (

@@ -25,5 +25,5 @@ def _print(value: Any) -> str:
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, tuple):
-        return "|".join(map(str, value))
+        return "|".join(map(_print, value))
     return str(value)

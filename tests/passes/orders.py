@@ -2,6 +2,7 @@
 
 BEFORE = {
     "canonicalize": "",
+    "fold-input": "canonicalize",
     "fold-affine": "canonicalize",
     "center-stream": "canonicalize,fold-affine",
     "compress-stream": "canonicalize,fold-affine,center-stream",
