@@ -36,6 +36,7 @@ from normfold.report.sites import norm_nodes
 from normfold.rewrite import Effect, Pass, parse
 from normfold.rewrite.registry import find
 from normfold.spaces.spaces import spaces
+from normfold.spaces.symmetry import words
 from normfold.targets.environment import environment
 
 __all__ = [
@@ -200,7 +201,7 @@ def list_spaces(graph: Graph) -> list[SpaceInfo]:
             len(space.members),
             tuple(dict.fromkeys(map(_named, space.writers))),
             tuple(dict.fromkeys(map(_named, space.readers))),
-            space.symmetry.words,
+            words(space.symmetry),
         )
         for space in spaces(graph)
     ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 from torch import Tensor, fx
 
@@ -21,33 +20,19 @@ from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.mixing import mixed, through_mix
 from normfold.ops.table import Kind, kind_of, norm_of, operands, producer, reads_shape_only, uses
-
-
-class Symmetry(IntEnum):
-    """Transforms of a space's coordinates that its readers and writers permit, smallest set first."""
-
-    IDENTITY = 0
-    PERMUTATION = 1
-    POSITIVE_DIAGONAL = 2
-    DIAGONAL = 3
-    ORTHOGONAL = 4
-    ORTHOGONAL_FIXING_ONE = 5
-    INVERTIBLE = 6
-
-    @property
-    def words(self) -> str:
-        return _WORDS[self]
-
-
-_WORDS = {
-    Symmetry.IDENTITY: "identity only",
-    Symmetry.PERMUTATION: "permutation",
-    Symmetry.POSITIVE_DIAGONAL: "positive diagonal, permutation",
-    Symmetry.DIAGONAL: "diagonal with shift, permutation",
-    Symmetry.ORTHOGONAL: "orthogonal, positive scale",
-    Symmetry.ORTHOGONAL_FIXING_ONE: "adding c * 1, positive scale, orthogonal maps that fix 1",
-    Symmetry.INVERTIBLE: "any invertible matrix",
-}
+from normfold.spaces.symmetry import (
+    HOMOGENEOUS,
+    LAYER_NORM,
+    LAYER_NORM_WITH_GAIN,
+    LINEAR,
+    NONE,
+    PER_CHANNEL,
+    POINTWISE,
+    RMS_NORM,
+    RMS_NORM_WITH_GAIN,
+    Symmetry,
+    common,
+)
 
 
 @dataclass
@@ -61,9 +46,8 @@ class Space:
 
     @property
     def symmetry(self) -> Symmetry:
-        """The smallest symmetry that any reader or writer leaves."""
-        ends = [*map(_written, self.writers), *map(_read, self.readers)]
-        return min(ends, default=Symmetry.INVERTIBLE)
+        """What every reader and writer leaves."""
+        return common([*map(_written, self.writers), *map(_read, self.readers)])
 
 
 def space_of(value: fx.Node, dim: int) -> Space:
@@ -145,31 +129,31 @@ def _incomplete(ids: Tensor, width: int) -> bool:
 
 def _written(node: fx.Node) -> Symmetry:
     if node.op == "placeholder":
-        return Symmetry.IDENTITY
+        return NONE
     if is_static(node) or kind_of(node) is Kind.LINEAR:
-        return Symmetry.INVERTIBLE
+        return LINEAR
     return _passes(node)
 
 
 def _read(node: fx.Node) -> Symmetry:
     if node.op == "output":
-        return Symmetry.IDENTITY
+        return NONE
     if linear_of(node) is not None:
-        return Symmetry.INVERTIBLE
-    norm = norm_of(node, "shape", "channels")
-    if norm is not None and norm.kind == "layer-norm":
-        return Symmetry.ORTHOGONAL_FIXING_ONE
-    return Symmetry.ORTHOGONAL if norm is not None and norm.kind == "rms-norm" else _passes(node)
+        return LINEAR
+    norm = norm_of(node, "shape")
+    if norm is None:
+        return _passes(node)
+    gain = argument(node, "weight") is not None
+    if norm.kind == "layer-norm":
+        return LAYER_NORM_WITH_GAIN if gain else LAYER_NORM
+    return RMS_NORM_WITH_GAIN if gain else RMS_NORM
 
 
 def _passes(node: fx.Node) -> Symmetry:
     """What commutes with an op that works on every feature by itself."""
     if norm_of(producer(node), "batch") or kind_of(node) is Kind.AFFINE:
-        return Symmetry.DIAGONAL
-    return Symmetry.POSITIVE_DIAGONAL if kind_of(node) in _POSITIVE else Symmetry.PERMUTATION
-
-
-_POSITIVE = (Kind.HOMOGENEOUS, Kind.MONOTONE)
+        return PER_CHANNEL
+    return HOMOGENEOUS if kind_of(node) in (Kind.HOMOGENEOUS, Kind.MONOTONE) else POINTWISE
 
 
 def spaces(graph: Graph) -> list[Space]:
