@@ -133,16 +133,16 @@ def test_passes(cli: Cli, broken: str) -> None:
     assert ran.status == 0
     names = [row["name"] for row in ran.json["passes"]]
     built_in = (
-        "canonicalize fold-affine center-stream compress-stream rotate-stream replace-layernorm equalize "
-        "correct-bias migrate-scale quantize-weights quantize-activations quantize-dynamic restore bake"
+        "canonicalize fold-input fold-affine center-stream compress-stream rotate-stream replace-layernorm "
+        "equalize correct-bias migrate-scale quantize-weights quantize-activations quantize-dynamic restore bake"
     )
-    assert names[:14] == built_in.split()
+    assert names[:15] == built_in.split()
     assert names[-1] == "scale-linears"
     assert set(ran.json["presets"]) == {"folded", "rmsnorm", "crmsnorm", "baked"}
     assert all(row["summary"] for row in ran.json["passes"])
     inexact = [row["name"] for row in ran.json["passes"] if row["exactness"] != "exact"]
     assert inexact == [name for name in names if name in INEXACT]
-    fold = ran.json["passes"][1]
+    fold = ran.json["passes"][2]
     assert "zero-padding=cheapest" in fold["options"]
     text = cli("passes")
     assert text.status == 0

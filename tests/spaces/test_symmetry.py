@@ -95,7 +95,7 @@ def drawn(family: Transform) -> Tensor:
     """A matrix of a family of linear transforms."""
     torch.manual_seed(1)
     square = torch.randn(WIDTH, WIDTH, dtype=torch.float64)
-    orthogonal, _ = torch.linalg.qr(square)
+    orthogonal: Tensor = torch.linalg.qr(square)[0]
     one = torch.ones(WIDTH, 1, dtype=torch.float64)
     signs = torch.tensor([1.0, -1.0] * (WIDTH // 2), dtype=torch.float64)
     match family:
