@@ -10,6 +10,7 @@ a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,22 +22,22 @@ from normfold.graph import Graph, Site, facts
 from normfold.graph.custom_ops import channel_affine
 from normfold.graph.expressions import is_static
 from normfold.graph.facts import Fact
-from normfold.graph.graph import argument, argument_index, op_name, shape_of
+from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
 from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
 from normfold.graph.sites import AffineOf, NormOf
 from normfold.graph.states import State
 from normfold.graph.statistics import Statistics, set_statistics, statistics_of
-from normfold.ops.table import norm_of
-from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.handwritten import (
+from normfold.ops.handwritten import (
     ARITHMETIC,
     IDENTITIES,
+    HandWritten,
     adds_nothing,
     one_group,
     recognise,
-    reroll,
 )
-from normfold.rewrite.selection import read_directly, selection_of, takes_all
+from normfold.ops.selection import Selection, selection_of, takes_all
+from normfold.ops.table import norm_of
+from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
 _RESHAPES = {"view", "_unsafe_view"}
@@ -117,19 +118,19 @@ class Canonicalize(Pass):
             node = _plain(node, rewriter)
             split = _split_norm(node, rewriter, match.sites)
             if (layer_norm := one_group(node)) is not None:
-                reroll(node, layer_norm, match.sites, rewriter)
+                _reroll(node, layer_norm, match.sites, rewriter)
             elif not split:
                 return
         elif match.plan == "hand-written":
             found = recognise(node)
             assert found is not None, "what came before it has left a norm what it is"
-            reroll(node, found, match.sites, rewriter)
+            _reroll(node, found, match.sites, rewriter)
         elif match.plan == "identity":
             _drop(node, rewriter)
         elif match.plan == "part of a cat":
             part = selection_of(node)
             if part is not None:
-                read_directly(node, part, rewriter)
+                _read_directly(node, part, rewriter)
         elif match.plan == "expression":
             facts.put(node, Seen())
             return
@@ -326,3 +327,44 @@ def _write_affine(
             scale = None if sign == 1 else scale
     affine = rewriter.insert_after(node, channel_affine, x, scale, shift, dim)
     _adopt(affine, node, sites, rewriter)
+
+
+def _reroll(node: fx.Node, found: HandWritten, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
+    """Replace ``node`` by a core op: on the last axes, or on another axis between two permutes."""
+    data, dtype = found.data, node.meta["val"].dtype
+    if data.meta["val"].dtype != dtype:  # the product was widened by its other factor
+        data = rewriter.insert_before(node, aten.to.dtype, data, dtype)
+    rank = len(shape_of(node))
+    sizes = [int(data.meta["val"].shape[dim]) for dim in found.dims]
+    order = [dim for dim in range(rank) if dim not in found.dims] + list(found.dims)
+    moved = order != sorted(order)
+    if moved:
+        data = rewriter.insert_before(node, aten.permute.default, data, order)
+    if found.kind == "layer-norm":
+        arguments: tuple[Any, ...] = (aten.layer_norm.default, data, sizes, None, None, found.eps)
+    else:
+        arguments = (aten.rms_norm.default, data, sizes, None, found.eps)
+    core = rewriter.insert_before(node, *arguments)
+    facts.put(core, NormOf(sites))
+    if moved:
+        back = [order.index(dim) for dim in range(rank)]
+        core = rewriter.insert_before(node, aten.permute.default, core, back)
+    rewriter.replace(node, core)
+
+
+def _read_directly(node: fx.Node, found: Selection, rewriter: Rewriter) -> None:
+    """Make a slice or select read the operand itself, or become it where it takes all."""
+    size = found.operand.meta["val"].shape[found.dim]
+    whole = found.end is None or (not is_symbolic(size) and found.end >= int(size))
+    if op_name(node) == "select":
+        new = rewriter.insert_before(node, aten.select.int, found.operand, found.dim, found.start)
+    elif found.start == 0 and whole:
+        new = found.operand
+    else:
+        end = sys.maxsize if found.end is None else found.end
+        new = rewriter.insert_before(
+            node, aten.slice.Tensor, found.operand, found.dim, found.start, end
+        )
+    if new is not found.operand:
+        copy_provenance(node, new)
+    rewriter.replace(node, new)

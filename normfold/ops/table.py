@@ -70,6 +70,9 @@ class Op:
         kind: how the feature axis passes through it.
         lends: positions of arguments of which it reads the shape or type only. A wrong one would be dangerous.
         norm: what it normalises by, for a norm.
+        sizes: position of the sizes that a movement gives its result; None where it gives none.
+        sizeless: a movement of all elements that no argument gives a size to.
+        along: the argument with the one axis that a movement is along.
         pointwise: every element of the result is a function of one element of one operand.
         nonlinear: it is known not to commute with an affine; what is neither this nor of a kind is unknown.
         values: the range of its result for any input, or a function that reads it off a call.
@@ -80,6 +83,9 @@ class Op:
     kind: Kind = Kind.STOP
     lends: frozenset[int] = frozenset()
     norm: Norm | None = None
+    sizes: int | None = None
+    sizeless: bool = False
+    along: str = ""
     pointwise: bool = False
     nonlinear: bool = False
     values: Interval | Callable[[fx.Node], Interval] = EVERYTHING
@@ -106,16 +112,28 @@ _UNIT = Interval(0.0, 1.0)
 _ROWS: tuple[tuple[str, Op], ...] = (
     # copies of elements
     (
-        """reshape _unsafe_view view permute transpose t numpy_T flatten unflatten movedim moveaxis swapaxes
-        swapdims squeeze unsqueeze expand slice select narrow index index_select gather cat concat
-        concatenate stack hstack vstack split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk
-        unbind roll flip repeat tile repeat_interleave pad constant_pad_nd reflection_pad1d reflection_pad2d
-        reflection_pad3d replication_pad1d replication_pad2d replication_pad3d im2col unfold pixel_shuffle
-        pixel_unshuffle channel_shuffle contiguous clone alias detach lift_fresh_copy _to_copy to dropout
-        feature_dropout native_channel_shuffle identity""",
+        "reshape _unsafe_view view expand",
+        Op(Kind.MOVE, sizes=1),
+    ),
+    (
+        """permute transpose t numpy_T flatten movedim moveaxis swapaxes swapdims squeeze unsqueeze contiguous
+        clone alias detach lift_fresh_copy _to_copy to dropout feature_dropout""",
+        Op(Kind.MOVE, sizeless=True),
+    ),
+    (
+        """slice select narrow index_select cat concat concatenate stack split split_with_sizes chunk
+        tensor_split unsafe_split unsafe_chunk unbind""",
+        Op(Kind.MOVE, along="dim"),
+    ),
+    (
+        """unflatten index gather hstack vstack roll flip repeat tile repeat_interleave pad constant_pad_nd
+        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+        replication_pad3d im2col unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+        identity""",
         Op(Kind.MOVE),
     ),
-    ("expand_as reshape_as view_as type_as", Op(Kind.MOVE, lends=frozenset({1}))),
+    ("expand_as reshape_as view_as", Op(Kind.MOVE, lends=frozenset({1}))),
+    ("type_as", Op(Kind.MOVE, lends=frozenset({1}), sizeless=True)),
     # averages and interpolations
     (
         """mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d

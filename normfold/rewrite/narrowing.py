@@ -12,16 +12,8 @@ from normfold.graph.graph import argument, op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops.linear import linear_of
 from normfold.ops.mixing import through_mix
-from normfold.ops.table import Kind, Use, kind_of, operands, producer
+from normfold.ops.table import Kind, Use, kind_of, operands, producer, row_of
 from normfold.rewrite.writers import writer_of
-
-# ops that take the sizes of the result as argument 1, that name no sizes, and that move along one axis
-_SIZED = {"view", "reshape", "_unsafe_view", "expand"}
-_KEPT = """permute transpose t numpy_T swapaxes swapdims movedim moveaxis squeeze unsqueeze flatten contiguous
-    clone alias detach lift_fresh_copy _to_copy to type_as dropout feature_dropout"""
-_ALONG = """slice select narrow index_select cat concat concatenate stack split split_with_sizes chunk
-    unsafe_split unsafe_chunk tensor_split unbind"""
-_KEEPS, _CUTS = frozenset(_KEPT.split()), frozenset(_ALONG.split())
 
 
 @dataclass(frozen=True)
@@ -115,17 +107,17 @@ def _width(node: fx.Node, axis: int, rank: int) -> int:
 def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
     """True if a movement needs no change but of its size at ``axis`` to move d - 1 features likewise."""
     op = producer(node)
-    name, (source,) = op_name(op), grouping.axes(inner)
+    name, row, (source,) = op_name(op), row_of(op), grouping.axes(inner)
     rank = inner.dim()
-    if name in _KEEPS:
+    if row.sizeless:
         return True
-    if name in _SIZED:
-        size: Any = op.args[1][axis]  # type: ignore[index]
+    if row.sizes is not None:
+        size: Any = op.args[row.sizes][axis]  # type: ignore[index]
         return isinstance(size, int) and size in (-1, inner.shape[source])
     if name == "stack":
         return int(argument(op, "dim", 0)) % (rank + 1) != axis
-    if name in _CUTS:
-        return int(argument(op, "dim", 0)) % rank != source
+    if row.along:
+        return int(argument(op, row.along, 0)) % rank != source
     if name in ("roll", "flip"):
         dims: Any = argument(op, "dims")
         return bool(dims) and all(int(dim) % rank != source for dim in dims)
@@ -137,9 +129,10 @@ def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
 
 def narrow_sizes(node: fx.Node, axis: int, width: int, kept: int) -> list[Any] | None:
     """The sizes that a reshape or expand is given, with ``kept`` features instead of ``width``."""
-    if op_name(node) not in _SIZED:
+    at = row_of(node).sizes
+    if at is None:
         return None
-    sizes: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    sizes: list[Any] = list(node.args[at])  # type: ignore[arg-type]
     if sizes[axis] == width:
         sizes[axis] = kept
     return sizes

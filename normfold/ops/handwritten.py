@@ -19,11 +19,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import Site, facts
 from normfold.graph.expressions import is_static
 from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.graph.sites import NormOf
-from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
 IDENTITIES = {
@@ -101,29 +98,6 @@ def recognise(node: fx.Node) -> HandWritten | None:
         if _placeable(data, node, spread.dims):
             return HandWritten(kind, data, spread.dims, spread.eps)
     return None
-
-
-def reroll(node: fx.Node, found: HandWritten, sites: tuple[Site, ...], rewriter: Rewriter) -> None:
-    """Replace ``node`` by a core op: on the last axes, or on another axis between two permutes."""
-    data, dtype = found.data, node.meta["val"].dtype
-    if data.meta["val"].dtype != dtype:  # the product was widened by its other factor
-        data = rewriter.insert_before(node, aten.to.dtype, data, dtype)
-    rank = len(shape_of(node))
-    sizes = [int(data.meta["val"].shape[dim]) for dim in found.dims]
-    order = [dim for dim in range(rank) if dim not in found.dims] + list(found.dims)
-    moved = order != sorted(order)
-    if moved:
-        data = rewriter.insert_before(node, aten.permute.default, data, order)
-    if found.kind == "layer-norm":
-        arguments: tuple[Any, ...] = (aten.layer_norm.default, data, sizes, None, None, found.eps)
-    else:
-        arguments = (aten.rms_norm.default, data, sizes, None, found.eps)
-    core = rewriter.insert_before(node, *arguments)
-    facts.put(core, NormOf(sites))
-    if moved:
-        back = [order.index(dim) for dim in range(rank)]
-        core = rewriter.insert_before(node, aten.permute.default, core, back)
-    rewriter.replace(node, core)
 
 
 def one_group(node: fx.Node) -> HandWritten | None:

@@ -9,9 +9,7 @@ import torch
 from torch import fx
 
 from normfold.graph.graph import argument, is_symbolic, op_name
-from normfold.graph.provenance import copy_provenance
 from normfold.ops.table import operands
-from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
 _END = 2**62  # what `x[1:]` is captured as
@@ -78,21 +76,3 @@ def _within(parts: list[fx.Node], dim: int, start: int, end: int | None) -> Sele
             return None
         offset = behind
     return None
-
-
-def read_directly(node: fx.Node, found: Selection, rewriter: Rewriter) -> None:
-    """Make a slice or select read the operand itself, or become it where it takes all."""
-    size = found.operand.meta["val"].shape[found.dim]
-    whole = found.end is None or (not is_symbolic(size) and found.end >= int(size))
-    if op_name(node) == "select":
-        new = rewriter.insert_before(node, aten.select.int, found.operand, found.dim, found.start)
-    elif found.start == 0 and whole:
-        new = found.operand
-    else:
-        end = _END if found.end is None else found.end
-        new = rewriter.insert_before(
-            node, aten.slice.Tensor, found.operand, found.dim, found.start, end
-        )
-    if new is not found.operand:
-        copy_provenance(node, new)
-    rewriter.replace(node, new)
