@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from normfold.errors import LoadError, last_line
 from normfold.graph.fresh import fresh, with_forward
 from normfold.graph.paths import bind, input_names
+from normfold.load.exportable import write_experts
 from normfold.load.nested import Call
 from normfold.load.types import Found
 
@@ -45,7 +46,7 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
     """
     module: Any = found.module
     own = type(module)
-    warnings = _require_cache(found)
+    warnings = [*_require_cache(found), *write_experts(module)]
     copy: Any = with_forward(module, _forward(own))
     if copy is module:
         raise _refused(found, "it cannot be copied, and would be changed")

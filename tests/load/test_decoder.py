@@ -33,6 +33,7 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
     "original_max_position_embeddings": 20,
 }  # fmt: skip
+EXPERTS = {**GROUPED, **POSITIONS, "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}
 WIDE = {**GROUPED, **POSITIONS, "head_dim": 16, "tie_word_embeddings": False}  # wide heads
 # class, its settings, what it is converted to
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -46,6 +47,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral": ("MistralForCausalLM", {**GROUPED, **POSITIONS, "sliding_window": 8}, "folded"),
     "gemma": ("GemmaForCausalLM", WIDE, "folded"),
     "gemma2": ("Gemma2ForCausalLM", {**WIDE, "sliding_window": 8}, "folded"),
+    "mixtral": ("MixtralForCausalLM", EXPERTS, "folded"),
+    "gpt_oss": ("GptOssForCausalLM", {**EXPERTS, "head_dim": 8, "sliding_window": 8}, "folded"),
 }  # fmt: skip
 
 GREEDY = transformers.GenerationConfig(
