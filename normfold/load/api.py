@@ -105,7 +105,7 @@ def load(
         stored = float_dtype(found.module)
         foreign = any(_name(stored) not in row for row in floats)
         single = foreign and found.exported is None and not training
-        if foreign and found.exported is not None:
+        if foreign and found.exported is not None and torch.finfo(stored).bits > 32:
             name = _name(stored)
             found.notes.append(
                 f"inputs and outputs of the program stay in {name}; `--precision fp32` computes in float32"
@@ -167,7 +167,7 @@ def _in_float32(
     except NormfoldError:
         found.module.to(stored)
         chosen = choose(found, replace(asked, single=False))
-        found.notes.append(f"the network runs in {name} only: so is the file")
+        found.notes.append(f"the network runs in {name} only: it is captured in that")
         return chosen
     found.notes.append(
         f"weights are stored in {name}; the file, its inputs and outputs are float32, for which its runtime has "
