@@ -354,7 +354,11 @@ class Mixed(nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8).half()
+        self.first, self.norm, self.last = (
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 8).half(),
+        )
         self.register_buffer("factor", torch.randn(8).to(dtype))
 
     def forward(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,10 @@ from normfold.graph.graph import Graph, is_symbolic
 from normfold.graph.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
-from normfold.targets import write
+from normfold.targets import integer, numbers, write
 from normfold.targets.attention import widen_masks, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
-from normfold.targets import integer, numbers
 from normfold.targets.integer import pack
 from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (

@@ -40,8 +40,8 @@ _MAXIMA = {
 def write_global_pools(graph: fx.Graph) -> int:
     """Write adaptive pooling to size 1, or over axes whose size is free, as plain ops; returns how many.
 
-    An average to size 1 is a mean. To another size it is a product with a matrix for each axis: the exporter, which
-    pools by windows of one size, would take that of the example inputs.
+    An average to size 1 is a mean. To another size it is a product with a matrix for each axis: the exporter pools
+    by windows, whose size it would take from the example inputs.
 
     Raises:
         ExportError: a maximum over parts of an axis whose size is free.
@@ -112,8 +112,8 @@ def _pooled(graph: fx.Graph, node: fx.Node, sizes: Any) -> fx.Node:
 
 
 def _parts(graph: fx.Graph, node: fx.Node, parts: int | fx.Node, axis: int) -> fx.Node:
-    """The matrix (size, parts) that averages: part i of p has the elements floor(i n / p) <= k < ceil((i + 1) n / p)
-    of n; that is i n < (k + 1) p and k p < (i + 1) n."""
+    """The matrix (size, parts) that averages: part i of p has the elements k of n for which
+    floor(i n / p) <= k < ceil((i + 1) n / p), that is i n < (k + 1) p and k p < (i + 1) n."""
 
     def make(target: Any, *args: Any) -> fx.Node:
         return call(graph, node, target, *args)

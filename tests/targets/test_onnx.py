@@ -235,7 +235,7 @@ class Pooled(nn.Module):
 
 
 def free(net: nn.Module, *axes: int) -> Any:
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in axes}
+    dynamic = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
     return capture(net, (torch.randn(2, 3, 12, 16),), dynamic=(dynamic,))
 
 
