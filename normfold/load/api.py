@@ -322,7 +322,7 @@ def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: 
 
 def _of_arrays(path: Path, factory: str | None, key: str | None, seed: int) -> Found:
     """Arrays by name as the weights of what ``factory`` makes."""
-    content = numpy_files.read(path)
+    content = numpy_files.read(path, numpy_files.WEIGHTS)
     if factory is not None and isinstance(content, dict):
         return state.take(content, factory, key, path, seed)
     several = isinstance(content, dict)
