@@ -388,6 +388,23 @@ def test_half_precision_inside_a_network_is_float32_in_a_file_for_a_cpu(
     assert not any("has no kernels" in note for note in kept.report.notes)
 
 
+class HalfOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float16
+        return self.last(x)
+
+
+def test_a_network_that_runs_in_one_type_only_is_captured_in_it(tmp_path: Path) -> None:
+    x = torch.randn(2, 4).half()
+    session, report = converted(HalfOnly(), tmp_path, inputs=(x,))
+    assert session.get_inputs()[0].type == "tensor(float)"
+    assert "the network runs in float16 only: it is captured in that" in report.notes
+
+
 def test_a_file_stays_in_the_type_of_the_weights_where_its_runtime_has_that(tmp_path: Path) -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3)).double()
     kept = normfold.convert(net, inputs=["2x4"], export="pt2", output=tmp_path)

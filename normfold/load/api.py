@@ -120,7 +120,9 @@ def load(
             found.notes += make_exportable(found.module)
         asked = example_inputs.Asked(inputs, batch, static, axes, single, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
-        chosen = _in_float32(found, asked, stored, choose) if single else choose(found, asked)
+        chosen = (
+            _in_float32(found, asked, stored, choose, inputs) if single else choose(found, asked)
+        )
         _complete(found, chosen)
     return Loaded(
         module=found.module,
@@ -158,15 +160,15 @@ def _of_part(path: str) -> Choose:
 
 
 def _in_float32(
-    found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
+    found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose, given: Any
 ) -> example_inputs.Chosen:
-    """Inputs for a network that was put in float32; in the stored type where it runs in that only."""
+    """Inputs for a network that was put in float32; those ``given``, in the stored type, where it runs in that only."""
     name = _name(stored)
     try:
         chosen = choose(found, asked)
     except NormfoldError:
         found.module.to(stored)
-        chosen = choose(found, replace(asked, single=False))
+        chosen = choose(found, replace(asked, inputs=given, single=False))
         found.notes.append(f"the network runs in {name} only: it is captured in that")
         return chosen
     found.notes.append(

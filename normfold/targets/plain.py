@@ -121,13 +121,11 @@ def _parts(graph: fx.Graph, node: fx.Node, parts: int | fx.Node, axis: int) -> f
     size = size_of(graph, node, node.args[0], axis)
     place = make(_aten.unsqueeze.default, make(_aten.arange.default, size), 1)
     part = make(_aten.arange.default, parts)
-    first, last = (
-        make(_aten.mul.Tensor, part, size),
-        make(_aten.mul.Tensor, make(_ADD, part, 1), size),
-    )
-    begins = make(_aten.lt.Tensor, first, make(_aten.mul.Tensor, make(_ADD, place, 1), parts))
-    ends = make(_aten.lt.Tensor, make(_aten.mul.Tensor, place, parts), last)
-    inside = make(_aten.logical_and.default, begins, ends)
+    begin = make(_aten.mul.Tensor, part, size)
+    end = make(_aten.mul.Tensor, make(_ADD, part, 1), size)
+    behind = make(_aten.lt.Tensor, begin, make(_aten.mul.Tensor, make(_ADD, place, 1), parts))
+    before = make(_aten.lt.Tensor, make(_aten.mul.Tensor, place, parts), end)
+    inside = make(_aten.logical_and.default, behind, before)
     ones = make(_aten.to.dtype, inside, node.meta["val"].dtype)
     return make(_aten.div.Tensor, ones, make(_aten.sum.dim_IntList, ones, [0], True))
 
