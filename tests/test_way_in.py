@@ -346,38 +346,18 @@ def test_a_file_for_a_cpu_is_float32(tmp_path: Path, dtype: torch.dtype, given: 
     assert error(session, net, torch.randn(4, 12)) < 1e-5  # folded in float64 and cast once
 
 
-class Mixed(nn.Module):
-    """Computes in two other types inside, one of them in a stored tensor, and takes and returns one."""
-
-    factor: Tensor
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.first, self.norm, self.last = (
-            nn.Linear(4, 8),
-            nn.BatchNorm1d(8),
-            nn.Linear(8, 8).half(),
-        )
-        self.register_buffer("factor", torch.randn(8).to(dtype))
-
-    def forward(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.norm(self.first(x)) + (more.sum(-1, keepdim=True) * self.factor).float()
-        return y + self.last(nn.functional.gelu(y.half())).float(), (x[:, 0] * 3).to(self.dtype)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inside_a_network_is_float32_in_a_file_for_a_cpu(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    net: Any = perturb(Mixed(dtype), 0)
+    net: Any = perturb(nets.Mixed(dtype), 0)
     given = (torch.randn(2, 4), torch.randn(2, 3).to(dtype))
     session, report = converted(net, tmp_path, inputs=given)
     ports = (*session.get_inputs(), *session.get_outputs())
     assert {item.type for item in ports} == {"tensor(float)"}
     short = str(dtype).removeprefix("torch.")
     [note] = [note for note in report.notes if "has no kernels" in note]
-    assert f"test_way_in.py:{Mixed.forward.__code__.co_firstlineno + 1} is in {short}" in note
+    assert f"way_in_nets.py:{nets.Mixed.forward.__code__.co_firstlineno + 1} is in {short}" in note
     with torch.no_grad():
         expected = net.eval()(*given)
     found = session.run(None, {"x": given[0].numpy(), "more": given[1].float().numpy()})
@@ -388,19 +368,9 @@ def test_half_precision_inside_a_network_is_float32_in_a_file_for_a_cpu(
     assert not any("has no kernels" in note for note in kept.report.notes)
 
 
-class HalfOnly(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(4, 3).half()
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.dtype == torch.float16
-        return self.last(x)
-
-
 def test_a_network_that_runs_in_one_type_only_is_captured_in_it(tmp_path: Path) -> None:
     x = torch.randn(2, 4).half()
-    session, report = converted(HalfOnly(), tmp_path, inputs=(x,))
+    session, report = converted(nets.HalfOnly(), tmp_path, inputs=(x,))
     assert session.get_inputs()[0].type == "tensor(float)"
     assert "the network runs in float16 only: it is captured in that" in report.notes
 

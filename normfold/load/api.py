@@ -162,7 +162,7 @@ def _of_part(path: str) -> Choose:
 def _in_float32(
     found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose, given: Any
 ) -> example_inputs.Chosen:
-    """Inputs for a network that was put in float32; those ``given``, in the stored type, where it runs in that only."""
+    """Inputs for a network that was put in float32; where it runs in its stored type only, those ``given``."""
     name = _name(stored)
     try:
         chosen = choose(found, asked)
