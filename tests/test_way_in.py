@@ -364,6 +364,35 @@ def test_a_file_for_a_cpu_is_float32(tmp_path: Path, dtype: torch.dtype, given: 
     assert error(session, net, torch.randn(4, 12)) < 1e-5  # folded in float64 and cast once
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inside_a_network_is_float32_in_a_file_for_a_cpu(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    net: Any = perturb(nets.Mixed(dtype), 0)
+    given = (torch.randn(2, 4), torch.randn(2, 3).to(dtype))
+    session, report = converted(net, tmp_path, inputs=given)
+    ports = (*session.get_inputs(), *session.get_outputs())
+    assert {item.type for item in ports} == {"tensor(float)"}
+    short = str(dtype).removeprefix("torch.")
+    [note] = [note for note in report.notes if "has no kernels" in note]
+    assert f"way_in_nets.py:{nets.Mixed.forward.__code__.co_firstlineno + 1} is in {short}" in note
+    with torch.no_grad():
+        expected = net.eval()(*given)
+    found = session.run(None, {"x": given[0].numpy(), "more": given[1].float().numpy()})
+    for want, got in zip(expected, found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), want.float(), rtol=0.02, atol=0.02)
+    assert {p.dtype for p in net.parameters()} == {torch.float32, torch.float16}
+    kept = normfold.convert(net, inputs=given, target="trt", output=tmp_path / "trt", verify="off")
+    assert not any("has no kernels" in note for note in kept.report.notes)
+
+
+def test_a_network_that_runs_in_one_type_only_is_captured_in_it(tmp_path: Path) -> None:
+    x = torch.randn(2, 4).half()
+    session, report = converted(nets.HalfOnly(), tmp_path, inputs=(x,))
+    assert session.get_inputs()[0].type == "tensor(float)"
+    assert "the network runs in float16 only: it is captured in that" in report.notes
+
+
 def test_a_file_stays_in_the_type_of_the_weights_where_its_runtime_has_that(tmp_path: Path) -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3)).double()
     kept = normfold.convert(net, inputs=["2x4"], export="pt2", output=tmp_path)

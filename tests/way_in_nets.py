@@ -287,3 +287,36 @@ def named() -> nn.Module:
 def inputs() -> Any:
     """Example inputs of `batch`, as a function returns them."""
     return {"image": torch.randn(2, 3, 8, 8), "meta": torch.randn(2, 7)}
+
+
+class Mixed(nn.Module):
+    """Computes in two other types inside, one of them in a stored tensor, and takes and returns one."""
+
+    factor: Tensor
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.first, self.norm, self.last = (
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 8).half(),
+        )
+        self.register_buffer("factor", torch.randn(8).to(dtype))
+
+    def forward(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(self.first(x)) + (more.sum(-1, keepdim=True) * self.factor).float()
+        return y + self.last(nn.functional.gelu(y.half())).float(), (x[:, 0] * 3).to(self.dtype)
+
+
+class HalfOnly(nn.Module):
+    """Takes float16, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float16
+        result: Tensor = self.last(x)
+        return result

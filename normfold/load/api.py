@@ -105,7 +105,7 @@ def load(
         stored = float_dtype(found.module)
         foreign = any(_name(stored) not in row for row in floats)
         single = foreign and found.exported is None and not training
-        if foreign and found.exported is not None:
+        if foreign and found.exported is not None and torch.finfo(stored).bits > 32:
             name = _name(stored)
             found.notes.append(
                 f"inputs and outputs of the program stay in {name}; `--precision fp32` computes in float32"
@@ -120,7 +120,9 @@ def load(
             found.notes += make_exportable(found.module)
         asked = example_inputs.Asked(inputs, batch, static, axes, single, seed)
         choose = example_inputs.choose if part is None else _of_part(part)
-        chosen = _in_float32(found, asked, stored, choose) if single else choose(found, asked)
+        chosen = (
+            _in_float32(found, asked, stored, choose, inputs) if single else choose(found, asked)
+        )
         _complete(found, chosen)
     return Loaded(
         module=found.module,
@@ -158,16 +160,16 @@ def _of_part(path: str) -> Choose:
 
 
 def _in_float32(
-    found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose
+    found: Found, asked: example_inputs.Asked, stored: torch.dtype, choose: Choose, given: Any
 ) -> example_inputs.Chosen:
-    """Inputs for a network that was put in float32; in the stored type where it runs in that only."""
+    """Inputs for a network that was put in float32; where it runs in its stored type only, those ``given``."""
     name = _name(stored)
     try:
         chosen = choose(found, asked)
     except NormfoldError:
         found.module.to(stored)
-        chosen = choose(found, replace(asked, single=False))
-        found.notes.append(f"the network runs in {name} only: so is the file")
+        chosen = choose(found, replace(asked, inputs=given, single=False))
+        found.notes.append(f"the network runs in {name} only: it is captured in that")
         return chosen
     found.notes.append(
         f"weights are stored in {name}; the file, its inputs and outputs are float32, for which its runtime has "
@@ -322,7 +324,7 @@ def _file(path: Path, factory: str | None, key: str | None, trust: Trust, seed: 
 
 def _of_arrays(path: Path, factory: str | None, key: str | None, seed: int) -> Found:
     """Arrays by name as the weights of what ``factory`` makes."""
-    content = numpy_files.read(path)
+    content = numpy_files.read(path, numpy_files.WEIGHTS)
     if factory is not None and isinstance(content, dict):
         return state.take(content, factory, key, path, seed)
     several = isinstance(content, dict)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from normfold.errors import LoadError, last_line
 from normfold.graph.fresh import fresh, with_forward
 from normfold.graph.paths import bind, input_names
+from normfold.load.exportable import write_experts
 from normfold.load.nested import Call
 from normfold.load.types import Found
 
@@ -34,6 +35,7 @@ _WHO_CAN = (
     "decoders of transformers whose layers keep keys and values of every token can: GPT-2, OPT, Llama, Mistral, "
     "Qwen, Gemma, Phi and others; leave out `--task` to convert the network without a cache"
 )
+_ONE_WAY = '`"is_decoder": true`'
 Pairs = Sequence[dict[str, Tensor]]
 
 
@@ -45,7 +47,7 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
     """
     module: Any = found.module
     own = type(module)
-    warnings = _require_cache(found)
+    warnings = [*_require_cache(found), *write_experts(module)]
     copy: Any = with_forward(module, _forward(own))
     if copy is module:
         raise _refused(found, "it cannot be copied, and would be changed")
@@ -56,7 +58,8 @@ def with_cache(found: Found, batch: int, seed: int) -> Found:
     except LoadError:
         raise
     except Exception as error:  # anything that a network can raise
-        raise _refused(found, f"it does not run with a cache: {last_line(error)}") from error
+        said = f"it does not run with a cache: {last_line(error)}"
+        raise _refused(found, said, _one_way(module.config)) from error
     past, new = _lengths(module.config)
     said = f"{len(empty)} layers of keys and values are inputs and outputs"
     notes = [f"`text-generation-with-past`: {said}", *warnings]
@@ -221,7 +224,20 @@ def _head(module: Any) -> str:
     if config not in bare or config not in headed or not isinstance(module, bare[config]):
         return ""
     name = headed[config].__name__
-    return f'if the folder has the weights of one: `"architectures": ["{name}"]` in config.json'
+    turned = " and " + _ONE_WAY if _sees_all(module.config) else ""
+    return f'if the folder has the weights of one: `"architectures": ["{name}"]`{turned} in config.json'
+
+
+def _sees_all(config: Any) -> bool:
+    """True for a network that can be a decoder, and whose config leaves it an encoder."""
+    return getattr(config, "is_decoder", None) is False
+
+
+def _one_way(config: Any) -> str:
+    """A hint for a network whose tokens see those behind them, too; nothing for others."""
+    if not _sees_all(config):
+        return ""
+    return f"if it was trained as a decoder: {_ONE_WAY} in config.json, so that a token sees none behind it"
 
 
 def _refused(found: Found, why: str, hint: str = "") -> LoadError:
@@ -298,7 +314,8 @@ def _require_same_in_steps(
     expected, got = whole.logits[:, -1].double(), steps[-1][:, -1].double()
     allowed = 1e-3 if whole.logits.dtype in (torch.float32, torch.float64) else 0.1
     if not bool((expected - got).norm() <= allowed * expected.norm()):
-        raise _refused(found, "token by token it computes other logits than at once")
+        said = "token by token it computes other logits than at once"
+        raise _refused(found, said, _one_way(module.config))
 
 
 def _in_steps(module: Any, ids: Tensor, mask: Tensor, past: Any) -> Iterator[Tensor]:

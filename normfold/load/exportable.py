@@ -28,16 +28,20 @@ def make_exportable(module: nn.Module) -> list[str]:
         owner.use_cache = False  # type: ignore[union-attr]
     if caching:
         notes.append("`use_cache` was switched off: the key/value cache is not an output")
-    experts = [part for part in module.modules() if _chooses_experts(part)]
-    for part in experts:
-        choice: Any = part.config
-        choice._experts_implementation = _EXPERTS
-    if experts:
-        notes.append(f"experts are computed as `{_EXPERTS}`, which a graph can hold")
+    notes += write_experts(module)
     for part in module.modules():  # any of them may be captured alone
         if hasattr(part, "main_input_name"):
             part.register_forward_pre_hook(_tie_sizes, with_kwargs=True)
     return notes
+
+
+def write_experts(module: nn.Module) -> list[str]:
+    """Compute experts of transformers without a loop over data; a note where there are some."""
+    experts = [part for part in module.modules() if _chooses_experts(part)]
+    for part in experts:
+        choice: Any = part.config
+        choice._experts_implementation = _EXPERTS
+    return [f"experts are computed as `{_EXPERTS}`, which a graph can hold"] if experts else []
 
 
 def _tie_sizes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ class Fit:
     unexpected: list[str] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
     counters: list[str] = field(default_factory=list)
+    dense: list[str] = field(default_factory=list)
     refusal: str | None = None
 
     @property
@@ -135,7 +136,7 @@ class Network:
         }
         if versions:
             state._metadata = versions  # type: ignore[attr-defined]
-        fit = Fit(rename, names, state)
+        fit = Fit(rename, names, state, dense=self._make_dense(state))
         if len(state) < len(names):
             fit.refusal = "two of its keys become one"
             return fit
@@ -150,6 +151,20 @@ class Network:
         if not fit.whole and not fit.refusal and self.tries:
             self._try(fit)
         return fit
+
+    def _make_dense(self, state: dict[str, Any]) -> list[str]:
+        """Turn sparse tensors that the network has dense, in its shape: a copy into it would fail."""
+        found = [
+            name
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+            and value.layout != torch.strided
+            and _same_shape(value, self.own.get(name))
+            and self.own[name].layout == torch.strided
+        ]
+        for name in found:
+            state[name] = state[name].to_dense()
+        return found
 
     def _untied(self, state: dict[str, Any]) -> str | None:
         """The last of several tensors would be taken for all."""

@@ -18,12 +18,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise LoadError(
-            "the folder has no `config.json`",
-            where=str(folder),
-            hint="a folder must be a Hugging Face model (config.json and *.safetensors); "
-            "otherwise give the checkpoint file itself",
-        )
+        raise no_config(folder)
     config = read_json(file)
     remote = sorted(_remote_code(config))
     if remote:
@@ -36,6 +31,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     _refuse_quantised(config, file)
     return config
+
+
+def no_config(folder: Path) -> LoadError:
+    """The error for a folder that is not one of transformers."""
+    return LoadError(
+        "the folder has no `config.json`",
+        where=str(folder),
+        hint="a folder must be a Hugging Face model (config.json and *.safetensors); "
+        "otherwise give the checkpoint file itself, or `pkg.mod:factory`",
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:

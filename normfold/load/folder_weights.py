@@ -8,7 +8,7 @@ from typing import Any
 
 from normfold.errors import LoadError
 from normfold.load import pickled
-from normfold.load.folder_config import read_any_json, read_json
+from normfold.load.folder_config import no_config, read_any_json, read_json
 from normfold.load.pointer import require_fetched
 from normfold.load.trust import Trust
 
@@ -26,7 +26,7 @@ def check_pointers(folder: Path) -> None:
 
 
 def refuse_other_formats(folder: Path) -> None:
-    """Raise LoadError where the folder is not one of transformers: diffusers, GGUF, ONNX."""
+    """Raise LoadError where the folder is not one of transformers: diffusers, GGUF, ONNX, or nothing known."""
     names = sorted(item.name for item in folder.iterdir())
     if "model_index.json" in names:
         raise _diffusers(folder)
@@ -38,6 +38,7 @@ def refuse_other_formats(folder: Path) -> None:
         raise _gguf(folder, gguf)
     if onnx:
         raise _onnx(folder, onnx)
+    raise no_config(folder)
 
 
 def has_weights(folder: Path) -> bool:

@@ -10,6 +10,9 @@ import numpy as np
 
 from normfold.errors import LoadError, last_line
 
+# hints for files of Python objects, by what is wanted
+SAMPLES = "store arrays of numbers, samples padded to one size"
+WEIGHTS = "store each weight as an array of numbers, as `np.savez(path, **{name: array})`"
 _HEAD = b"\x93NUMPY"
 
 
@@ -27,8 +30,8 @@ def is_one(path: Path) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def read(path: Path) -> Any:
-    """An array, arrays by name, or a tuple of arrays that were saved without names.
+def read(path: Path, hint: str) -> Any:
+    """An array, arrays by name, or a tuple of arrays that were saved without names; ``hint`` says what is wanted.
 
     Raises:
         LoadError: damaged, or Python objects in it.
@@ -48,5 +51,5 @@ def read(path: Path) -> Any:
             "the file holds Python objects" if objects else "the file cannot be read as arrays",
             where=str(path),
             found=last_line(error),
-            hint="store arrays of numbers, samples padded to one size" if objects else None,
+            hint=hint if objects else None,
         ) from None

@@ -137,6 +137,8 @@ def _no_network(held: Checkpoint, path: Path) -> LoadError:
 
 def _copy(module: nn.Module, fit: Fit, notes: list[str], path: Path) -> None:
     _match_dtype(module, fit.state.values(), notes)
+    if fit.dense:
+        notes.append(f"sparse in the file, and made dense: {quoted(fit.dense, 4)}")
     if fit.counters:
         notes.append(
             f"{len(fit.counters)} `num_batches_tracked` counters are not in the file: unused"

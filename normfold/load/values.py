@@ -37,7 +37,7 @@ def read_file(path: Path, trust_modules: Sequence[str] = ()) -> Any:
 
 def _read(path: Path, suffix: str, trust_modules: Sequence[str]) -> Any:
     if suffix in (".npz", ".npy"):
-        return numpy_files.read(path)
+        return numpy_files.read(path, numpy_files.SAMPLES)
     if suffix in (".pt", ".pth"):
         return _torch(path, trust_modules)
     if suffix == ".safetensors":

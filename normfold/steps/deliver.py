@@ -16,7 +16,7 @@ from normfold.judge import Verifier
 from normfold.judge.bench import time_against_original
 from normfold.judge.files import Judge, artefact
 from normfold.ranges import sidecar
-from normfold.report.events import Counted, KeptOriginal, Missing
+from normfold.report.events import Counted, KeptOriginal, Missing, Noted
 from normfold.report.timing import duration
 from normfold.report.verdict import Budget, Verdict
 from normfold.steps.earlier import remove_stale
@@ -25,6 +25,7 @@ from normfold.steps.prepare import Prepared
 from normfold.steps.quantize import to_grids
 from normfold.steps.work import Work
 from normfold.target import Target
+from normfold.targets.floats import widened
 from normfold.targets.order import Draft, Order, drafts, runs_of
 from normfold.targets.tensorrt.write import builder, wanted
 
@@ -75,6 +76,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     promise = None
     if work.calibrated is not None:
         graph, promise = to_grids(target.name, work)
+    graph = _in_its_floats(graph, target, work)
     report = work.record.report()
     renamed = named(graph, job.export)
     order = Order(
@@ -111,6 +113,16 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
             _count(draft, target, work)
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
+    return graph
+
+
+def _in_its_floats(graph: Graph, target: Target, work: Work) -> Graph:
+    """In types that the target has kernels for, unless the user chose the type."""
+    if work.record.report().precision is not None:
+        return graph
+    graph, note = widened(graph, target)
+    if note:
+        work.record.emit(Noted(note))
     return graph
 
 
@@ -154,7 +166,7 @@ def _count(draft: Draft, target: Target, work: Work) -> None:
 
 def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
     """Keep the file if it is faster than the original's own export, else put that in its place."""
-    report, captured = work.record.report(), work.captured
+    report, captured = work.record.report(), widened(work.captured, request.target)[0]
     timing, bare, plain = time_against_original(
         captured,
         draft.path,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from normfold.errors import UsageError
 
@@ -27,3 +30,29 @@ def by_name(inputs: Sequence[Any] | Mapping[str, Any], names: Sequence[str]) -> 
             hint=f"it takes {', '.join(names)}",
         )
     return given
+
+
+Signature = list[tuple[str, tuple[int | str | None, ...], str]]
+_FLOATS = {
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+}
+
+
+def in_its_types(
+    run: Callable[[Sequence[Tensor]], list[Tensor]], signature: Signature
+) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """A run of a file whose floats may be of other types than those of the network that it is judged by."""
+    types = [_FLOATS.get(kind) for _, _, kind in signature]
+
+    def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+    def fed(inputs: Sequence[Tensor]) -> list[Tensor]:
+        if len(inputs) != len(types):
+            return run(inputs)  # which says what it takes
+        return run([cast(x, dtype) for x, dtype in zip(inputs, types, strict=True)])
+
+    return fed

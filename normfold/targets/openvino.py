@@ -17,7 +17,7 @@ from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 from normfold.files import atomic
-from normfold.targets.feeds import by_name
+from normfold.targets.feeds import by_name, in_its_types
 
 Precision = Literal["f32", "bf16", "f16", "auto"]
 _TYPES = {  # OpenVINO's names and onnxruntime's, which signatures are written in
@@ -192,7 +192,8 @@ def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list
     Raises:
         EnvironmentMissing, ExportError: as `OpenvinoSession`.
     """
-    yield "openvino", OpenvinoSession(path).run
+    session = OpenvinoSession(path)
+    yield "openvino", in_its_types(session.run, session.signature())
 
 
 def write_ir(onnx_path: str | os.PathLike[str], path: str | os.PathLike[str]) -> list[Path]:

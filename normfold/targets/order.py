@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from normfold.errors import EnvironmentMissing
+from normfold.errors import EnvironmentMissing, ExportError
 from normfold.graph import Graph
 from normfold.job import EngineOptions
 from normfold.progress import Listener, silent
 from normfold.target import Target
+from normfold.targets.runtime import NoKernel
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Runs = Iterator[tuple[str, Run]]
@@ -115,10 +116,18 @@ def runs_of(target: Target, path: Path) -> Runs:
 
     Raises:
         EnvironmentMissing: this machine has not what runs it.
+        ExportError: the runtime that the file is for is here, and cannot load it.
     """
     if why := target.cannot_run():
         raise EnvironmentMissing(why)
-    yield from target.runner()(path)
+    try:
+        yield from target.runner()(path)
+    except NoKernel as error:
+        if target.stands_in:
+            raise
+        raise ExportError(
+            error.what, where=path.name, found=error.found, hint=error.hint
+        ) from error
 
 
 def sha256(path: Path) -> str:

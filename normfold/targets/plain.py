@@ -8,13 +8,15 @@ exporter would trace the whole graph again.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
 
-from normfold.graph.graph import argument
-from normfold.graph.provenance import copy_provenance
-from normfold.targets.calls import call
+from normfold.errors import ExportError
+from normfold.graph.graph import argument, is_symbolic, op_name
+from normfold.graph.provenance import copy_provenance, source_line
+from normfold.targets.calls import call, size_of
 
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
@@ -28,22 +30,104 @@ _POOLS = {
     _aten.adaptive_avg_pool2d.default: 2,
     _aten.adaptive_avg_pool3d.default: 3,
 }
+_MAXIMA = {
+    _aten.adaptive_max_pool1d.default: 1,
+    _aten.adaptive_max_pool2d.default: 2,
+    _aten.adaptive_max_pool3d.default: 3,
+}
 
 
 def write_global_pools(graph: fx.Graph) -> int:
-    """Turn adaptive average pooling to size 1 into a mean, in place; returns how many."""
+    """Write adaptive pooling to size 1, or over axes whose size is free, as plain ops; returns how many.
+
+    An average to size 1 is a mean. To another size it is a product with a matrix for each axis: the exporter pools
+    by windows, whose size it would take from the example inputs.
+
+    Raises:
+        ExportError: a maximum over parts of an axis whose size is free.
+    """
+    _require_fixed_maxima(graph)
     pools = [
         node
         for node in graph.nodes
-        if node.target in _POOLS and all(size == 1 for size in node.args[1])
+        if node.target in _POOLS
+        and (all(size == 1 for size in node.args[1]) or _free_axes(node, _POOLS[node.target]))
     ]
     for node in pools:
-        axes = [-1, -2, -3][: _POOLS[node.target]]
         with graph.inserting_before(node):
-            result = call(graph, node, _aten.mean.dim, node.args[0], axes, True)
+            result = _pooled(graph, node, node.args[1])
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(pools)
+
+
+def _require_fixed_maxima(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        free = _free_axes(node, _MAXIMA[node.target]) if node.target in _MAXIMA else []
+        if any(node.args[1][axis] != 1 for axis in free):
+            name = op_name(node)
+            raise ExportError(
+                f"`{name}` over an axis whose size is free has no form in ONNX",
+                where=source_line(node) or f"`{node.name}`",
+                found=f"it takes maxima of {list(node.args[1])} parts",
+                hint="leave out `--dynamic` for the axes that it pools",
+            )
+
+
+def _free_axes(node: fx.Node, count: int) -> list[int]:
+    """Of the last axes those that are pooled and whose size is a symbol, from behind."""
+    sizes = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    wanted: Any = node.args[1]
+    return [
+        axis
+        for axis in range(-1, -count - 1, -1)
+        if is_symbolic(sizes[axis]) and not _is_size(wanted[axis], sizes[axis])
+    ]
+
+
+def _is_size(wanted: int | fx.Node, size: Any) -> bool:
+    """True for pooling to the size that there is."""
+    value = wanted.meta["val"] if isinstance(wanted, fx.Node) else wanted
+    return str(value) == str(size)
+
+
+def _pooled(graph: fx.Graph, node: fx.Node, sizes: Any) -> fx.Node:
+    """The averages of ``sizes`` parts of the last axes."""
+    result: Any = node.args[0]
+    shape = result.meta["val"].shape
+    axes = range(-1, -len(sizes) - 1, -1)
+    if single := [axis for axis in axes if sizes[axis] == 1]:
+        result = call(graph, node, _aten.mean.dim, result, single, True)
+    for axis in axes:
+        if sizes[axis] == 1 or _is_size(sizes[axis], shape[axis]):
+            continue
+        matrix = _parts(graph, node, sizes[axis], axis)
+        turned = axis != -1
+        if turned:
+            result = call(graph, node, _aten.transpose.int, result, axis, -1)
+        result = call(graph, node, _aten.matmul.default, result, matrix)
+        if turned:
+            result = call(graph, node, _aten.transpose.int, result, axis, -1)
+    return result  # type: ignore[no-any-return]
+
+
+def _parts(graph: fx.Graph, node: fx.Node, parts: int | fx.Node, axis: int) -> fx.Node:
+    """The matrix (size, parts) that averages: part i of p has the elements k of n for which
+    floor(i n / p) <= k < ceil((i + 1) n / p), that is i n < (k + 1) p and k p < (i + 1) n."""
+
+    def make(target: Any, *args: Any) -> fx.Node:
+        return call(graph, node, target, *args)
+
+    size = size_of(graph, node, node.args[0], axis)
+    place = make(_aten.unsqueeze.default, make(_aten.arange.default, size), 1)
+    part = make(_aten.arange.default, parts)
+    begin = make(_aten.mul.Tensor, part, size)
+    end = make(_aten.mul.Tensor, make(_ADD, part, 1), size)
+    behind = make(_aten.lt.Tensor, begin, make(_aten.mul.Tensor, make(_ADD, place, 1), parts))
+    before = make(_aten.lt.Tensor, make(_aten.mul.Tensor, place, parts), end)
+    inside = make(_aten.logical_and.default, behind, before)
+    ones = make(_aten.to.dtype, inside, node.meta["val"].dtype)
+    return make(_aten.div.Tensor, ones, make(_aten.sum.dim_IntList, ones, [0], True))
 
 
 def write_batch_norms(graph: fx.Graph) -> int:

@@ -13,13 +13,17 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from normfold.errors import EnvironmentMissing, ExportError, UsageError
-from normfold.targets.feeds import by_name
+from normfold.errors import EnvironmentMissing, ExportError, NormfoldError, UsageError
+from normfold.targets.feeds import by_name, in_its_types
 
 Level = Literal["all", "none"]
 _CPU = "CPUExecutionProvider"
 _LACKING = re.compile(r"implementation for (\w+)\(")
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
+
+
+class NoKernel(EnvironmentMissing):
+    """This runtime does not run the file; another may."""
 
 
 class RuntimeSession:
@@ -34,8 +38,8 @@ class RuntimeSession:
             cores. They never do between runs.
 
     Raises:
-        EnvironmentMissing: onnxruntime is not installed, cannot use the provider on this machine, or has no
-            kernel for an op of the file in its type (which is so for most ops in bfloat16 on the CPU).
+        EnvironmentMissing: onnxruntime is not installed, or cannot use the provider on this machine.
+        NoKernel: it has none for an op of the file in its type (which is so for most ops in bfloat16 on the CPU).
         ExportError: onnxruntime refuses the file.
     """
 
@@ -129,7 +133,7 @@ def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list
     levels: tuple[Level, ...] = ("all", "none")
     for level in levels:
         session: Any = RuntimeSession(path, level)
-        yield f"onnxruntime-{level}", session.run
+        yield f"onnxruntime-{level}", in_its_types(session.run, session.signature())
         del session  # before the next one reads the weights again
 
 
@@ -160,15 +164,15 @@ def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(np.array(value.numpy()))
 
 
-def _refused(error: Exception, path: str | os.PathLike[str]) -> EnvironmentMissing | ExportError:
+def _refused(error: Exception, path: str | os.PathLike[str]) -> NormfoldError:
     text = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
     if "NOT_IMPLEMENTED" in text or "NotImplemented" in type(error).__name__:
         match = _LACKING.search(text)
         op = f"`{match[1]}`" if match else "an op of this file"
-        return EnvironmentMissing(
+        return NoKernel(
             f"onnxruntime has no CPU kernel for {op} in its type",
             where=str(path),
             found=text,
-            hint="`--precision fp32` avoids it; this file needs another runtime",
+            hint="`--precision fp32` computes in float32, for which it has kernels",
         )
     return ExportError("onnxruntime refuses the file or the inputs", where=str(path), found=text)

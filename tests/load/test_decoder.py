@@ -33,6 +33,13 @@ LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
     "original_max_position_embeddings": 20,
 }  # fmt: skip
+EXPERTS = {
+    **GROUPED,
+    **POSITIONS,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
 WIDE = {**GROUPED, **POSITIONS, "head_dim": 16, "tie_word_embeddings": False}  # wide heads
 # class, its settings, what it is converted to
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -46,6 +53,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral": ("MistralForCausalLM", {**GROUPED, **POSITIONS, "sliding_window": 8}, "folded"),
     "gemma": ("GemmaForCausalLM", WIDE, "folded"),
     "gemma2": ("Gemma2ForCausalLM", {**WIDE, "sliding_window": 8}, "folded"),
+    "mixtral": ("MixtralForCausalLM", EXPERTS, "folded"),
+    "gpt_oss": ("GptOssForCausalLM", {**EXPERTS, "head_dim": 8, "sliding_window": 8}, "folded"),
 }  # fmt: skip
 
 GREEDY = transformers.GenerationConfig(
@@ -282,6 +291,8 @@ WITHOUT: dict[str, tuple[dict[str, Any], str]] = {
     "GPT2Model": (GPT, 'architectures": ["GPT2LMHeadModel"]'),
     "GPT2ForSequenceClassification": (GPT, "no head"),
     "BertLMHeadModel": (COMMON, "other logits than at once"),
+    "RobertaForCausalLM": (COMMON, 'if it was trained as a decoder: `"is_decoder": true`'),
+    "BertModel": (COMMON, '`"architectures": ["BertLMHeadModel"]` and `"is_decoder": true`'),
     "Qwen3NextForCausalLM": (LINEAR, "LinearAttentionLayer"),
     "LlamaForCausalLM": ({**LLAMA, "rope_parameters": DYNAMIC}, "`dynamic`"),
 }  # fmt: skip

@@ -104,6 +104,8 @@ def test_arrays_are_weights_or_are_called_what_they_are(tmp_path: Path) -> None:
     loaded = load(path, factory="torch.nn:Linear(3, 2)").module.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in net.state_dict().items())
     assert "holds arrays, not a network" in _error(path)
+    np.savez(tmp_path / "objects.npz", weight=np.array([{}], dtype=object))
+    assert "store each weight" in _error(tmp_path / "objects.npz")
     assert "`--model pkg.mod:factory`" in _error(path)
     np.save(tmp_path / "x.npy", np.ones(3))
     assert "example inputs to `--inputs`" in _error(tmp_path / "x.npy")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_damaged_folders(folder: Path) -> None:
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     assert "no weights" in _error(folder)
+
+
+@pytest.mark.parametrize("names", [[], ["net.py"], ["readme.md", "model.safetensors"]])
+def test_a_folder_without_a_config_needs_no_transformers(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("x = 1")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "the folder has no `config.json`" in _error(tmp_path)
 
 
 def test_encoder_decoder_and_audio_get_every_input(tmp_path: Path) -> None:

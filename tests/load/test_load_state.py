@@ -70,6 +70,24 @@ def test_keys_that_do_not_fit_are_named(state: State) -> None:
     assert "`extra`" in str(caught.value)
 
 
+def test_sparse_weights_of_a_dense_network_are_made_dense(state: State) -> None:
+    sparse = {
+        **state,
+        "fc.weight": state["fc.weight"].to_sparse(),
+        "conv.bias": state["conv.bias"].to_sparse(),
+    }
+    torch.save({"model": sparse}, "w.pt")
+    loaded = load("w.pt", factory=SPEC)
+    assert all(torch.equal(loaded.module.state_dict()[name], state[name]) for name in state)
+    assert "sparse in the file, and made dense: `conv.bias`, `fc.weight`" in loaded.notes
+    huge = torch.sparse_coo_tensor(
+        torch.zeros(2, 1, dtype=torch.int64), torch.ones(1), (10**9, 10**9), check_invariants=True
+    )
+    torch.save({**state, "fc.weight": huge}, "w.pt")
+    with pytest.raises(LoadError, match=r"`fc\.weight` is 1000000000x1000000000 in the file"):
+        load("w.pt", factory=SPEC)
+
+
 def test_dtype_of_the_file_is_kept_and_counters_may_be_absent(state: State) -> None:
     half = {k: v.bfloat16() for k, v in state.items() if not k.endswith("tracked")}
     save_file(half, "w.safetensors")

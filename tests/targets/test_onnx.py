@@ -223,3 +223,47 @@ def test_complex_numbers_are_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="complex numbers") as caught:
         export_onnx(graph, tmp_path / "net.onnx")
     assert "`polar`" in str(caught.value)
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self.body, self.pool = nn.Conv2d(3, 4, 3, padding=1), pool
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pool(self.body(x))
+
+
+def free(net: nn.Module, *axes: int) -> Any:
+    dynamic = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    return capture(net, (torch.randn(2, 3, 12, 16),), dynamic=(dynamic,))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, (2, 5)),
+        lambda x: F.adaptive_avg_pool2d(x, (3, 1)).flatten(1),
+        lambda x: F.adaptive_avg_pool2d(x, (None, 2)),
+        lambda x: F.adaptive_avg_pool2d(x, (x.shape[3], x.shape[2])),
+        lambda x: F.adaptive_avg_pool1d(x.mean(2), 6),
+        lambda x: F.adaptive_avg_pool3d(x, (3, 2, 1)),
+        lambda x: F.adaptive_max_pool2d(x, 1),
+    ],
+)
+def test_pools_of_free_sizes_take_each_size(pool: Any, tmp_path: Path) -> None:
+    net = Pooled(pool).eval()
+    exported = export_onnx(free(net, 2, 3), tmp_path / "net.onnx")
+    session = RuntimeSession(exported.path, threads=1)
+    for sizes in ((12, 16), (2, 3), (5, 4), (7, 33), (19, 2)):
+        x = torch.randn(2, 3, *sizes)
+        assert error(session.run([x]), reference(net, x)) < 3e-6
+
+
+def test_maxima_of_parts_of_a_free_axis_are_refused(tmp_path: Path) -> None:
+    net = Pooled(lambda x: F.adaptive_max_pool2d(x, (2, 1)))
+    export_onnx(free(net, 3), tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match="`adaptive_max_pool2d` over an axis") as caught:
+        export_onnx(free(net, 2), tmp_path / "other.onnx")
+    assert "test_onnx.py" in str(caught.value.where)
+    assert "--dynamic" in str(caught.value.hint)
