@@ -139,9 +139,9 @@ def test_refused_before_the_model_is_loaded(case: str, cli: Cli, tmp_path: Path)
 
 
 def test_sizes_of_an_axis_that_is_fixed(cli: Cli, tmp_path: Path) -> None:
-    ran = cli(*QUICK, "--batch", "static", "--dynamic", "y:0=1..2..4")
+    ran = cli(*QUICK, "--batch", "static", "--dynamic", "x:0=1..2..4")
     assert ran.status == 2
-    ran.one_error("`y")
+    ran.one_error("contradict each other")
     assert list(tmp_path.iterdir()) == []
 
 
