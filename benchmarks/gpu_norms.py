@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 import normfold
 from benchmarks import models
-from normfold.graph.graph import Graph, op_name
+from normfold.ir.graph import Graph, op_name
 from normfold.job.presets import preset
 from normfold.judge.bench import measure
 from normfold.judge.pairs import Pair

@@ -23,7 +23,7 @@ from torch import nn
 import normfold
 from benchmarks import models
 from benchmarks.gpu_norms import Logits, without_norms
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job.presets import preset
 from normfold.judge.bench import bench
 

@@ -20,7 +20,7 @@ from torch import nn
 import normfold
 from examples import accuracy, gpt, shapes, text
 from normfold.domains import half
-from normfold.graph.evaluation import Evaluator
+from normfold.ir.evaluation import Evaluator
 
 MODELS = Path(__file__).parent / "models"
 Precision = Literal["fp32", "fp16", "bf16"]

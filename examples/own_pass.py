@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 
 import normfold
-from normfold.graph import Graph
-from normfold.graph.graph import op_name
+from normfold.ir import Graph
+from normfold.ir.graph import op_name
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter, parse
 
 

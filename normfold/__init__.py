@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from normfold.api import bisect, capture, run, verify
     from normfold.conversion import Result, execute
     from normfold.generated import convert
-    from normfold.graph import Graph
     from normfold.inspection import inspect, plan
+    from normfold.ir import Graph
     from normfold.job import EngineOptions, Job, Quantize, Train
     from normfold.judge.bench import bench
     from normfold.progress import Progress
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 # imported on first use, so that the command line answers without torch
 _HOMES = {
     "EngineOptions": "normfold.job",
-    "Graph": "normfold.graph",
+    "Graph": "normfold.ir",
     "Job": "normfold.job",
     "Pass": "normfold.rewrite",
     "Progress": "normfold.progress",

@@ -13,9 +13,9 @@ from torch.export import ExportedProgram
 
 from normfold.data.opening import capture_source
 from normfold.errors import ExportError, LoadError, UsageError
-from normfold.graph import Graph
-from normfold.graph import capture as _capture
-from normfold.graph.capture import share_parameters
+from normfold.ir import Graph
+from normfold.ir import capture as _capture
+from normfold.ir.capture import share_parameters
 from normfold.job import Source
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
@@ -39,7 +39,7 @@ def capture(
     kwargs: dict[str, Any] | None = None,
     dynamic: Any = "batch",
 ) -> Graph:
-    """Capture a network as a graph that passes can rewrite; see `normfold.graph.capture.capture`."""
+    """Capture a network as a graph that passes can rewrite; see `normfold.ir.capture.capture`."""
     return _capture(module, args, kwargs, dynamic)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold.files import publish, staging
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Cast, Job, Quantize, Rewrite, Train, confinement
 from normfold.progress import Listener, silent
 from normfold.report import Report

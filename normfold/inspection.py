@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 from normfold.api import bisect, run
 from normfold.data.opening import axes_of, capture_source, load_source
 from normfold.errors import CaptureError
-from normfold.graph import Graph
-from normfold.graph.capture import dynamic_axes, quiet
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.fresh import fresh
-from normfold.graph.graph import op_name
-from normfold.graph.provenance import module_path
-from normfold.graph.refusal import DOCTOR, drafted
-from normfold.graph.text import graph_text
+from normfold.ir import Graph
+from normfold.ir.capture import dynamic_axes, quiet
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.fresh import fresh
+from normfold.ir.graph import op_name
+from normfold.ir.provenance import module_path
+from normfold.ir.refusal import DOCTOR, drafted
+from normfold.ir.text import graph_text
 from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier

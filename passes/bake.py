@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.report import Applied, PassReport
 from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.baker import bake

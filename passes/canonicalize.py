@@ -18,15 +18,15 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph, Site, facts
-from normfold.graph.custom_ops import channel_affine
-from normfold.graph.expressions import is_static
-from normfold.graph.facts import Fact
-from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
-from normfold.graph.provenance import copy_provenance, module_path, module_type, source_line
-from normfold.graph.sites import AffineOf, NormOf
-from normfold.graph.states import State
-from normfold.graph.statistics import Statistics, set_statistics, statistics_of
+from normfold.ir import Graph, Site, facts
+from normfold.ir.custom_ops import channel_affine
+from normfold.ir.expressions import is_static
+from normfold.ir.facts import Fact
+from normfold.ir.graph import argument, argument_index, is_symbolic, op_name, shape_of
+from normfold.ir.provenance import copy_provenance, module_path, module_type, source_line
+from normfold.ir.sites import AffineOf, NormOf
+from normfold.ir.states import State
+from normfold.ir.statistics import Statistics, set_statistics, statistics_of
 from normfold.ops.handwritten import (
     ARITHMETIC,
     IDENTITIES,

@@ -16,11 +16,11 @@ from typing import Annotated, ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph, facts
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name
-from normfold.graph.sites import NormOf, norm_sites
-from normfold.graph.states import State
+from normfold.ir import Graph, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name
+from normfold.ir.sites import NormOf, norm_sites
+from normfold.ir.states import State
 from normfold.ops import groups as grouping
 from normfold.ops.groups import Centred
 from normfold.ops.table import norm_of, producer

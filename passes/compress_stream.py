@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from normfold.graph import Graph
-from normfold.graph.sites import norm_sites
-from normfold.graph.states import State
+from normfold.ir import Graph
+from normfold.ir.sites import norm_sites
+from normfold.ir.states import State
 from normfold.ops.groups import centred_groups
 from normfold.report import Warned
 from normfold.rewrite import Caution, Decline, Exactness, Match, Pass, Rewriter

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.expressions import evaluate, is_static
-from normfold.graph.graph import op_name, shape_of
-from normfold.graph.intervals import mean_shift, measured_mean
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.expressions import evaluate, is_static
+from normfold.ir.graph import op_name, shape_of
+from normfold.ir.intervals import mean_shift, measured_mean
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import linear_of
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.ops.integers import weighted
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import linear_of

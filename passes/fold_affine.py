@@ -19,12 +19,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import fx
 
-from normfold.graph import Graph, facts
-from normfold.graph.expressions import is_static
-from normfold.graph.facts import Fact
-from normfold.graph.graph import op_name, shape_of
-from normfold.graph.sites import affine_sites
-from normfold.graph.states import State
+from normfold.ir import Graph, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.facts import Fact
+from normfold.ir.graph import op_name, shape_of
+from normfold.ir.sites import affine_sites
+from normfold.ir.states import State
 from normfold.ops import layout
 from normfold.ops.table import norm_of
 from normfold.report import Warned

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from normfold.errors import UsageError
-from normfold.graph import Graph, Site, facts
-from normfold.graph.custom_ops import channel_affine
-from normfold.graph.graph import Entry, shape_of
-from normfold.graph.sites import AffineOf
+from normfold.ir import Graph, Site, facts
+from normfold.ir.custom_ops import channel_affine
+from normfold.ir.graph import Entry, shape_of
+from normfold.ir.sites import AffineOf
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 
 

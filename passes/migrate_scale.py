@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph
-from normfold.graph.custom_ops import channel_affine
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.sites import norm_sites
+from normfold.ir import Graph
+from normfold.ir.custom_ops import channel_affine
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.sites import norm_sites
 from normfold.ops.layout import LayoutError
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.balance import into_readers, largest_read

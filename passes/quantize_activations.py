@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph
-from normfold.graph.expressions import evaluate
-from normfold.graph.graph import op_name
-from normfold.graph.intervals import range_of
+from normfold.ir import Graph
+from normfold.ir.expressions import evaluate
+from normfold.ir.graph import op_name
+from normfold.ir.intervals import range_of
 from normfold.ops.integer_ops import dequantize, quantize, simulate
 from normfold.ops.integers import Plan, plan
 from normfold.ops.linear import Linear, linear_of

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import torch
 
-from normfold.graph import Graph
-from normfold.graph.expressions import evaluate
-from normfold.graph.grids import to_grid
+from normfold.ir import Graph
+from normfold.ir.expressions import evaluate
+from normfold.ir.grids import to_grid
 from normfold.ops.integer_ops import dynamic_matmul
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import Linear

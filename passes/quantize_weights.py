@@ -2,7 +2,7 @@
 
 W  ->  s Q        Q = round(W / s), s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
 
-Rounding is in `normfold.graph.grids`.
+Rounding is in `normfold.ir.grids`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from normfold.graph import Graph
-from normfold.graph.expressions import evaluate
-from normfold.graph.grids import Grid, to_grid
-from normfold.graph.intervals import (
+from normfold.ir import Graph
+from normfold.ir.expressions import evaluate
+from normfold.ir.grids import Grid, to_grid
+from normfold.ir.intervals import (
     mean_shift,
     measured_mean,
     note_mean,
     note_mean_shift,
     read_mean,
 )
-from normfold.graph.provenance import module_path
+from normfold.ir.provenance import module_path
 from normfold.ops.integer_ops import dequantize
 from normfold.ops.integers import mean_of_product, quantized_weight, weighted
 from normfold.ops.linear import Linear

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from normfold.errors import UsageError
-from normfold.graph import Graph, facts
-from normfold.graph.custom_ops import channel_affine
-from normfold.graph.graph import shape_of
-from normfold.graph.sites import AffineOf, Trainable
-from normfold.graph.states import State
+from normfold.ir import Graph, facts
+from normfold.ir.custom_ops import channel_affine
+from normfold.ir.graph import shape_of
+from normfold.ir.sites import AffineOf, Trainable
+from normfold.ir.states import State
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.offline import KINDS, fits, offline_norm, selected, slots, write_affine
 

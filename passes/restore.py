@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph, facts
-from normfold.graph.graph import argument, argument_index, op_name, shape_of
-from normfold.graph.sites import AffineOf, affine_sites
-from normfold.graph.states import State
+from normfold.ir import Graph, facts
+from normfold.ir.graph import argument, argument_index, op_name, shape_of
+from normfold.ir.sites import AffineOf, affine_sites
+from normfold.ir.states import State
 from normfold.ops.table import norm_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
 

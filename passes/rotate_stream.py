@@ -19,9 +19,9 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from normfold.graph import Graph
-from normfold.graph.sites import norm_sites
-from normfold.graph.states import State
+from normfold.ir import Graph
+from normfold.ir.sites import norm_sites
+from normfold.ir.states import State
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.compression import Compression, Region, narrow
 from normfold.rewrite.rotation import Rotation, rotatable

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import normfold
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.judge import Verifier
 from normfold.progress import Progress
 from normfold.report import Check, Report

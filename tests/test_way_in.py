@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 import normfold
 from normfold.errors import CaptureError, ExportError, LoadError, UsageError
-from normfold.graph.outputs import plain
+from normfold.ir.outputs import plain
 from tests import way_in_nets as nets
 from tests.nets import perturb
 

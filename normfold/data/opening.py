@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from normfold.data.samples import load_data
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Source
 from normfold.load import load, probe
 from normfold.load.capture import capture_loaded, read_axes

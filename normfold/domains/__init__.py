@@ -1,1 +1,1 @@
-"""Numbers that a graph can be evaluated over, besides its own and float64 (`normfold.graph.evaluation`)."""
+"""Numbers that a graph can be evaluated over, besides its own and float64 (`normfold.ir.evaluation`)."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.graph.evaluation import Domain
-from normfold.graph.graph import argument, op_name
+from normfold.ir.evaluation import Domain
+from normfold.ir.graph import argument, op_name
 from normfold.ops.squares import summed
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.custom_ops import along
-from normfold.graph.evaluation import Domain
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, concrete, op_name, shape_of
-from normfold.graph.intervals import Interval
-from normfold.graph.statistics import Statistics, statistics_of
+from normfold.ir.custom_ops import along
+from normfold.ir.evaluation import Domain
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, concrete, op_name, shape_of
+from normfold.ir.intervals import Interval
+from normfold.ir.statistics import Statistics, statistics_of
 from normfold.ops.linear import linear_of
 from normfold.ops.table import Kind, is_tuple, kind_of, norm_of, operands, reads_shape_only, row_of
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from normfold.errors import EnvironmentMissing, UsageError
-from normfold.graph.evaluation import Domain
+from normfold.ir.evaluation import Domain
 
 
 def device_of(name: str | None) -> torch.device:

@@ -13,9 +13,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.data.metrics import Comparison
-from normfold.graph import Graph
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name
+from normfold.ir import Graph
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name
 from normfold.ops.linear import linear_of
 from normfold.ops.table import Kind, kind_of
 from normfold.report.quantization import lost

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Source
 from normfold.judge.bench_inputs import Inputs
 from normfold.judge.pairs import Pair, export_bare, in_onnxruntime, in_tensorrt, in_torch, is_engine

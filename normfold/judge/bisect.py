@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.judge.verifier import Verifier
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Check, PassReport

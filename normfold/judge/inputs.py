@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.graph import Entry
-from normfold.graph.sizes import Sizes
+from normfold.ir import Graph
+from normfold.ir.graph import Entry
+from normfold.ir.sizes import Sizes
 from normfold.load.specs import is_mask, mask, parse
 
 TRIES = 6  # sizes that are tried before it is said that the network takes no other

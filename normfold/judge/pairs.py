@@ -18,9 +18,9 @@ from torch.utils import _pytree as pytree
 from normfold.data.opening import capture_source, load_source
 from normfold.domains.placed import device_of
 from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
-from normfold.graph import Graph
-from normfold.graph.graph import is_symbolic
-from normfold.graph.paths import named_leaves
+from normfold.ir import Graph
+from normfold.ir.graph import is_symbolic
+from normfold.ir.paths import named_leaves
 from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge.bench_inputs import (

@@ -27,13 +27,13 @@ from torch.utils import _pytree as pytree
 
 from normfold.domains.half import Strict
 from normfold.errors import CaptureError, UsageError, last_line
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.expressions import is_static, order
-from normfold.graph.fresh import fresh
-from normfold.graph.graph import Entry
-from normfold.graph.randomness import draws
-from normfold.graph.sizes import Sizes
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import is_static, order
+from normfold.ir.fresh import fresh
+from normfold.ir.graph import Entry
+from normfold.ir.randomness import draws
+from normfold.ir.sizes import Sizes
 from normfold.judge.comparison import (
     Outputs,
     compare,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
-from normfold.graph.fresh import fresh
+from normfold.ir.fresh import fresh
 from normfold.job.source import Task
 from normfold.load import decoder, lacking, numpy_files, pickled, state
 from normfold.load import factory as factories

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError, LoadError, UsageError
-from normfold.graph import Graph, capture
-from normfold.graph.capture import Axes, dynamic_axes, placeholders
-from normfold.graph.graph import is_symbolic
-from normfold.graph.paths import named_leaves
-from normfold.graph.refusal import FIXED
+from normfold.ir import Graph, capture
+from normfold.ir.capture import Axes, dynamic_axes, placeholders
+from normfold.ir.graph import is_symbolic
+from normfold.ir.paths import named_leaves
+from normfold.ir.refusal import FIXED
 from normfold.load.following import following, refusal
 from normfold.load.nested import Call
 from normfold.load.part import recorded

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import LoadError, last_line
-from normfold.graph.fresh import fresh, with_forward
-from normfold.graph.paths import bind, input_names
+from normfold.ir.fresh import fresh, with_forward
+from normfold.ir.paths import bind, input_names
 from normfold.load.exportable import write_experts
 from normfold.load.nested import Call
 from normfold.load.types import Found

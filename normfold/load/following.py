@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from normfold.graph.capture import Axes
-from normfold.graph.paths import named_leaves
+from normfold.ir.capture import Axes
+from normfold.ir.paths import named_leaves
 from normfold.load import probe
 
 Axis = tuple[str, int]

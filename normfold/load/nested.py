@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
-from normfold.graph.paths import input_names
+from normfold.ir.paths import input_names
 from normfold.load import probe
 from normfold.load.specs import Spec
 

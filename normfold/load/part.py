@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, NormfoldError, UsageError, last_line
-from normfold.graph.fresh import fresh, with_forward
-from normfold.graph.paths import bind
+from normfold.ir.fresh import fresh, with_forward
+from normfold.ir.paths import bind
 from normfold.load import inputs as example_inputs
 from normfold.load.nested import Call
 from normfold.load.types import Found

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import last_line
-from normfold.graph.fresh import fresh
+from normfold.ir.fresh import fresh
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from normfold.errors import LoadError, NormfoldError, last_line
-from normfold.graph.names import with_plain_names
+from normfold.ir.names import with_plain_names
 from normfold.load.program_archive import read_program
 from normfold.load.trust import Trust
 from normfold.load.types import Found

@@ -17,9 +17,9 @@ from itertools import combinations
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import facts
-from normfold.graph.facts import Fact
-from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir import facts
+from normfold.ir.facts import Fact
+from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import NONE, LayoutError
 from normfold.ops.linear import zero_pad_of

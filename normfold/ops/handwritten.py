@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
 
 aten = torch.ops.aten
 IDENTITIES = {

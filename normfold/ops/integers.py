@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from normfold.graph import facts
-from normfold.graph.expressions import is_static
-from normfold.graph.facts import Fact
-from normfold.graph.graph import Graph, op_name, shape_of
+from normfold.ir import facts
+from normfold.ir.expressions import is_static
+from normfold.ir.facts import Fact
+from normfold.ir.graph import Graph, op_name, shape_of
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import Kind, bounds, kind_of, operands, row_of
 from normfold.target import Grids

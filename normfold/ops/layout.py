@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.expressions import evaluate, is_static
-from normfold.graph.graph import argument, concrete, op_name, shape_of
+from normfold.ir.expressions import evaluate, is_static
+from normfold.ir.graph import argument, concrete, op_name, shape_of
 from normfold.ops.linear import zero_pad_of
 from normfold.ops.table import operands, producer, uses
 

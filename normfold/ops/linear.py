@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name, shape_of
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name, shape_of
 
 
 @dataclass(frozen=True)

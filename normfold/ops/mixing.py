@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.graph import argument, concrete, op_name, shape_of
+from normfold.ir.graph import argument, concrete, op_name, shape_of
 from normfold.ops.layout import LayoutError
 from normfold.ops.table import Kind, kind_of, operands, producer
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph.graph import argument, is_symbolic, op_name
+from normfold.ir.graph import argument, is_symbolic, op_name
 from normfold.ops.table import operands
 
 aten = torch.ops.aten

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, fx
 
-from normfold.graph.graph import argument, op_name
+from normfold.ir.graph import argument, op_name
 from normfold.ops.table import norm_of
 
 _SPREADS = {"var", "std", "var_mean", "std_mean"}

@@ -29,8 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.intervals import EVERYTHING, Interval
+from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.intervals import EVERYTHING, Interval
 from normfold.ops.linear import linear_of
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import fx
 
 from normfold.domains.moments import Moments, OfMoments
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.intervals import Interval, note_read_mean
-from normfold.graph.statistics import statistics_of
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.intervals import Interval, note_read_mean
+from normfold.ir.statistics import statistics_of
 from normfold.ops.integers import weighted
 from normfold.ops.table import bounds, norm_of
 
@@ -17,7 +17,7 @@ def moments(graph: Graph, inputs: Interval | None = None) -> dict[fx.Node, Momen
     """The moments of every tensor for which they can be derived.
 
     Args:
-        graph: folded or not; its nodes carry the statistics of the norms (`normfold.graph.statistics`).
+        graph: folded or not; its nodes carry the statistics of the norms (`normfold.ir.statistics`).
         inputs: the values that valid inputs take, where that is known.
     """
     domain = OfMoments(inputs)

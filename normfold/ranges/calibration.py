@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from normfold.data.samples import load_data
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.graph import is_symbolic
-from normfold.graph.intervals import Interval
+from normfold.ir import Graph
+from normfold.ir.graph import is_symbolic
+from normfold.ir.intervals import Interval
 from normfold.job import Quantize, Source
 from normfold.progress import Listener, Progress, silent
 from normfold.ranges.analytic import assumed, derive

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from normfold.graph.graph import op_name
+from normfold.ir.graph import op_name
 from normfold.ops.linear import linear_of
 from normfold.ranges.allocate import Choice, Option, frontier
 from normfold.ranges.sensitivity import Layer

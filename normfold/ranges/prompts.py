@@ -7,9 +7,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
+from normfold.ir import Graph
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
 from normfold.ops.table import operands
 
 _COUNT = 64

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from normfold.domains.placed import Placed
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.expressions import is_static
-from normfold.graph.intervals import Interval, note_mean, range_of, set_range
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.expressions import is_static
+from normfold.ir.intervals import Interval, note_mean, range_of, set_range
 from normfold.ops.linear import linear_of
 from normfold.ops.table import bounds
 from normfold.target import Grids

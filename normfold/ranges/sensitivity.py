@@ -13,11 +13,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from normfold.graph import Graph
-from normfold.graph.evaluation import Domain, Evaluator
-from normfold.graph.expressions import evaluate
-from normfold.graph.grids import Rounding, to_grid
-from normfold.graph.provenance import module_path
+from normfold.ir import Graph
+from normfold.ir.evaluation import Domain, Evaluator
+from normfold.ir.expressions import evaluate
+from normfold.ir.grids import Rounding, to_grid
+from normfold.ir.provenance import module_path
 from normfold.ops.integers import weighted
 from normfold.ops.linear import Linear
 from normfold.progress import Listener, Progress, silent

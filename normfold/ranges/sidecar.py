@@ -17,10 +17,10 @@ from typing import Any
 from torch import Tensor, fx
 
 from normfold.errors import LoadError
-from normfold.graph import Graph
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
-from normfold.graph.statistics import Statistics, set_statistics, statistics_of
+from normfold.ir import Graph
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
+from normfold.ir.statistics import Statistics, set_statistics, statistics_of
 
 SUFFIX = ".statistics.safetensors"
 _FORMAT = "1"

@@ -25,11 +25,11 @@ from torch import Tensor, fx
 
 from normfold.domains.placed import Placed
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
-from normfold.graph.statistics import Statistics, statistics_of
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
+from normfold.ir.statistics import Statistics, statistics_of
 from normfold.job import Quantize
 from normfold.progress import Listener, Progress, silent
 

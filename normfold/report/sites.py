@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from normfold.graph import Graph, Site
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name
-from normfold.graph.sites import affine_sites, norm_sites
+from normfold.ir import Graph, Site
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name
+from normfold.ir.sites import affine_sites, norm_sites
 from normfold.ops.table import BATCH_NORM_OPS, NORM_OPS, norm_of
 from normfold.report import Declined, PassReport, SiteStatus
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import custom_ops, facts
-from normfold.graph.graph import argument, argument_index, is_symbolic, op_name, shape_of
-from normfold.graph.statistics import statistics_of
+from normfold.ir import custom_ops, facts
+from normfold.ir.graph import argument, argument_index, is_symbolic, op_name, shape_of
+from normfold.ir.statistics import statistics_of
 from normfold.ops.linear import Linear, linear_of, pads_with_zeros
 from normfold.report.reasons import Reason
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import fx
 
 from normfold.errors import PassError
-from normfold.graph import Graph
-from normfold.graph.expressions import hoist
-from normfold.graph.text import graph_text
+from normfold.ir import Graph
+from normfold.ir.expressions import hoist
+from normfold.ir.text import graph_text
 from normfold.report import PassReport
 from normfold.rewrite.base import Exactness, Pass
 

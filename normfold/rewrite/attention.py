@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from normfold.graph.graph import argument, op_name, shape_of
+from normfold.ir.graph import argument, op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.table import Kind, kind_of, operands

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph import facts
-from normfold.graph.expressions import Made, evaluate, fetch, is_static, roots
-from normfold.graph.graph import Graph
-from normfold.graph.states import State
+from normfold.ir import facts
+from normfold.ir.expressions import Made, evaluate, fetch, is_static, roots
+from normfold.ir.graph import Graph
+from normfold.ir.states import State
 from normfold.ops.linear import linear_of
 from normfold.ops.table import Kind, kind_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import Graph
-from normfold.graph.expressions import evaluate
-from normfold.graph.graph import shape_of
+from normfold.ir import Graph
+from normfold.ir.expressions import evaluate
+from normfold.ir.graph import shape_of
 from normfold.ops import layout
 from normfold.ops.linear import Linear
 from normfold.rewrite.absorb import Edit, linear_weight

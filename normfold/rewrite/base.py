@@ -16,10 +16,10 @@ from typing import Any, ClassVar, get_type_hints
 from torch import fx
 
 from normfold.errors import PassError, UsageError
-from normfold.graph import Graph, Site
-from normfold.graph.expressions import deduplicate
-from normfold.graph.provenance import module_path, source_line
-from normfold.graph.states import State
+from normfold.ir import Graph, Site
+from normfold.ir.expressions import deduplicate
+from normfold.ir.provenance import module_path, source_line
+from normfold.ir.states import State
 from normfold.report import Applied, Declined, PassReport, Warned
 from normfold.report.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter

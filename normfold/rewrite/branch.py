@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import facts
-from normfold.graph.custom_ops import channel_affine
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.provenance import copy_provenance
-from normfold.graph.sites import AffineOf, affine_sites
+from normfold.ir import facts
+from normfold.ir.custom_ops import channel_affine
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.provenance import copy_provenance
+from normfold.ir.sites import AffineOf, affine_sites
 from normfold.ops import layout
 from normfold.ops.linear import Linear, linear_of
 from normfold.report.reasons import Reason

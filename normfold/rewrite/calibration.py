@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
 from normfold.nn.moments import Moments
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.expressions import is_static, sharers
-from normfold.graph.graph import Graph, argument, op_name, shape_of
+from normfold.ir.expressions import is_static, sharers
+from normfold.ir.graph import Graph, argument, op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError

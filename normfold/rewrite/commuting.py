@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name, shape_of
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError

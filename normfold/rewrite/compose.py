@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph import Site, custom_ops, facts
-from normfold.graph.graph import shape_of
-from normfold.graph.sites import AffineOf, affine_sites
+from normfold.ir import Site, custom_ops, facts
+from normfold.ir.graph import shape_of
+from normfold.ir.sites import AffineOf, affine_sites
 from normfold.ops import layout
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit

@@ -22,10 +22,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import facts
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import Graph, argument, op_name, shape_of
-from normfold.graph.sites import NormOf, norm_sites
+from normfold.ir import facts
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import Graph, argument, op_name, shape_of
+from normfold.ir.sites import NormOf, norm_sites
 from normfold.ops import groups as grouping
 from normfold.ops.layout import LayoutError
 from normfold.ops.mixing import mixed

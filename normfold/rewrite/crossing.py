@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.graph import op_name, shape_of
+from normfold.ir.graph import op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.linear import zero_pad_of
 from normfold.ops.table import Kind, operands, producer, row_of

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.graph import Graph
+from normfold.ir.graph import Graph
 from normfold.ops import layout
 from normfold.report.reasons import Reason
 from normfold.rewrite.rewriter import Rewriter

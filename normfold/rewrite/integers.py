@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import Graph, facts
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name, shape_of
-from normfold.graph.intervals import Interval, set_range
+from normfold.ir import Graph, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.intervals import Interval, set_range
 from normfold.ops.integer_ops import global_pool
 from normfold.rewrite.base import Match, Pass
 from normfold.rewrite.rewriter import Rewriter

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from normfold.graph import Graph, Site
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
-from normfold.graph.sites import norm_sites
+from normfold.ir import Graph, Site
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir.sites import norm_sites
 from normfold.nn import KINDS as KINDS_BY_NAME
 from normfold.nn import OfflineNorm, PRepBN
 from normfold.report.reasons import Reason

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.report import PassReport
 from normfold.rewrite.base import Pass, require_order
 from normfold.rewrite.registry import find

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph import facts
-from normfold.graph.expressions import Made, is_static
-from normfold.graph.graph import Graph
-from normfold.graph.provenance import copy_provenance
+from normfold.ir import facts
+from normfold.ir.expressions import Made, is_static
+from normfold.ir.graph import Graph
+from normfold.ir.provenance import copy_provenance
 
 
 class Rewriter:

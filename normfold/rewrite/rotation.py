@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import Graph, facts
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir import Graph, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops.integers import StaysFloat
 from normfold.ops.layout import LayoutError

@@ -14,9 +14,9 @@ from itertools import chain
 import torch
 from torch import fx
 
-from normfold.graph import Site
-from normfold.graph.expressions import is_static, sharers
-from normfold.graph.graph import Graph, argument, op_name, shape_of
+from normfold.ir import Site
+from normfold.ir.expressions import is_static, sharers
+from normfold.ir.graph import Graph, argument, op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of, zero_pad_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops.linear import linear_of
 from normfold.rewrite.rewriter import Rewriter

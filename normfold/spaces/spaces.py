@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import Graph, argument, op_name, shape_of
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import Graph, argument, op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of

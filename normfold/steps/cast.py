@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Cast
 from normfold.judge.inputs import TYPICAL, cases
 from normfold.report import Precision

@@ -10,7 +10,7 @@ from typing import Any
 
 from normfold.errors import EnvironmentMissing
 from normfold.files import publish, staging
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Job, Request
 from normfold.judge import Verifier
 from normfold.judge.bench import time_against_original

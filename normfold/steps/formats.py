@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Quantize
 from normfold.progress import Listener
 from normfold.ranges.allocate import Choice, within

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph, capture
-from normfold.graph.expressions import evaluate
-from normfold.graph.graph import shape_of
-from normfold.graph.intervals import Interval, set_range
+from normfold.ir import Graph, capture
+from normfold.ir.expressions import evaluate
+from normfold.ir.graph import shape_of
+from normfold.ir.intervals import Interval, set_range
 from normfold.ops.integer_ops import dequantize, quantize
 from normfold.ops.integers import weighted
 from normfold.ops.linear import Linear, linear_of

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.capture import placeholders
+from normfold.ir import Graph
+from normfold.ir.capture import placeholders
 from normfold.job import Export
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from normfold.data.opening import axes_of, load_source
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Job, Source
 from normfold.judge import Verifier
 from normfold.judge.inputs import own_samples

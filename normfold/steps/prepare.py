@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.files import require_writable
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import EngineOptions, Job
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass

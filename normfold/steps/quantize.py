@@ -9,8 +9,8 @@ from typing import Any
 
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.graph import op_name
+from normfold.ir import Graph
+from normfold.ir.graph import op_name
 from normfold.job import Quantize
 from normfold.judge.agreement import Promise, gives_scores
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of

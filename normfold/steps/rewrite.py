@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 from normfold.errors import UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Rewrite
 from normfold.judge import Verifier
 from normfold.progress import Listener, Progress, silent

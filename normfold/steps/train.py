@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from normfold.data.metrics import Comparison
 from normfold.data.samples import Data, load_data
 from normfold.errors import UsageError
-from normfold.graph import Graph
-from normfold.graph.graph import is_symbolic
+from normfold.ir import Graph
+from normfold.ir.graph import is_symbolic
 from normfold.job import Policy, Source, Train
 from normfold.judge import Verifier
 from normfold.passes.canonicalize import Canonicalize

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Job
 from normfold.judge import Verifier
 from normfold.progress import Listener, Progress

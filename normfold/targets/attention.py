@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.expressions import evaluate, is_static
-from normfold.graph.graph import argument
+from normfold.ir.expressions import evaluate, is_static
+from normfold.ir.graph import argument
 from normfold.targets.calls import call, loosen_views, size_of
 
 _aten = torch.ops.aten

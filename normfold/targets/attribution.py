@@ -13,10 +13,10 @@ from collections import defaultdict
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph import Graph
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name
-from normfold.graph.provenance import call_path
+from normfold.ir import Graph
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name
+from normfold.ir.provenance import call_path
 from normfold.ops.table import norm_of
 from normfold.targets.places import (
     Affine,

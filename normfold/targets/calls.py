@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from normfold.graph import facts
-from normfold.graph.facts import Fact
-from normfold.graph.graph import op_name
-from normfold.graph.provenance import copy_provenance
+from normfold.ir import facts
+from normfold.ir.facts import Fact
+from normfold.ir.graph import op_name
+from normfold.ir.provenance import copy_provenance
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from normfold.graph.provenance import module_path, source_line
+from normfold.ir.provenance import module_path, source_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir

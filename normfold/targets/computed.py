@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from normfold.graph import Graph
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name
-from normfold.graph.provenance import module_path
+from normfold.ir import Graph
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name
+from normfold.ir.provenance import module_path
 from normfold.targets.surgery import Surgery
 
 _LAYERS = {"conv1d": "Conv1d", "conv2d": "Conv2d", "conv3d": "Conv3d", "linear": "Linear"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from normfold.graph.provenance import copy_provenance
+from normfold.ir.provenance import copy_provenance
 from normfold.targets.integer import TRANSLATED
 
 Table = dict[Any, Callable[..., Any]]

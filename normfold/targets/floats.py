@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from normfold.graph.expressions import fetch
-from normfold.graph.graph import Graph, argument, op_name
-from normfold.graph.provenance import source_line
+from normfold.ir.expressions import fetch
+from normfold.ir.graph import Graph, argument, op_name
+from normfold.ir.provenance import source_line
 from normfold.target import Target
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.graph import argument
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.graph import argument
 from normfold.ops.squares import count, summed
 from normfold.ops.table import norm_of
 

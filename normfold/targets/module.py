@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError, last_line
 from normfold.files import atomic
-from normfold.graph import Graph
-from normfold.graph.fresh import fresh
+from normfold.ir import Graph
+from normfold.ir.fresh import fresh
 from normfold.report.events import Noted
 from normfold.targets.attribution import Attribution
 from normfold.targets.order import Draft, Order, Run, Runs

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, NormfoldError, UsageError
 from normfold.files import atomic
-from normfold.graph.graph import Graph, is_symbolic, op_name
-from normfold.graph.provenance import module_path, source_line
-from normfold.graph.recurrent import free_length
+from normfold.ir.graph import Graph, is_symbolic, op_name
+from normfold.ir.provenance import module_path, source_line
+from normfold.ir.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import integer, numbers, write

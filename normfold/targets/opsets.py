@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from normfold.errors import UsageError
-from normfold.graph.graph import Graph, op_name
+from normfold.ir.graph import Graph, op_name
 from normfold.target import Target
 
 # torch implements its translations at 18; below, a version converter would rewrite our file

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import EngineOptions
 from normfold.progress import Listener, silent
 from normfold.target import Target

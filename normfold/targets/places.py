@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import argument, op_name
-from normfold.graph.provenance import module_path
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import argument, op_name
+from normfold.ir.provenance import module_path
 from normfold.ops.table import Kind, norm_of, row_of
 from normfold.targets.slots import Slots, arguments, own, refusal
 

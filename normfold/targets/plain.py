@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from normfold.errors import ExportError
-from normfold.graph.graph import argument, is_symbolic, op_name
-from normfold.graph.provenance import copy_provenance, source_line
+from normfold.ir.graph import argument, is_symbolic, op_name
+from normfold.ir.provenance import copy_provenance, source_line
 from normfold.targets.calls import call, size_of
 
 _aten = torch.ops.aten

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold.errors import ExportError, last_line
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.progress import without_bars
 from normfold.report.events import Noted
 from normfold.targets.order import Draft, Order, Runs

@@ -14,9 +14,9 @@ from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError
-from normfold.graph.expressions import fetch
-from normfold.graph.graph import Graph
-from normfold.graph.recurrent import decomposed, free_length
+from normfold.ir.expressions import fetch
+from normfold.ir.graph import Graph
+from normfold.ir.recurrent import decomposed, free_length
 from normfold.targets.expand import NotLocal, expand
 
 

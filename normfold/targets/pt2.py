@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import ExportError, UsageError
 from normfold.files import atomic
-from normfold.graph.graph import Graph
+from normfold.ir.graph import Graph
 from normfold.targets.program import exported_program
 
 _EXPANDED = (torch.ops.aten.rms_norm.default, torch.ops.aten._fused_rms_norm.default)

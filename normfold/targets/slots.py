@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from normfold.errors import ExportError
-from normfold.graph import Graph
-from normfold.graph.expressions import evaluate, fetch, is_static, order
-from normfold.graph.graph import argument, op_name
-from normfold.graph.provenance import module_path
+from normfold.ir import Graph
+from normfold.ir.expressions import evaluate, fetch, is_static, order
+from normfold.ir.graph import argument, op_name
+from normfold.ir.provenance import module_path
 from normfold.ops.table import Kind, row_of
 from normfold.targets.computed import made_plain
 from normfold.targets.surgery import Surgery

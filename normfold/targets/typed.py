@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
-from normfold.graph import facts
-from normfold.graph.expressions import fetch, is_static
-from normfold.graph.graph import Graph, argument, op_name
-from normfold.graph.provenance import module_path
+from normfold.ir import facts
+from normfold.ir.expressions import fetch, is_static
+from normfold.ir.graph import Graph, argument, op_name
+from normfold.ir.provenance import module_path
 from normfold.ops.linear import linear_of
 from normfold.ops.table import Kind, kind_of, producer, reads_shape_only
 from normfold.report import Island

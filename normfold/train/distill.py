@@ -24,7 +24,7 @@ from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normfold.data.samples import Data
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Train
 from normfold.nn import KINDS, UN, Progressive
 from normfold.progress import Listener, Progress, silent

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from normfold.data.metrics import Comparison, Drift, Metric
 from normfold.data.samples import Data
-from normfold.graph import Graph
-from normfold.graph.custom_ops import along
-from normfold.graph.evaluation import Evaluator
+from normfold.ir import Graph
+from normfold.ir.custom_ops import along
+from normfold.ir.evaluation import Evaluator
 from normfold.progress import Listener, Progress, silent
 from normfold.report.training import DialPoint, Ranking
 from normfold.train.divergence import divergence

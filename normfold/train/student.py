@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from normfold.graph import Graph, facts
-from normfold.graph.graph import shape_of
-from normfold.graph.sites import trainable_path
+from normfold.ir import Graph, facts
+from normfold.ir.graph import shape_of
+from normfold.ir.sites import trainable_path
 from normfold.nn import Blended, OfflineNorm, PRepBN
 
 

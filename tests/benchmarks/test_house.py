@@ -26,12 +26,12 @@ FILES = {
         'OTHER = ("gelu", 1)\n\n\ndef f():\n    return "inside"\n'
     ),
     "normfold/ops/moves.py": 'NAMES = ("cat", "dim")\n',
-    "normfold/graph/walk.py": (
+    "normfold/ir/walk.py": (
         'from torch import fx\n\nProgress = Callable[[str], None]\nKEY = "normfold_static"\n\n\n'
         'class Walk(fx.Interpreter):\n    """cat"""\n\n    names = ("cat", "dim", "inside", "cat and mean", "a")\n'
     ),
     "normfold/ranges/watch.py": (
-        'from normfold.graph.walk import Walk\n\n\nclass Watch(Walk):\n    key = "normfold_static"\n'
+        'from normfold.ir.walk import Walk\n\n\nclass Watch(Walk):\n    key = "normfold_static"\n'
         '    other = "normfold_range"\n\n\nclass Apart:\n    Progress: TypeAlias = str\n'
         f"def f(x):\n{REPEATED}\n"
     ),
@@ -81,17 +81,17 @@ def test_op_names(found: dict[str, house.Count]) -> None:
     outside = found[
         "op names outside ops and passes"
     ]  # "cat" twice, one of them a docstring, "dim"
-    assert outside.detail == ["1 files", "normfold/graph/walk.py 3"]
+    assert outside.detail == ["1 files", "normfold/ir/walk.py 3"]
     assert found["op names in passes"].detail == ["1 files", "passes/restore.py 1"]
 
 
 def test_interpreters_keys_and_aliases(found: dict[str, house.Count]) -> None:
-    places = ["Walk normfold/graph/walk.py", "Watch normfold/ranges/watch.py"]
+    places = ["Walk normfold/ir/walk.py", "Watch normfold/ranges/watch.py"]
     assert found["interpreters"].detail == places
     assert found["keys `normfold_*`"].detail == ["normfold_static in 2", "normfold_range in 1"]
     assert found["files that use them"].value == 2
     assert [place.split(":")[0] for place in found["aliases called Progress"].detail] == [
-        "normfold/graph/walk.py",
+        "normfold/ir/walk.py",
         "normfold/ranges/watch.py",
     ]
 

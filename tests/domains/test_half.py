@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normfold.domains.half import Strict
-from normfold.graph import capture
-from normfold.graph.evaluation import Evaluator
+from normfold.ir import capture
+from normfold.ir.evaluation import Evaluator
 from normfold.judge import Verifier
 from normfold.judge.comparison import distance
 from tests.judge.nets import Small, Wrapped, images, nudged

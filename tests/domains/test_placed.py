@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from normfold.domains.placed import Placed, device_of
 from normfold.errors import EnvironmentMissing, UsageError
-from normfold.graph import capture
-from normfold.graph.evaluation import Evaluator
+from normfold.ir import capture
+from normfold.ir.evaluation import Evaluator
 
 
 class Positions(nn.Module):

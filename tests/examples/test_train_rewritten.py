@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from examples import gpt, train_rewritten
-from normfold.graph.graph import op_name
+from normfold.ir.graph import op_name
 from tests.nets import perturb
 
 STEPS = 4

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from normfold.graph import Graph, Site
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name
-from normfold.graph.provenance import module_path
+from normfold.ir import Graph, Site
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name
+from normfold.ir.provenance import module_path
 from normfold.report import PassReport
 from normfold.rewrite import Decline, Match, Pass, Rewriter
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.graph import Graph
-from normfold.graph.expressions import fetch
+from normfold.ir import Graph
+from normfold.ir.expressions import fetch
 from tests.nets import perturb
 
 FOLDED = "canonicalize,fold-affine,restore,bake"

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normfold
-from normfold.graph import Graph, capture
-from normfold.graph.text import graph_text
+from normfold.ir import Graph, capture
+from normfold.ir.text import graph_text
 from normfold.progress import Progress
 from normfold.rewrite import Pass, parse
 from tests.judge.broken_passes import DropBias, ScaleLinears

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.judge import Verifier
 
 EPS = torch.finfo(torch.float32).eps

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import normfold
-from normfold.graph import Graph, capture
-from normfold.graph.capture import dynamic_axes
+from normfold.ir import Graph, capture
+from normfold.ir.capture import dynamic_axes
 from normfold.judge import Verifier
 from normfold.judge.inputs import KINDS
 from tests.judge.nets import FOLDED, Wrapped, images, small

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import normfold
 import normfold.judge.bench as bench_module
 from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.judge.bench import bench
 from normfold.judge.bench_inputs import Inputs, Signature, merged, values_for
 from normfold.judge.pairs import Pair

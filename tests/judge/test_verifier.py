@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import normfold
-from normfold.graph import Graph, capture
-from normfold.graph.text import graph_text
+from normfold.ir import Graph, capture
+from normfold.ir.text import graph_text
 from normfold.judge import Verifier
 from normfold.judge.inputs import KINDS
 from normfold.report import Check, OutputCheck

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import normfold
 from normfold.errors import LoadError, UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job.source import Task
 from normfold.judge import Verifier
 from normfold.load import decoder, load

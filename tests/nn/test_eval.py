@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import normfold
-from normfold.graph.graph import op_name
+from normfold.ir.graph import op_name
 from normfold.nn import OfflineNorm, PowerNorm, recording
 from tests.nn.norms import KINDS, STATISTICAL, norm_of, tokens
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.graph import Graph, capture
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name
-from normfold.graph.sites import norm_sites
+from normfold.ir import Graph, capture
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name
+from normfold.ir.sites import norm_sites
 from tests import torchvision_shim
 from tests.nets import Compose, conv, perturb
 from tests.passes.judge import Outcome, fold, folded, judge, right, untouched

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from normfold.graph import Graph, capture
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.expressions import order
-from normfold.graph.graph import op_name
+from normfold.ir import Graph, capture
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import order
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose
 from tests.passes.judge import untouched

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from examples.gpt import GPT
-from normfold.graph import Graph, capture
-from normfold.graph.graph import shape_of
-from normfold.graph.sites import norm_sites
+from normfold.ir import Graph, capture
+from normfold.ir.graph import shape_of
+from normfold.ir.sites import norm_sites
 from normfold.report import PassReport
 from tests.passes.centred import Attention, Branch, Conv1D, Held, network
 from tests.passes.judge import Outcome, judge, right

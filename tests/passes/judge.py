@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph, capture
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
-from normfold.graph.provenance import module_path
-from normfold.graph.text import graph_text
+from normfold.ir import Graph, capture
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
+from normfold.ir.provenance import module_path
+from normfold.ir.text import graph_text
 from normfold.ops.table import BATCH_NORM_OPS
 from normfold.report import Declined, PassReport
 from normfold.rewrite import parse, run_pipeline

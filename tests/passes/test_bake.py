@@ -1,4 +1,4 @@
-"""bake: golden, equal, idempotent, no-op. It declines nothing. The baker itself: tests/graph/test_bake.py."""
+"""bake: golden, equal, idempotent, no-op. It declines nothing. The baker itself: tests/ir/test_bake.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Encoder, RepBlock, Residual, conv, perturb
 from tests.passes.judge import golden_pass, judge, right, untouched

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Encoder, Norms, PostNorm, Residual, conv, perturb
 from tests.passes.declined import REFUSALS

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import normfold
-from normfold.graph.graph import op_name, shape_of
+from normfold.ir.graph import op_name, shape_of
 from normfold.job.presets import PRESETS
 from normfold.judge import Verifier, bisect
 from normfold.rewrite import parse

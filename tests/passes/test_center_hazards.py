@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets import export_onnx
 from tests.nets import perturb

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.rewrite import parse, run_pipeline
 from tests.passes.centred import (
     SETUP,

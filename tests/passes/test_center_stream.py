@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.report.reasons import by_code
 from tests.nets import Compose, Norms, Residual, perturb
 from tests.passes.centred import (

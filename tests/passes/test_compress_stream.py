@@ -12,9 +12,9 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 import normfold
-from normfold.graph import Graph, capture
-from normfold.graph.graph import shape_of
-from normfold.graph.text import graph_text
+from normfold.ir import Graph, capture
+from normfold.ir.graph import shape_of
+from normfold.ir.text import graph_text
 from normfold.job.presets import preset
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.basis import Basis

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import Graph, capture
-from normfold.graph.graph import op_name
-from normfold.graph.intervals import note_read_mean
-from normfold.graph.provenance import module_path
+from normfold.ir import Graph, capture
+from normfold.ir.graph import op_name
+from normfold.ir.intervals import note_read_mean
+from normfold.ir.provenance import module_path
 from normfold.ops.integers import weighted
 from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline

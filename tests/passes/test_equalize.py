@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.ops.integers import weighted
 from normfold.ops.linear import linear_of
 from normfold.rewrite import parse, run_pipeline

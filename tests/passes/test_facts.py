@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from normfold.graph import Graph, capture, facts
-from normfold.graph.expressions import is_static
-from normfold.graph.intervals import Interval
-from normfold.graph.statistics import Statistics
+from normfold.ir import Graph, capture, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.intervals import Interval
+from normfold.ir.statistics import Statistics
 from normfold.ops.groups import Centred
 from normfold.passes import BUILT_IN
 from normfold.rewrite import parse, run_pipeline

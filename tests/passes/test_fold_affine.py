@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.report.reasons import by_code
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, RepBlock, Residual, batch_norms, conv, perturb

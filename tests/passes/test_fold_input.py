@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import normfold
 from normfold.errors import UsageError
-from normfold.graph import capture
-from normfold.graph.evaluation import Evaluator, Float64
+from normfold.ir import capture
+from normfold.ir.evaluation import Evaluator, Float64
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
 from tests.passes.judge import golden_pass

@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 import torch
 
-from normfold.graph import capture
+from normfold.ir import capture
 from tests.nets import (
     DTYPES,
     GROUPS,

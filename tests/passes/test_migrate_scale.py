@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.balance import largest_read
 from tests.nets import perturb

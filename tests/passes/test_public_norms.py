@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold import convert
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from tests.nets import perturb
 from tests.passes.judge import Outcome, judge, right
 from tests.sampling import every_other

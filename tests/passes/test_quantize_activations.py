@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from normfold.graph import Graph, capture
-from normfold.graph.graph import op_name
+from normfold.ir import Graph, capture
+from normfold.ir.graph import op_name
 from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.target import GRIDDED, grids_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose
 from tests.passes.judge import golden_pass

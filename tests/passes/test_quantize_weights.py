@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.graph import Graph, capture
-from normfold.graph.expressions import evaluate
+from normfold.ir import Graph, capture
+from normfold.ir.expressions import evaluate
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb

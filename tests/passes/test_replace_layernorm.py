@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from normfold.errors import UsageError
-from normfold.graph import Graph, capture
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.graph import op_name
-from normfold.graph.sites import trainable_path
+from normfold.ir import Graph, capture
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.graph import op_name
+from normfold.ir.sites import trainable_path
 from normfold.job.presets import trained
 from normfold.nn import PRepBN
 from normfold.passes.replace_layernorm import ReplaceLayernorm

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
+from normfold.ir import capture
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, PostNorm, conv, perturb
 from tests.passes.judge import golden_pass, judge, right, untouched

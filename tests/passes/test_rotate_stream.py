@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.rotation import hadamard, matrix, order
 from tests.nets import perturb

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tests.torchvision_shim  # noqa: F401
-from normfold.graph import capture
+from normfold.ir import capture
 from tests.nets import Compose, RepBlock, Residual, batch_norms, conv, perturb
 from tests.passes.declined import ANY_SIZE
 from tests.passes.judge import Outcome, declines, fold, folded, judge, right

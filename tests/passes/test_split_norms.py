@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from tests.nets import conv
 from tests.passes.centred import TOKENS, D, Held, network
 from tests.passes.judge import Outcome, judge, right, untouched

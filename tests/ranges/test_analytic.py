@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.domains.moments import DEVIATIONS, _integrated, normal
-from normfold.graph import capture
-from normfold.graph.expressions import is_static
-from normfold.graph.intervals import Interval
-from normfold.graph.statistics import set_statistics
+from normfold.ir import capture
+from normfold.ir.expressions import is_static
+from normfold.ir.intervals import Interval
+from normfold.ir.statistics import set_statistics
 from normfold.ranges.analytic import assumed, derive, moments
 from normfold.ranges.ranges import measure
 from normfold.rewrite import parse, run_pipeline

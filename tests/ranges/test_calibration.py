@@ -11,8 +11,8 @@ from torch import nn
 
 import normfold
 from normfold.errors import UsageError
-from normfold.graph import Graph, capture
-from normfold.graph.intervals import Interval, range_of
+from normfold.ir import Graph, capture
+from normfold.ir.intervals import Interval, range_of
 from normfold.job import Quantize, Source
 from normfold.job.presets import preset
 from normfold.ranges.calibration import calibrate

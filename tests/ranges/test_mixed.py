@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.ranges.mixed import BLOCK, FLOAT, SIMULATED, allocate, executed, pipeline, size
 from normfold.ranges.sensitivity import Layer, sensitivities
 from normfold.rewrite import parse, run_pipeline

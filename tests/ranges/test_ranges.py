@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
-from normfold.graph.intervals import Interval, range_of, set_range
+from normfold.ir import capture
+from normfold.ir.graph import op_name
+from normfold.ir.intervals import Interval, range_of, set_range
 from normfold.ranges.ranges import Measured, clip, distance, measure, merge_ranges
 from normfold.target import grids_of
 from tests.nets import Compose

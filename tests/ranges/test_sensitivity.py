@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.ranges.sensitivity import divergence, joint_divergence, sensitivities
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from normfold.errors import LoadError
-from normfold.graph import Graph, capture
-from normfold.graph.statistics import set_statistics, statistics_of
+from normfold.ir import Graph, capture
+from normfold.ir.statistics import set_statistics, statistics_of
 from normfold.ranges import sidecar
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb

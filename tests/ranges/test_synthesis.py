@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from normfold.errors import UsageError
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.job import Quantize
 from normfold.ranges.synthesis import (
     Bounds,

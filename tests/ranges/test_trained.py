@@ -13,9 +13,9 @@ from torch import nn
 import normfold
 from examples import accuracy, shapes
 from examples.prepbn import MODELS
-from normfold.graph import Graph
-from normfold.graph.graph import op_name
-from normfold.graph.intervals import range_of
+from normfold.ir import Graph
+from normfold.ir.graph import op_name
+from normfold.ir.intervals import range_of
 from normfold.job import Quantize, Source
 from normfold.job.presets import preset
 from normfold.ranges.calibration import calibrate

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
-from normfold.graph.intervals import Interval
+from normfold.ir import capture
+from normfold.ir.graph import op_name
+from normfold.ir.intervals import Interval
 from normfold.ranges.analytic import derive, moments
 from normfold.ranges.ranges import measure
 from tests.nets import Compose, perturb

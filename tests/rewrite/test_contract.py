@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from normfold.errors import UsageError
-from normfold.graph import Graph, capture, facts
-from normfold.graph.text import graph_text
+from normfold.ir import Graph, capture, facts
+from normfold.ir.text import graph_text
 from normfold.passes import BUILT_IN
 from normfold.report.reasons import by_code, codes
 from normfold.rewrite import (

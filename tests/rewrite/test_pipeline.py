@@ -19,8 +19,8 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from normfold import passes as passes_by_name
 from normfold.errors import PassError, UsageError
-from normfold.graph import Graph, capture
-from normfold.graph.text import graph_text
+from normfold.ir import Graph, capture
+from normfold.ir.text import graph_text
 from normfold.job.presets import PRESETS, preset, trained
 from normfold.passes import BUILT_IN
 from normfold.report import PassReport

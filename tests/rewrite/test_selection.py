@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 
 Reading = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.rewrite import parse, run_pipeline
 from normfold.spaces import symmetry
 from normfold.spaces.spaces import Space, spaces

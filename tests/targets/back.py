@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import normfold
-from normfold.graph.fresh import fresh
+from normfold.ir.fresh import fresh
 from normfold.targets.module import unloaded
 
 IMAGE = torch.randn(2, 3, 32, 32)

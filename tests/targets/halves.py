@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from normfold.domains.half import Strict
-from normfold.graph import Graph, capture
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.expressions import fetch
-from normfold.graph.graph import op_name
+from normfold.ir import Graph, capture
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import fetch
+from normfold.ir.graph import op_name
 from normfold.judge.comparison import distance
 from normfold.judge.inputs import TYPICAL, cases
 from normfold.rewrite import parse, run_pipeline

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.rewrite import parse, run_pipeline
 
 PIPELINE = "canonicalize,fold-affine,restore,bake"

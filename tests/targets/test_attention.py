@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from normfold.graph import Graph, capture
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.graph import op_name
+from normfold.ir import Graph, capture
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.graph import op_name
 from normfold.targets import RuntimeSession, export_onnx
 from normfold.targets.attention import write_attention
 from tests.sampling import every_other

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.integer_census import IntegerCensus, integer_census
@@ -116,7 +116,7 @@ def test_dynamic_products(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["trt", "trt-rtx"])
 def test_tensorrt_gets_what_it_takes(target: str) -> None:
-    from normfold.graph.graph import op_name
+    from normfold.ir.graph import op_name
 
     graph, _ = integers(residual, target)
     grids = [node for node in graph.nodes if op_name(node) == "normfold::quantize"]

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.job.presets import preset
 from normfold.judge import Verifier
 from normfold.report import Check

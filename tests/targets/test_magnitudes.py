@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from normfold.graph import Graph, capture
-from normfold.graph.evaluation import Evaluator
-from normfold.graph.graph import op_name
+from normfold.ir import Graph, capture
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.graph import op_name
 from normfold.targets.magnitudes import Extent, measure
 
 

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from normfold.errors import ExportError
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.targets import RuntimeSession, census, export_onnx
 from normfold.targets.tensorrt import build, find
 from tests.targets.nets import (

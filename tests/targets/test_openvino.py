@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets import openvino as module

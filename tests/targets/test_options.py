@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from normfold.errors import ExportError, UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.target import target
 from normfold.targets import RuntimeSession, export_onnx, write
 from tests.targets.nets import ConvNet, TwoInputs, error, folded, perturb, reference

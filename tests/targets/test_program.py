@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from normfold.data.opening import capture_source
 from normfold.errors import ExportError, UsageError
-from normfold.graph import capture
-from normfold.graph.custom_ops import channel_affine
+from normfold.ir import capture
+from normfold.ir.custom_ops import channel_affine
 from normfold.job import Source
 from normfold.rewrite import parse, run_pipeline
 from normfold.target import TARGETS

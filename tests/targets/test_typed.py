@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from normfold.errors import UsageError
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.targets import RuntimeSession, export_onnx
 from normfold.targets.typed import lower
 from tests.nets import perturb

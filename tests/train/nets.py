@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.data.samples import Data, load_data
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.rewrite import parse, run_pipeline
 from normfold.train.student import own_tensors
 from tests.passes.centred import TOKENS, pre_norm

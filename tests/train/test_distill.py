@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normfold.errors import LoadError, UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import Train
 from normfold.progress import Listener, Progress, silent
 from normfold.report.training import TrainingReport

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normfold.data.samples import load_data
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.report.training import DialPoint, Ranking
 from normfold.rewrite import parse
 from normfold.rewrite.offline import fits, slots

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.nn import Blended
 from normfold.rewrite.offline import KINDS
 from normfold.train.student import as_module, outputs_of, own_tensors, streams, take_back

@@ -19,11 +19,11 @@ import torch
 from torch import fx
 from torch.nn.functional import rms_norm
 
-from normfold.graph import Graph
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name
-from normfold.graph.sites import norm_sites
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name
+from normfold.ir.sites import norm_sites
 from normfold.job.presets import preset
 from normfold.ops.table import NORM_OPS
 from normfold.passes.center_stream import CenterStream

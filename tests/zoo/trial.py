@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError
-from normfold.graph import Graph, Site, capture
-from normfold.graph.evaluation import Evaluator, Float64
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import op_name, shape_of
+from normfold.ir import Graph, Site, capture
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import op_name, shape_of
 from normfold.ops.table import BATCH_NORM_OPS
 from normfold.report import Declined
 from normfold.rewrite import parse, run_pipeline

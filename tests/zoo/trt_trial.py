@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from normfold.errors import CaptureError, NormfoldError
-from normfold.graph import Graph, capture
+from normfold.ir import Graph, capture
 from normfold.job import Cast, EngineOptions, Job, Source
 from normfold.job.presets import preset
 from normfold.judge import Verifier

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
-from normfold.graph import Graph
-from normfold.graph.graph import is_symbolic
+from normfold.ir import Graph
+from normfold.ir.graph import is_symbolic
 from normfold.job import EngineOptions
 from normfold.progress import Progress
 from normfold.report import EngineReport

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from normfold.errors import ExportError, UsageError
-from normfold.graph import Graph
+from normfold.ir import Graph
 from normfold.job import EngineOptions
 from normfold.progress import Progress
 from normfold.targets import export_onnx

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import UsageError
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.targets.tensorrt.profiles import Range, Ranges, parse_dynamic, profile
 from normfold.targets.tensorrt.write import _limits
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
-from normfold.graph import capture
+from normfold.ir import capture
 from normfold.judge import Verifier
 from normfold.judge.files import Judge
 from normfold.report import EngineReport, Report

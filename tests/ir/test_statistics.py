@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from normfold.graph import Graph, capture
-from normfold.graph.facts import put
-from normfold.graph.statistics import Statistics, statistics_of
+from normfold.ir import Graph, capture
+from normfold.ir.facts import put
+from normfold.ir.statistics import Statistics, statistics_of
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.graph import Graph, is_symbolic
-from normfold.graph.provenance import is_user_file
+from normfold.ir.graph import Graph, is_symbolic
+from normfold.ir.provenance import is_user_file
 
 _AT = re.compile(r"(?:(?P<code>.*?)\s*# |\()?(?P<file>[^\s()]+):(?P<line>\d+)(?: in .*)?$")
 _OWN = "the network was captured on the branch of its example, and is that only at such sizes"

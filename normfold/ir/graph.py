@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from normfold.graph import expressions, facts
-from normfold.graph.sites import Site
-from normfold.graph.states import State
+from normfold.ir import expressions, facts
+from normfold.ir.sites import Site
+from normfold.ir.states import State
 
 # Size of what data decide (``x[mask]``, ``nonzero``), which no example input tells: not 1, which
 # broadcasts, and with divisors enough for the usual splits.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph.graph import Graph, op_name
-from normfold.graph.provenance import source_line
+from normfold.ir.graph import Graph, op_name
+from normfold.ir.provenance import source_line
 
 _SHOWN = 3
 _ON = ("train", "training")

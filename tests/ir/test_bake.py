@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from normfold.graph import Graph, capture, expressions
-from normfold.graph.expressions import deduplicate, is_static, roots
-from normfold.graph.graph import op_name
+from normfold.ir import Graph, capture, expressions
+from normfold.ir.expressions import deduplicate, is_static, roots
+from normfold.ir.graph import op_name
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, Encoder, Residual, conv, perturb
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from normfold.graph.fresh import with_forward
+from normfold.ir.fresh import with_forward
 
 
 def plain(value: Any) -> Any:

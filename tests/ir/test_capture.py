@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from normfold.errors import CaptureError
-from normfold.graph import capture
-from normfold.graph.graph import is_symbolic, shape_of
-from normfold.graph.provenance import module_path, source_line
-from normfold.graph.text import graph_text
+from normfold.ir import capture
+from normfold.ir.graph import is_symbolic, shape_of
+from normfold.ir.provenance import module_path, source_line
+from normfold.ir.text import graph_text
 from tests.nets import Compose, Residual, conv, perturb
 
 IMAGE = (2, 4, 5, 6)
@@ -111,7 +111,7 @@ def test_errors_name_the_user_s_line(net: nn.Module, code: str, hint: str, capfd
 
 def test_a_size_asked_dynamic_that_became_fixed_is_an_error() -> None:
     """torch.export itself refuses most of these; the check behind it must hold where it does not."""
-    from normfold.graph.capture import _check_dynamic
+    from normfold.ir.capture import _check_dynamic
 
     graph = capture(perturb(Residual()), (torch.randn(IMAGE),), dynamic=None)
     with pytest.raises(CaptureError, match="axis 0 of input `x`"):

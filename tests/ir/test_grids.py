@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from normfold.graph.grids import Grid, to_grid
+from normfold.ir.grids import Grid, to_grid
 
 
 def weights(*shape: int) -> Tensor:

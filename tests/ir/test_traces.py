@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import CaptureError
-from normfold.graph import capture
-from normfold.graph.capture import dynamic_axes
+from normfold.ir import capture
+from normfold.ir.capture import dynamic_axes
 
 X = torch.randn(2, 5, 6)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.graph.expressions import is_static
-from normfold.graph.graph import Graph, is_symbolic
-from normfold.graph.provenance import module_path
+from normfold.ir.expressions import is_static
+from normfold.ir.graph import Graph, is_symbolic
+from normfold.ir.provenance import module_path
 
 _DTYPES = {
     torch.float32: "f32",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import normfold
 from normfold.errors import CaptureError
-from normfold.graph import capture
+from normfold.ir import capture
 
 X = (torch.randn(2, 3),)
 

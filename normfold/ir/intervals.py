@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from normfold.graph import facts
-from normfold.graph.facts import Fact
+from normfold.ir import facts
+from normfold.ir.facts import Fact
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError, last_line
-from normfold.graph.fresh import fresh
-from normfold.graph.graph import is_symbolic
+from normfold.ir.fresh import fresh
+from normfold.ir.graph import is_symbolic
 
 _OWN = {*vars(nn.Module()), "_is_full_backward_hook"}  # what torch keeps on every module
 _SHOWN = 4

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from normfold.errors import CaptureError
-from normfold.graph.provenance import FRAME, is_user_file
+from normfold.ir.provenance import FRAME, is_user_file
 
 DOCTOR = (
     "run `normfold doctor MODEL`: it uses torch.export.draft_export to list every obstacle at once"

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx
 
-from normfold.graph.evaluation import Domain, Float64
-from normfold.graph.facts import Fact
+from normfold.ir.evaluation import Domain, Float64
+from normfold.ir.facts import Fact
 
 _STATIC: WeakKeyDictionary[fx.Node, bool] = WeakKeyDictionary()
 _RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "empty")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
-from normfold.graph import facts
-from normfold.graph.facts import Fact
-from normfold.graph.graph import shape_of
+from normfold.ir import facts
+from normfold.ir.facts import Fact
+from normfold.ir.graph import shape_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from normfold.graph.graph import shape_of
+from normfold.ir.graph import shape_of
 from normfold.ops import layout
 from normfold.ops.layout import NONE, LayoutError
 from normfold.ops.table import Kind, kind_of, operands
@@ -22,7 +22,7 @@ Move = Callable[[Tensor], Tensor]
 
 def trace(function: Callable[..., Tensor], *inputs: Tensor) -> fx.Graph:
     """The ATen graph of a function of tensors, with concrete shapes."""
-    from normfold.graph import capture
+    from normfold.ir import capture
 
     return capture(Compose(lambda m, *x: function(*x)).eval(), inputs, dynamic=None).module.graph
 

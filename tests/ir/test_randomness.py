@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normfold.graph import capture
+from normfold.ir import capture
 
 
 class Net(nn.Module):

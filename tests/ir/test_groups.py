@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from normfold.graph import capture
-from normfold.graph.graph import op_name
+from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.ops import groups as grouping
 from normfold.ops.layout import LayoutError
 from normfold.ops.table import Kind, kind_of, operands, producer

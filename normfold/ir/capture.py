@@ -18,18 +18,18 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError
-from normfold.graph import expressions
-from normfold.graph.fresh import fresh
-from normfold.graph.graph import Graph, is_symbolic
-from normfold.graph.names import require_printable, with_plain_names
-from normfold.graph.outputs import has_dataclass, with_plain_outputs
-from normfold.graph.paths import bind, distinct, input_names, named_leaves
-from normfold.graph.paths import output_names as named_outputs
-from normfold.graph.randomness import random_note
-from normfold.graph.recurrent import decomposed, free_length
-from normfold.graph.refusal import capture_error
-from normfold.graph.sizes import Sizes
-from normfold.graph.traces import (
+from normfold.ir import expressions
+from normfold.ir.fresh import fresh
+from normfold.ir.graph import Graph, is_symbolic
+from normfold.ir.names import require_printable, with_plain_names
+from normfold.ir.outputs import has_dataclass, with_plain_outputs
+from normfold.ir.paths import bind, distinct, input_names, named_leaves
+from normfold.ir.paths import output_names as named_outputs
+from normfold.ir.randomness import random_note
+from normfold.ir.recurrent import decomposed, free_length
+from normfold.ir.refusal import capture_error
+from normfold.ir.sizes import Sizes
+from normfold.ir.traces import (
     Change,
     attributes_note,
     made,
