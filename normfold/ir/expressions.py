@@ -175,3 +175,13 @@ def sharers(weight: fx.Node) -> set[fx.Node]:
                 known.add(user)
                 stack.append(user)
     return found
+
+
+def late(graph: fx.Graph) -> fx.Graph:
+    """The same graph, each parameter expression just before its first use: few values are alive at once."""
+    found, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if not is_static(node):
+            for step in order(node, copies):
+                copies[step] = found.node_copy(step, copies.__getitem__)
+    return found

@@ -48,6 +48,8 @@ class Graph:
         dynamic_shapes: the specification for ``torch.export``, or None when every size is fixed.
         input_names: the parameters of ``forward``, or paths in them (``batch.image``).
         output_names: of the tensors that are returned, by their place (``boxes``, ``maps.0``, ``output``).
+        output_sources: names that the outputs have in the original, empty for one that a pass added; nothing where
+            all are as they were.
         original: the module that was captured, in eval mode, sharing its parameters.
         sites: every norm and per-channel constant that was found, by path.
         notes: what capture did that the user should know.
@@ -67,6 +69,7 @@ class Graph:
     dynamic_shapes: Any = None
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
+    output_sources: tuple[str, ...] = field(default=(), kw_only=True)
     original: nn.Module | None = None
     sites: dict[str, Site] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -22,14 +22,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.domains.half import Strict
 from normfold.errors import CaptureError, UsageError, last_line
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator, Float64
-from normfold.ir.expressions import is_static, order
+from normfold.ir.expressions import late
 from normfold.ir.fresh import fresh
 from normfold.ir.graph import Entry
 from normfold.ir.randomness import draws
@@ -53,6 +53,7 @@ from normfold.judge.inputs import (
     other_sizes,
     single_sizes,
 )
+from normfold.judge.kept import Kept
 from normfold.report import Check, OutputCheck
 
 ALGEBRA_TOLERANCE = 1e-10
@@ -95,6 +96,7 @@ class Verifier:
             *singles,
         ]
         self._entries: dict[str, Entry] = {}
+        self._outputs = Kept(original.output_names, original.output_names)
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
 
@@ -176,8 +178,10 @@ class Verifier:
 
     def _enter(self, result: Graph) -> None:
         """Let the original read what a result's inputs stand for; so do the files that are made of it."""
-        if self._entries != result.entries:
-            self._entries = dict(result.entries)
+        names = self.graph.output_names
+        kept = Kept(names, result.output_sources or names)
+        if (self._entries, self._outputs) != (result.entries, kept):
+            self._entries, self._outputs = dict(result.entries), kept
             self._reference = self._baseline = None
             self.__dict__.pop("typical", None)
 
@@ -186,7 +190,7 @@ class Verifier:
         """Float64 outputs of the original for every case."""
         if self._reference is None:
             own = entered(self.graph, self.cases, self._entries, exact=True)
-            self._reference = self._float64(self.graph, own)
+            self._reference = list(map(self._outputs.left, self._float64(self.graph, own)))
         return self._reference
 
     @cached_property
@@ -203,7 +207,7 @@ class Verifier:
                     outputs = [y[[rows.index(row) for row in case.rows]] for y in outputs]
                 else:  # one that mixes the rows, or does not have them in front
                     own = entered(self.graph, [case], self._entries, exact=True)
-                    (outputs,) = self._float64(self.graph, own)
+                    outputs = self._outputs.left(self._float64(self.graph, own)[0])
             found.append((case, outputs))
         return found
 
@@ -213,7 +217,7 @@ class Verifier:
         if self._baseline is None:
             try:
                 own = entered(self.graph, self.cases, self._entries)
-                self._baseline = self._run(self._original, own)
+                self._baseline = list(map(self._outputs.left, self._run(self._original, own)))
             except Exception as error:  # anything that a network can raise
                 refused = next((case for case in self.cases if self._refused(case)), None)
                 if refused is None:
@@ -281,23 +285,21 @@ class Verifier:
 
     def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
         found = []
-        for (case, reference), got in zip(self.typical, results, strict=True):
+        for (case, reference), got in zip(self.typical, self._outputs.known(results), strict=True):
             if [x.shape for x in reference] != [x.shape for x in got]:
                 found.append(OutputCheck("*", case.name, 0.0, float("inf"), budget, float("inf")))
                 continue
             for place, (expected, mine) in enumerate(zip(reference, got, strict=True)):
                 for label, part in parts(case, expected):
                     error, absolute = distance(expected[part], mine[part])
-                    check = OutputCheck(self._name(place), label, 0.0, error, budget, absolute)
+                    check = OutputCheck(
+                        self._outputs.name(place), label, 0.0, error, budget, absolute
+                    )
                     found.append(check)
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed)
 
-    def _name(self, place: int) -> str:
-        names = self.graph.output_names
-        return names[place] if place < len(names) else str(place)
-
     def _float64(self, graph: Graph, of: Sequence[Case] | None = None) -> list[Outputs]:
-        run = Evaluator(graph.module, Float64(), graph=_late(graph.module.graph))
+        run = Evaluator(graph.module, Float64(), graph=late(graph.module.graph))
         return [tensors(run(*case.leaves)) for case in of or self.cases]
 
     def _run(self, module: Any, of: Sequence[Case] | None = None) -> list[Outputs]:
@@ -322,7 +324,8 @@ class Verifier:
             replace(case, leaves=tuple(last_bit(leaf, random) for leaf in case.leaves))
             for _ in range(DRAWS)
         ]
-        return self._run(self.graph.module, entered(self.graph, moved, self._entries))
+        runs = self._run(self.graph.module, entered(self.graph, moved, self._entries))
+        return list(map(self._outputs.left, runs))
 
     def _compared(
         self,
@@ -336,7 +339,12 @@ class Verifier:
             check
             for place, (expected, got) in enumerate(zip(reference, results, strict=True))
             for check in compare(
-                self._name(place), case, expected, got, [run[place] for run in own], tolerance
+                self._outputs.name(place),
+                case,
+                expected,
+                got,
+                [run[place] for run in own],
+                tolerance,
             )
         ]
 
@@ -349,7 +357,7 @@ class Verifier:
         baseline: list[Outputs] | None = None,
     ) -> Check:
         found: list[OutputCheck] = []
-        note = ""
+        note, results = self._outputs.note, self._outputs.known(results)
         for index, (case, reference) in enumerate(zip(self.cases, self.reference, strict=True)):
             if len(results[index]) != len(reference):
                 note = f"{len(results[index])} outputs instead of {len(reference)}"
@@ -382,13 +390,3 @@ class Verifier:
             note = "every output overflows or is NaN in the original: nothing to judge"
             found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed, note)
-
-
-def _late(graph: fx.Graph) -> fx.Graph:
-    """The same graph, each parameter expression just before its first use: few values are alive at once."""
-    late, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in graph.nodes:
-        if not is_static(node):
-            for step in order(node, copies):
-                copies[step] = late.node_copy(step, copies.__getitem__)
-    return late

@@ -12,14 +12,16 @@ from normfold.ir import facts
 from normfold.ir.expressions import Made, is_static
 from normfold.ir.graph import Graph
 from normfold.ir.provenance import copy_provenance
+from normfold.rewrite.outputs import Outputs
 
 
 class Rewriter:
-    """Edits one graph. ``edits`` lists what was done, in words, in order."""
+    """Edits one graph. ``edits`` lists what was done, in words, in order; ``outputs`` drops, renames and adds."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.edits: list[str] = []
+        self.outputs = Outputs(graph)
         self._anchor: fx.Node | None = None
         self._constants = 0
 
