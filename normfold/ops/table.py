@@ -306,6 +306,14 @@ def operands(node: fx.Node) -> list[fx.Node]:
     return [first]
 
 
+def summands(node: fx.Node) -> list[tuple[fx.Node, float]]:
+    """The tensors that an ADD op sums, in order, each with the number that it is multiplied by."""
+    alpha = float(argument(node, "alpha", 1))
+    factors = (1.0, -alpha if op_name(node) == "sub" else alpha)
+    sides = zip(node.args[:2], factors, strict=True)
+    return [(side, factor) for side, factor in sides if isinstance(side, fx.Node)]
+
+
 @dataclass(frozen=True)
 class Use:
     """One read of a value: ``user`` reads it as argument ``position`` (flat index over nested lists)."""

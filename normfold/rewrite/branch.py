@@ -20,6 +20,7 @@ from normfold.ir.provenance import copy_provenance
 from normfold.ir.sites import AffineOf, affine_sites
 from normfold.ops import layout
 from normfold.ops.linear import Linear, linear_of
+from normfold.ops.table import Kind, row_of, summands
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_output, linear_weight
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector
@@ -61,17 +62,19 @@ def merge_branch(affine: fx.Node) -> list[Edit]:
 def _sum_above(node: fx.Node) -> fx.Node | None:
     """The sum that is the only reader of ``node``."""
     readers = list(node.users)
-    if len(readers) != 1 or op_name(readers[0]) not in ("add", "sub"):
+    if len(readers) != 1 or row_of(readers[0]).kind is not Kind.ADD:
         return None
     parent = readers[0]
-    plain = parent.kwargs.get("alpha", 1) == 1
-    both = all(isinstance(side, fx.Node) for side in parent.args[:2])
-    same = both and all(shape_of(side) == shape_of(parent) for side in parent.args[:2])  # type: ignore[arg-type]
-    return parent if plain and same and parent.args[0] is not parent.args[1] else None
+    sides = summands(parent)
+    plain = (
+        len(sides) == 2 and parent.kwargs.get("alpha", 1) == 1 and sides[0][0] is not sides[1][0]
+    )
+    same = all(shape_of(side) == shape_of(parent) for side, _ in sides)
+    return parent if plain and same else None
 
 
 def _sign(parent: fx.Node, child: fx.Node) -> float:
-    return -1.0 if op_name(parent) == "sub" and parent.args[1] is child else 1.0
+    return next(factor for side, factor in summands(parent) if side is child)
 
 
 def _leaves(root: fx.Node) -> list[tuple[fx.Node, float, fx.Node]]:
@@ -80,10 +83,9 @@ def _leaves(root: fx.Node) -> list[tuple[fx.Node, float, fx.Node]]:
     stack = [(root, 1.0, root)]
     while stack:
         node, sign, parent = stack.pop()
-        inner = op_name(node) in ("add", "sub") and (node is root or _sum_above(node) is not None)
-        if inner and all(isinstance(side, fx.Node) for side in node.args[:2]):
-            for side in node.args[:2]:
-                stack.append((side, sign * _sign(node, side), node))  # type: ignore[arg-type]
+        inner = row_of(node).kind is Kind.ADD and (node is root or _sum_above(node) is not None)
+        if inner and len(sides := summands(node)) == 2:
+            stack += [(side, sign * factor, node) for side, factor in sides]
         else:
             found.append((node, sign, parent))
     return found

@@ -21,7 +21,16 @@ from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of, zero_pad_of
 from normfold.ops.mixing import keeps_constants, mixed, through_mix
-from normfold.ops.table import Kind, kind_of, norm_of, operands, producer, reads_shape_only, uses
+from normfold.ops.table import (
+    Kind,
+    kind_of,
+    norm_of,
+    operands,
+    producer,
+    reads_shape_only,
+    summands,
+    uses,
+)
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_input, into_output, restated
 from normfold.rewrite.attention import rows_sum_to_one
@@ -163,10 +172,7 @@ class Transport:
 
     def _pull_sum(self, value: fx.Node, flow: Flow) -> list[Edit]:
         """s(x + y) + t = (s x + t) + s y: the scale into both sides, the shift into either."""
-        left, right = value.args[:2]
-        alpha = float(value.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-        sign = -alpha if op_name(value) == "sub" else alpha
-        sides = [(side, k) for side, k in ((left, 1.0), (right, sign)) if isinstance(side, fx.Node)]
+        sides = summands(value)
         if len(sides) < 2 and flow.scale is not None:
             raise Blocked(Reason.UNKNOWN_OP, value, "a number is added")
         blocked: Blocked | None = None
@@ -323,11 +329,7 @@ class Transport:
 
     def _push_sum(self, node: fx.Node) -> Flow:
         """(s x + t) + y = s (x + y / s) + t: a shift passes alone, a scale when y takes the inverse."""
-        left, right = node.args[:2]
-        alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-        sign = -alpha if op_name(node) == "sub" else alpha
-        rank = len(shape_of(node))
-        sides = [(side, k) for side, k in ((left, 1.0), (right, sign)) if isinstance(side, fx.Node)]
+        rank, sides = len(shape_of(node)), summands(node)
         carried = [(side, k, self._pushed[side]) for side, k in sides if side in self._pushed]
         for side, _, flow in carried:
             for part in (flow.scale, flow.shift):
