@@ -30,7 +30,7 @@ from normfold.target import GRIDDED
 from tests.nets import Residual, perturb
 
 NAMES = passes_by_name.names()
-WORDS = {"target": GRIDDED, "to": trained()}  # what options of text take
+WORDS = {"target": GRIDDED, "to": trained(), "input": ["image"]}  # what options of text take
 
 
 def graph() -> Graph:
@@ -66,6 +66,9 @@ def options(draw: st.DrawFn) -> Pass:
             values[field.name] = draw(st.integers(int(bound.low), int(min(bound.high, 10**6))))
         elif hint is str:
             values[field.name] = draw(st.sampled_from(WORDS[field.name]))
+        elif hint == tuple[float, ...]:
+            numbers = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=3)
+            values[field.name] = tuple(draw(numbers))
         elif hint == tuple[str, ...]:
             patterns = st.lists(st.sampled_from(["blocks.*.norm1", "norm"]), max_size=2)
             values[field.name] = tuple(draw(patterns))
@@ -120,7 +123,7 @@ def test_a_malformed_text_gets_a_caret(text: str, column: int) -> None:
     [
         ("", ["empty"]),
         ("fold-afine", ["unknown pass `fold-afine`", "did you mean `fold-affine`?"]),
-        ("xyz", ["unknown pass `xyz`", "canonicalize, fold-affine"]),
+        ("xyz", ["unknown pass `xyz`", "canonicalize, fold-input, fold-affine"]),
         ("fold-affine{color=red}", ["has no option `color=red`", "direction, max-gain"]),
         ("fold-affine{direction}", ["has no option `direction`"]),
         ("fold-affine{direction=up}", ["`direction`", "`up`", "both | backward | forward"]),
