@@ -53,9 +53,8 @@ def drop(node: fx.Node, *kinds: type[Fact]) -> None:
 
 def carry(source: fx.Node, target: fx.Node) -> None:
     """Give a node that computes what ``source`` computes its facts, besides those of kinds that it has."""
-    for fact in facts_of(source):
-        if get(target, type(fact)) is None:
-            put(target, fact)
+    for kind, fact in _TABLE.get(source, {}).items():
+        _TABLE.setdefault(target, {}).setdefault(kind, fact)
 
 
 def facts_of(node: fx.Node) -> tuple[Fact, ...]:
