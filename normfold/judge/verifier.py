@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from normfold.domains.half import Strict
 from normfold.errors import CaptureError, UsageError, last_line
 from normfold.ir import Graph
-from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.evaluation import Evaluator, Float64, widen
 from normfold.ir.expressions import late
 from normfold.ir.fresh import fresh
 from normfold.ir.graph import Entry
@@ -147,20 +147,18 @@ class Verifier:
             except Exception:  # anything that a graph can raise
                 captured = []
             if [x.shape for x in own] == [x.shape for x in captured] and all(
-                largest_error(x.double(), y)[0] < _ROUGH for x, y in zip(own, captured, strict=True)
+                largest_error(widen(x), y)[0] < _ROUGH for x, y in zip(own, captured, strict=True)
             ):
                 found.append(case)
             else:
                 others.add(symbol)
                 axis = sizes.axes_of(symbol)[0]
                 hint = (
-                    "use `--batch static`"
-                    if symbol == sizes.batch
-                    else f"leave out `--dynamic {axis}`"
+                    "use `--batch static` for a file of one size" if symbol == sizes.batch else ""
                 )
                 self.notes.append(
                     f"`{axis}` of 1: the network does something else there than what was captured at larger "
-                    f"sizes, and than the files; {hint} for a file of one size"
+                    f"sizes, and than the files; {hint or 'a file for that needs a fixed size there'}"
                 )
         return found, others
 

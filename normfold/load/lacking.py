@@ -65,7 +65,7 @@ def compare(
 
 
 def require_unused(lacking: Lacking, module: nn.Module, args: Any, kwargs: Any) -> str:
-    """A note that names weights on which no output depends; they are then zero.
+    """A note that names weights on which no output depends on these inputs; they are then zero.
 
     Raises:
         LoadError: an output depends on them.
@@ -79,7 +79,8 @@ def require_unused(lacking: Lacking, module: nn.Module, args: Any, kwargs: Any) 
     if not floats or any(bool(leaf.isnan().any()) for leaf in floats):
         raise lacking.error()
     _fill(lacking, 0.0)
-    return f"not in the folder, and no output depends on it: {quoted(lacking.weights, _SHOWN)}"
+    names = quoted(lacking.weights, _SHOWN)
+    return f"not in the folder, and zero: {names}; no output on the example inputs depends on it"
 
 
 @torch.no_grad()

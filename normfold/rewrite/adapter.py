@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from torch import fx
 
 from normfold.errors import PassError
-from normfold.ir import Graph
+from normfold.ir import Graph, facts
 from normfold.ir.expressions import hoist
 from normfold.ir.text import graph_text
 from normfold.report import PassReport
 from normfold.rewrite.base import Exactness, Pass
+from normfold.rewrite.rewriter import Rewriter
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class FxPass(Pass):
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         start = time.perf_counter()
-        before = graph_text(graph)
+        before, nodes = graph_text(graph), {node.name: node for node in graph.nodes}
         result = self.function(graph.module)
         module = getattr(result, "graph_module", result)
         if module is not None and not isinstance(module, fx.GraphModule):
@@ -41,10 +42,15 @@ class FxPass(Pass):
             )
         if module is not None:
             graph.module = module
+        for node in graph.nodes:  # of a new module, by their names
+            if nodes.get(node.name, node) is not node:
+                facts.carry(nodes[node.name], node)
         hoist(graph.module.graph)
         graph.recompile()
         report = PassReport(str(self), self.exactness.value)
         report.modified = graph_text(graph) != before
+        if report.modified:  # nobody knows of which nodes
+            Rewriter(graph).changed(*graph.nodes)
         report.seconds = time.perf_counter() - start
         return report
 

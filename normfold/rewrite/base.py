@@ -174,6 +174,12 @@ class Pass:
         if isinstance(found, Decline):
             report.declined += declined(match, found)
             return
+        if not isinstance(found, Match):
+            raise PassError(
+                f"`{self.name}` returned {found!r} from its check",
+                where=f"{match.path} {source_line(match.node)}".strip(),
+                hint="`check` returns the match, with its plan where it has one, or a `Decline`",
+            )
         match = found
         try:
             self.rewrite(match, rewriter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import types
@@ -20,6 +21,8 @@ from torch.fx.passes.infra.pass_base import PassResult
 from normfold import passes as passes_by_name
 from normfold.errors import PassError, UsageError
 from normfold.ir import Graph, capture
+from normfold.ir.sites import affine_sites
+from normfold.ir.statistics import statistics_of
 from normfold.ir.text import graph_text
 from normfold.job.presets import PRESETS, preset, trained
 from normfold.passes import BUILT_IN
@@ -204,6 +207,20 @@ def test_a_failing_rewrite_is_named() -> None:
     assert "ValueError: seven" in text
 
 
+def test_a_check_that_returns_neither_is_named() -> None:
+    """Until 0.1 a check returned None for a site that it accepted."""
+
+    @dataclass(frozen=True)
+    class Old(type(parse("restore")[0])):  # type: ignore[misc]
+        name: ClassVar[str] = "old"
+
+        def check(self, graph: Graph, match: Any) -> Any:
+            return None
+
+    with pytest.raises(PassError, match="`old` returned None from its check"):
+        run_pipeline(graph(), [*parse("canonicalize"), Old()])
+
+
 # -- plug-ins ---------------------------------------------------------------------------------------
 
 
@@ -318,6 +335,22 @@ def test_an_fx_pass_runs_in_a_pipeline() -> None:
 def test_an_fx_pass_that_changes_nothing(function: Any) -> None:
     _, reports = run_pipeline(graph(), [FxPass(function)])
     assert not reports[0].modified
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_an_fx_pass_may_have_made_untrue_is_dropped(copied: bool) -> None:
+    def shifted(module: fx.GraphModule) -> fx.GraphModule:
+        double_relu(module)
+        return copy.deepcopy(module) if copied else module
+
+    before, _ = run_pipeline(graph(), parse("canonicalize"))
+    assert any(statistics_of(node) for node in before.nodes)
+    after, _ = run_pipeline(before, [FxPass(shifted)])
+    assert not any(statistics_of(node) for node in after.nodes)
+    sites = [site for node in before.nodes for site in affine_sites(node)]
+    assert [site for node in after.nodes for site in affine_sites(node)] == sites
+    same, _ = run_pipeline(before, [FxPass(copy.deepcopy)])
+    assert any(statistics_of(node) for node in same.nodes)
 
 
 def test_an_fx_pass_must_return_a_graph_module() -> None:
