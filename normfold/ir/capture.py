@@ -258,11 +258,8 @@ def _fix_squeezes(graph: fx.Graph) -> None:
             continue
         shape = _sizes(node.args[0])
         asked = node.args[1] if len(node.args) > 1 else range(len(shape))
-        axes = (
-            [axis % len(shape) for axis in ([asked] if isinstance(asked, int) else asked)]
-            if shape
-            else []
-        )
+        named = [asked] if isinstance(asked, int) else asked
+        axes = [axis % len(shape) for axis in named] if shape else []
         kept = [axis for axis in axes if not is_symbolic(shape[axis]) and shape[axis] == 1]
         if len(kept) == len(axes):
             continue

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
-from normfold.ir.graph import Graph, op_name
+from normfold.ir.graph import Graph, argument, op_name
 from normfold.ir.provenance import source_line
 
 _SHOWN = 3
@@ -38,16 +36,6 @@ def draws(node: fx.Node) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded not in op.tags:
         return False
-    given = _arguments(op, node)
-    switched_off = any(given.get(name) is False for name in _ON)
-    never = any(given.get(name) in (0, 0.0) for name in _CHANCE if name in given)
+    switched_off = any(argument(node, name) is False for name in _ON)
+    never = any(argument(node, name) in (0, 0.0) for name in _CHANCE)
     return not (switched_off or never)
-
-
-def _arguments(op: Any, node: fx.Node) -> dict[str, Any]:
-    known = op._schema.arguments
-    given = {
-        argument.name: argument.default_value for argument in known if argument.has_default_value()
-    }
-    given |= {argument.name: value for argument, value in zip(known, node.args, strict=False)}
-    return {**given, **node.kwargs}

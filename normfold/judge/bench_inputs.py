@@ -12,18 +12,10 @@ from torch import Tensor
 
 from normfold.errors import UsageError
 from normfold.load.specs import DTYPES, Spec, draw, parse
+from normfold.targets.feeds import DTYPES as RUNTIME_DTYPES
+from normfold.targets.feeds import Signature
 
-Signature = list[tuple[str, tuple[int | str | None, ...], str]]
-_DTYPES = {
-    "tensor(float16)": torch.float16,
-    "tensor(bfloat16)": torch.bfloat16,
-    "tensor(float)": torch.float32,
-    "tensor(double)": torch.float64,
-    "tensor(int32)": torch.int32,
-    "tensor(int64)": torch.int64,
-    "tensor(bool)": torch.bool,
-}
-KINDS = {str(dtype).removeprefix("torch."): kind for kind, dtype in _DTYPES.items()}
+KINDS = {str(dtype).removeprefix("torch."): kind for kind, dtype in RUNTIME_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def values_for(signature: Signature, inputs: Inputs) -> list[Tensor]:
     _require_known(signature, given, known)
     values = []
     for name, shape, kind in signature:
-        dtype = _DTYPES.get(kind)
+        dtype = RUNTIME_DTYPES.get(kind)
         if dtype is None:
             raise UsageError(
                 f"no value can be made for the input `{name}`", found=f"it is a {kind}"

@@ -23,20 +23,13 @@ from normfold.ir.graph import is_symbolic
 from normfold.ir.paths import named_leaves
 from normfold.job import Source
 from normfold.job.presets import preset
-from normfold.judge.bench_inputs import (
-    KINDS,
-    Inputs,
-    Signature,
-    different,
-    merged,
-    text_of,
-    values_for,
-)
+from normfold.judge.bench_inputs import KINDS, Inputs, different, merged, text_of, values_for
 from normfold.load.api import key_of
 from normfold.progress import Listener, Progress
 from normfold.report import Report
 from normfold.report.sites import site_statuses
 from normfold.rewrite import parse, run_pipeline
+from normfold.targets.feeds import Signature
 from normfold.targets.untrusted import require_own_data
 
 _PLAIN = Source()

@@ -21,10 +21,8 @@ def moments(graph: Graph, inputs: Interval | None = None) -> dict[fx.Node, Momen
         inputs: the values that valid inputs take, where that is known.
     """
     domain = OfMoments(inputs)
-    Evaluator(
-        graph.module,
-        domain,
-    )(*(None for node in graph.nodes if node.op == "placeholder"))
+    run = Evaluator(graph.module, domain)
+    run(*(None for node in graph.nodes if node.op == "placeholder"))
     return {
         node: value
         for node, value in domain.found.items()

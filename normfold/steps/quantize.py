@@ -18,7 +18,7 @@ from normfold.ranges.mixed import pipeline as pipeline_of_bits
 from normfold.report import PassReport
 from normfold.report.events import Rewritten
 from normfold.report.quantization import Confidence, Evidence, MixedReport, QuantizationReport
-from normfold.rewrite import parse, run_pipeline
+from normfold.rewrite import Effect, parse, run_pipeline
 from normfold.steps.formats import choose
 from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
@@ -126,7 +126,9 @@ def make_integers(
         scheme,
         target,
         evidence=evidence,
-        weights=sum(item.rewrites for item in passes if "stores-integers" in item.effects),
+        weights=sum(
+            item.rewrites for item in passes if Effect.STORES_INTEGERS.value in item.effects
+        ),
         activations=len(grids),
         drift=drift,
         confidence=trust,

@@ -33,11 +33,15 @@ def by_name(inputs: Sequence[Any] | Mapping[str, Any], names: Sequence[str]) -> 
 
 
 Signature = list[tuple[str, tuple[int | str | None, ...], str]]
-_FLOATS = {
-    "tensor(float)": torch.float32,
-    "tensor(double)": torch.float64,
+# the types of tensors as runtimes call them
+DTYPES = {
     "tensor(float16)": torch.float16,
     "tensor(bfloat16)": torch.bfloat16,
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64,
+    "tensor(bool)": torch.bool,
 }
 
 
@@ -45,10 +49,11 @@ def in_its_types(
     run: Callable[[Sequence[Tensor]], list[Tensor]], signature: Signature
 ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """A run of a file whose floats may be of other types than those of the network that it is judged by."""
-    types = [_FLOATS.get(kind) for _, _, kind in signature]
+    types = [DTYPES.get(kind) for _, _, kind in signature]
 
     def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+        both = dtype is not None and dtype.is_floating_point and x.is_floating_point()
+        return x.to(dtype) if both else x
 
     def fed(inputs: Sequence[Tensor]) -> list[Tensor]:
         if len(inputs) != len(types):

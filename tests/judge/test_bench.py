@@ -12,10 +12,11 @@ import pytest
 
 from normfold.errors import UsageError
 from normfold.judge.bench import measure
-from normfold.judge.bench_inputs import Inputs, Signature, values_for
+from normfold.judge.bench_inputs import Inputs, values_for
 from normfold.judge.pairs import Pair
 from normfold.report import Timing
 from normfold.report.timing import duration, figures, median_interval
+from normfold.targets.feeds import Signature
 from tests.timings import timing
 
 

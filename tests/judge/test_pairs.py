@@ -20,10 +20,11 @@ import normfold.judge.bench as bench_module
 from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError
 from normfold.ir import Graph
 from normfold.judge.bench import bench
-from normfold.judge.bench_inputs import Inputs, Signature, merged, values_for
+from normfold.judge.bench_inputs import Inputs, merged, values_for
 from normfold.judge.pairs import Pair
 from normfold.report import Timing
 from normfold.targets import RuntimeSession, census
+from normfold.targets.feeds import Signature
 from tests.cli.nets import Tiny, stuck, tiny
 from tests.nets import perturb
 from tests.timings import timing
