@@ -41,7 +41,7 @@ def files(name: str, folder: Path) -> dict[str, Path]:
     made = {kind: folder / f"{name}.{kind}.onnx" for kind in ("float", "default", "normfold")}
     export_onnx(graph, made["float"])
     merge_ranges(measure(graph, [(x,)]), {})
-    integers, _ = normfold.run(graph, "quantize-weights,quantize-activations", verify="off")
+    integers, _ = normfold.run(graph, "quantize-weights,quantize-activations,bake", verify="off")
     export_onnx(integers, made["normfold"])
     static(made["float"], made["default"], graph.input_names[0], x)
     return made

@@ -79,7 +79,7 @@ class Choices:
         graph, inputs = self.calibrated.graph, self.calibrated.inputs
         text = pipeline(bits, self.simulated)
         lowered, _ = run_pipeline(graph, parse(text))
-        made, _ = run_pipeline(lowered, parse("quantize-activations"))
+        made, _ = run_pipeline(lowered, parse("quantize-activations,bake"))
         path = self.bench.folder / f"{self.bench.name}.mixed.onnx"
         export_onnx(made, path)
         answers = self.bench.answers(path)

@@ -1,6 +1,8 @@
 """bake: evaluate every parameter expression once, in float64, cast once, and store it as a constant.
 
 W' = cast(expression(float64(W), float64(gamma), ...))
+
+A weight on a grid becomes integers and scales (`normfold.rewrite.storage`).
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from normfold.ir import Graph
 from normfold.report import Applied, PassReport
 from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.baker import bake
+from normfold.rewrite.storage import store_grids
 
 
 @dataclass(frozen=True)
 class Bake(Pass):
     """Turn parameter expressions into constants. Weight norm, spectral norm, parametrizations and weight
-    standardisation vanish here too: they are expressions already.
+    standardisation vanish here too: they are expressions already. A value on a grid is stored in integers.
 
     Exact:    one rounding per weight.
     Declines: nothing.
@@ -36,11 +39,13 @@ class Bake(Pass):
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
         report = super().run(graph)
+        integers = store_grids(graph)
         stored = bake(graph, limit)
         graph.recompile()
         report.applied, report.rewrites = (
             [Applied(name, "parameter") for name in stored],
             len(stored),
         )
-        report.edits, report.modified = [f"{name}: baked" for name in stored], bool(stored)
+        report.edits = [*integers, *(f"{name}: baked" for name in stored)]
+        report.modified = bool(report.edits)
         return report

@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
-from normfold.ir.expressions import evaluate, is_static
+from normfold.ir.expressions import is_static
 from normfold.ir.graph import op_name, shape_of
 from normfold.ir.intervals import mean_shift, measured_mean
+from normfold.ops.integer_ops import on_grid
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import linear_of
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
@@ -86,10 +87,14 @@ class CorrectBias(Pass):
         if behind is not node:
             position = next(at for at in (0, 1) if behind.args[at] is not node)
             bias = behind.args[position]  # type: ignore[assignment]
-        value = -shift
+        measured = rewriter.constant((-shift).to(node.meta["val"].dtype), "shift")
+        corrected = measured
         if bias is not None:
-            value = value + evaluate(rewriter.graph.module, bias)
-        corrected = rewriter.constant(value.to(node.meta["val"].dtype), "bias")
+            grid = bias if bias.target is on_grid else None  # which the corrected bias is put on
+            source = bias.args[0] if grid else bias
+            corrected = rewriter.expression(aten.add.Tensor, source, measured)
+            if grid:
+                corrected = rewriter.expression(on_grid, corrected, *grid.args[1:])
         if position is None:
             users = list(node.users)
             result = rewriter.insert_after(node, aten.add.Tensor, node, corrected)

@@ -3,23 +3,22 @@
 x  ->  s (Q - z)        Q = clip(round(x / s) + z), half to even
 
 One scale and zero point per tensor, from the interval that was measured or derived for it. The
-target decides which tensors, and which grids (`normfold.target`).
+target decides which tensors, and which grids (`normfold.target`). `bake` makes integers of it (`on_grid`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import fx
 
 from normfold.ir import Graph
-from normfold.ir.expressions import evaluate
-from normfold.ir.graph import op_name
+from normfold.ir.grids import top_of
 from normfold.ir.intervals import range_of
-from normfold.ops.integer_ops import dequantize, quantize, simulate
+from normfold.ops.integer_ops import on_grid
 from normfold.ops.integers import Plan, plan
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import bounds
@@ -35,7 +34,7 @@ class QuantizeActivations(Pass):
 
     Options:
         target: the runtime that will read the file.
-        bits: fewer than 8 are simulated, and no runtime executes them; the inputs of the network and of its last
+        bits: fewer than 8 stay floats, and no runtime executes them; the inputs of the network and of its last
             layers keep 8.
 
     Exact:    no: values are rounded.
@@ -70,9 +69,9 @@ class QuantizeActivations(Pass):
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         if isinstance(match.plan, Linear):
-            linear = linear_of(match.node)  # which reads integers by now
-            on_grid = linear is not None and op_name(linear.data) == "normfold::dequantize"
-            return match if on_grid else Decline(Reason.NO_INTERVAL, match.node)
+            linear = linear_of(match.node)
+            reads_integers = linear is not None and linear.data.target is on_grid
+            return match if reads_integers else Decline(Reason.NO_INTERVAL, match.node)
         origin, _ = match.plan
         return Decline(Reason.NO_INTERVAL, match.node) if range_of(origin) is None else match
 
@@ -89,52 +88,31 @@ class QuantizeActivations(Pass):
         grids, interval = grids_of(self.target), range_of(origin)
         assert interval is not None
         interval = interval.within(bounds(origin))
-        readers = found.readers.get(tensor)
-        if self.bits < 8 and not _at_an_end(tensor):
-            number, zero = grids.grid(interval.low, interval.high, self.bits)
-            limits = grids.limits(self.bits)
-            steps = values = rewriter.insert_after(tensor, simulate, tensor, number, zero, *limits)
-            _hand_over(tensor, steps, values, readers, rewriter)
-            rewriter.record(f"{tensor.name}: {self.bits} bits")
-            return
-        number, zero = grids.grid(interval.low, interval.high)
-        scale = rewriter.constant(torch.tensor(number), "scale")
+        bits = 8 if _at_an_end(tensor) else self.bits
+        number, zero = grids.grid(interval.low, interval.high, bits)
+        scale = rewriter.constant(torch.tensor(number, dtype=tensor.meta["val"].dtype), "scale")
         zeros = rewriter.constant(
             torch.tensor(zero, dtype=getattr(torch, grids.dtype)), "zero_point"
         )
-        steps = rewriter.insert_after(tensor, quantize, tensor, scale, zeros, None)
-        values = rewriter.insert_after(steps, dequantize, steps, scale, zeros, None, 0, 8)
-        _hand_over(tensor, steps, values, readers, rewriter)
-        rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}")
+        values = rewriter.insert_after(
+            tensor, on_grid, tensor, scale, zeros, None, 0, *grids.limits(bits), "nearest"
+        )
+        readers = found.readers.get(tensor)
+        for user in list(tensor.users):
+            if user is not values and (readers is None or user in readers):
+                rewriter.replace_input(user, tensor, values)
+        rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}, {bits} bits")
 
     def _bias(self, node: fx.Node, rewriter: Rewriter) -> None:
-        """Store the bias in integers of the product's scale, as kernels with a float result need it."""
+        """The bias in steps of the product's, as kernels with a float result need it."""
         linear = linear_of(node)
-        assert linear is not None
-        source: Any = linear.data
-        module = rewriter.graph.module
-        bias = evaluate(module, linear.bias)  # type: ignore[arg-type]
-        scale = evaluate(module, source.args[1]) * evaluate(module, linear.weight.args[1])  # type: ignore[arg-type]
-        steps = (bias / scale).round().clamp(-(2.0**31) + 1, 2.0**31 - 1).to(torch.int32)
-        stored = rewriter.constant(steps, "bias_int32")
-        scales = rewriter.constant(scale.float(), "bias_scale")
-        zeros = rewriter.constant(torch.zeros_like(steps), "bias_zero_point")
-        value = rewriter.expression(dequantize, stored, scales, zeros, 0, 0, 32)
-        assert linear.bias_position is not None
-        rewriter.set_argument(linear.node, linear.bias_position, value, same=True)
-        rewriter.record(f"{linear.node.name}: bias in 32 bits")
-
-
-def _hand_over(
-    tensor: fx.Node,
-    steps: fx.Node,
-    values: fx.Node,
-    readers: set[fx.Node] | None,
-    rewriter: Rewriter,
-) -> None:
-    for user in list(tensor.users):
-        if user is not steps and (readers is None or user in readers):
-            rewriter.replace_input(user, tensor, values)
+        assert linear is not None and linear.bias is not None and linear.bias_position is not None
+        of_input, of_weight = linear.data.args[1], linear.weight.args[1]
+        scale = rewriter.expression(torch.ops.aten.mul.Tensor, of_input, of_weight)
+        top = top_of(32)
+        value = rewriter.expression(on_grid, linear.bias, scale, None, 0, 0, -top, top, "nearest")
+        rewriter.set_argument(node, linear.bias_position, value, same=True)
+        rewriter.record(f"{node.name}: bias in 32 bits")
 
 
 def _at_an_end(tensor: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """quantize-dynamic: matrix products in integers, with the grid of each input found at run time.
 
-y = x W + c  ->  (s_x Q_x) (Q_W s_W) + c        s_x from the smallest and largest value of this x
+y = x W + c  ->  (s_x round(x / s_x)) (s_W round(W / s_W)) + c      s_x from the smallest and largest of this x
 
-No ranges of activations are needed; each product costs one more pass over its input.
+No ranges of activations are needed; each product costs one more pass over its input. `bake` makes integers of W.
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
-from normfold.ir.grids import to_grid
-from normfold.ops.integer_ops import dynamic_matmul
+from normfold.ir.grids import scale_of, top_of
+from normfold.ops.integer_ops import on_dynamic_grid, on_grid
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import Linear
 from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -46,13 +42,14 @@ class QuantizeDynamic(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
-        weight = evaluate(rewriter.graph.module, linear.weight)
-        grid = to_grid(weight if linear.out_axis == 1 else weight.t(), 1, 8)
-        name = str(linear.weight.target) if linear.weight.op == "get_attr" else match.node.name
-        steps = rewriter.attribute(f"{name}_int8", grid.steps.contiguous())
-        scale = rewriter.attribute(f"{name}_scale", grid.scale)
-        result = rewriter.insert_before(match.node, dynamic_matmul, linear.data, steps, scale)
-        if linear.bias is not None:
-            result = rewriter.insert_before(match.node, aten.add.Tensor, result, linear.bias)
-        rewriter.replace(match.node, result)
+        axis, weight = linear.out_axis, linear.weight
+        assert axis is not None
+        exact, top = evaluate(rewriter.graph.module, weight), top_of(8)
+        name = str(weight.target) if weight.op == "get_attr" else match.node.name
+        found = scale_of(exact, axis, 8, dtype=weight.meta["val"].dtype)
+        scale = rewriter.attribute(f"{name}_scale", found)
+        values = rewriter.expression(on_grid, weight, scale, None, axis, 0, -top, top, "nearest")
+        x = rewriter.insert_before(match.node, on_dynamic_grid, linear.data)
+        rewriter.set_argument(match.node, linear.weight_position, values, same=True)
+        rewriter.replace_input(match.node, linear.data, x)
         rewriter.record(f"{match.node.name}: weight in 8 bits, input at run time")

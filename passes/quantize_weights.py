@@ -1,8 +1,9 @@
 """quantize-weights: weights of linear ops become integers and scales.
 
-W  ->  s Q        Q = round(W / s), s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
+W  ->  s round(W / s)        s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
 
-Rounding is in `normfold.ir.grids`.
+s is measured, and a constant; the rest is an expression of W (`on_grid`), which trains with a gradient that passes
+straight through the rounding until `bake` makes integers of it. Rounding is in `normfold.ir.grids`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from torch import fx
 
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
-from normfold.ir.grids import Grid, to_grid
+from normfold.ir.grids import scale_of, top_of
 from normfold.ir.intervals import (
     mean_shift,
     measured_mean,
@@ -25,7 +27,7 @@ from normfold.ir.intervals import (
     read_mean,
 )
 from normfold.ir.provenance import module_path
-from normfold.ops.integer_ops import dequantize
+from normfold.ops.integer_ops import on_grid
 from normfold.ops.integers import mean_of_product, quantized_weight, weighted
 from normfold.ops.linear import Linear
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
@@ -35,7 +37,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Put the weights of a baked graph on grids, one scale per output channel or per block of inputs.
+    """Put weights on grids, one scale per output channel or per block of inputs. `bake` behind it stores integers.
 
     Options:
         bits: 2 to 8. Below 8 they are stored in 8 all the same, but for 4 in blocks.
@@ -74,44 +76,46 @@ class QuantizeWeights(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
-        weight = evaluate(rewriter.graph.module, linear.weight)
-        axis = linear.in_axis if self.block else linear.out_axis
-        assert axis is not None
-        grid = to_grid(weight, axis, self.bits, self.block, self.rounding, self.clip)
-        name = str(linear.weight.target) if linear.weight.op == "get_attr" else match.node.name
-        mean = read_mean(match.node)
-        if mean is not None:
-            error = grid.values - weight.double()
-            note_mean_shift(match.node, mean_of_product(linear, mean.double(), error))
+        node, weight, axis = match.node, linear.weight, linear.out_axis
+        turned = (
+            bool(self.block) and linear.in_axis == 1
+        )  # blocks lie along the rows: kernels take that form
+        if turned:
+            weight = rewriter.expression(aten.t.default, weight)
         if self.block:
-            self._blocks(linear, grid, name, rewriter)
-        else:
-            steps = rewriter.attribute(f"{name}_int{self.bits}", grid.steps)
-            scale = rewriter.attribute(f"{name}_scale", grid.scale)
-            # written out: some of onnxruntime's kernels are not chosen where it is missing
-            none = torch.zeros_like(grid.scale).to(torch.int8)
-            zeros = rewriter.attribute(f"{name}_zero_point", none)
-            values = rewriter.expression(dequantize, steps, scale, zeros, axis, 0, 8)
-            rewriter.set_argument(match.node, linear.weight_position, values, same=True)
-        rewriter.record(f"{match.node.name}: weight in {self.bits} bits")
-
-    def _blocks(self, linear: Linear, grid: Grid, name: str, rewriter: Rewriter) -> None:
-        """x @ W + b with W as (inputs, outputs) and blocks along the inputs: the form that kernels take."""
-        steps, scale = grid.steps, grid.scale
-        if linear.in_axis == 1:
-            steps, scale = steps.t().contiguous(), scale.t().contiguous()
-        stored = rewriter.attribute(f"{name}_int{self.bits}", steps)
-        scales = rewriter.attribute(f"{name}_scale", scale)
-        bits = 4 if self.bits == 4 else 8
-        values = rewriter.expression(dequantize, stored, scales, None, 0, self.block, bits)
-        product = rewriter.insert_before(linear.node, aten.matmul.default, linear.data, values)
-        mean, shift, result = measured_mean(linear.node), mean_shift(linear.node), product
-        if linear.bias is not None:
-            result = rewriter.insert_before(linear.node, aten.add.Tensor, product, linear.bias)
+            axis = 0
+        assert axis is not None
+        exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
+        name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
+        scale = rewriter.attribute(
+            f"{name}_scale", scale_of(exact, axis, self.bits, self.block, self.clip, dtype)
+        )
+        top = top_of(self.bits)
+        values = rewriter.expression(
+            on_grid, weight, scale, None, axis, self.block, -top, top, self.rounding
+        )
+        mean = read_mean(node)
         if mean is not None:
-            if linear.bias is not None:
-                mean = mean - evaluate(rewriter.graph.module, linear.bias)
-            note_mean(product, mean)
-        if shift is not None:
-            note_mean_shift(product, shift)
-        rewriter.replace(linear.node, result)
+            error = evaluate(rewriter.graph.module, values) - exact
+            shift = mean_of_product(linear, mean.double(), error.t() if turned else error)
+            note_mean_shift(node, shift)
+        if self.block:
+            _product(linear, values, rewriter)
+        else:
+            rewriter.set_argument(node, linear.weight_position, values, same=True)
+        rewriter.record(f"{node.name}: weight in {self.bits} bits")
+
+
+def _product(linear: Linear, weight: fx.Node, rewriter: Rewriter) -> None:
+    """x @ W + b, with W as (inputs, outputs)."""
+    product = rewriter.insert_before(linear.node, aten.matmul.default, linear.data, weight)
+    mean, shift, result = measured_mean(linear.node), mean_shift(linear.node), product
+    if linear.bias is not None:
+        result = rewriter.insert_before(linear.node, aten.add.Tensor, product, linear.bias)
+    if mean is not None:
+        if linear.bias is not None:
+            mean = mean - evaluate(rewriter.graph.module, linear.bias)
+        note_mean(product, mean)
+    if shift is not None:
+        note_mean_shift(product, shift)
+    rewriter.replace(linear.node, result)

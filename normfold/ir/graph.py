@@ -104,7 +104,7 @@ class Graph:
 
     @property
     def baked(self) -> bool:
-        """True if weights are tensors, not expressions."""
+        """True if weights were rounded to their types once, even if something was rewritten since."""
         return State.BAKED in self.states
 
     @property

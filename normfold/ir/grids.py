@@ -37,11 +37,69 @@ class Grid:
         return self.steps.double() * spread(self.scale.double(), self.steps, self.axis, self.block)
 
 
-def spread(scale: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
-    """Scales so that they broadcast against the weight."""
+def spread(scale: Tensor, like: Tensor, axis: int | None, block: int) -> Tensor:
+    """Scales so that they broadcast against the weight; ``axis`` None: one for all of it."""
+    if axis is None:
+        return scale
     if block:
         return scale.repeat_interleave(block, axis).narrow(axis, 0, like.shape[axis])
-    return scale.reshape([-1 if dim == axis else 1 for dim in range(like.dim())])
+    return scale.reshape([-1] + [1] * (like.dim() - 1 - axis % like.dim()))
+
+
+def total(values: Tensor, axis: int | None, block: int) -> Tensor:
+    """The sum of the values that share a scale: the transpose of `spread`."""
+    if axis is None:
+        return values.sum()
+    if block:
+        return torch.stack([piece.sum(axis) for piece in values.split(block, axis)], axis)
+    return values.movedim(axis, 0).reshape(values.shape[axis], -1).sum(1)
+
+
+def scale_of(
+    weight: Tensor,
+    axis: int,
+    bits: int,
+    block: int = 0,
+    clip: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The scales of a symmetric grid without a zero point.
+
+    Args:
+        weight: any floats; taken in float64.
+        axis: output channels; with ``block`` the axis that the blocks lie along (input features).
+        bits: 2 to 8.
+        clip: choose every scale by the squared error instead of by the largest weight.
+        dtype: of the scales, which are rounded to it.
+    """
+    exact, top = weight.double(), top_of(bits)
+    scale = _largest(exact, axis, block) / top
+    if clip and bits < 8:
+        scale = _clipped(exact, scale, axis, block, top)
+    return torch.where(scale > 0, scale, 1.0).to(dtype)
+
+
+def top_of(bits: int) -> int:
+    """The largest integer of a symmetric grid; the smallest is its negative."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def rounded(
+    weight: Tensor,
+    scale: Tensor,
+    axis: int,
+    block: int,
+    low: int,
+    high: int,
+    rounding: Rounding = "nearest",
+) -> Tensor:
+    """The integers of a weight on a grid, in float64; ``axis`` as in `scale_of`."""
+    v = weight.double() / spread(scale.double(), weight, axis, block)
+    q = v.round().clamp(low, high)
+    if rounding == "squant" and weight.dim() > 1:
+        # blocks are of a matrix, and its channels lie along the other axis
+        q = _squant(v, q, 1 - axis % 2 if block else axis, high)
+    return q
 
 
 def to_grid(
@@ -52,25 +110,9 @@ def to_grid(
     rounding: Rounding = "nearest",
     clip: bool = False,
 ) -> Grid:
-    """The weight on a symmetric grid, without a zero point.
-
-    Args:
-        weight: any floats; taken in float64.
-        axis: output channels; with ``block`` the axis that the blocks lie along (input features).
-        bits: 2 to 8.
-        clip: choose every scale by the squared error instead of by the largest weight.
-    """
-    weight = weight.double()
-    top = 2 ** (bits - 1) - 1
-    largest = _largest(weight, axis, block)
-    scale = largest / top
-    if clip and bits < 8:
-        scale = _clipped(weight, scale, axis, block, top)
-    scale = torch.where(scale > 0, scale, 1.0).float()
-    v = weight / spread(scale.double(), weight, axis, block)
-    q = v.round().clamp(-top, top)
-    if rounding == "squant" and weight.dim() > 1:
-        q = _squant(v, q, 0 if block else axis, top)
+    """The weight on a symmetric grid, without a zero point; arguments as of `scale_of`."""
+    scale, top = scale_of(weight, axis, bits, block, clip), top_of(bits)
+    q = rounded(weight, scale, axis, block, -top, top, rounding)
     return Grid(q.to(torch.int8), scale, axis, block, bits)
 
 

@@ -13,7 +13,9 @@ class State(Enum):
     """
 
     CANONICAL = "canonical"  # norms are written as core and channel affine
-    BAKED = "baked"  # weights are tensors, not expressions
+    BAKED = (
+        "baked"  # weights were rounded to their types: what is rewritten later starts from those
+    )
 
     @property
     def made_by(self) -> str:

@@ -1,42 +1,116 @@
-"""The ops of a quantised graph: they run in torch as the runtime's integers do, and are single ops in ONNX.
+"""The ops of a quantised graph, in torch as the runtime's integers do it.
 
-``normfold::quantize(x, scale, zero_point, dim)`` is ``clip(round(x / scale) + zero_point)``, half to even, in the
-type of the zero point. ``normfold::dequantize(q, scale, zero_point, dim, block, bits)`` is
-``(q - zero_point) * scale``. Scale and zero point are single numbers (``dim`` None), one per channel along
-``dim``, or one per block of ``block`` values along it (``block`` > 0). ``bits`` 4 stores two values in a byte in
-the file; here they lie in an int8. ``normfold::simulate`` is both with steps from ``low`` to ``high``, fewer than
-any kernel takes. ``normfold::global_pool(x)`` is the mean over all axes behind the second, kept.
-``normfold::dynamic_matmul(x, q, scale)`` is ``x @ (q * scale)`` with x put on a grid of 8 bits at run time, one
-for the whole tensor, and one scale per column of q.
+Until it is baked, a value on a grid is one op, and a function of the floats that it rounds::
+
+    on_grid(x, scale, zero_point, dim, block, low, high, rounding) = (q - zero_point) * scale
+    q = clip(round(x / scale) + zero_point, low, high)                  half to even
+
+Its gradient passes straight through the rounding: that of x is the result's where x lies on the grid and 0 where
+it is clipped, that of the scale is what the rounded value changes by (Esser et al. 2020, "Learned step size
+quantization"). ``on_dynamic_grid(x)`` finds one grid of 8 bits for the whole of x.
+
+Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of integers in the file or of
+``quantize(x, scale, zero_point, dim)``; and ``dynamic_matmul(x, q, scale)``, which is ``on_dynamic_grid(x) @ (q *
+scale)`` with one scale per column of q. ``to_steps`` is the expression of the integers in the file. Each is one op
+in ONNX, but for the dynamic product. ``bits`` 4 stores two values in a byte in the file; here they lie in an int8.
+
+Scale and zero point are single numbers (``dim`` None), one per channel along ``dim``, or one per block of
+``block`` values along it (``block`` > 0). ``global_pool(x)`` is the mean over all axes behind the second, kept.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from normfold.ir.grids import Rounding, rounded, spread, total
+
+_GRID = "Tensor x, Tensor scale, Tensor? zero_point, int? dim, int block, int low, int high, str rounding"
 _LIBRARY = torch.library.Library("normfold", "FRAGMENT")
+_LIBRARY.define(f"on_grid({_GRID}) -> Tensor")
+_LIBRARY.define(f"to_steps({_GRID}) -> Tensor")
+_LIBRARY.define("on_dynamic_grid(Tensor x) -> Tensor")
 _LIBRARY.define("quantize(Tensor x, Tensor scale, Tensor zero_point, int? dim) -> Tensor")
 _LIBRARY.define(
     "dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? dim, int block, int bits) -> Tensor"
 )
-_LIBRARY.define("simulate(Tensor x, float scale, int zero_point, int low, int high) -> Tensor")
 _LIBRARY.define("global_pool(Tensor x) -> Tensor")
 _LIBRARY.define("dynamic_matmul(Tensor x, Tensor q, Tensor scale) -> Tensor")
 
 
-def _spread(values: Tensor, like: Tensor, dim: int | None, block: int) -> Tensor:
-    """Scales or zero points in a shape that broadcasts against ``like``."""
-    if dim is None:
-        return values
-    if block:
-        return values.repeat_interleave(block, dim).narrow(dim, 0, like.shape[dim])
-    return values.reshape([-1] + [1] * (like.dim() - 1 - dim % like.dim()))
+def _steps(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    dim: int | None,
+    block: int,
+    low: int,
+    high: int,
+    rounding: Rounding,
+) -> Tensor:
+    """The integers less the zero point, as floats."""
+    if dim is not None and zero_point is None:  # a parameter, exactly as it will be stored
+        return rounded(x, scale, dim, block, low, high, rounding)
+    zero = 0.0 if zero_point is None else spread(zero_point.to(x.dtype), x, dim, block)
+    steps = torch.round(x / spread(scale, x, dim, block)) + zero
+    return steps.clamp(low, high) - zero
+
+
+def _on_grid(
+    x: Tensor, scale: Tensor, zero: Tensor | None, dim: int | None, block: int, *how: Any
+) -> Tensor:
+    steps = _steps(x, scale, zero, dim, block, *how).to(x.dtype)
+    return steps * spread(scale.to(x.dtype), x, dim, block)
+
+
+def _to_steps(
+    x: Tensor, scale: Tensor, zero: Tensor | None, dim: int | None, block: int, *how: Any
+) -> Tensor:
+    return _steps(x, scale, zero, dim, block, *how).to(stored_type(*how[:2]))
+
+
+def stored_type(low: int, high: int) -> torch.dtype:
+    """The type of weights and biases on a grid."""
+    return torch.int8 if low >= -128 and high <= 127 else torch.int32
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, zero_point, *ctx.how = inputs
+    ctx.save_for_backward(x, scale, zero_point, output)
+
+
+def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale, zero_point, output = ctx.saved_tensors
+    dim, block, low, high, _ = ctx.how
+    wide = spread(scale.to(x.dtype), x, dim, block)
+    zero = 0.0 if zero_point is None else spread(zero_point.to(x.dtype), x, dim, block)
+    steps = torch.round(x / wide) + zero
+    inside = (steps >= low) & (steps <= high)
+    of_scale = gradient * (output - torch.where(inside, x, 0.0)) / wide
+    return gradient * inside, total(of_scale, dim, block).reshape(scale.shape), *[None] * 6
+
+
+def _pooled(ctx: Any, gradient: Tensor) -> Tensor:
+    size: torch.Size = ctx.shape
+    return gradient.expand(size) / size[2:].numel()
+
+
+def _shape_of(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.shape = inputs[0].shape
+
+
+def _on_dynamic_grid(x: Tensor) -> Tensor:
+    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
+    step = torch.where(high > low, (high - low) / 255, 1.0)
+    zero_point = torch.round(-low / step).clamp(0, 255)
+    return ((torch.round(x / step) + zero_point).clamp(0, 255) - zero_point) * step
 
 
 def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, dim: int | None) -> Tensor:
     limits = torch.iinfo(zero_point.dtype)
-    steps = torch.round(x / _spread(scale, x, dim, 0)) + _spread(zero_point, x, dim, 0)
+    steps = torch.round(x / spread(scale, x, dim, 0)) + spread(zero_point, x, dim, 0)
     return steps.clamp(limits.min, limits.max).to(zero_point.dtype)
 
 
@@ -45,12 +119,8 @@ def _dequantize(
 ) -> Tensor:
     steps = q.to(scale.dtype)
     if zero_point is not None:
-        steps = steps - _spread(zero_point.to(scale.dtype), q, dim, block)
-    return steps * _spread(scale, q, dim, block)
-
-
-def _simulate(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
-    return ((torch.round(x / scale) + zero_point).clamp(low, high) - zero_point) * scale
+        steps = steps - spread(zero_point.to(scale.dtype), q, dim, block)
+    return steps * spread(scale, q, dim, block)
 
 
 def _global_pool(x: Tensor) -> Tensor:
@@ -58,25 +128,38 @@ def _global_pool(x: Tensor) -> Tensor:
 
 
 def _dynamic_matmul(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
-    step = torch.where(high > low, (high - low) / 255, 1.0)
-    zero_point = torch.round(-low / step).clamp(0, 255)
-    steps = (torch.round(x / step) + zero_point).clamp(0, 255) - zero_point
-    return (steps @ q.to(x.dtype)) * (step * scale.to(x.dtype))
+    return (_on_dynamic_grid(x) @ q.to(x.dtype)) * scale.to(x.dtype)
 
 
-for _name, _function in (
-    ("quantize", _quantize),
-    ("dequantize", _dequantize),
-    ("simulate", _simulate),
-    ("global_pool", _global_pool),
-    ("dynamic_matmul", _dynamic_matmul),
+def _like(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+for _name, _function, _fake in (
+    ("on_grid", _on_grid, _like),
+    ("to_steps", _to_steps, lambda x, *rest: torch.empty_like(x, dtype=stored_type(*rest[4:6]))),
+    ("on_dynamic_grid", _on_dynamic_grid, _like),
+    ("quantize", _quantize, _quantize),
+    ("dequantize", _dequantize, _dequantize),
+    ("global_pool", _global_pool, _global_pool),
+    ("dynamic_matmul", _dynamic_matmul, _dynamic_matmul),
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"normfold::{_name}", _function, lib=_LIBRARY)
+    torch.library.register_fake(f"normfold::{_name}", _fake, lib=_LIBRARY)
+for _name, _backward, _setup in (
+    ("on_grid", _straight_through, _remember),
+    ("on_dynamic_grid", lambda ctx, gradient: gradient, None),
+    ("global_pool", _pooled, _shape_of),
+):
+    torch.library.register_autograd(
+        f"normfold::{_name}", _backward, setup_context=_setup, lib=_LIBRARY
+    )
 
+on_grid = torch.ops.normfold.on_grid.default
+to_steps = torch.ops.normfold.to_steps.default
+on_dynamic_grid = torch.ops.normfold.on_dynamic_grid.default
 quantize = torch.ops.normfold.quantize.default
 dequantize = torch.ops.normfold.dequantize.default
-simulate = torch.ops.normfold.simulate.default
 global_pool = torch.ops.normfold.global_pool.default
 dynamic_matmul = torch.ops.normfold.dynamic_matmul.default
+UNSTORED = (on_grid, on_dynamic_grid)  # what `bake` makes integers of

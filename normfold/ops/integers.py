@@ -11,6 +11,7 @@ from normfold.ir import facts
 from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
 from normfold.ir.graph import Graph, op_name, shape_of
+from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import Kind, bounds, kind_of, operands, row_of
 from normfold.target import Grids
@@ -80,8 +81,8 @@ def mean_of_product(linear: Linear, mean: Tensor, weight: Tensor) -> Tensor:
 
 
 def quantized_weight(linear: Linear) -> bool:
-    """True if the weight is integers and scales."""
-    return op_name(linear.weight) == "normfold::dequantize"
+    """True if the weight is on a grid."""
+    return linear.weight.target in (on_grid, dequantize)
 
 
 def integer_arithmetic(linear: Linear) -> bool:

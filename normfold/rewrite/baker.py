@@ -13,10 +13,11 @@ from normfold.ir import facts
 from normfold.ir.expressions import Made, evaluate, fetch, is_static, roots
 from normfold.ir.graph import Graph
 from normfold.ir.states import State
+from normfold.ops.integer_ops import UNSTORED, dequantize, to_steps
 from normfold.ops.linear import linear_of
 from normfold.ops.table import Kind, kind_of
 
-_PENDING = "_pending"
+_STORED = "_stored"
 
 # what `torch.nn.utils.parametrize` keeps in place of `weight`
 _PARAMETRIZED = re.compile(r"\bparametrizations\.(\w+)\..*")
@@ -33,7 +34,7 @@ def bake(graph: Graph, limit: int | None = None) -> list[str]:
     fx_graph = graph.module.graph
     stored = []
     readers = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    pending = [root for root in roots(fx_graph) if root.op != "get_attr" and not _stays(root)]
+    pending = _pending(graph)
     for node in pending[:limit]:
         value = evaluate(graph.module, node)
         if not isinstance(value, Tensor):
@@ -41,13 +42,13 @@ def bake(graph: Graph, limit: int | None = None) -> list[str]:
         # one copy: the cast's own, dense, and never a view of a parameter
         value = value.to(node.meta["val"].dtype, copy=True, memory_format=torch.contiguous_format)
         name = _name(graph, node)
-        graph.module.register_buffer(_PENDING, value)  # its final name is still taken by an operand
+        graph.module.register_buffer(_STORED, value)  # its final name is still taken by an operand
         with fx_graph.inserting_before(node):
-            constant = fx_graph.create_node("get_attr", _PENDING, name=name.replace(".", "_"))
+            constant = fx_graph.create_node("get_attr", _STORED, name=name.replace(".", "_"))
         constant.meta.update(val=node.meta["val"])
-        node.replace_all_uses_with(constant, delete_user_cb=lambda user: not is_static(user))
+        node.replace_all_uses_with(constant, delete_user_cb=_reads_stored)
         _drop_dead(graph, node, readers)
-        delattr(graph.module, _PENDING)
+        delattr(graph.module, _STORED)
         constant.target = _free_name(graph, name)
         _store(graph.module, constant.target, nn.Parameter(value, requires_grad=False))
         stored.append((constant, name))
@@ -61,6 +62,24 @@ def bake(graph: Graph, limit: int | None = None) -> list[str]:
     if limit is None or limit >= len(pending):
         graph.states |= {State.BAKED}
     return [str(constant.target) for constant, _ in stored]
+
+
+def needs_baking(graph: Graph) -> bool:
+    """True if a file of the graph would hold expressions, or values on grids that are not stored."""
+    return bool(_pending(graph)) or any(node.target in UNSTORED for node in graph.nodes)
+
+
+def _pending(graph: Graph) -> list[fx.Node]:
+    """What becomes a tensor: every expression that an op on activations reads; of a weight that is dequantised,
+    the integers and scales."""
+    found: dict[fx.Node, None] = {}
+    for root in roots(graph.module.graph):
+        found |= dict.fromkeys(root.all_input_nodes if root.target is dequantize else [root])
+    return [node for node in found if node.op != "get_attr" and not _stays(node)]
+
+
+def _reads_stored(user: fx.Node) -> bool:
+    return not is_static(user) or user.target is dequantize
 
 
 def _rename(graph: Graph, constant: fx.Node, name: str) -> None:
@@ -105,13 +124,19 @@ def _bytes(node: fx.Node) -> int:
 
 def _name(graph: Graph, node: fx.Node) -> str:
     """Name of the parameter that the expression stands for: the bias of a named weight, or the operand of
-    the same shape that is nearest to the root."""
+    the same shape that is nearest to the root. Integers of it have their bits behind."""
     for user in node.users:
         linear = linear_of(user)
         if linear is not None and linear.bias is node and linear.weight is not node:
             weight = _name(graph, linear.weight)
             if weight.endswith("weight"):
                 return weight.removesuffix("weight") + "bias"
+    if node.target is to_steps:
+        source, high = node.args[0], node.args[6]
+        assert isinstance(source, fx.Node) and isinstance(high, int)
+        if source.target is torch.ops.aten.t.default:
+            (source,) = source.all_input_nodes
+        return f"{_name(graph, source)}_int{high.bit_length() + 1}"
     shape = node.meta["val"].shape
     queue, seen = [node], {node}
     while queue:

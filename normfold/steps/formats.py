@@ -59,7 +59,7 @@ def choose(
     choice = _picked(found, max_drop, budget, fixed, unit, judge)
     bits = found.bits(choice)
     text = pipeline(bits, options.simulate)
-    lowered, _ = run_pipeline(graph, parse(text)) if text else (graph, [])
+    lowered, _ = run_pipeline(graph, parse(f"{text},bake")) if text else (graph, [])
     return MixedReport(
         unit=unit,
         budget=budget,

@@ -94,7 +94,7 @@ def _time(module: fx.GraphModule, linear: Linear, bits: int) -> float:
         if node.op == "placeholder" or node is inner:
             set_range(node, _RANGE)
     if bits != FLOAT:
-        text = f"{pipeline({'*': bits})},quantize-activations"
+        text = f"{pipeline({'*': bits})},quantize-activations,bake"
         graph, _ = run_pipeline(graph, parse(text))
     between = bits != FLOAT and linear.kernel > 0
     if between:

@@ -10,9 +10,10 @@ from typing import Any
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.ir import Graph
-from normfold.ir.graph import op_name
 from normfold.job import Quantize
 from normfold.judge.agreement import Promise, gives_scores
+from normfold.ops.integer_ops import on_grid
+from normfold.ops.integer_ops import quantize as quantize_op
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
 from normfold.ranges.mixed import pipeline as pipeline_of_bits
 from normfold.report import PassReport
@@ -30,7 +31,6 @@ _WEIGHTS = {
     "int8-dynamic": "quantize-dynamic",
 }
 _MIGRATE = "migrate-scale,restore,bake"
-_GRIDS = ("normfold::quantize", "normfold::simulate")
 
 
 def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
@@ -116,7 +116,7 @@ def make_integers(
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
     scheme = step.scheme or "int8"
-    grids = [node for node in result.nodes if op_name(node) in _GRIDS]
+    grids = [node for node in result.nodes if node.target in (quantize_op, on_grid)]
     covered = [node for node in grids if str(node.args[0]) in calibrated.covered]
     share = len(covered) / len(grids) if grids else None
     evidence = replace(calibrated.evidence, covered=share)
@@ -156,7 +156,7 @@ def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) ->
         parts.append(f"quantize-activations{{target={target}{width}}}")
     if step.correct_bias:
         parts.append("correct-bias")
-    return ",".join(part for part in parts if part)
+    return ",".join(part for part in [*parts, "bake"] if part)
 
 
 def _lost(calibrated: Calibrated, step: Quantize, bits: dict[str, int]) -> float:

@@ -17,7 +17,7 @@ from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
 from normfold.rewrite import Effect, Pass, parse, run_pipeline
-from normfold.rewrite.baker import bake
+from normfold.rewrite.baker import needs_baking
 from normfold.steps.work import Work
 
 Verify = Literal["final", "each", "off"]
@@ -104,9 +104,9 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
         say=work.say,
         copy=keep,
     )
-    if work.job.export.export and not result.baked:
-        bake(result)
-        result.recompile()
+    if work.job.export.export and needs_baking(result):
+        for item in passes_of("bake"):
+            item.run(result)
         work.record.emit(Noted("the pipeline does not bake: baked before the export"))
         if work.verifier is not None:
             work.record.emit(work.verifier.rounding(result))

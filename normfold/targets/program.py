@@ -13,10 +13,12 @@ from torch.export import graph_signature as sig
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.utils import _pytree as pytree
 
-from normfold.errors import ExportError
+from normfold.errors import ExportError, UsageError
 from normfold.ir.expressions import fetch
 from normfold.ir.graph import Graph
+from normfold.ir.provenance import module_path
 from normfold.ir.recurrent import decomposed, free_length
+from normfold.ops.integer_ops import UNSTORED
 from normfold.targets.expand import NotLocal, expand
 
 
@@ -56,8 +58,10 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
     that are not tensors, higher-order ops), or with ``retrace``, ``torch.export.export`` traces it again.
 
     Raises:
+        UsageError: the graph has values on grids that are not stored as integers.
         ExportError: torch.export refused the graph.
     """
+    _require_stored(graph)
     if not retrace:
         try:
             return _lift(graph)
@@ -78,6 +82,17 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
             found=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
             hint="this is a bug in a pass: `normfold bisect` finds which one",
         ) from error
+
+
+def _require_stored(graph: Graph) -> None:
+    """Refuse what no runtime executes: a value on a grid is stored as integers, or is not written."""
+    found = next((node for node in graph.nodes if node.target in UNSTORED), None)
+    if found is not None:
+        raise UsageError(
+            "the graph has values on grids that are not stored as integers",
+            where=module_path(found) or found.name,
+            hint="put `bake` behind the passes that quantise; activations of fewer than 8 bits cannot be stored",
+        )
 
 
 def with_tensors_only(graph: Graph) -> Graph:

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from normfold.ir import Graph, capture
+from normfold.ir.expressions import is_static
 from normfold.ir.graph import op_name
+from normfold.ops.integer_ops import on_grid
 from normfold.ranges.ranges import measure, merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.target import GRIDDED, grids_of
@@ -31,7 +33,7 @@ def ready(build: Callable[[], nn.Module]) -> Graph:
 
 
 def grids(graph: Graph) -> list[torch.fx.Node]:
-    return [node for node in graph.nodes if op_name(node) == "normfold::quantize"]
+    return [node for node in graph.nodes if node.target is on_grid and not is_static(node)]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_tensorrt_reads_grids_and_writes_floats() -> None:
     )
     (total,) = (node for node in after.nodes if op_name(node) == "add")
     sides = sorted(op_name(side) for side in total.all_input_nodes)
-    assert sides == ["conv2d", "normfold::dequantize"]
+    assert sides == ["conv2d", "normfold::on_grid"]
 
 
 def test_ranges_that_nobody_knows() -> None:
@@ -75,14 +77,17 @@ def test_ranges_that_nobody_knows() -> None:
     assert not grids(after)
 
 
-def test_fewer_bits_are_simulated() -> None:
-    """By torch's own op; what the network reads keeps 8."""
+def test_fewer_bits_stay_floats() -> None:
+    """What the network reads keeps 8."""
     graph = ready(residual)
     after, _ = run_pipeline(graph, parse("quantize-weights,quantize-activations{bits=4}"))
-    fake = [node for node in after.nodes if op_name(node) == "normfold::simulate"]
-    assert fake
-    assert all(node.args[3:] == (0, 15) for node in fake)
-    assert any(node.all_input_nodes[0].op == "placeholder" for node in grids(after))
+    few = [node for node in grids(after) if node.args[5:7] == (0, 15)]
+    full = [node for node in grids(after) if node.args[5:7] == (0, 255)]
+    assert few
+    assert len(few) + len(full) == len(grids(after))
+    assert any(node.all_input_nodes[0].op == "placeholder" for node in full)
+    baked, _ = run_pipeline(after, parse("bake"))
+    assert [node.args[5:7] for node in grids(baked)] == [(0, 15)] * len(few)
 
 
 def test_a_clipped_activation_needs_no_op() -> None:

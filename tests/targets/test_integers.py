@@ -33,7 +33,7 @@ def integers(build: Callable[[], nn.Module], target: str = "ort-x86") -> tuple[G
     graph = capture(perturb(build()), (x,))
     folded, _ = run_pipeline(graph, parse("canonicalize,fold-affine,restore,bake"))
     merge_ranges(measure(folded, [(x,)]), {})
-    text = f"quantize-weights,quantize-activations{{target={target}}}"
+    text = f"quantize-weights,quantize-activations{{target={target}}},bake"
     return run_pipeline(folded, parse(text))[0], x
 
 
@@ -80,7 +80,9 @@ def test_scales_of_a_matrix_lie_along_its_outputs(
     x = torch.randn(3, 5, inputs)
     graph = capture(layer.eval(), (x,))
     merge_ranges(measure(graph, [(x,)]), {})
-    after, _ = run_pipeline(graph, parse(f"quantize-weights{{bits={bits}}},quantize-activations"))
+    after, _ = run_pipeline(
+        graph, parse(f"quantize-weights{{bits={bits}}},quantize-activations,bake")
+    )
     export_onnx(after, tmp_path / "net.onnx", opset=21)
     (got,) = RuntimeSession(tmp_path / "net.onnx").run([x])
     with torch.no_grad():
@@ -105,7 +107,7 @@ def test_the_census_names_the_rule(tmp_path: Path) -> None:
 
 def test_dynamic_products(tmp_path: Path) -> None:
     layer, x = nn.Linear(32, 16), torch.randn(3, 5, 32)
-    graph, _ = run_pipeline(capture(layer.eval(), (x,)), parse("quantize-dynamic"))
+    graph, _ = run_pipeline(capture(layer.eval(), (x,)), parse("quantize-dynamic,bake"))
     census = counted(graph, tmp_path / "net.onnx")
     assert census.integer == {"MatMul": 1}
     (got,) = RuntimeSession(tmp_path / "net.onnx").run([x])

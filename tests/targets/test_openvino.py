@@ -195,7 +195,7 @@ def integers(build: Callable[[], nn.Module]) -> tuple[Graph, Tensor]:
         capture(perturb(build()), (x,)), parse("canonicalize,fold-affine,restore,bake")
     )
     merge_ranges(measure(graph, [(x,)]), {})
-    text = "quantize-weights{bits=7},quantize-activations{target=openvino}"
+    text = "quantize-weights{bits=7},quantize-activations{target=openvino},bake"
     return run_pipeline(graph, parse(text))[0], x
 
 
@@ -223,7 +223,7 @@ def test_grids_of_weights(text: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(256, 32).eval(), torch.randn(3, 5, 256)
     path = tmp_path / "net.onnx"
-    export_onnx(run_pipeline(capture(layer, (x,)), parse(text))[0], path)
+    export_onnx(run_pipeline(capture(layer, (x,)), parse(f"{text},bake"))[0], path)
     expected = [y.double() for y in RuntimeSession(path, "none").run([x])]
     session = OpenvinoSession(path)
     assert error(session.run([x]), expected) < 1e-5
