@@ -2,8 +2,7 @@
 
 python -m benchmarks.house [--json] [--root FOLDER]
 
-A line for each count: name, value, detail. Details are lists, cut after a few without `--json`. Op names are
-counted as literals of the same text: `"mean"` as another word counts too, so compare the number between commits.
+A line for each count: name, value, detail. Details are lists, cut after a few without `--json`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ PRODUCT = ("normfold", "passes")
 OPS, TABLE = "normfold/ops/", "normfold/ops/table.py"
 LONGEST = 400
 SHORTEST_REPETITION = 6
+_TAKES_NAMES = ("argument", "argument_index", "getattr", "hasattr")  # as their second argument
 _SHOWN = 6  # details on the terminal
 
 
@@ -161,7 +161,18 @@ def op_names(table: ast.Module) -> set[str]:
 
 
 def op_literals(files: Sequence[File]) -> list[Count]:
-    """String literals that are the name of an op, outside the op table: in passes, and elsewhere."""
+    """Names of ops that stand outside normfold/ops/: in passes, and elsewhere.
+
+    A file is read if it can ask what op a node is: it has `op_name` or `row_of`, imports from normfold.ops, or has
+    `torch.ops` and reads a ``.target``. In such a file these count, where they are in the op table:
+
+    * string literals, and each word of one that is split (``"relu gelu".split()``);
+    * ops that something is compared with: ``node.target is torch.ops.aten.relu.default``.
+
+    These do not: docstrings, names of arguments and attributes (``argument(node, "dim")``, ``getattr(x, "dim")``),
+    literals that a dictionary is asked for. Its own keys count: a dictionary by op is a table of ops. A word with
+    two meanings counts as well.
+    """
     tables = [file for file in files if file.path == TABLE]
     if not tables:
         return [Count("op names outside ops", None, [f"there is no {TABLE}"])]
@@ -169,8 +180,8 @@ def op_literals(files: Sequence[File]) -> list[Count]:
     found = Counter(
         file.path
         for file in files
-        if not file.path.startswith(OPS)
-        for text in file.strings
+        if not file.path.startswith(OPS) and _asks_ops(file)
+        for text in _op_words(file)
         if text in names
     )
     passes = Counter({path: n for path, n in found.items() if path.startswith("passes/")})
@@ -178,6 +189,47 @@ def op_literals(files: Sequence[File]) -> list[Count]:
         _by_file("op names outside ops and passes", found - passes),
         _by_file("op names in passes", passes),
     ]
+
+
+def _asks_ops(file: File) -> bool:
+    """True if a module can ask what op a node is."""
+    targets = False
+    for node in file.nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normfold.ops"):
+            return True
+        if name_of(node) in ("op_name", "row_of"):
+            return True
+        targets = targets or (isinstance(node, ast.Attribute) and node.attr == "target")
+    return targets and "torch.ops" in file.text
+
+
+def _op_words(file: File) -> Iterator[str]:
+    """What may be the name of an op in a module."""
+    ignored: set[ast.AST] = set()
+    for node in file.nodes:
+        if isinstance(node, ast.Expr):
+            ignored.add(node.value)  # a docstring
+        elif isinstance(node, ast.Subscript):
+            ignored.add(node.slice)
+        elif isinstance(node, ast.Call):
+            called = name_of(node.func)
+            if called in _TAKES_NAMES:
+                ignored.update(node.args[1:2])
+            if called in ("get", "pop") and isinstance(node.func, ast.Attribute):
+                ignored.update(node.args[:1])
+            if called == "split" and isinstance(node.func, ast.Attribute):
+                text = node.func.value
+                ignored.add(text)
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    yield from text.value.split()
+        elif isinstance(node, ast.Compare):
+            parts = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+            for part in parts:
+                if isinstance(part, ast.Attribute) and name_of(part.value).endswith("aten"):
+                    yield part.attr
+    for node in file.nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in ignored:
+            yield node.value
 
 
 def _by_file(name: str, found: Counter[str]) -> Count:
