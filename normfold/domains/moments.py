@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from normfold.ir.custom_ops import along
 from normfold.ir.evaluation import Domain
-from normfold.ir.expressions import is_static
+from normfold.ir.expressions import gives_other_numbers, is_static
 from normfold.ir.graph import argument, concrete, op_name, shape_of
 from normfold.ir.intervals import Interval
 from normfold.ir.statistics import Statistics, statistics_of
@@ -290,8 +290,7 @@ def _is_function(n: fx.Node) -> bool:
     """True if an op gives the same result for the same inputs, and writes to none of them."""
     if not isinstance(n.target, torch._ops.OpOverload):  # arithmetic on sizes, or control flow
         return not isinstance(n.target, torch._ops.HigherOrderOperator)
-    random = torch.Tag.nondeterministic_seeded in n.target.tags or "empty" in op_name(n)
-    return not random and not n.target._schema.is_mutable
+    return not gives_other_numbers(n.target) and not n.target._schema.is_mutable
 
 
 def _is_affine_norm(n: fx.Node) -> bool:
