@@ -111,7 +111,7 @@ class Coefficient:
             end = rewriter.expression(aten.full.default, [1], neutral, dtype=node.meta["val"].dtype)
             node = rewriter.expression(aten.cat.default, [node, end])
             ids = torch.where(ids < 0, size, ids)
-        index = rewriter.constant(ids.reshape(-1).contiguous(), "index")
+        index = rewriter.constant(ids.reshape(-1).contiguous(), "places")
         node = rewriter.expression(aten.index_select.default, node, 0, index)
         return (
             node
