@@ -78,7 +78,7 @@ class Canonicalize(Pass):
                 yield Match(node, (namer.site(node, "instance-norm"),), "batch-norm")
             elif norm is not None and not _is_core(node):
                 kind = norm.kind if one_group(node) is None else "layer-norm"
-                yield Match(node, (namer.site(node, kind),), "split")
+                yield Match(node, (namer.site(node, kind),), "core")
             elif (found := recognise(node)) is not None:
                 yield Match(node, (namer.site(node, found.kind),), "hand-written")
             elif row_of(node).kind in _ARITHMETIC and (plan := _vector_operand(node)) is not None:
@@ -91,7 +91,7 @@ class Canonicalize(Pass):
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         if match.plan == "batch-norm" and not _frozen(match.node):
             return Decline(Reason.STATISTICS_NOT_FROZEN, match.node)
-        if match.plan == "split" and _spans_axes(match.node):
+        if match.plan == "core" and _spans_axes(match.node):
             return Decline(Reason.NOT_PER_CHANNEL, match.node)
         if match.plan == "hand-written":
             found = recognise(match.node)
@@ -109,7 +109,7 @@ class Canonicalize(Pass):
             rewriter.graph.sites[site.path] = site
         if match.plan == "batch-norm":
             _split_batch_norm(node, rewriter, match.sites)
-        elif match.plan == "split":
+        elif match.plan == "core":
             node = _plain(node, rewriter)
             split = _split_norm(node, rewriter, match.sites)
             if (layer_norm := one_group(node)) is not None:

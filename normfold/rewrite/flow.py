@@ -111,7 +111,7 @@ class Coefficient:
             end = rewriter.expression(aten.full.default, [1], neutral, dtype=node.meta["val"].dtype)
             node = rewriter.expression(aten.cat.default, [node, end])
             ids = torch.where(ids < 0, size, ids)
-        index = rewriter.constant(ids.reshape(-1).contiguous(), "places")
+        index = rewriter.constant(ids.reshape(-1).contiguous(), "index")
         node = rewriter.expression(aten.index_select.default, node, 0, index)
         return (
             node
