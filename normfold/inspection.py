@@ -185,13 +185,17 @@ def graph_text_after(graph: Graph, pipeline: str | None) -> str:
 
 @dataclass(frozen=True)
 class SpaceInfo:
-    """One feature space as `normfold inspect --spaces` shows it; writers and readers are ops with paths."""
+    """One feature space as `normfold inspect --spaces` shows it; writers and readers are ops with paths.
+
+    ``held_by`` are those of them that leave less than all the others.
+    """
 
     width: int
     tensors: int
     writers: tuple[str, ...]
     readers: tuple[str, ...]
     symmetry: str
+    held_by: tuple[str, ...]
 
 
 def list_spaces(graph: Graph) -> list[SpaceInfo]:
@@ -203,6 +207,7 @@ def list_spaces(graph: Graph) -> list[SpaceInfo]:
             tuple(dict.fromkeys(map(_named, space.writers))),
             tuple(dict.fromkeys(map(_named, space.readers))),
             words(space.symmetry),
+            tuple(dict.fromkeys(map(_named, space.held_by))),
         )
         for space in spaces(graph)
     ]

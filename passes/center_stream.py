@@ -26,9 +26,9 @@ from normfold.ops.groups import Centred
 from normfold.ops.reads import producer
 from normfold.ops.table import is_norm, norm_of
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
+from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, CentredMember
+from normfold.rewrite.centred_parameters import center_constant, center_writer, correct_head
 from normfold.rewrite.streams import Stream, streams, why_not
-from normfold.rewrite.writers import center_constant, correct_head
 
 aten = torch.ops.aten
 
@@ -82,9 +82,9 @@ class CenterStream(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         stream: Stream = match.plan
-        copies: dict[Member, fx.Node] = {}
+        copies: dict[CentredMember, fx.Node] = {}
 
-        def centred(member: Member) -> fx.Node:
+        def centred(member: CentredMember) -> fx.Node:
             if member in stream.stored:
                 return member.node
             if member not in copies:
@@ -94,7 +94,7 @@ class CenterStream(Pass):
         for member in stream.stored:
             if member.writer is not None:
                 table = member.writer.weight
-                centred_table = member.writer.center(rewriter, member.groups)
+                centred_table = center_writer(rewriter, member.node, member.groups)
                 for head in member.heads:
                     correct_head(rewriter, head, table, centred_table)
             for part in member.sources:
@@ -143,7 +143,7 @@ def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> No
         rewriter.erase(split)
 
 
-def _center(member: Member, rewriter: Rewriter) -> fx.Node:
+def _center(member: CentredMember, rewriter: Rewriter) -> fx.Node:
     """One explicit op: x - mean(x)."""
     x, along = member.node, grouping.axes(member.groups)
     mean = rewriter.insert_after(x, aten.mean.dim, x, along, True)

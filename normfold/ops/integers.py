@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from normfold.ir import facts
 from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
-from normfold.ir.graph import Graph, op_name, shape_of
+from normfold.ir.graph import Graph, shape_of
 from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.reads import operands

@@ -37,15 +37,14 @@ from normfold.rewrite.basis import Basis
 from normfold.rewrite.centering import holds_affine
 from normfold.rewrite.narrowing import (
     narrow_sizes,
-    one_axis,
-    parts_of,
     reader_of,
     readers_of_store,
     sees_no_features,
     weight_of,
 )
 from normfold.rewrite.rewriter import Rewriter
-from normfold.rewrite.writers import Writer, writer_of
+from normfold.spaces.carriers import IN_ORDER, made_of, one_axis
+from normfold.spaces.writers import Writer, writer_of
 
 
 @dataclass(eq=False)
@@ -176,7 +175,7 @@ class Compression:
     def _made(self, value: Value, groups: Tensor) -> bool:
         """Find what a value is made of; False if something else is in it, or features are not kept apart."""
         try:
-            parts = list(parts_of(value.node, groups))
+            parts = made_of(value.node, groups, IN_ORDER)
         except LayoutError:
             return False
         for operand, inner in parts:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import shape_of
-from normfold.ops import groups as grouping
-from normfold.ops import layout
 from normfold.ops.linear import linear_of
-from normfold.ops.mixing import through_mix
-from normfold.ops.reads import Use, operands, producer, reads_no_size
+from normfold.ops.reads import Use, reads_no_size
 from normfold.ops.table import Kind, kind_of, row_of
-from normfold.rewrite.writers import writer_of
+from normfold.spaces.writers import writer_of
 
 
 @dataclass(frozen=True)
@@ -63,56 +60,9 @@ def readers_of_store(weight: fx.Node | None) -> set[fx.Node]:
     return found
 
 
-def one_axis(groups: Tensor) -> bool:
-    return grouping.is_simple(groups) and len(grouping.axes(groups)) == 1
-
-
 def sees_no_features(use: Use, axis: int) -> bool:
     """True if a reader looks only at the dtype, or at the size of another axis."""
     return reads_no_size(use.user, use.position, axis)
-
-
-def parts_of(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
-    """What ``node`` is made of by an op that keeps features apart and in order; nothing for other ops."""
-    (axis,) = grouping.axes(groups)
-    match kind_of(node):
-        case Kind.MOVE:
-            parts = grouping.pull(node, groups)
-            kept = all(one_axis(inner) and _keeps(node, axis, inner) for _, inner in parts)
-            return parts if kept else []
-        case Kind.ADD if len(operands(node)) == 2:
-            return [(part, grouping.for_operand(groups, part)) for part in operands(node)]
-        case Kind.PRODUCT:
-            # the other factors are the same for every feature: else it would not be centred
-            wide = [part for part in operands(node) if _width(part, axis, groups.dim()) > 1]
-            return [
-                (part, grouping.for_operand(groups, part)) for part in wide[:1] if len(wide) == 1
-            ]
-        case Kind.MIX:
-            return [(operands(node)[0], through_mix(node, groups))]
-        case Kind.AFFINE if node.args[1] is None and node.args[3] == axis:
-            x, _, shift, _ = node.args
-            return [(x, groups), (shift, groups.reshape(-1))]  # type: ignore[list-item]
-    return []
-
-
-def _width(node: fx.Node, axis: int, rank: int) -> int:
-    shape = shape_of(node)
-    at = axis - rank + len(shape)
-    return shape[at] if at >= 0 else 1
-
-
-def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
-    """True if a movement needs no change but of its size at ``axis`` to move d - 1 features likewise."""
-    op, (source,) = producer(node), grouping.axes(inner)
-    move = row_of(op).move
-    if move.sizeless:
-        return True
-    if move.sizes is not None:
-        size: Any = op.args[move.sizes][axis]  # type: ignore[index]
-        return isinstance(size, int) and size in (-1, inner.shape[source])
-    kept = layout.kept_axes(op, inner.dim())
-    return kept is not None and source in kept
 
 
 def narrow_sizes(node: fx.Node, axis: int, width: int, kept: int) -> list[Any] | None:
