@@ -25,6 +25,11 @@ OPS, TABLE = "normfold/ops/", "normfold/ops/table.py"
 LONGEST = 400
 SHORTEST_REPETITION = 6
 _TAKES_NAMES = ("argument", "argument_index", "getattr", "hasattr")  # as their second argument
+_STEPS = {  # what carries a layout or groups through one op, by the module in normfold/ops/
+    "layout": ("push", "pull"),
+    "groups": ("push", "pull", "pull_part"),
+    "mixing": ("mixed", "through_mix"),
+}
 _SHOWN = 6  # details on the terminal
 
 
@@ -253,6 +258,30 @@ def interpreters(files: Sequence[File]) -> Count:
     return Count("interpreters", len(found), found)
 
 
+def traversals(files: Sequence[File]) -> Count:
+    """Modules outside normfold/ops/ that carry layouts or groups through ops themselves."""
+    found = [file.path for file in files if not file.path.startswith(OPS) and _carries(file)]
+    return Count("traversals", len(found), found)
+
+
+def _carries(file: File) -> bool:
+    """True if a module uses one of `_STEPS`, by its name or through the module of it, whatever it calls these."""
+    modules: dict[str, str] = {}  # in this file, to the name in normfold.ops
+    for node in file.nodes:
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for alias in node.names:
+                if module == "normfold.ops":
+                    modules[alias.asname or alias.name] = alias.name
+                elif alias.name in _STEPS.get(module.removeprefix("normfold.ops."), ()):
+                    return True
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr in _STEPS.get(modules.get(name_of(node.value), ""), ())
+        for node in file.nodes
+    )
+
+
 def meta_keys(files: Sequence[File]) -> list[Count]:
     """Distinct keys `normfold_*`, and the files that spell them."""
     used: dict[str, set[str]] = {}
@@ -343,6 +372,7 @@ def counts(root: Path = ROOT) -> list[Count]:
         *lengths(files),
         *op_literals(product),
         interpreters(product),
+        traversals(product),
         *meta_keys(product),
         progress_aliases(product),
         repetition(product),

@@ -43,6 +43,14 @@ FILES = {
         '    other = "normfold_range"\n\n\nclass Apart:\n    Progress: TypeAlias = str\n'
         f"def f(x):\n{REPEATED}\n"
     ),
+    "normfold/rewrite/named.py": "from normfold.ops.mixing import keeps_constants, mixed\n",
+    "normfold/rewrite/other.py": (
+        "from normfold.ops import groups as grouping, layout\n\nx = grouping.pull_part, layout.axis_of\n"
+    ),
+    "normfold/rewrite/none.py": (
+        "from normfold.ops import groups, layout\nfrom normfold.ops.mixing import keeps_constants\n\n"
+        "x = layout.along, groups.axes, found.push(1), rewriter.pull\n"
+    ),
     "passes/__init__.py": "\n" * 300,
     "passes/bake.py": f"def g(x):\n    # a comment\n{REPEATED}\n\n    last(x)\n",
     "passes/restore.py": "from normfold.ops.table import row_of\n\n" + "y = 'view'\n",
@@ -90,6 +98,13 @@ def test_op_names(found: dict[str, house.Count]) -> None:
     # two in `names`, two that are split, a key, one that is compared; a file that reads no ops is not there
     assert outside.detail == ["2 files", "normfold/ir/walk.py 6", "normfold/ir/targets.py 1"]
     assert found["op names in passes"].detail == ["1 files", "passes/restore.py 1"]
+
+
+def test_traversals(found: dict[str, house.Count]) -> None:
+    assert found["traversals"].detail == [
+        "normfold/rewrite/named.py",
+        "normfold/rewrite/other.py",
+    ]
 
 
 def test_interpreters_keys_and_aliases(found: dict[str, house.Count]) -> None:
