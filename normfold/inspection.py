@@ -28,7 +28,8 @@ from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.types import Loaded
-from normfold.ops.table import Kind, kind_of, operands, producer
+from normfold.ops.reads import operands, producer
+from normfold.ops.table import Kind, kind_of
 from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
 from normfold.report import Report, SiteStatus

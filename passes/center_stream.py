@@ -18,12 +18,13 @@ from torch import fx
 
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name
+from normfold.ir.graph import argument
 from normfold.ir.sites import NormOf, norm_sites
 from normfold.ir.states import State
 from normfold.ops import groups as grouping
 from normfold.ops.groups import Centred
-from normfold.ops.table import norm_of, producer
+from normfold.ops.reads import producer
+from normfold.ops.table import is_norm, norm_of
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
 from normfold.rewrite.streams import Stream, streams, why_not
@@ -67,7 +68,7 @@ class CenterStream(Pass):
         for node in list(graph.nodes):
             if node in centering.norms and node not in chosen:
                 yield Match(node, norm_sites(node), why_not(centering, node))
-            elif op_name(node) == "layer_norm" and norm_sites(node) and node not in centering.norms:
+            elif is_norm(node, "layer-norm") and norm_sites(node) and node not in centering.norms:
                 text = "its width differs at run time"
                 yield Match(node, norm_sites(node), Decline(Reason.NOT_PER_CHANNEL, node, text))
             elif _is_group_norm(node) and not is_static(node):

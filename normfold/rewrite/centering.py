@@ -24,7 +24,8 @@ from normfold.ir.graph import Graph, argument, op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
-from normfold.ops.table import Kind, kind_of, norm_of, operands, reads_shape_only, uses
+from normfold.ops.reads import operands, reads_shape_only, uses
+from normfold.ops.table import Kind, is_norm, kind_of, norm_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.closure import Closure
@@ -251,7 +252,7 @@ class Centering:
 
 def is_core(node: fx.Node) -> bool:
     """True for a layer norm on activations, of a width that is known."""
-    if op_name(node) != "layer_norm" or is_static(node):
+    if not is_norm(node, "layer-norm") or is_static(node):
         return False
     return all(isinstance(size, int) for size in argument(node, "normalized_shape"))
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.graph import op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.mixing import mixed, through_mix
-from normfold.ops.table import Kind, kind_of, operands
+from normfold.ops.reads import choice_of, operands, product_of
+from normfold.ops.table import Kind, kind_of, row_of
 from normfold.rewrite.writers import writer_of
 
 Part = tuple[fx.Node, Tensor]
@@ -87,17 +87,17 @@ def _varies(factor: fx.Node, groups: Tensor) -> bool:
 
 def _carrier(node: fx.Node, groups: Tensor) -> fx.Node | None:
     """The factor of a product that holds the features, if all others are the same for every feature."""
-    factors = operands(node)
-    holders = [factor for factor in factors if _varies(factor, groups)]
-    if len(holders) != 1 or factors.count(holders[0]) != 1:
+    found = product_of(node)
+    sides = [*found.factors, *found.divisors] if found is not None else []
+    holders = [side for side in sides if _varies(side, groups)]
+    if found is None or len(holders) != 1 or sides.count(holders[0]) != 1:
         return None
-    dividend = node.args[0] is holders[0] or op_name(node) != "div"
-    return holders[0] if dividend and not node.kwargs.get("rounding_mode") else None
+    return holders[0] if holders[0] in found.factors else None
 
 
 def _value_of(node: fx.Node, groups: Tensor) -> fx.Node | None:
     """The value operand of a product of activations, if the groups lie along its last axis."""
-    position = 2 if op_name(node) == "scaled_dot_product_attention" else 1
+    position = 2 if row_of(node).attention else 1
     value = node.args[position]
     if grouping.axes(groups) != [groups.dim() - 1] or not isinstance(value, fx.Node):
         return None
@@ -115,15 +115,10 @@ def _affine_parts(node: fx.Node, groups: Tensor) -> Iterator[Part]:
 
 def _choices(node: fx.Node, groups: Tensor) -> list[fx.Node]:
     """The tensors that a mask chooses from, if it is the same for every feature: mask tokens, padded tokens."""
-    if node.target is torch.ops.aten.where.self:
-        mask, *choices = node.args
-    elif op_name(node) == "masked_fill" and argument(node, "value") == 0:
-        mask, choices = node.args[1], [node.args[0]]
-    else:
+    found = choice_of(node)
+    if found is None or any(number != 0 for number in found.numbers):
         return []
-    assert isinstance(mask, fx.Node)
-    tensors = [choice for choice in choices if isinstance(choice, fx.Node)]
-    return [] if _varies(mask, groups) or mask in tensors else tensors
+    return [] if _varies(found.mask, groups) or found.mask in found.tensors else found.tensors
 
 
 def _reaches_writer(node: fx.Node, groups: Tensor) -> bool:

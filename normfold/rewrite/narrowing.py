@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.graph import shape_of
 from normfold.ops import groups as grouping
+from normfold.ops import layout
 from normfold.ops.linear import linear_of
 from normfold.ops.mixing import through_mix
-from normfold.ops.table import Kind, Use, kind_of, operands, producer, row_of
+from normfold.ops.reads import Use, operands, producer, reads_no_size
+from normfold.ops.table import Kind, kind_of, row_of
 from normfold.rewrite.writers import writer_of
 
 
@@ -67,11 +69,7 @@ def one_axis(groups: Tensor) -> bool:
 
 def sees_no_features(use: Use, axis: int) -> bool:
     """True if a reader looks only at the dtype, or at the size of another axis."""
-    name = op_name(use.user)
-    if name == "sym_size":
-        rank = use.user.args[0].meta["val"].dim()  # type: ignore[union-attr]
-        return int(argument(use.user, "dim")) % rank != axis  # type: ignore[no-any-return]
-    return name == "_assert_tensor_metadata" or (name == "type_as" and use.position == 1)
+    return reads_no_size(use.user, use.position, axis)
 
 
 def parts_of(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
@@ -106,30 +104,20 @@ def _width(node: fx.Node, axis: int, rank: int) -> int:
 
 def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
     """True if a movement needs no change but of its size at ``axis`` to move d - 1 features likewise."""
-    op = producer(node)
-    name, row, (source,) = op_name(op), row_of(op), grouping.axes(inner)
-    rank = inner.dim()
-    if row.sizeless:
+    op, (source,) = producer(node), grouping.axes(inner)
+    move = row_of(op).move
+    if move.sizeless:
         return True
-    if row.sizes is not None:
-        size: Any = op.args[row.sizes][axis]  # type: ignore[index]
+    if move.sizes is not None:
+        size: Any = op.args[move.sizes][axis]  # type: ignore[index]
         return isinstance(size, int) and size in (-1, inner.shape[source])
-    if name == "stack":
-        return int(argument(op, "dim", 0)) % (rank + 1) != axis
-    if row.along:
-        return int(argument(op, row.along, 0)) % rank != source
-    if name in ("roll", "flip"):
-        dims: Any = argument(op, "dims")
-        return bool(dims) and all(int(dim) % rank != source for dim in dims)
-    if name in ("pad", "constant_pad_nd"):
-        widths = argument(op, "pad")
-        return all(width == 0 for width in widths[2 * (rank - 1 - source) :][:2])
-    return name == "index" and source >= len(argument(op, "indices"))
+    kept = layout.kept_axes(op, inner.dim())
+    return kept is not None and source in kept
 
 
 def narrow_sizes(node: fx.Node, axis: int, width: int, kept: int) -> list[Any] | None:
     """The sizes that a reshape or expand is given, with ``kept`` features instead of ``width``."""
-    at = row_of(node).sizes
+    at = row_of(node).move.sizes
     if at is None:
         return None
     sizes: list[Any] = list(node.args[at])  # type: ignore[arg-type]

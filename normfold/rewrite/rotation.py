@@ -20,11 +20,12 @@ from torch import Tensor, fx
 
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir.graph import argument, is_symbolic, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops.integers import StaysFloat
 from normfold.ops.layout import LayoutError
-from normfold.ops.table import is_tuple
+from normfold.ops.reads import is_tuple
+from normfold.ops.table import is_norm
 from normfold.rewrite.basis import Basis, Emit, Name
 from normfold.rewrite.narrowing import one_axis, parts_of
 from normfold.rewrite.rewriter import Rewriter
@@ -142,7 +143,7 @@ def rotatable(graph: Graph) -> dict[fx.Node, Tensor]:
     found: dict[fx.Node, Tensor] = {}
     stack: list[tuple[fx.Node, Tensor]] = []
     for node in graph.nodes:
-        if op_name(node) == "rms_norm" and not is_static(node) and _bare(node):
+        if is_norm(node, "rms-norm") and not is_static(node) and _bare(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
             width = shape_of(source)[-1]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import op_name, shape_of
+from normfold.ir.graph import shape_of
 from normfold.ops import groups as grouping
 from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, row_of
 from normfold.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
@@ -77,7 +78,8 @@ def writer_of(node: fx.Node) -> Writer | None:
             linear.bias_position,
             linear.groups,
         )
-    if op_name(node) in ("matmul", "bmm") and is_static(node.args[1]):
+    row = row_of(node)
+    if row.kind is Kind.DOT and not row.attention and is_static(node.args[1]):
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         rank = len(shape_of(weight))

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import Graph, argument, op_name, shape_of
+from normfold.ir.graph import Graph, argument, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.mixing import mixed, through_mix
-from normfold.ops.table import Kind, kind_of, norm_of, operands, producer, reads_shape_only, uses
+from normfold.ops.reads import operands, producer, reads_shape_only, uses
+from normfold.ops.table import Kind, kind_of, norm_of
 from normfold.spaces.symmetry import (
     HOMOGENEOUS,
     LAYER_NORM,
@@ -113,9 +114,9 @@ def _downstream(node: fx.Node, ids: Tensor, space: Space) -> Iterator[tuple[fx.N
 def _carried(user: fx.Node, node: fx.Node, ids: Tensor) -> Tensor | None:
     kind = kind_of(user)
     if kind is Kind.MOVE:
-        joined = op_name(user) in ("cat", "concat") and len(operands(user)) > 1
-        if joined and ids.shape[int(argument(user, "dim", 0)) % ids.dim()] == 1:
-            return ids  # joined along another axis: the other parts are of the same space
+        joined = len(operands(user)) > 1 and len(shape_of(user)) == ids.dim()
+        if joined and (beside := layout.beside(user, ids)) is not None:
+            return beside  # joined along another axis: the other parts are of the same space
         return layout.push(user, node, ids)
     if kind is Kind.ADD or (kind is Kind.PRODUCT and len(operands(user)) == 1):
         return layout.align(ids, len(shape_of(user)))
