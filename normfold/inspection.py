@@ -36,7 +36,7 @@ from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
 from normfold.rewrite import Effect, Pass, parse
 from normfold.rewrite.registry import find
-from normfold.spaces.spaces import spaces
+from normfold.spaces.spaces import Space, spaces
 from normfold.spaces.symmetry import words
 from normfold.targets.environment import environment
 
@@ -187,7 +187,7 @@ def graph_text_after(graph: Graph, pipeline: str | None) -> str:
 class SpaceInfo:
     """One feature space as `normfold inspect --spaces` shows it; writers and readers are ops with paths.
 
-    ``held_by`` are those of them that leave less than all the others.
+    ``held_by`` are those of them that leave least.
     """
 
     width: int
@@ -198,8 +198,13 @@ class SpaceInfo:
     held_by: tuple[str, ...]
 
 
-def list_spaces(graph: Graph) -> list[SpaceInfo]:
-    """Every feature space that a linear op writes, with what its readers and writers leave free."""
+def list_spaces(graph: Graph, pipeline: str | None = None) -> list[SpaceInfo]:
+    """Every feature space that a linear op writes, with what its readers and writers leave free.
+
+    Args:
+        pipeline: of the passes behind which to look; by default those behind which passes ask for spaces.
+    """
+    graph, _ = run(graph, pipeline or "canonicalize,fold-affine", verify="off")
     return [
         SpaceInfo(
             space.width,
@@ -207,10 +212,17 @@ def list_spaces(graph: Graph) -> list[SpaceInfo]:
             tuple(dict.fromkeys(map(_named, space.writers))),
             tuple(dict.fromkeys(map(_named, space.readers))),
             words(space.symmetry),
-            tuple(dict.fromkeys(map(_named, space.held_by))),
+            _held_by(space),
         )
         for space in spaces(graph)
     ]
+
+
+def _held_by(space: Space) -> tuple[str, ...]:
+    found, readers = (
+        tuple(dict.fromkeys(map(_named, ends))) for ends in (space.held_by, space.readers)
+    )
+    return ("every reader",) if len(found) > 1 and found == readers else found
 
 
 def find_culprit(

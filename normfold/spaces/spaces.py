@@ -28,6 +28,7 @@ from normfold.spaces.symmetry import (
     LINEAR,
     NONE,
     PER_CHANNEL,
+    PER_FACTOR,
     POINTWISE,
     RMS_NORM,
     RMS_NORM_WITH_GAIN,
@@ -57,13 +58,9 @@ class Space:
 
     @property
     def held_by(self) -> list[fx.Node]:
-        """The readers and writers each of which leaves less than all the others."""
+        """The readers and writers that leave least: none leaves a part only of what they do."""
         ends = self._ends()
-        others = {
-            node: common(found for other, found in ends.items() if other is not node)
-            for node in ends
-        }
-        return [node for node in ends if not others[node] <= ends[node]]
+        return [node for node in ends if not any(other < ends[node] for other in ends.values())]
 
     def _ends(self) -> dict[fx.Node, Symmetry]:
         ends = [(node, _written(node)) for node in self.writers]
@@ -144,6 +141,8 @@ def _read(node: fx.Node) -> Symmetry:
 
 def _passes(node: fx.Node) -> Symmetry:
     """What commutes with an op that works on every feature by itself."""
+    if kind_of(node) is Kind.PRODUCT and any(map(is_static, node.all_input_nodes)):
+        return PER_FACTOR
     if norm_of(producer(node), "batch") or kind_of(node) is Kind.AFFINE:
         return PER_CHANNEL
     return HOMOGENEOUS if kind_of(node) in (Kind.HOMOGENEOUS, Kind.MONOTONE) else POINTWISE

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from normfold.inspection import list_spaces
 from normfold.ir import Graph, capture
 from normfold.ir.evaluation import Evaluator, Float64
 from normfold.ir.expressions import is_static
@@ -19,7 +20,7 @@ from normfold.ops.layout import LayoutError
 from normfold.spaces.carriers import FEATURES, made_into, made_of
 from normfold.spaces.spaces import Space, space_of
 from normfold.spaces.symmetry import LINEAR, NONE, POINTWISE
-from tests.nets import Compose, perturb
+from tests.nets import Compose, Encoder, perturb
 
 BATCH, TOKENS, WIDTH = 2, 4, 6
 FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], bool]] = {
@@ -160,6 +161,16 @@ def test_what_attention_gives_is_of_the_space_of_its_values() -> None:
     assert "matmul" in {op_name(node) for node in found.members}
     assert {op_name(node) for node in found.readers} == {"linear"}
     assert found.symmetry == LINEAR
+
+
+def test_a_stream_of_norms_as_inspect_shows_it() -> None:
+    """Behind fold-affine a stream of LayerNorms leaves what center-stream and compress-stream use."""
+    graph = capture(perturb(Encoder()), (torch.randn(2, 5, 8),))
+    rows = list_spaces(graph)
+    stream = max(rows, key=lambda row: row.tensors)
+    assert stream.symmetry == "orthogonal maps that fix 1, positive scale, adding c * 1"
+    assert stream.held_by == ("layer_norm norm1", "layer_norm norm2")
+    assert "permutations" in list_spaces(graph, "canonicalize")[0].symmetry, "with gains"
 
 
 def test_what_holds_a_space() -> None:
