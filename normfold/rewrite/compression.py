@@ -28,7 +28,6 @@ from normfold.ir.graph import Graph, argument, shape_of
 from normfold.ir.sites import NormOf, norm_sites
 from normfold.ops import groups as grouping
 from normfold.ops.layout import LayoutError
-from normfold.ops.mixing import mixed
 from normfold.ops.reads import is_tuple, operands, producer, uses
 from normfold.ops.table import Kind, is_norm, kind_of
 from normfold.report.reasons import Reason
@@ -43,7 +42,7 @@ from normfold.rewrite.narrowing import (
     weight_of,
 )
 from normfold.rewrite.rewriter import Rewriter
-from normfold.spaces.carriers import IN_ORDER, made_of, one_axis
+from normfold.spaces.carriers import IN_ORDER, made_into, made_of, one_axis
 from normfold.spaces.writers import Writer, writer_of
 
 
@@ -162,9 +161,7 @@ class Compression:
         groups: Tensor | None = torch.zeros(shape, dtype=torch.int64)
         assert groups is not None
         try:
-            groups = (
-                mixed(node, groups) if kind is Kind.MIX else grouping.push(node, first.node, groups)
-            )
+            groups = made_into(node, first.node, groups, IN_ORDER)
         except LayoutError:
             return None
         if groups is None or not one_axis(groups):

@@ -7,11 +7,11 @@ from torch import Tensor, fx
 
 from normfold.ir.graph import op_name, shape_of
 from normfold.ops import layout
+from normfold.ops.attention import rows_sum_to_one
 from normfold.ops.linear import zero_pad_of
 from normfold.ops.reads import operands, producer, product_of
 from normfold.ops.table import Kind, row_of
 from normfold.report.reasons import Reason
-from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.flow import Blocked, Flow
 
 

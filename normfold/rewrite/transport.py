@@ -18,6 +18,7 @@ from normfold.ir import Site
 from normfold.ir.expressions import is_static, sharers
 from normfold.ir.graph import Graph, shape_of
 from normfold.ops import layout
+from normfold.ops.attention import rows_sum_to_one
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of, zero_pad_of
 from normfold.ops.mixing import keeps_constants, mixed, through_mix
@@ -25,7 +26,6 @@ from normfold.ops.reads import operands, producer, reads_shape_only, summands, u
 from normfold.ops.table import Kind, kind_of, norm_of, row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_input, into_output, restated
-from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.compose import into_affine, into_constant, pad_with_shift
 from normfold.rewrite.crossing import (
     blocked_by,
