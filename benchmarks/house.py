@@ -2,8 +2,7 @@
 
 python -m benchmarks.house [--json] [--root FOLDER]
 
-A line for each count: name, value, detail. Details are lists, cut after a few without `--json`. Op names are
-counted as literals of the same text: `"mean"` as another word counts too, so compare the number between commits.
+A line for each count: name, value, detail. Details are lists, cut after a few without `--json`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,12 @@ PRODUCT = ("normfold", "passes")
 OPS, TABLE = "normfold/ops/", "normfold/ops/table.py"
 LONGEST = 400
 SHORTEST_REPETITION = 6
+_TAKES_NAMES = ("argument", "argument_index", "getattr", "hasattr")  # as their second argument
+_STEPS = {  # what carries a layout or groups through one op, by the module in normfold/ops/
+    "layout": ("push", "pull"),
+    "groups": ("push", "pull", "pull_part"),
+    "mixing": ("mixed", "through_mix"),
+}
 _SHOWN = 6  # details on the terminal
 
 
@@ -161,7 +166,18 @@ def op_names(table: ast.Module) -> set[str]:
 
 
 def op_literals(files: Sequence[File]) -> list[Count]:
-    """String literals that are the name of an op, outside the op table: in passes, and elsewhere."""
+    """Names of ops that stand outside normfold/ops/: in passes, and elsewhere.
+
+    A file is read if it can ask what op a node is: it has `op_name` or `row_of`, imports from normfold.ops, or has
+    `torch.ops` and reads a ``.target``. In such a file these count, where they are in the op table:
+
+    * string literals, and each word of one that is split (``"relu gelu".split()``);
+    * ops that something is compared with: ``node.target is torch.ops.aten.relu.default``.
+
+    These do not: docstrings, names of arguments and attributes (``argument(node, "dim")``, ``getattr(x, "dim")``),
+    literals that a dictionary is asked for. Its own keys count: a dictionary by op is a table of ops. A word with
+    two meanings counts as well.
+    """
     tables = [file for file in files if file.path == TABLE]
     if not tables:
         return [Count("op names outside ops", None, [f"there is no {TABLE}"])]
@@ -169,8 +185,8 @@ def op_literals(files: Sequence[File]) -> list[Count]:
     found = Counter(
         file.path
         for file in files
-        if not file.path.startswith(OPS)
-        for text in file.strings
+        if not file.path.startswith(OPS) and _asks_ops(file)
+        for text in _op_words(file)
         if text in names
     )
     passes = Counter({path: n for path, n in found.items() if path.startswith("passes/")})
@@ -178,6 +194,47 @@ def op_literals(files: Sequence[File]) -> list[Count]:
         _by_file("op names outside ops and passes", found - passes),
         _by_file("op names in passes", passes),
     ]
+
+
+def _asks_ops(file: File) -> bool:
+    """True if a module can ask what op a node is."""
+    targets = False
+    for node in file.nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normfold.ops"):
+            return True
+        if name_of(node) in ("op_name", "row_of"):
+            return True
+        targets = targets or (isinstance(node, ast.Attribute) and node.attr == "target")
+    return targets and "torch.ops" in file.text
+
+
+def _op_words(file: File) -> Iterator[str]:
+    """What may be the name of an op in a module."""
+    ignored: set[ast.AST] = set()
+    for node in file.nodes:
+        if isinstance(node, ast.Expr):
+            ignored.add(node.value)  # a docstring
+        elif isinstance(node, ast.Subscript):
+            ignored.add(node.slice)
+        elif isinstance(node, ast.Call):
+            called = name_of(node.func)
+            if called in _TAKES_NAMES:
+                ignored.update(node.args[1:2])
+            if called in ("get", "pop") and isinstance(node.func, ast.Attribute):
+                ignored.update(node.args[:1])
+            if called == "split" and isinstance(node.func, ast.Attribute):
+                text = node.func.value
+                ignored.add(text)
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    yield from text.value.split()
+        elif isinstance(node, ast.Compare):
+            parts = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+            for part in parts:
+                if isinstance(part, ast.Attribute) and name_of(part.value).endswith("aten"):
+                    yield part.attr
+    for node in file.nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in ignored:
+            yield node.value
 
 
 def _by_file(name: str, found: Counter[str]) -> Count:
@@ -199,6 +256,30 @@ def interpreters(files: Sequence[File]) -> Count:
         derived |= {node.name for node, _ in classes if derived & set(map(name_of, node.bases))}
     found = [place for node, place in classes if derived & set(map(name_of, node.bases))]
     return Count("interpreters", len(found), found)
+
+
+def traversals(files: Sequence[File]) -> Count:
+    """Modules outside normfold/ops/ that carry layouts or groups through ops themselves."""
+    found = [file.path for file in files if not file.path.startswith(OPS) and _carries(file)]
+    return Count("traversals", len(found), found)
+
+
+def _carries(file: File) -> bool:
+    """True if a module uses one of `_STEPS`, by its name or through the module of it, whatever it calls these."""
+    modules: dict[str, str] = {}  # in this file, to the name in normfold.ops
+    for node in file.nodes:
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for alias in node.names:
+                if module == "normfold.ops":
+                    modules[alias.asname or alias.name] = alias.name
+                elif alias.name in _STEPS.get(module.removeprefix("normfold.ops."), ()):
+                    return True
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr in _STEPS.get(modules.get(name_of(node.value), ""), ())
+        for node in file.nodes
+    )
 
 
 def meta_keys(files: Sequence[File]) -> list[Count]:
@@ -291,6 +372,7 @@ def counts(root: Path = ROOT) -> list[Count]:
         *lengths(files),
         *op_literals(product),
         interpreters(product),
+        traversals(product),
         *meta_keys(product),
         progress_aliases(product),
         repetition(product),

@@ -28,14 +28,15 @@ from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.types import Loaded
-from normfold.ops.table import Kind, kind_of, operands, producer
+from normfold.ops.reads import operands, producer
+from normfold.ops.table import Kind, kind_of
 from normfold.passes.canonicalize import Canonicalize
 from normfold.progress import Listener
 from normfold.report import Report, SiteStatus
 from normfold.report.sites import norm_nodes
 from normfold.rewrite import Effect, Pass, parse
 from normfold.rewrite.registry import find
-from normfold.spaces.spaces import spaces
+from normfold.spaces.spaces import Space, spaces
 from normfold.spaces.symmetry import words
 from normfold.targets.environment import environment
 
@@ -184,17 +185,26 @@ def graph_text_after(graph: Graph, pipeline: str | None) -> str:
 
 @dataclass(frozen=True)
 class SpaceInfo:
-    """One feature space as `normfold inspect --spaces` shows it; writers and readers are ops with paths."""
+    """One feature space as `normfold inspect --spaces` shows it; writers and readers are ops with paths.
+
+    ``held_by`` are those of them that leave least.
+    """
 
     width: int
     tensors: int
     writers: tuple[str, ...]
     readers: tuple[str, ...]
     symmetry: str
+    held_by: tuple[str, ...]
 
 
-def list_spaces(graph: Graph) -> list[SpaceInfo]:
-    """Every feature space that a linear op writes, with what its readers and writers leave free."""
+def list_spaces(graph: Graph, pipeline: str | None = None) -> list[SpaceInfo]:
+    """Every feature space that a linear op writes, with what its readers and writers leave free.
+
+    Args:
+        pipeline: of the passes behind which to look; by default those behind which passes ask for spaces.
+    """
+    graph, _ = run(graph, pipeline or "canonicalize,fold-affine", verify="off")
     return [
         SpaceInfo(
             space.width,
@@ -202,9 +212,17 @@ def list_spaces(graph: Graph) -> list[SpaceInfo]:
             tuple(dict.fromkeys(map(_named, space.writers))),
             tuple(dict.fromkeys(map(_named, space.readers))),
             words(space.symmetry),
+            _held_by(space),
         )
         for space in spaces(graph)
     ]
+
+
+def _held_by(space: Space) -> tuple[str, ...]:
+    found, readers = (
+        tuple(dict.fromkeys(map(_named, ends))) for ends in (space.held_by, space.readers)
+    )
+    return ("every reader",) if len(found) > 1 and found == readers else found
 
 
 def find_culprit(

@@ -27,8 +27,9 @@ class Grids:
         symmetric: zero points are 0, so that a ReLU's output has 7 bits.
         outputs: integer kernels give integers: a grid behind every op. Otherwise an op's input is on a grid, its
             output is not, and of a sum with an op's output the other side is.
-        glue: ops without weights that run in integers between those with weights. Moves take any grid as it is;
-            these compute. Relu and clamps go into the grid of what they read.
+        kernels: classes of ops without weights (`normfold.ops.table.Integers`) that run in integers between those
+            with weights. Moves take any grid as it is; these compute. Relu and clamps go into the grid of what
+            they read.
         integer_bias: linear ops whose result stays in floats need an integer bias.
         schemes: what it has kernels for.
         by_layer: it runs formats that differ by layer.
@@ -37,7 +38,7 @@ class Grids:
     dtype: str
     symmetric: bool
     outputs: bool
-    glue: frozenset[str] = frozenset()
+    kernels: frozenset[str] = frozenset()
     integer_bias: bool = False
     schemes: tuple[str, ...] = SCHEMES
     by_layer: bool = True
@@ -113,18 +114,8 @@ class Target:
         return getattr(importlib.import_module(module), name)
 
 
-_ORT_GLUE = frozenset(
-    [
-        "add",
-        "mul",
-        "sigmoid",
-        "leaky_relu",
-        "avg_pool2d",
-        "normfold::global_pool",
-        "cat",
-        "max_pool2d",
-    ]
-)
+# QLinearAdd, QLinearMul, those that look up a byte, QLinearAveragePool and its global form, MaxPool on integers
+_ORT_KERNELS = frozenset({"sum", "product", "table", "average", "maximum"})
 _ORT = "normfold.targets.runtime:runs"
 _TENSORRT = Grids("int8", True, False, schemes=("int8",), by_layer=False)
 _ATTENTION = "attention as plain ops"
@@ -140,7 +131,7 @@ TARGETS = {
             "native LayerNormalization and RMSNormalization, one Gelu op (20), dynamic batch",
             "onnxruntime",
             _ORT,
-            grids=Grids("uint8", False, True, _ORT_GLUE, integer_bias=True),
+            grids=Grids("uint8", False, True, _ORT_KERNELS, integer_bias=True),
             floats=("float32",),
         ),
         Target(
@@ -150,7 +141,7 @@ TARGETS = {
             "as ort-x86; activations on signed grids",
             "onnxruntime",
             _ORT,
-            grids=Grids("int8", False, True, _ORT_GLUE, integer_bias=True),
+            grids=Grids("int8", False, True, _ORT_KERNELS, integer_bias=True),
             floats=("float32",),
             processors=("aarch64", "arm64"),
         ),

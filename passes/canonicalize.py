@@ -28,19 +28,17 @@ from normfold.ir.sites import AffineOf, NormOf
 from normfold.ir.states import State
 from normfold.ir.statistics import Statistics, set_statistics, statistics_of
 from normfold.ops.handwritten import (
-    ARITHMETIC,
-    IDENTITIES,
     HandWritten,
     adds_nothing,
     one_group,
     recognise,
 )
 from normfold.ops.selection import Selection, selection_of, takes_all
-from normfold.ops.table import norm_of
+from normfold.ops.table import Kind, is_copy, norm_of, row_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
-_RESHAPES = {"view", "_unsafe_view"}
+_ARITHMETIC = (Kind.ADD, Kind.PRODUCT)
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,6 @@ class Canonicalize(Pass):
         for node in graph.module.graph.nodes:
             if node.op != "call_function":
                 continue
-            name = op_name(node)
             if facts.get(node, Seen):
                 continue
             norm = norm_of(node)
@@ -77,26 +74,24 @@ class Canonicalize(Pass):
                 continue
             elif norm_of(node, "batch"):
                 yield Match(node, (namer.site(node, "batch-norm"),), "batch-norm")
-            elif name == "instance_norm" and not argument(node, "use_input_stats"):
+            elif norm is not None and not argument(node, "use_input_stats", True):
                 yield Match(node, (namer.site(node, "instance-norm"),), "batch-norm")
             elif norm is not None and not _is_core(node):
                 kind = norm.kind if one_group(node) is None else "layer-norm"
-                yield Match(node, (namer.site(node, kind),), "norm")
+                yield Match(node, (namer.site(node, kind),), "core")
             elif (found := recognise(node)) is not None:
                 yield Match(node, (namer.site(node, found.kind),), "hand-written")
-            elif name in ARITHMETIC and (plan := _vector_operand(node)) is not None:
+            elif row_of(node).kind in _ARITHMETIC and (plan := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), plan)
-            elif name in IDENTITIES | _RESHAPES | {"_assert_tensor_metadata"} or (
-                adds_nothing(node) or takes_all(node)
-            ):
-                yield Match(node, (), "identity")
+            elif _needs_strides(node) or _asserts(node) or _changes_nothing(node):
+                yield Match(node, (), "drop")
             elif selection_of(node) is not None:
                 yield Match(node, (), "part of a cat")
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         if match.plan == "batch-norm" and not _frozen(match.node):
             return Decline(Reason.STATISTICS_NOT_FROZEN, match.node)
-        if match.plan == "norm" and _spans_axes(match.node):
+        if match.plan == "core" and _spans_axes(match.node):
             return Decline(Reason.NOT_PER_CHANNEL, match.node)
         if match.plan == "hand-written":
             found = recognise(match.node)
@@ -114,7 +109,7 @@ class Canonicalize(Pass):
             rewriter.graph.sites[site.path] = site
         if match.plan == "batch-norm":
             _split_batch_norm(node, rewriter, match.sites)
-        elif match.plan == "norm":
+        elif match.plan == "core":
             node = _plain(node, rewriter)
             split = _split_norm(node, rewriter, match.sites)
             if (layer_norm := one_group(node)) is not None:
@@ -125,7 +120,7 @@ class Canonicalize(Pass):
             found = recognise(node)
             assert found is not None, "what came before it has left a norm what it is"
             _reroll(node, found, match.sites, rewriter)
-        elif match.plan == "identity":
+        elif match.plan == "drop":
             _drop(node, rewriter)
         elif match.plan == "part of a cat":
             part = selection_of(node)
@@ -156,11 +151,7 @@ class _Namer:
 
 def _frozen(node: fx.Node) -> bool:
     """True if a batch norm uses running statistics."""
-    if op_name(node) == "_native_batch_norm_legit_no_training":
-        return is_static(node.args[3]) and is_static(node.args[4])
-    if op_name(node) != "instance_norm" and (
-        "no_stats" in str(node.target) or argument(node, "training")
-    ):
+    if argument(node, "training", False):
         return False
     return is_static(argument(node, "running_mean")) and is_static(argument(node, "running_var"))
 
@@ -270,11 +261,24 @@ def _optional(node: fx.Node, name: str) -> Any:
     return argument(node, name) if _has(node, name) else None
 
 
+def _changes_nothing(node: fx.Node) -> bool:
+    return is_copy(node) or adds_nothing(node) or takes_all(node)
+
+
+def _asserts(node: fx.Node) -> bool:
+    """True for an op without a result."""
+    return node.meta.get("val") is None and row_of(node).measures == "none"
+
+
+def _needs_strides(node: fx.Node) -> bool:
+    """True for a view: a reshape that copies nothing."""
+    return op_name(node) in ("view", "_unsafe_view")
+
+
 def _drop(node: fx.Node, rewriter: Rewriter) -> None:
-    name = op_name(node)
-    if name == "_assert_tensor_metadata":
+    if _asserts(node):
         rewriter.erase(node)
-    elif name in _RESHAPES:  # a view needs strides that a removed copy made; a reshape does not
+    elif _needs_strides(node):  # a view needs strides that a removed copy made; a reshape does not
         rewriter.set_call(node, aten.reshape.default, node.args, same=True)
     else:
         source = node.args[0]
@@ -284,13 +288,15 @@ def _drop(node: fx.Node, rewriter: Rewriter) -> None:
 
 def _vector_operand(node: fx.Node) -> tuple[int, int] | None:
     """(position of the activation, axis) if the other operand has one number per channel."""
+    if len(node.args) < 2:
+        return None
     left, right = node.args[:2]
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or node.kwargs.get(
         "rounding_mode"
     ):
         return None
     for x, constant in ((left, right), (right, left)):
-        if op_name(node) == "div" and x is right:
+        if row_of(node).inverts and row_of(node).kind is Kind.PRODUCT and x is right:
             continue
         if is_static(constant) and not is_static(x) and hasattr(x.meta["val"], "shape"):
             sizes, target = shape_of(constant), shape_of(node)
@@ -307,24 +313,19 @@ def _write_affine(
     x, constant = node.args[position], node.args[1 - position]
     vector = rewriter.expression(aten.reshape.default, constant, [-1])
     alpha = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-    scale, shift = None, None
-    match op_name(node):
-        case "mul":
-            scale = vector
-        case "div":
-            scale = rewriter.expression(aten.reciprocal.default, vector)
-        case "add" if position == 0:
-            shift = vector if alpha == 1 else rewriter.expression(aten.mul.Tensor, vector, alpha)
-        case "sub" if position == 0:
-            shift = rewriter.expression(aten.mul.Tensor, vector, -alpha)
-        case _:  # c + alpha x, c - alpha x
-            sign = -alpha if op_name(node) == "sub" else alpha
-            size = shape_of(vector)[0]
-            scale = rewriter.expression(
-                aten.full.default, [size], sign, dtype=vector.meta["val"].dtype
-            )
-            shift = vector
-            scale = None if sign == 1 else scale
+    row, scale, shift = row_of(node), None, None
+    if row.kind is Kind.PRODUCT:
+        inverse = row.inverts  # only of the constant
+        scale = rewriter.expression(aten.reciprocal.default, vector) if inverse else vector
+    else:
+        sign = -alpha if row.inverts else alpha
+        if position == 0:
+            shift = vector if sign == 1 else rewriter.expression(aten.mul.Tensor, vector, sign)
+        else:  # c + alpha x, c - alpha x
+            size, shift = shape_of(vector)[0], vector
+            like = {"dtype": vector.meta["val"].dtype}
+            full = rewriter.expression(aten.full.default, [size], sign, **like)
+            scale = None if sign == 1 else full
     affine = rewriter.insert_after(node, channel_affine, x, scale, shift, dim)
     _adopt(affine, node, sites, rewriter)
 

@@ -18,16 +18,17 @@ from torch import fx
 
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name
+from normfold.ir.graph import argument
 from normfold.ir.sites import NormOf, norm_sites
 from normfold.ir.states import State
 from normfold.ops import groups as grouping
 from normfold.ops.groups import Centred
-from normfold.ops.table import norm_of, producer
+from normfold.ops.reads import producer
+from normfold.ops.table import is_norm, norm_of
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
-from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, Member
+from normfold.rewrite.centering import BIAS_COST, OP_COST, Centering, CentredMember
+from normfold.rewrite.centred_parameters import center_constant, center_writer, correct_head
 from normfold.rewrite.streams import Stream, streams, why_not
-from normfold.rewrite.writers import center_constant, correct_head
 
 aten = torch.ops.aten
 
@@ -67,7 +68,7 @@ class CenterStream(Pass):
         for node in list(graph.nodes):
             if node in centering.norms and node not in chosen:
                 yield Match(node, norm_sites(node), why_not(centering, node))
-            elif op_name(node) == "layer_norm" and norm_sites(node) and node not in centering.norms:
+            elif is_norm(node, "layer-norm") and norm_sites(node) and node not in centering.norms:
                 text = "its width differs at run time"
                 yield Match(node, norm_sites(node), Decline(Reason.NOT_PER_CHANNEL, node, text))
             elif _is_group_norm(node) and not is_static(node):
@@ -81,9 +82,9 @@ class CenterStream(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         stream: Stream = match.plan
-        copies: dict[Member, fx.Node] = {}
+        copies: dict[CentredMember, fx.Node] = {}
 
-        def centred(member: Member) -> fx.Node:
+        def centred(member: CentredMember) -> fx.Node:
             if member in stream.stored:
                 return member.node
             if member not in copies:
@@ -93,7 +94,7 @@ class CenterStream(Pass):
         for member in stream.stored:
             if member.writer is not None:
                 table = member.writer.weight
-                centred_table = member.writer.center(rewriter, member.groups)
+                centred_table = center_writer(rewriter, member.node, member.groups)
                 for head in member.heads:
                     correct_head(rewriter, head, table, centred_table)
             for part in member.sources:
@@ -142,7 +143,7 @@ def _reread(rewriter: Rewriter, user: fx.Node, old: fx.Node, new: fx.Node) -> No
         rewriter.erase(split)
 
 
-def _center(member: Member, rewriter: Rewriter) -> fx.Node:
+def _center(member: CentredMember, rewriter: Rewriter) -> fx.Node:
     """One explicit op: x - mean(x)."""
     x, along = member.node, grouping.axes(member.groups)
     mean = rewriter.insert_after(x, aten.mean.dim, x, along, True)

@@ -21,11 +21,12 @@ from torch.utils import _pytree as pytree
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import op_name, shape_of
+from normfold.ir.graph import shape_of
 from normfold.ir.intervals import mean_shift, measured_mean
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, row_of
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
@@ -111,7 +112,7 @@ def _biased(node: fx.Node) -> fx.Node:
     if linear is None or linear.bias_position is not None or len(users) != 1:
         return node
     behind = users[0]
-    if op_name(behind) != "add" or behind.kwargs:
+    if row_of(behind).kind is not Kind.ADD or row_of(behind).inverts or behind.kwargs:
         return node
     sides = [side for side in behind.args if side is not node]
     vector = len(sides) == 1 and isinstance(sides[0], fx.Node) and is_static(sides[0])

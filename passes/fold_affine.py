@@ -22,11 +22,11 @@ from torch import fx
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
-from normfold.ir.graph import op_name, shape_of
+from normfold.ir.graph import shape_of
 from normfold.ir.sites import affine_sites
 from normfold.ir.states import State
 from normfold.ops import layout
-from normfold.ops.table import norm_of
+from normfold.ops.table import Kind, norm_of, row_of
 from normfold.report import Warned
 from normfold.rewrite import Between, Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.absorb import Edit
@@ -76,7 +76,7 @@ class FoldAffine(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
-            if op_name(node) == "normfold::channel_affine" and not is_static(node):
+            if row_of(node).kind is Kind.AFFINE and not is_static(node):
                 yield Match(node, affine_sites(node))
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:

@@ -20,9 +20,10 @@ from normfold.ir import Graph
 from normfold.ir.custom_ops import channel_affine
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.graph import argument, shape_of
 from normfold.ir.sites import norm_sites
 from normfold.ops.layout import LayoutError
+from normfold.ops.table import is_norm
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.balance import into_readers, largest_read
 from normfold.rewrite.flow import Blocked
@@ -79,7 +80,7 @@ class MigrateScale(Pass):
 
 
 def _core(node: fx.Node) -> bool:
-    if op_name(node) not in ("layer_norm", "rms_norm") or is_static(node):
+    if not is_norm(node, "layer-norm", "rms-norm") or is_static(node):
         return False
     return argument(node, "weight") is None and len(argument(node, "normalized_shape")) == 1
 

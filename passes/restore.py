@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from normfold.ir import Graph, facts
-from normfold.ir.graph import argument, argument_index, op_name, shape_of
+from normfold.ir.graph import argument, argument_index, shape_of
 from normfold.ir.sites import AffineOf, affine_sites
 from normfold.ir.states import State
-from normfold.ops.table import norm_of
+from normfold.ops.table import Kind, norm_of, row_of
 from normfold.rewrite import Decline, Exactness, Match, Pass, Rewriter
 
 aten = torch.ops.aten
@@ -44,7 +44,7 @@ class Restore(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
-            if op_name(node) == "normfold::channel_affine":
+            if row_of(node).kind is Kind.AFFINE:
                 yield Match(node, affine_sites(node))
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
@@ -53,7 +53,7 @@ class Restore(Pass):
         if _takes_back(x, match.node, dim, scale):
             whole = shift is None or _has_bias(x)
             text = "back into its norm" if whole else "gain back into its norm, bias added"
-            return match.planned("norm" if whole else "gain", text)
+            return match.planned("affine" if whole else "gain", text)
         full = scale is not None and shift is not None
         if self.native and dim == 1 and _was_batch_norm(match) and full:
             return match.planned("batch-norm", "batch_norm")
@@ -63,9 +63,9 @@ class Restore(Pass):
         node = match.node
         x, scale, shift, _ = node.args
         assert isinstance(x, fx.Node)
-        if match.plan in ("norm", "gain"):
+        if match.plan in ("affine", "gain"):
             rewriter.set_argument(x, argument_index(x, "weight"), scale)
-        if match.plan == "norm":
+        if match.plan == "affine":
             if _has_bias(x):
                 rewriter.set_argument(x, argument_index(x, "bias"), shift)
             rewriter.replace(node, x)

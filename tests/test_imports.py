@@ -48,8 +48,8 @@ MAY_IMPORT = {
         "report",
     },
     "pass-names": set[str](),
-    "rewrite": {"ops", "domains", "errors", "ir", "nn", "pass-names", "report", "target"},
-    "passes": {"ops", "domains", "errors", "ir", "nn", "report", "rewrite", "target"},
+    "rewrite": {"ops", "domains", "errors", "ir", "nn", "pass-names", "report", "spaces", "target"},
+    "passes": {"ops", "domains", "errors", "ir", "nn", "report", "rewrite", "spaces", "target"},
     "ranges": {"ops", "domains", "errors", "data", "ir", "job", "progress", "report", "target"},
     "targets": {
         "ops",

@@ -52,7 +52,7 @@ def inspect(given: Given) -> int:
         if graph:
             typer.echo(inspection.graph_text_after(captured, passes), nl=False)
             return 0
-        rows = inspection.list_spaces(captured) if spaces else inspection.inspect(captured)
+        rows = inspection.list_spaces(captured, passes) if spaces else inspection.inspect(captured)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0

@@ -10,11 +10,12 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.ir.evaluation import Domain
-from normfold.ir.graph import argument, op_name
+from normfold.ir.graph import argument
+from normfold.ops.reads import is_tuple
 from normfold.ops.squares import summed
+from normfold.ops.table import norm_of
 
 _HALF = (torch.float16, torch.bfloat16)
-_STEPWISE = {"layer_norm", "rms_norm", "group_norm", "instance_norm"}
 
 
 class Rounded(Domain):
@@ -63,7 +64,7 @@ class Strict(Rounded):
             return super().call(node, values)
         centred, dims = found
         squares = centred * centred
-        if op_name(node) in _STEPWISE:
+        if norm_of(node, "shape", "channels") and not is_tuple(node):
             power = squares.mean(dims, keepdim=True)
             return _normalised(node, values, centred, power, x.shape)
         lost = torch.isinf(squares).sum(dims) > 0
@@ -78,7 +79,7 @@ def _normalised(
     eps = argument(node, "eps")
     power = power + (torch.finfo(x.dtype).eps if eps is None else eps)
     x = (x / power.sqrt()).reshape(shape)
-    per_channel = op_name(node) in ("group_norm", "instance_norm")
+    per_channel = norm_of(node, "channels") is not None
     for part, apply in (("weight", torch.mul), ("bias", torch.add)):
         source = argument(node, part)  # an RMS norm has no bias
         if source is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor, fx
 
 from normfold.ir.custom_ops import along
 from normfold.ir.evaluation import Domain
-from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, concrete, op_name, shape_of
+from normfold.ir.expressions import gives_other_numbers, is_static
+from normfold.ir.graph import argument, concrete, shape_of
 from normfold.ir.intervals import Interval
 from normfold.ir.statistics import Statistics, statistics_of
 from normfold.ops.linear import linear_of
-from normfold.ops.table import Kind, is_tuple, kind_of, norm_of, operands, reads_shape_only, row_of
+from normfold.ops.reads import is_tuple, operands, reads_shape_only
+from normfold.ops.table import Kind, kind_of, norm_of, row_of
 
 DEVIATIONS = 6.0  # how far from its mean a value may be: ranges that real data fill
 _POINTS = 49
@@ -99,7 +100,7 @@ class OfMoments(Domain):
         if n.target is operator.getitem:
             parts = self.env[n.args[0]]  # type: ignore[index]
             return parts[n.args[1]] if isinstance(parts, list | tuple) else None  # type: ignore[index]
-        if op_name(n) == "scaled_dot_product_attention":
+        if row_of(n).attention:
             return self._attended(n)
         read = _read_by(n)
         if any(self.env[source] is None for source in read):
@@ -123,16 +124,16 @@ class OfMoments(Domain):
 
     def _computed(self, n: fx.Node, carriers: list[fx.Node]) -> Any:
         """The result of an op; the inputs in ``carriers`` are moments, all others are exact."""
-        name, kind = op_name(n), kind_of(n)
+        row, kind = row_of(n), kind_of(n)
         if kind is Kind.ADD:
             return self._sum(n)
-        if name == "mul":
+        if kind is Kind.PRODUCT and not row.inverts and not row.pointwise:
             return self._product(n)
         if kind in (Kind.MOVE, Kind.MIX, Kind.MONOTONE):
             return self._moved(n) if set(carriers) <= set(operands(n)) else None
         if len(carriers) > 1:
             return None
-        if row_of(n).pointwise:
+        if row.pointwise:
             x = self.env[carriers[0]].map(lambda part: part.expand(shape_of(n)))
             return _integrated(lambda part: self._executed(n, {carriers[0]: part}), x)
         if kind is Kind.LINEAR:
@@ -189,8 +190,8 @@ class OfMoments(Domain):
         """The op, run on each of the four; a split gives one for each part."""
         sources = {source: self._operand(source) for source in operands(n)}
         found = []
-        for field in ("mean", "variance", "low", "high"):
-            values = {node: getattr(x, field).contiguous() for node, x in sources.items()}
+        for field in fields(Moments):
+            values = {node: getattr(x, field.name).contiguous() for node, x in sources.items()}
             found.append(self._executed(n, values))
         if isinstance(found[0], Tensor):
             return Moments(*found)
@@ -202,7 +203,7 @@ class OfMoments(Domain):
     def _linear(self, n: fx.Node) -> Moments | None:
         linear = linear_of(n)
         assert linear is not None
-        if op_name(n) == "embedding":
+        if row_of(n).lookup:
             return None
         x, weight = self.env[linear.data], self.env[linear.weight]
         mean = self._executed(n, {linear.data: x.mean.contiguous()})
@@ -215,7 +216,7 @@ class OfMoments(Domain):
         left, right = (self._operand(side) for side in n.args[:2])
         alpha = argument(n, "alpha", 1)
         alpha = float(self.env[alpha] if isinstance(alpha, fx.Node) else alpha)
-        right = _scaled(right, -alpha if op_name(n) == "sub" else alpha)
+        right = _scaled(right, -alpha if row_of(n).inverts else alpha)
         mean, variance = left.mean + right.mean, left.variance + right.variance
         far = normal(mean, variance)
         low, high = left.low + right.low, left.high + right.high
@@ -290,14 +291,13 @@ def _is_function(n: fx.Node) -> bool:
     """True if an op gives the same result for the same inputs, and writes to none of them."""
     if not isinstance(n.target, torch._ops.OpOverload):  # arithmetic on sizes, or control flow
         return not isinstance(n.target, torch._ops.HigherOrderOperator)
-    random = torch.Tag.nondeterministic_seeded in n.target.tags or "empty" in op_name(n)
-    return not random and not n.target._schema.is_mutable
+    return not gives_other_numbers(n.target) and not n.target._schema.is_mutable
 
 
 def _is_affine_norm(n: fx.Node) -> bool:
     """True for a norm whose statistics are constants."""
-    if op_name(n) == "instance_norm":
-        return not argument(n, "use_input_stats")
+    if norm_of(n, "channels"):
+        return not argument(n, "use_input_stats", True)
     return norm_of(n, "batch") is not None and not argument(n, "training", False)
 
 

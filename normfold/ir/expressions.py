@@ -18,7 +18,6 @@ from normfold.ir.evaluation import Domain, Float64
 from normfold.ir.facts import Fact
 
 _STATIC: WeakKeyDictionary[fx.Node, bool] = WeakKeyDictionary()
-_RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "empty")
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,24 @@ def _is_static(node: fx.Node) -> bool:
         return True
     if node.op != "call_function" or "val" not in node.meta:
         return False
-    if any(word in str(node.target) for word in _RANDOM):
+    if gives_other_numbers(node.target):
         return False
     inputs = node.all_input_nodes
     if not inputs:  # arange, full, ...: constant unless a size depends on the input
         return True
     return all(is_static(source) for source in inputs)
+
+
+def gives_other_numbers(op: Any) -> bool:
+    """True if an op may give other numbers at the next call: it is random, or leaves its memory as it was."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return False
+    return is_random(op) or "empty" in str(op._schema.name)
+
+
+def is_random(op: torch._ops.OpOverload) -> bool:
+    """True if torch says that an op draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in op.tags
 
 
 def mark_static(graph: fx.Graph) -> None:

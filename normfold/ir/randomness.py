@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from normfold.ir.expressions import is_random
 from normfold.ir.graph import Graph, argument, op_name
 from normfold.ir.provenance import source_line
 
@@ -34,7 +35,7 @@ def draws(node: fx.Node) -> bool:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or not node.users:
         return False
-    if torch.Tag.nondeterministic_seeded not in op.tags:
+    if not is_random(op):
         return False
     switched_off = any(argument(node, name) is False for name in _ON)
     never = any(argument(node, name) in (0, 0.0) for name in _CHANCE)

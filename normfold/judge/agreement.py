@@ -17,14 +17,14 @@ from normfold.ir import Graph
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import op_name
 from normfold.ops.linear import linear_of
-from normfold.ops.table import Kind, kind_of
+from normfold.ops.table import Kind, kind_of, row_of
 from normfold.report.quantization import lost
 from normfold.report.verdict import AgreementCheck, Budget
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 _QUIET = 1e-30
-_SCORES = ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")
-_SHIFTS = ("add", "mul", "normfold::channel_affine", "normfold::dequantize", "normfold::quantize")
+_ORDERED = (Kind.ADD, Kind.PRODUCT, Kind.AFFINE)
+_GRIDS = ("normfold::dequantize", "normfold::quantize")
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,10 @@ def gives_scores(graph: Graph) -> bool:
         return False
     while first.op == "call_function" and first.all_input_nodes:
         sources = [node for node in first.all_input_nodes if not is_static(node)]
-        if linear_of(first) is not None or op_name(first) in _SCORES:
+        if linear_of(first) is not None or row_of(first).scores:
             return True
-        if kind_of(first) is not Kind.MOVE and not (
-            op_name(first) in _SHIFTS and len(sources) == 1
-        ):
+        shifts = kind_of(first) in _ORDERED or op_name(first) in _GRIDS
+        if kind_of(first) is not Kind.MOVE and not (shifts and len(sources) == 1):
             return False
         first = sources[0]
     return False

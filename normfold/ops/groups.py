@@ -23,7 +23,8 @@ from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import NONE, LayoutError
 from normfold.ops.linear import zero_pad_of
-from normfold.ops.table import operands, producer
+from normfold.ops.reads import operands, producer
+from normfold.ops.table import row_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def push(user: fx.Node, source: fx.Node, groups: Tensor) -> Tensor | None:
     Raises:
         LayoutError: the op separates elements of a group, or mixes them with others.
     """
-    kept = _along_sites(user, groups, len(shape_of(user)))
+    kept = _along_sites(user, groups)
     if kept is not None:
         return _checked(user, kept)
 
@@ -171,59 +172,19 @@ def pull_part(node: fx.Node, groups: Tensor) -> Tensor | None:
     return canonical(whole)
 
 
-def _along_sites(user: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
+def _along_sites(user: fx.Node, groups: Tensor) -> Tensor | None:
     """Fast path, which also knows run-time indices: an op that moves whole sites leaves the groups alone."""
     op = producer(user)
-    name = op_name(op)
-    if name == "index":
-        return _indexed(op, groups, rank)
-    if name == "gather":
+    if op_name(op) == "gather":
         return groups if _gathers_sites(op, groups) else None
-    moved = layout._moved_axes(op, groups.dim())
-    if name == "stack":
-        dim = int(argument(op, "dim", 0)) % rank
-        return groups.unsqueeze(dim)
-    if moved is None or any(groups.shape[dim] > 1 for dim in moved) or not _pads_nothing(op):
-        return None
-    if name in ("select", "unbind"):
-        return groups.squeeze(next(iter(moved)))
-    return groups.unsqueeze(-1) if name == "unfold" else groups
+    return layout.beside(user, groups) if _pads_nothing(op) else None
 
 
 def _sites_back(node: fx.Node, groups: Tensor) -> Tensor | None:
     op = producer(node)
-    name = op_name(op)
-    source = shape_of(operands(node)[0])
-    if name == "stack":
-        dim = int(argument(op, "dim", 0)) % groups.dim()
-        return groups.squeeze(dim) if groups.shape[dim] == 1 else None
-    if name == "index":
-        # the axes behind the last index are those of the source
-        kept = len(source) - len(argument(op, "indices"))
-        front = groups.dim() - kept
-        if any(size > 1 for size in groups.shape[:front]):
-            return None
-        return groups.reshape((1,) * (len(source) - kept) + tuple(groups.shape[front:]))
-    if name == "gather":
+    if op_name(op) == "gather":
         return groups if _gathers_sites(op, groups) else None
-    moved = layout._moved_axes(op, len(source))
-    if moved is None or not _pads_nothing(op):
-        return None
-    inner = groups
-    if name == "unfold":  # the windows' places are a last axis of their own
-        if groups.shape[-1] > 1:
-            return None
-        inner = groups.squeeze(-1)
-    if name in ("select", "unbind"):
-        inner = groups.unsqueeze(next(iter(moved)))
-    return None if any(inner.shape[dim] > 1 for dim in moved) else inner
-
-
-def _indexed(op: fx.Node, groups: Tensor, rank: int) -> Tensor | None:
-    count = len(argument(op, "indices"))
-    if any(size > 1 for size in groups.shape[:count]):
-        return None
-    return groups.reshape((1,) * (rank - groups.dim() + count) + tuple(groups.shape[count:]))
+    return layout.in_front(node, operands(node)[0], groups) if _pads_nothing(op) else None
 
 
 def _gathers_sites(op: fx.Node, groups: Tensor) -> bool:
@@ -233,7 +194,7 @@ def _gathers_sites(op: fx.Node, groups: Tensor) -> bool:
         return False
     if any(shape_of(index)[dim] != shape_of(source)[dim] for dim in along):
         return False
-    while op_name(index) in ("clone", "contiguous", "alias", "detach"):
+    while row_of(index).move.order == "places":
         index = index.args[0]
     if op_name(index) not in ("expand", "repeat"):
         return False

@@ -21,20 +21,9 @@ from torch import fx
 
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ops.table import Kind, is_copy, row_of
 
 aten = torch.ops.aten
-IDENTITIES = {
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "alias",
-    "detach",
-    "lift_fresh_copy",
-    "contiguous",
-    "clone",
-}
-ARITHMETIC = {"add", "sub", "mul", "div"}
-_CASTS = {"to", "_to_copy", "type_as"}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 
@@ -118,9 +107,9 @@ def one_group(node: fx.Node) -> HandWritten | None:
 def bare(node: fx.Node) -> fx.Node:
     """What ``node`` holds, behind ops that change nothing and casts that lose nothing."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
-        source, name = node.args[0], op_name(node)
-        widened = name in _CASTS and _widens(source, node)
-        if name not in IDENTITIES and not widened and not adds_nothing(node):
+        source, casts = node.args[0], row_of(node).move.casts
+        widened = casts and _widens(source, node)
+        if not is_copy(node) and not widened and not adds_nothing(node):
             break
         node = source
     return node
@@ -128,16 +117,19 @@ def bare(node: fx.Node) -> fx.Node:
 
 def adds_nothing(node: fx.Node) -> bool:
     """x + 0, x - 0, x * 1, x / 1 with a number, where the dtype stays."""
-    if op_name(node) not in ARITHMETIC or not isinstance(node.args[0], fx.Node):
+    kind = row_of(node).kind
+    if kind not in (Kind.ADD, Kind.PRODUCT) or len(node.args) < 2:
         return False
-    number = node.args[1]
-    neutral = 0 if op_name(node) in ("add", "sub") else 1
+    source, number = node.args[:2]
+    if not isinstance(source, fx.Node):
+        return False
+    neutral = 0 if kind is Kind.ADD else 1
     plain = (
         isinstance(number, (int, float))
         and number == neutral
         and "rounding_mode" not in node.kwargs
     )
-    return plain and node.args[0].meta["val"].dtype == node.meta["val"].dtype
+    return plain and source.meta["val"].dtype == node.meta["val"].dtype
 
 
 def _placeable(data: fx.Node, node: fx.Node, dims: tuple[int, ...]) -> bool:

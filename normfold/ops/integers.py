@@ -10,10 +10,11 @@ from torch import Tensor, fx
 from normfold.ir import facts
 from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
-from normfold.ir.graph import Graph, op_name, shape_of
+from normfold.ir.graph import Graph, shape_of
 from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
-from normfold.ops.table import Kind, bounds, kind_of, operands, row_of
+from normfold.ops.reads import operands
+from normfold.ops.table import Kind, bounds, kind_of, row_of
 from normfold.target import Grids
 
 
@@ -53,7 +54,7 @@ def plan(graph: Graph, grids: Grids) -> Plan:
 
 def weighted(node: fx.Node) -> Linear | None:
     """A convolution or matrix product with a stored weight; an embedding is not arithmetic."""
-    if node.op != "call_function" or is_static(node) or op_name(node) == "embedding":
+    if node.op != "call_function" or is_static(node) or row_of(node).lookup:
         return None
     if facts.get(node, StaysFloat):
         return None
@@ -93,7 +94,7 @@ def integer_arithmetic(linear: Linear) -> bool:
 def fused_output(node: fx.Node) -> fx.Node:
     """The result of an op's kernel: that of the ReLU behind it, if nothing else reads the op."""
     users = list(node.users)
-    if len(users) == 1 and row_of(users[0]).clips and bounds(users[0]).low >= 0:
+    if len(users) == 1 and row_of(users[0]).integers.clips and bounds(users[0]).low >= 0:
         return users[0]
     return node
 
@@ -134,7 +135,7 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
 def _glue(node: fx.Node, grids: Grids) -> bool:
     if node.op != "call_function" or is_static(node):
         return False
-    return op_name(node) in grids.glue or kind_of(node) is Kind.MOVE
+    return row_of(node).integers.kernel in grids.kernels or kind_of(node) is Kind.MOVE
 
 
 def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
@@ -158,7 +159,7 @@ def _activations(node: fx.Node) -> list[fx.Node]:
 
 def _origin(node: fx.Node) -> fx.Node:
     """Where the values of a move come from; the node itself if it computes new ones."""
-    same = kind_of(node) is Kind.MOVE or row_of(node).same_grid
+    same = kind_of(node) is Kind.MOVE or row_of(node).integers.same_grid
     sources = _activations(node)
     return sources[0] if same and len(sources) == 1 else node
 
@@ -176,7 +177,7 @@ def _inputs_only(linears: list[Linear]) -> Plan:
         found.readers.setdefault(linear.data, set()).add(linear.node)
     for tensor in list(found.tensors):
         for user in tensor.users:
-            if op_name(user) == "add" and user not in ops:
+            if row_of(user).integers.kernel == "sum" and user not in ops:
                 others = [side for side in operands(user) if side is not tensor]
                 if len(others) == 1 and others[0] in ops and len(others[0].users) == 1:
                     found.readers[tensor].add(user)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from normfold.ir.expressions import evaluate, is_static
-from normfold.ir.graph import argument, concrete, op_name, shape_of
+from normfold.ir.graph import concrete, op_name, shape_of
 from normfold.ops.linear import zero_pad_of
-from normfold.ops.table import operands, producer, uses
+from normfold.ops.reads import operands, producer, uses
+from normfold.ops.table import row_of
 
 NONE = -1
 
@@ -84,13 +85,13 @@ def push(node: fx.Node, operand: fx.Node, ids: Tensor) -> Tensor:
     kept = _same_axes(node, ids)
     if kept is not None:
         return kept
-    moved = _moved_axes(producer(node), ids.dim())
+    alone = kept_axes(producer(node), ids.dim())
     parts = {}
     for part in operands(node):
         shape = shape_of(part)
-        if moved is not None:
+        if alone is not None:
             shape = tuple(
-                size if axis in moved or ids.shape[axis] > 1 else 1
+                size if axis not in alone or ids.shape[axis] > 1 else 1
                 for axis, size in enumerate(shape)
             )
         parts[part] = ids.expand(shape) if part is operand else torch.full(shape, NONE)
@@ -148,83 +149,92 @@ def _spread(ids: Tensor, unread: Tensor) -> Tensor:
 
 def _needed_shape(node: fx.Node, part: fx.Node, ids: Tensor) -> tuple[int, ...]:
     """Sizes that a run needs to pull ``ids`` back to ``part``: 1 on axes that it treats all alike."""
-    shape, op = shape_of(part), producer(node)
-    moved = _moved_axes(op, len(shape))
-    if moved is None:
+    shape = shape_of(part)
+    kept = kept_axes(producer(node), len(shape))
+    if kept is None:
         return shape
-    place = list(range(len(shape)))  # of each axis in the result
-    if op_name(op) in ("select", "unbind"):
-        place = [axis - (axis > min(moved)) for axis in place]
-    elif op_name(op) == "stack":
-        dim = int(argument(op, "dim", 0)) % ids.dim()
-        place = [axis + (axis >= dim) for axis in place]
     return tuple(
-        size if axis in moved or ids.shape[place[axis]] > 1 else 1
+        size if axis not in kept or ids.shape[kept[axis]] > 1 else 1
         for axis, size in enumerate(shape)
     )
 
 
-def _moved_axes(op: fx.Node, rank: int) -> set[int] | None:
-    """Axes of its operand along which an op moves elements; every other axis it treats all alike.
+def kept_axes(op: fx.Node, rank: int) -> dict[int, int] | None:
+    """Axes of its operand that a movement leaves alone, with their places in the result; None if not known."""
+    return row_of(op).move.kept(op, rank)
 
-    None where this is not known from the arguments.
+
+def beside(node: fx.Node, ids: Tensor) -> Tensor | None:
+    """Layout of a MOVE op's result, where the op leaves the axes alone along which ``ids`` vary; else None.
+
+    What else it moves may depend on data.
     """
-    match op_name(op):
-        case "slice" | "select" | "narrow" | "index_select" | "cat" | "concat" | "concatenate":
-            return {int(argument(op, "dim", 0)) % rank}
-        case "split" | "split_with_sizes" | "chunk" | "unsafe_split" | "unsafe_chunk" | "unbind":
-            return {int(argument(op, "dim", 0)) % rank}
-        case "unfold":
-            return {int(argument(op, "dimension")) % rank}
-        case "flip" | "roll":
-            return set(_dims(argument(op, "dims"), rank)) or None
-        case "pad" | "constant_pad_nd":
-            widths = argument(op, "pad")
-            return {rank - 1 - index // 2 for index, width in enumerate(widths) if width != 0}
-        case "stack":
-            return set()
-        case _:
-            return None
+    kept = kept_axes(producer(node), ids.dim())
+    if kept is None or any(size > 1 and axis not in kept for axis, size in enumerate(ids.shape)):
+        return None
+    sizes = [1] * len(shape_of(node))
+    for axis, place in kept.items():
+        sizes[place] = ids.shape[axis]
+    return ids.reshape(sizes)
 
 
-_UNMOVED = {"clone", "contiguous", "alias", "detach", "_to_copy", "to", "dropout", "type_as"}
-_RESHAPES = {
-    *("view", "reshape", "_unsafe_view", "flatten", "reshape_as", "view_as", "unflatten"),
-    *("squeeze", "unsqueeze"),
-}
+def in_front(node: fx.Node, source: fx.Node, ids: Tensor) -> Tensor | None:
+    """The layout of ``source`` for which `beside` gives ``ids``, or None."""
+    sizes = [1] * len(shape_of(source))
+    kept = kept_axes(producer(node), len(sizes))
+    if kept is None:
+        return None
+    places = set(kept.values())
+    if any(size > 1 and place not in places for place, size in enumerate(ids.shape)):
+        return None
+    for axis, place in kept.items():
+        sizes[axis] = ids.shape[place]
+    return ids.reshape(sizes)
+
+
+def axis_before(node: fx.Node, axis: int) -> int | None:
+    """The axis of its operand that an op which only orders axes makes ``axis``; None for other ops."""
+    match row_of(node).move.order:
+        case "places":
+            return axis
+        case "axes":
+            return _axis_order(node, len(shape_of(node)))[axis]
+    return None
+
+
+def _axis_order(node: fx.Node, rank: int) -> list[int]:
+    """Of each axis of the result of an op that only orders axes: the axis of its operand."""
+    numbered = torch.empty(tuple(range(rank)), device="meta")
+    return list(node.target(numbered, *node.args[1:], **node.kwargs).shape)  # type: ignore[operator]
 
 
 def _same_axes(node: fx.Node, ids: Tensor) -> Tensor | None:
     """Fast path: ops that keep, permute, split, merge or broadcast axes need no run."""
-    name = op_name(node)
-    if name in _UNMOVED:
-        return ids
-    if name == "roll" and (moved := _moved_axes(node, ids.dim())) is not None:
-        return ids if all(ids.shape[dim] == 1 for dim in moved) else None
-    if name == "permute":
-        return ids.permute(tuple(node.args[1]))  # type: ignore[arg-type]
-    if name in ("transpose", "swapaxes"):
-        return ids.transpose(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
-    if name in ("expand", "expand_as"):
-        return align(ids, len(shape_of(node)))
-    if name in _RESHAPES:
-        return _regroup(ids, shape_of(operands(node)[0]), shape_of(node))
+    if op_name(node) == "roll" and (past := beside(node, ids)) is not None:
+        return past
+    match row_of(node).move.order:
+        case "places":
+            return ids
+        case "axes":
+            return ids.permute(_axis_order(node, ids.dim()))
+        case "repeated":
+            return align(ids, len(shape_of(node)))
+        case "reshaped":
+            return _regroup(ids, shape_of(operands(node)[0]), shape_of(node))
     return None
 
 
 def _same_axes_back(node: fx.Node, source: fx.Node, ids: Tensor) -> Tensor | None:
-    name = op_name(node)
-    if name in _UNMOVED:
-        return ids
-    if name == "permute":
-        order = [int(dim) % ids.dim() for dim in node.args[1]]  # type: ignore[union-attr, arg-type]
-        return ids.permute([order.index(dim) for dim in range(len(order))])
-    if name in ("transpose", "swapaxes"):
-        return ids.transpose(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
-    if name in ("expand", "expand_as"):
-        return for_operand(ids, source)
-    if name in _RESHAPES:
-        return _regroup(ids, shape_of(node), shape_of(source))
+    match row_of(node).move.order:
+        case "places":
+            return ids
+        case "axes":
+            order = _axis_order(node, ids.dim())
+            return ids.permute([order.index(dim) for dim in range(len(order))])
+        case "repeated":
+            return for_operand(ids, source)
+        case "reshaped":
+            return _regroup(ids, shape_of(node), shape_of(source))
     return None
 
 
@@ -263,11 +273,6 @@ def _borders(shape: tuple[int, ...]) -> list[int]:
     return [torch.Size(shape[axis:]).numel() for axis in range(len(shape) + 1)]
 
 
-def _dims(value: Any, rank: int) -> list[int]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [int(dim) % rank for dim in values]
-
-
 def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
     """Run a MOVE op on index tensors, at the sizes of the example inputs; pads become `NONE`."""
     op = producer(node)
@@ -282,7 +287,7 @@ def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
             module = source.graph.owning_module
             assert module is not None
             return evaluate(module, source)
-        if op_name(op) in ("reshape_as", "view_as", "expand_as", "type_as"):
+        if row_of(op).lends:
             return torch.empty(shape_of(source), dtype=torch.int64)
         raise LayoutError(f"`{op.name}` moves elements by run-time data")
 
@@ -300,7 +305,7 @@ def _run(node: fx.Node, tensors: dict[fx.Node, Tensor]) -> Tensor:
         # these have no integer kernels; float64 holds indices exactly
         shifted = [arg.double() + 1 if isinstance(arg, Tensor) else arg for arg in args]
         result = op.target(*shifted, **kwargs).long() - 1  # type: ignore[operator]
-    elif name in ("dropout", "feature_dropout") or name in ("_to_copy", "to", "type_as"):
+    elif row_of(op).move.order == "places":
         result = args[0]
     elif name in ("view", "_unsafe_view"):  # an expanded index tensor has no such view
         result = args[0].reshape(args[1])

@@ -40,6 +40,12 @@ class Linear:
         return argument(self.node, "bias" if op_name(self.node) != "addmm" else "self")  # type: ignore[no-any-return]
 
     @property
+    def takes_bias(self) -> bool:
+        """True where a bias is an argument, or the weight can take it (rows of a table), or it can become one of a
+        linear, as that of a product with a matrix on the right can."""
+        return self.bias_position is not None or self.in_dim is None or self.weight_position == 1
+
+    @property
     def out_features(self) -> int:
         return shape_of(self.node)[self.out_dim]
 

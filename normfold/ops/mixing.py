@@ -9,7 +9,8 @@ from torch import Tensor, fx
 
 from normfold.ir.graph import argument, concrete, op_name, shape_of
 from normfold.ops.layout import LayoutError
-from normfold.ops.table import Kind, kind_of, operands, producer
+from normfold.ops.reads import operands, producer
+from normfold.ops.table import Kind, kind_of
 
 
 def mix_dims(node: fx.Node, rank: int) -> tuple[list[int], bool]:
@@ -63,3 +64,14 @@ def keeps_constants(node: fx.Node) -> bool:
     assert callable(node.target)
     result: Tensor = node.target(*args, **kwargs)
     return bool((result - 1).abs().max() < 1e-9)
+
+
+def averages_all(node: fx.Node) -> bool:
+    """True for a mean over all axes behind the channels."""
+    name = op_name(node)
+    if name != "mean" and not name.startswith("adaptive_avg_pool"):
+        return False
+    if name != "mean":
+        return all(size == 1 for size in argument(node, "output_size"))
+    rank, dims = len(shape_of(operands(node)[0])), argument(node, "dim") or ()
+    return rank > 2 and sorted(dim % rank for dim in dims) == list(range(2, rank))

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from normfold.ir.graph import argument, is_symbolic, op_name
-from normfold.ops.table import operands
+from normfold.ops.reads import operands
 
 aten = torch.ops.aten
 _END = 2**62  # what `x[1:]` is captured as

@@ -24,13 +24,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
 
-from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.graph import op_name, shape_of
 from normfold.ir.intervals import EVERYTHING, Interval
+from normfold.ops.arguments import Kept, along, indexed, limits, padded, removed, stacked
 from normfold.ops.linear import linear_of
 
 
@@ -63,131 +64,236 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Movement:
+    """How a movement places the elements of its operands.
+
+    Attributes:
+        order: all elements stay at their places, or stay in order under other sizes, or under the same axes in
+            another order, or are repeated along axes; empty for any other way.
+        kept: the axes that it leaves alone, whatever their sizes; what it gives is None where that is not known.
+        sizes: position of the sizes that it gives its result; None where it gives none.
+        sizeless: it moves all elements, and no argument gives a size to it.
+        joins: its first argument is the list of its operands.
+        casts: it may give them another type.
+    """
+
+    order: Literal["", "places", "reshaped", "axes", "repeated"] = ""
+    kept: Kept = lambda node, rank: None
+    sizes: int | None = None
+    sizeless: bool = False
+    joins: bool = False
+    casts: bool = False
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How integer kernels take an op without weights.
+
+    Attributes:
+        kernel: the class of kernels that it is one of, where a runtime has these: ``table`` looks up the result of
+            a function of one element.
+        clips: they compute it with the op in front of it.
+        same_grid: the grid of its input serves its result: nothing new is computed.
+    """
+
+    kernel: Literal["", "sum", "product", "table", "average", "maximum"] = ""
+    clips: bool = False
+    same_grid: bool = False
+
+
+@dataclass(frozen=True)
 class Op:
     """What is known of one op.
 
     Attributes:
         kind: how the feature axis passes through it.
         lends: positions of arguments of which it reads the shape or type only. A wrong one would be dangerous.
+        measures: of what it is lent it reads all sizes, that of the axis ``dim``, or none.
         norm: what it normalises by, for a norm.
-        sizes: position of the sizes that a movement gives its result; None where it gives none.
-        sizeless: a movement of all elements that no argument gives a size to.
-        along: the argument with the one axis that a movement is along.
+        move: how it places elements, for a movement.
+        inverts: a sum or product in which the second operand is taken off, or divided by.
+        attention: of queries, keys and values in this order.
+        lookup: rows of a table, by numbers of rows.
+        sums_to_one: its results do along ``dim``.
+        scores: networks that tell classes end with it.
         pointwise: every element of the result is a function of one element of one operand.
         nonlinear: it is known not to commute with an affine; what is neither this nor of a kind is unknown.
+        gate: the op g with which it is x g(x).
+        numbers: what numbers among its arguments are to its elements: factors, summands and the like, limits,
+            replacements, or what they are compared with.
         values: the range of its result for any input, or a function that reads it off a call.
-        clips: integer kernels compute it with the op in front of it.
-        same_grid: the grid of its input serves its result: nothing new is computed.
+        integers: how integer kernels take it.
     """
 
     kind: Kind = Kind.STOP
     lends: frozenset[int] = frozenset()
+    measures: Literal["all", "dim", "none"] = "all"
     norm: Norm | None = None
-    sizes: int | None = None
-    sizeless: bool = False
-    along: str = ""
+    move: Movement = Movement()
+    inverts: bool = False
+    attention: bool = False
+    lookup: bool = False
+    sums_to_one: bool = False
+    scores: bool = False
     pointwise: bool = False
     nonlinear: bool = False
+    gate: str = ""
+    numbers: Literal["operands", "limits", "replacements", "compared"] = "operands"
     values: Interval | Callable[[fx.Node], Interval] = EVERYTHING
-    clips: bool = False
-    same_grid: bool = False
-
-
-def _limits(low: str, high: str) -> Callable[[fx.Node], Interval]:
-    """The range that two arguments give, where they are numbers; an argument that is not there gives no limit."""
-
-    def read(node: fx.Node) -> Interval:
-        ends = [argument(node, name) if name else None for name in (low, high)]
-        if not all(isinstance(end, (int, float, type(None))) for end in ends):
-            return EVERYTHING
-        least, most = ends
-        return Interval(
-            -inf if least is None else float(least), inf if most is None else float(most)
-        )
-
-    return read
+    integers: Integers = Integers()
 
 
 _UNIT = Interval(0.0, 1.0)
+_CLIPS = Integers(clips=True)
+_FIRST, _SECOND = frozenset({0}), frozenset({1})
 _ROWS: tuple[tuple[str, Op], ...] = (
     # copies of elements
     (
-        "reshape _unsafe_view view expand",
-        Op(Kind.MOVE, sizes=1),
+        "contiguous clone alias detach lift_fresh_copy dropout feature_dropout alpha_dropout",
+        Op(Kind.MOVE, move=Movement("places", sizeless=True)),
+    ),
+    ("_to_copy to", Op(Kind.MOVE, move=Movement("places", sizeless=True, casts=True))),
+    (
+        "type_as",
+        Op(
+            Kind.MOVE,
+            _SECOND,
+            measures="none",
+            move=Movement("places", sizeless=True, casts=True),
+        ),
+    ),
+    ("reshape _unsafe_view view", Op(Kind.MOVE, move=Movement("reshaped", sizes=1))),
+    ("flatten squeeze unsqueeze", Op(Kind.MOVE, move=Movement("reshaped", sizeless=True))),
+    ("unflatten", Op(Kind.MOVE, move=Movement("reshaped"))),
+    ("reshape_as view_as", Op(Kind.MOVE, _SECOND, move=Movement("reshaped"))),
+    ("expand", Op(Kind.MOVE, move=Movement("repeated", sizes=1))),
+    ("expand_as", Op(Kind.MOVE, _SECOND, move=Movement("repeated"))),
+    (
+        "permute transpose t numpy_T movedim moveaxis swapaxes swapdims",
+        Op(Kind.MOVE, move=Movement("axes", sizeless=True)),
     ),
     (
-        """permute transpose t numpy_T flatten movedim moveaxis swapaxes swapdims squeeze unsqueeze contiguous
-        clone alias detach lift_fresh_copy _to_copy to dropout feature_dropout""",
-        Op(Kind.MOVE, sizeless=True),
+        """slice narrow index_select split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk""",
+        Op(Kind.MOVE, move=Movement(kept=along("dim"))),
     ),
+    ("select unbind", Op(Kind.MOVE, move=Movement(kept=removed))),
+    ("cat concat concatenate", Op(Kind.MOVE, move=Movement(kept=along("dim"), joins=True))),
+    ("stack", Op(Kind.MOVE, move=Movement(kept=stacked, joins=True))),
+    ("hstack vstack", Op(Kind.MOVE, move=Movement(joins=True))),
+    ("index", Op(Kind.MOVE, move=Movement(kept=indexed))),
+    ("roll flip", Op(Kind.MOVE, move=Movement(kept=along("dims")))),
+    ("unfold", Op(Kind.MOVE, move=Movement(kept=along("dimension")))),
+    ("pad constant_pad_nd", Op(Kind.MOVE, move=Movement(kept=padded))),
     (
-        """slice select narrow index_select cat concat concatenate stack split split_with_sizes chunk
-        tensor_split unsafe_split unsafe_chunk unbind""",
-        Op(Kind.MOVE, along="dim"),
-    ),
-    (
-        """unflatten index gather hstack vstack roll flip repeat tile repeat_interleave pad constant_pad_nd
-        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-        replication_pad3d im2col unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
-        identity""",
+        """gather repeat tile repeat_interleave reflection_pad1d reflection_pad2d reflection_pad3d
+        replication_pad1d replication_pad2d replication_pad3d im2col pixel_shuffle pixel_unshuffle
+        channel_shuffle native_channel_shuffle identity""",
         Op(Kind.MOVE),
     ),
-    ("expand_as reshape_as view_as", Op(Kind.MOVE, lends=frozenset({1}))),
-    ("type_as", Op(Kind.MOVE, lends=frozenset({1}), sizeless=True)),
     # averages and interpolations
+    ("avg_pool2d", Op(Kind.MIX, integers=Integers("average"))),
+    ("normfold::global_pool", Op(integers=Integers("average"))),
     (
-        """mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+        """mean avg_pool1d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
         _adaptive_avg_pool2d _adaptive_avg_pool3d sum upsample_nearest1d upsample_nearest2d upsample_nearest3d
         upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
         _upsample_bicubic2d_aa""",
         Op(Kind.MIX),
     ),
     # arithmetic
-    ("add sub", Op(Kind.ADD)),
-    ("mul div", Op(Kind.PRODUCT)),
+    ("add", Op(Kind.ADD, integers=Integers("sum"))),
+    ("sub", Op(Kind.ADD, inverts=True)),
+    ("mul", Op(Kind.PRODUCT, integers=Integers("product"))),
+    ("div", Op(Kind.PRODUCT, inverts=True)),
     ("neg", Op(Kind.PRODUCT, pointwise=True)),
     # maxima
-    ("max_pool1d max_pool2d", Op(Kind.MONOTONE, same_grid=True)),
+    ("max_pool1d", Op(Kind.MONOTONE, integers=Integers(same_grid=True))),
+    ("max_pool2d", Op(Kind.MONOTONE, integers=Integers("maximum", same_grid=True))),
     (
         "max_pool3d amax adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices",
         Op(Kind.MONOTONE),
     ),
     # products
-    ("matmul bmm mm scaled_dot_product_attention", Op(Kind.DOT, nonlinear=True)),
+    ("matmul bmm mm", Op(Kind.DOT, nonlinear=True)),
+    ("scaled_dot_product_attention", Op(Kind.DOT, nonlinear=True, attention=True)),
     (
-        """linear addmm conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d
-        embedding""",
+        "linear addmm conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d",
         Op(Kind.LINEAR),
     ),
+    ("embedding", Op(Kind.LINEAR, lookup=True)),
+    ("embedding_bag _embedding_bag _embedding_bag_forward_only", Op(lookup=True)),
     ("normfold::channel_affine", Op(Kind.AFFINE)),
     # functions of one element
     (
         "relu",
-        Op(Kind.HOMOGENEOUS, pointwise=True, values=Interval(0.0, inf), clips=True),
+        Op(Kind.HOMOGENEOUS, pointwise=True, values=Interval(0.0, inf), integers=_CLIPS),
     ),
-    ("leaky_relu", Op(Kind.HOMOGENEOUS, pointwise=True)),
+    ("leaky_relu", Op(Kind.HOMOGENEOUS, pointwise=True, integers=Integers("table"))),
     ("prelu _prelu_kernel", Op(Kind.HOMOGENEOUS)),
-    ("relu6", Op(pointwise=True, nonlinear=True, values=Interval(0.0, 6.0), clips=True)),
-    ("sigmoid hardsigmoid", Op(pointwise=True, nonlinear=True, values=_UNIT)),
-    ("softmax _softmax", Op(nonlinear=True, values=_UNIT)),
+    (
+        "relu6",
+        Op(pointwise=True, nonlinear=True, values=Interval(0.0, 6.0), integers=_CLIPS),
+    ),
+    (
+        "sigmoid",
+        Op(
+            scores=True,
+            pointwise=True,
+            nonlinear=True,
+            values=_UNIT,
+            integers=Integers("table"),
+        ),
+    ),
+    ("hardsigmoid", Op(pointwise=True, nonlinear=True, values=_UNIT)),
+    ("softmax _softmax", Op(sums_to_one=True, scores=True, nonlinear=True, values=_UNIT)),
+    ("log_softmax _log_softmax", Op(scores=True, nonlinear=True)),
     ("tanh", Op(pointwise=True, nonlinear=True, values=Interval(-1.0, 1.0))),
     (
         "hardtanh",
-        Op(pointwise=True, nonlinear=True, values=_limits("min_val", "max_val"), clips=True),
+        Op(
+            pointwise=True,
+            nonlinear=True,
+            numbers="limits",
+            values=limits("min_val", "max_val"),
+            integers=_CLIPS,
+        ),
     ),
-    ("clamp", Op(pointwise=True, nonlinear=True, values=_limits("min", "max"), clips=True)),
-    ("clamp_min", Op(pointwise=True, nonlinear=True, values=_limits("min", ""), clips=True)),
     (
-        """gelu silu hardswish elu selu celu mish softplus log_sigmoid softsign threshold clamp_max exp abs square
-        sqrt pow""",
+        "clamp",
+        Op(
+            pointwise=True,
+            nonlinear=True,
+            numbers="limits",
+            values=limits("min", "max"),
+            integers=_CLIPS,
+        ),
+    ),
+    (
+        "clamp_min",
+        Op(
+            pointwise=True,
+            nonlinear=True,
+            numbers="limits",
+            values=limits("min", ""),
+            integers=_CLIPS,
+        ),
+    ),
+    ("clamp_max", Op(pointwise=True, nonlinear=True, numbers="limits")),
+    ("nan_to_num", Op(numbers="limits")),
+    ("silu", Op(pointwise=True, nonlinear=True, gate="sigmoid")),
+    ("hardswish", Op(pointwise=True, nonlinear=True, gate="hardsigmoid")),
+    (
+        """gelu elu selu celu mish softplus log_sigmoid softsign threshold exp abs square sqrt pow""",
         Op(pointwise=True, nonlinear=True),
     ),
     (
-        """hardshrink log_softmax _log_softmax log log1p expm1 rsqrt sin cos erf reciprocal maximum minimum cumsum
-        norm linalg_vector_norm normalize sign round floor fmod argmax topk sort std var logsumexp where
-        masked_fill glu""",
+        """hardshrink log log1p expm1 rsqrt sin cos erf reciprocal maximum minimum cumsum norm
+        linalg_vector_norm normalize sign round floor fmod argmax topk sort std var logsumexp glu""",
         Op(nonlinear=True),
     ),
+    ("eq ne lt le gt ge", Op(numbers="compared")),
+    ("where masked_fill", Op(nonlinear=True, numbers="replacements")),
+    ("full", Op(numbers="replacements")),
     # norms
     ("layer_norm", Op(norm=Norm("layer-norm", "shape"))),
     ("native_layer_norm", Op(norm=Norm("layer-norm", "shape", "layer_norm"))),
@@ -203,10 +309,12 @@ _ROWS: tuple[tuple[str, Op], ...] = (
     ),
     # what reads shapes and types only
     (
-        """sym_size sym_numel sym_stride size zeros_like ones_like full_like empty_like rand_like randn_like
-        new_zeros new_ones new_full new_empty _assert_tensor_metadata dim is_floating_point""",
-        Op(lends=frozenset({0})),
+        """sym_numel sym_stride zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones
+        new_full new_empty""",
+        Op(lends=_FIRST),
     ),
+    ("sym_size size", Op(lends=_FIRST, measures="dim")),
+    ("_assert_tensor_metadata dim is_floating_point", Op(lends=_FIRST, measures="none")),
 )
 
 
@@ -231,10 +339,22 @@ def row_of(node: fx.Node) -> Op:
     return TABLE.get(op_name(node), UNKNOWN)
 
 
+def is_copy(node: fx.Node) -> bool:
+    """True for an op whose result is what it reads, in eval mode: a copy, a dropout."""
+    move = row_of(node).move
+    return move.order == "places" and not move.casts
+
+
 def norm_of(node: fx.Node, *over: str) -> Norm | None:
     """What a norm normalises by; None for other ops, and where it is not one of ``over``, if any is given."""
     norm = row_of(node).norm
     return norm if norm is not None and (not over or norm.over in over) else None
+
+
+def is_norm(node: fx.Node, *kinds: str) -> bool:
+    """True for a norm of these kinds, as in `Norm.kind`, in the form that users write, which has one result."""
+    norm = row_of(node).norm
+    return norm is not None and norm.kind in kinds and not norm.plain
 
 
 def bounds(node: fx.Node) -> Interval:
@@ -270,83 +390,3 @@ def _is_real(node: fx.Node) -> bool:
     """False for results that cannot carry an affine: a cast to integers rounds it away."""
     value = node.meta.get("val")
     return not isinstance(value, torch.Tensor) or value.is_floating_point()
-
-
-def is_tuple(node: fx.Node) -> bool:
-    """True for ops such as split, whose users are getitems."""
-    return isinstance(node.meta.get("val"), (tuple, list))
-
-
-def producer(node: fx.Node) -> fx.Node:
-    """The op that makes a value: the split itself for a getitem of a split."""
-    if node.op == "call_function" and node.target is operator.getitem:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        return source
-    return node
-
-
-def reads_shape_only(user: fx.Node, position: int) -> bool:
-    """True if ``user`` looks only at the shape or dtype of its argument at ``position``."""
-    return position in row_of(user).lends
-
-
-def operands(node: fx.Node) -> list[fx.Node]:
-    """The activations or parameters whose elements a MOVE, ADD, PRODUCT, MIX... op works on, in order."""
-    op = producer(node)
-    name = op_name(op)
-    if name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack"):
-        parts = op.args[0]
-        assert isinstance(parts, (list, tuple))
-        return [part for part in parts if isinstance(part, fx.Node)]
-    if name in ("add", "sub", "mul", "div"):
-        return [part for part in op.args[:2] if isinstance(part, fx.Node)]
-    first = op.args[0]
-    assert isinstance(first, fx.Node)
-    return [first]
-
-
-def summands(node: fx.Node) -> list[tuple[fx.Node, float]]:
-    """The tensors that an ADD op sums, in order, each with the number that it is multiplied by."""
-    alpha = float(argument(node, "alpha", 1))
-    factors = (1.0, -alpha if op_name(node) == "sub" else alpha)
-    sides = zip(node.args[:2], factors, strict=True)
-    return [(side, factor) for side, factor in sides if isinstance(side, fx.Node)]
-
-
-@dataclass(frozen=True)
-class Use:
-    """One read of a value: ``user`` reads it as argument ``position`` (flat index over nested lists)."""
-
-    user: fx.Node
-    position: int
-
-
-def uses(value: fx.Node) -> list[Use]:
-    """Every read of ``value``, each occurrence counted; a split is replaced by its getitems."""
-    found: list[Use] = []
-    for user in value.users:
-        positions = [index for index, leaf in enumerate(_flat_arguments(user)) if leaf is value]
-        readers = list(user.users) if is_tuple(user) and kind_of_tuple(user) else [user]
-        found += [Use(reader, position) for reader in readers for position in positions]
-    return found
-
-
-def kind_of_tuple(node: fx.Node) -> bool:
-    """True if a tuple-valued op is in the table (so that its getitems can be looked through)."""
-    return row_of(node).kind in (Kind.MOVE, Kind.MONOTONE)
-
-
-def _flat_arguments(node: fx.Node) -> list[Any]:
-    leaves: list[Any] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, (list, tuple)):
-            for part in value:
-                visit(part)
-        else:
-            leaves.append(value)
-
-    visit(list(node.args))
-    visit(list(node.kwargs.values()))
-    return leaves

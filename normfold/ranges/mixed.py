@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from normfold.ir.graph import op_name
 from normfold.ops.linear import linear_of
+from normfold.ops.table import Kind, row_of
 from normfold.ranges.allocate import Choice, Option, frontier
 from normfold.ranges.sensitivity import Layer
 
@@ -109,7 +109,11 @@ def coupled(
 
 def _meetings(node: fx.Node) -> list[fx.Node]:
     """Sums and concatenations that read the result of a linear op directly."""
-    return [user for user in node.users if op_name(user) in ("add", "cat")]
+    return [user for user in node.users if _meets(user)]
+
+
+def _meets(user: fx.Node) -> bool:
+    return row_of(user).kind is Kind.ADD or row_of(user).move.joins
 
 
 def _makers(meeting: fx.Node) -> list[fx.Node]:

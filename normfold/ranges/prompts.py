@@ -8,9 +8,10 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import UsageError
 from normfold.ir import Graph
-from normfold.ir.expressions import is_static
-from normfold.ir.graph import op_name, shape_of
-from normfold.ops.table import operands
+from normfold.ir.graph import shape_of
+from normfold.ops.linear import linear_of
+from normfold.ops.reads import operands
+from normfold.ops.table import Kind, row_of
 
 _COUNT = 64
 
@@ -56,23 +57,11 @@ def _rows(node: fx.Node) -> int:
     while stack:
         current = stack.pop()
         for user in current.users:
-            if op_name(user) == "embedding" and user.args[1] is current and is_static(user.args[0]):
-                return shape_of(user.args[0])[0]  # type: ignore[arg-type]
-            moved = user.op == "call_function" and op_name(user) in _MOVES
+            table = linear_of(user) if row_of(user).lookup else None
+            if table is not None and table.data is current:
+                return shape_of(table.weight)[0]
+            moved = row_of(user).kind is Kind.MOVE
             if moved and current in operands(user) and user not in seen:
                 seen.add(user)
                 stack.append(user)
     return 0
-
-
-_MOVES = {
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "_to_copy",
-    "to",
-    "slice",
-    "alias",
-    "clone",
-    "contiguous",
-}

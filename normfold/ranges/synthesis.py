@@ -28,9 +28,10 @@ from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import op_name, shape_of
+from normfold.ir.graph import shape_of
 from normfold.ir.statistics import Statistics, statistics_of
 from normfold.job import Quantize
+from normfold.ops.table import row_of
 from normfold.progress import Listener, Progress, silent
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
@@ -110,9 +111,7 @@ class Patches:
 
     def __init__(self, graph: Graph) -> None:
         self.nodes = [
-            node
-            for node in graph.nodes
-            if op_name(node) == "scaled_dot_product_attention" and not is_static(node)
+            node for node in graph.nodes if row_of(node).attention and not is_static(node)
         ]
 
     def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor:

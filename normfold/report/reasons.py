@@ -98,7 +98,7 @@ class Reason(Code):
         "unknown-op",
         "an op without a rule stands in the way: it is not in the op table, or it adds the same number to every "
         "channel",
-        "add the op to the table in normfold/ir/ops.py if it moves elements or is linear; write an added "
+        "add the op to the table in normfold/ops/table.py if it moves elements or is linear; write an added "
         "number as a vector with one entry per channel",
     )
     ZERO_SCALE = (

@@ -22,6 +22,7 @@ from normfold.ir import custom_ops, facts
 from normfold.ir.graph import argument, argument_index, is_symbolic, op_name, shape_of
 from normfold.ir.statistics import statistics_of
 from normfold.ops.linear import Linear, linear_of, pads_with_zeros
+from normfold.ops.table import row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, along, require_divisible
 from normfold.rewrite.rewriter import Rewriter
@@ -35,7 +36,7 @@ def into_output(linear: Linear, flow: Flow) -> Edit:
     node, size = linear.node, linear.out_features
     scale = along(flow.scale, linear.out_dim, size, node) if flow.scale else None
     shift = along(flow.shift, linear.out_dim, size, node) if flow.shift else None
-    if shift is not None and linear.bias_position is None and not _can_grow_bias(linear):
+    if shift is not None and not linear.takes_bias:
         raise Blocked(Reason.NO_BIAS, node)
 
     def edit(rewriter: Rewriter) -> None:
@@ -45,7 +46,7 @@ def into_output(linear: Linear, flow: Flow) -> Edit:
         weight = linear_weight(linear)
         if s is not None:
             _set_weight(rewriter, linear, _times(rewriter, linear, weight, s, output=True))
-        if op_name(node) == "embedding":
+        if row_of(node).lookup:
             if t is not None:
                 weight = linear_weight(linear)
                 _set_weight(rewriter, linear, rewriter.expression(aten.add.Tensor, weight, t))
@@ -78,7 +79,7 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
         if how in ("none", "map") or flow.shift is None
         else along(flow.shift, linear.in_dim, size, node)
     )
-    if how in ("bias", "pad") and linear.bias_position is None and not _can_grow_bias(linear):
+    if how in ("bias", "pad") and not linear.takes_bias:
         raise Blocked(Reason.NO_BIAS, node)
 
     def edit(rewriter: Rewriter) -> None:
@@ -147,12 +148,6 @@ def _words(flow: Flow) -> str:
     return " and ".join(
         word for word, part in (("scale", flow.scale), ("shift", flow.shift)) if part
     )
-
-
-def _can_grow_bias(linear: Linear) -> bool:
-    """A matmul by a matrix on the right is a linear without bias, and can become one with bias."""
-    name = op_name(linear.node)
-    return name == "embedding" or (name in ("matmul", "mm") and linear.weight_position == 1)
 
 
 def _set_weight(rewriter: Rewriter, linear: Linear, weight: fx.Node) -> None:

@@ -15,12 +15,13 @@ from torch import fx
 from normfold.ir import facts
 from normfold.ir.custom_ops import channel_affine
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.graph import argument, shape_of
 from normfold.ir.provenance import copy_provenance
 from normfold.ir.sites import AffineOf, affine_sites
 from normfold.ops import layout
 from normfold.ops.linear import Linear, linear_of
-from normfold.ops.table import Kind, row_of, summands
+from normfold.ops.reads import product_of, summands
+from normfold.ops.table import Kind, row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_output, linear_weight
 from normfold.rewrite.flow import Blocked, Coefficient, Flow, Vector
@@ -46,7 +47,7 @@ def merge_branch(affine: fx.Node) -> list[Edit]:
         multiple = None if leaf is affine else _multiple(leaf, affine)
         if multiple is not None:
             other = _Term(leaf, parent, leaf_sign, *multiple)
-            first = op_name(beside) == "sub" and beside.args[0] is affine
+            first = row_of(beside).inverts and beside.args[0] is affine
             kept, gone = (own, other) if first else (other, own)  # 0 - y would cost an op
             return [_add(affine, kept, gone), _detach(gone.node, gone.parent)]
     for leaf, leaf_sign, _ in _leaves(root):
@@ -96,19 +97,19 @@ def _multiple(leaf: fx.Node, affine: fx.Node) -> tuple[Any, Any] | None:
     x, dim = affine.args[0], affine.args[3]
     if leaf is x:
         return None, None
-    name = op_name(leaf)
-    if name == "normfold::channel_affine":
+    if row_of(leaf).kind is Kind.AFFINE:
         own = leaf.args[0] is x and leaf.args[3] == dim
         return (leaf.args[1], leaf.args[2]) if own else None
-    if name not in ("mul", "div") or leaf.kwargs or leaf.meta["val"].dtype != x.meta["val"].dtype:  # type: ignore[union-attr]
+    found = product_of(leaf)
+    if found is None or found.divisors or found.factors.count(x) != 1:  # type: ignore[arg-type]
         return None
-    factor = leaf.args[0] if leaf.args[1] is x and name == "mul" else leaf.args[1]
-    if x not in leaf.args[:2] or factor is x or shape_of(leaf) != shape_of(affine):
+    others = [factor for factor in found.factors if factor is not x]
+    if leaf.meta["val"].dtype != x.meta["val"].dtype or shape_of(leaf) != shape_of(affine):  # type: ignore[union-attr]
         return None
-    if isinstance(factor, (int, float)):
-        return (factor if name == "mul" else 1 / factor, None)
-    single = is_static(factor) and factor.meta["val"].numel() == 1  # type: ignore[union-attr]
-    return (factor, None) if single and name == "mul" else None
+    if not others:
+        return found.number, None
+    single = is_static(others[0]) and others[0].meta["val"].numel() == 1
+    return (others[0], None) if single else None
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _has_centre(linear: Linear, dim: int) -> bool:
     same = (
         shape_of(node) == shape_of(linear.data) and linear.out_dim == dim and linear.in_dim == dim
     )
-    if not same or linear.transposed or linear.in_axis is None or op_name(node) == "embedding":
+    if not same or linear.transposed or linear.in_axis is None:
         return False
     if not linear.kernel:
         return linear.bias_position is not None
@@ -233,7 +234,7 @@ def _detach(summand: fx.Node, parent: fx.Node) -> Edit:
         left, right = parent.args[:2]
         other = right if left is summand else left
         assert isinstance(other, fx.Node)
-        if op_name(parent) == "sub" and left is summand:
+        if row_of(parent).inverts and left is summand:
             other = rewriter.insert_before(parent, aten.neg.default, other)
         rewriter.replace(parent, other)
 

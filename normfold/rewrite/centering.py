@@ -13,7 +13,6 @@ groups that a norm takes its means over there are two choices: *stored* (P x flo
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -24,12 +23,14 @@ from normfold.ir.graph import Graph, argument, op_name, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
-from normfold.ops.table import Kind, kind_of, norm_of, operands, reads_shape_only, uses
+from normfold.ops.reads import operands
+from normfold.ops.table import Kind, is_norm, kind_of, norm_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.closure import Closure
-from normfold.rewrite.commuting import made_into, made_of
-from normfold.rewrite.writers import Writer, reads_as_head, writer_of
+from normfold.spaces.carriers import GROUPS
+from normfold.spaces.traversal import Member, Traversal
+from normfold.spaces.writers import Writer, reads_as_head, writer_of
 
 # in units of what a LayerNorm of equal size saves; measured by benchmarks/norm_costs.py in onnxruntime on x86
 OP_COST, BIAS_COST = 1.0, 0.65
@@ -45,31 +46,29 @@ class Obstacle:
 
 
 @dataclass(eq=False)
-class Member:
+class CentredMember(Member):
     """A tensor with the groups it would be centred over.
 
-    ``writer`` absorbs the centring. Else ``sources`` are the members that the tensor is made of, and
-    ``constants`` the parameters added to it; or ``obstacle`` says why it cannot be made centred. ``readers``
-    are made of it; ``foreign`` lists those that would see its mean missing.
+    ``writer`` absorbs the centring. Else it is made of ``sources`` and ``constants``; or ``obstacle`` says why it
+    cannot be made centred. ``foreign`` lists the readers that would see its mean missing.
     """
 
-    node: fx.Node
-    groups: Tensor
     writer: Writer | None = None
     heads: list[fx.Node] = field(default_factory=list)  # read the writer's table, and are corrected
     free: bool = False  # a norm's core: its mean is zero already
-    sources: list[Member] = field(default_factory=list)
-    constants: list[tuple[fx.Node, Tensor]] = field(default_factory=list)
     obstacle: Obstacle | None = None
-    readers: list[Member] = field(default_factory=list)
     foreign: list[Obstacle] = field(default_factory=list)
+
+    @property
+    def groups(self) -> Tensor:
+        return self.ids
 
     @property
     def elements(self) -> int:
         return torch.Size(shape_of(self.node)).numel()
 
 
-class Centering:
+class Centering(Traversal[CentredMember]):
     """The members of a graph, and the best choice among them.
 
     Args:
@@ -90,57 +89,32 @@ class Centering:
     ) -> None:
         self.graph, self.untie, self.correct_heads = graph, untie, correct_heads
         self.op_cost, self.bias_cost = op_cost, bias_cost
-        self.norms: dict[fx.Node, Member] = {}
-        self._members: dict[tuple[fx.Node, tuple[tuple[int, ...], bytes]], Member] = {}
-        self._queue: deque[Member] = deque()
+        super().__init__(GROUPS, CentredMember)
+        self.norms: dict[fx.Node, CentredMember] = {}
         for node in graph.nodes:
             if is_core(node):
                 source = node.args[0]
                 assert isinstance(source, fx.Node)
                 self.norms[node] = self.member(source, norm_groups(node))
-        while self._queue:
-            self._look_at(self._queue.popleft())
+        self.follow()
         self._require_agreement()
         self.stored, self.copied = self._solve()
 
-    @property
-    def members(self) -> list[Member]:
-        return list(self._members.values())
-
-    def member(self, node: fx.Node, groups: Tensor) -> Member:
-        """The member of a tensor and groups, made (and put in line) when it is new."""
-        groups = grouping.canonical(groups)
-        key = (node, grouping.key(groups))
-        if key not in self._members:
-            self._members[key] = Member(node, groups)
-            self._queue.append(self._members[key])
-        return self._members[key]
+    def member(self, node: fx.Node, ids: Tensor) -> CentredMember:
+        return super().member(node, grouping.canonical(ids))
 
     def gain(self, norm: fx.Node) -> float:
         """What a conversion of ``norm`` saves, in elements touched."""
         elements = torch.Size(shape_of(norm)).numel()
         return elements * (1 - self.bias_cost * (_bias_of(norm) is not None))
 
-    def price(self, member: Member) -> float:
+    def price(self, member: CentredMember) -> float:
         """What one explicit centring op costs, in elements touched."""
         return self.op_cost * member.elements
 
     # -- members ------------------------------------------------------------------------------------
 
-    def _look_at(self, member: Member) -> None:
-        try:
-            self._find_sources(member)
-        except LayoutError as error:
-            moved = kind_of(member.node) is Kind.MOVE
-            reason = Reason.SPANS_TOKENS if moved else Reason.WRITER_FIXED
-            member.obstacle = Obstacle(reason, member.node, str(error))
-        if member.free:  # stored centred is what it is: no reader sees a difference
-            return
-        for use in uses(member.node):
-            if not reads_shape_only(use.user, use.position):
-                self._find_reader(member, use.user, use.position)
-
-    def _find_sources(self, member: Member) -> None:
+    def find_sources(self, member: CentredMember) -> None:
         node, groups = member.node, member.groups
         if (writer := writer_of(node)) is not None:
             self._find_writer(member, writer)
@@ -149,21 +123,25 @@ class Centering:
             member.free = grouping.key(norm_groups(node)) == grouping.key(groups)
         if member.free:
             return
-        parts = list(made_of(node, groups))
-        if not parts:
+        super().find_sources(member)
+        if not member.sources and not member.constants:
             member.obstacle = _no_writer(node)
-        for part, inner in parts:
-            if is_static(part) and not part.meta["val"].is_floating_point():
+        for part, inner in member.constants:
+            if not part.meta["val"].is_floating_point():
                 text = "it takes a constant of integers, which has no mean of its dtype"
                 member.obstacle = Obstacle(Reason.WRITER_FIXED, node, text)
-            elif not is_static(part):
-                member.sources.append(self.member(part, inner))
-            elif grouping.is_simple(inner) or len(grouping.axes(inner)) == 1:
-                member.constants.append((part, inner))
-            else:
+            elif not grouping.is_simple(inner) and len(grouping.axes(inner)) != 1:
                 raise LayoutError("a parameter has groups along several axes")
 
-    def _find_writer(self, member: Member, writer: Writer) -> None:
+    def not_made(self, member: CentredMember, error: LayoutError) -> None:
+        moved = kind_of(member.node) is Kind.MOVE
+        reason = Reason.SPANS_TOKENS if moved else Reason.WRITER_FIXED
+        member.obstacle = Obstacle(reason, member.node, str(error))
+
+    def is_read(self, member: CentredMember) -> bool:
+        return not member.free  # stored centred is what it is: no reader sees a difference
+
+    def _find_writer(self, member: CentredMember, writer: Writer) -> None:
         node = member.node
         if not writer.absorbs(member.groups):
             if grouping.axes(member.groups) == [writer.out_dim]:
@@ -188,7 +166,7 @@ class Centering:
             member.readers += [twin for twin in twins if twin is not None]
         member.writer = writer
 
-    def _twin(self, other: fx.Node, writer: Writer, groups: Tensor) -> Member | None:
+    def _twin(self, other: fx.Node, writer: Writer, groups: Tensor) -> CentredMember | None:
         """The member of another op that writes with the same weight in the same way."""
         theirs = writer_of(other)
         if theirs is None or theirs.weight is not writer.weight or theirs.axis != writer.axis:
@@ -197,22 +175,17 @@ class Centering:
         lined = layout.align(groups, max(rank, groups.dim()))
         return self.member(other, lined) if lined.dim() == rank else None
 
-    def _find_reader(self, member: Member, user: fx.Node, position: int) -> None:
+    def find_reader(self, member: CentredMember, user: fx.Node, position: int) -> None:
         if user.op == "output":
             member.foreign.append(Obstacle(Reason.STREAM_EXPOSED, user))
-            return
-        if user in self.norms and position == 0:
+        elif user in self.norms and position == 0:
             if self.norms[user] is not member and not _inside(norm_groups(user), member.groups):
-                text = "it takes its mean over other features together with these"
-                member.foreign.append(Obstacle(Reason.SEES_MEAN, user, text))
-            return
-        try:
-            carried = made_into(user, member.node, member.groups)
-        except LayoutError as error:
-            member.foreign.append(Obstacle(Reason.SEES_MEAN, user, str(error)))
-            return
-        if carried is not None:
-            member.readers.append(self.member(user, carried))
+                raise LayoutError("it takes its mean over other features together with these")
+        else:
+            super().find_reader(member, user, position)
+
+    def not_read(self, member: CentredMember, user: fx.Node, error: LayoutError) -> None:
+        member.foreign.append(Obstacle(Reason.SEES_MEAN, user, str(error)))
 
     def _require_agreement(self) -> None:
         """What is pushed into a reader must be what the reader pulls: else it would be centred otherwise."""
@@ -224,7 +197,7 @@ class Centering:
 
     # -- the choice ---------------------------------------------------------------------------------
 
-    def _solve(self) -> tuple[set[Member], set[Member]]:
+    def _solve(self) -> tuple[set[CentredMember], set[CentredMember]]:
         closure = Closure()
         for member in self.members:
             stored, copied = (member, "stored"), (member, "copied")
@@ -251,7 +224,7 @@ class Centering:
 
 def is_core(node: fx.Node) -> bool:
     """True for a layer norm on activations, of a width that is known."""
-    if op_name(node) != "layer_norm" or is_static(node):
+    if not is_norm(node, "layer-norm") or is_static(node):
         return False
     return all(isinstance(size, int) for size in argument(node, "normalized_shape"))
 

@@ -24,27 +24,26 @@ from torch import Tensor, fx
 
 from normfold.ir import facts
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import Graph, argument, op_name, shape_of
+from normfold.ir.graph import Graph, argument, shape_of
 from normfold.ir.sites import NormOf, norm_sites
 from normfold.ops import groups as grouping
 from normfold.ops.layout import LayoutError
-from normfold.ops.mixing import mixed
-from normfold.ops.table import Kind, is_tuple, kind_of, operands, producer, uses
+from normfold.ops.reads import is_tuple, operands, producer, uses
+from normfold.ops.table import Kind, is_norm, kind_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.basis import Basis
 from normfold.rewrite.centering import holds_affine
 from normfold.rewrite.narrowing import (
     narrow_sizes,
-    one_axis,
-    parts_of,
     reader_of,
     readers_of_store,
     sees_no_features,
     weight_of,
 )
 from normfold.rewrite.rewriter import Rewriter
-from normfold.rewrite.writers import Writer, writer_of
+from normfold.spaces.carriers import IN_ORDER, made_into, made_of, one_axis
+from normfold.spaces.writers import Writer, writer_of
 
 
 @dataclass(eq=False)
@@ -59,7 +58,7 @@ class Value:
     axis: int
     basis: Basis
     factor: float = 1.0
-    how: Literal["writer", "made", "norm", "border"] = "border"
+    how: Literal["writer", "made", "normalised", "border"] = "border"
     writer: Writer | None = None
     parts: list[Value] = field(default_factory=list)
     constants: list[tuple[fx.Node, int]] = field(default_factory=list)
@@ -80,7 +79,7 @@ class Region:
 
     @property
     def norms(self) -> list[fx.Node]:
-        return [value.node for value in self.values if value.how == "norm"]
+        return [value.node for value in self.values if value.how == "normalised"]
 
     @property
     def ops(self) -> int:
@@ -118,7 +117,7 @@ class Compression:
     # -- values -------------------------------------------------------------------------------------
 
     def _norm(self, node: fx.Node) -> Value | None:
-        if op_name(node) != "rms_norm":
+        if not is_norm(node, "rms-norm"):
             return None
         source = self.values.get(node.args[0])  # type: ignore[arg-type]
         if source is None:
@@ -135,7 +134,7 @@ class Compression:
             self.declined[node] = Decline(Reason.GROUPED_FEATURES, node)
             return None
         basis = source.basis
-        return Value(node, source.axis, basis, source.basis.factor, "norm", parts=[source])
+        return Value(node, source.axis, basis, source.basis.factor, "normalised", parts=[source])
 
     def _centred(self, node: fx.Node) -> Value | None:
         groups = self.groups(node)
@@ -162,9 +161,7 @@ class Compression:
         groups: Tensor | None = torch.zeros(shape, dtype=torch.int64)
         assert groups is not None
         try:
-            groups = (
-                mixed(node, groups) if kind is Kind.MIX else grouping.push(node, first.node, groups)
-            )
+            groups = made_into(node, first.node, groups, IN_ORDER)
         except LayoutError:
             return None
         if groups is None or not one_axis(groups):
@@ -175,7 +172,7 @@ class Compression:
     def _made(self, value: Value, groups: Tensor) -> bool:
         """Find what a value is made of; False if something else is in it, or features are not kept apart."""
         try:
-            parts = list(parts_of(value.node, groups))
+            parts = made_of(value.node, groups, IN_ORDER)
         except LayoutError:
             return False
         for operand, inner in parts:
@@ -226,7 +223,7 @@ class Compression:
             if producer(value.node) is not value.node:
                 found = [self.values.get(user) for user in producer(value.node).users]
                 whole = whole and all(one is not None and one.how == "made" for one in found)
-            if value.how in ("made", "norm") and not whole:
+            if value.how in ("made", "normalised") and not whole:
                 changed = True
                 self._withdraw(value)
         return changed
@@ -234,10 +231,10 @@ class Compression:
     def _withdraw(self, value: Value) -> None:
         """A centred tensor may still be made narrow by an explicit op."""
         value.parts, value.constants, value.writer = [], [], None
-        if self.groups(value.node) is not None and value.how != "norm":
+        if self.groups(value.node) is not None and value.how != "normalised":
             value.how = "border"
         else:
-            if value.how == "norm":
+            if value.how == "normalised":
                 self.declined[value.node] = Decline(Reason.NO_GAIN, value.node)
             del self.values[value.node]
 
@@ -276,7 +273,7 @@ class Compression:
             if not all(one in idle for one in siblings):
                 idle.discard(node)
         for node in idle:
-            if self.values[node].how == "norm":
+            if self.values[node].how == "normalised":
                 self.declined[node] = self._wide_readers(self.values[node])
             del self.values[node]
         return bool(idle)
@@ -287,7 +284,7 @@ class Compression:
             text = f"{len(region.norms)} norms would take {region.ops} explicit ops"
             grouped = next(filter(None, map(self._grouped_source, region.values)), None)
             for value in region.values:
-                if value.how == "norm":
+                if value.how == "normalised":
                     decline = Decline(Reason.NO_GAIN, value.node, text)
                     if grouped is not None:
                         decline = Decline(Reason.GROUPED_FEATURES, grouped, text)
@@ -349,7 +346,7 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
         rewriter.record(f"{node.name}: compressed by an op")
         for user in value.inside:
             rewriter.replace_input(producer(user), node, result)
-    elif value.how == "norm":
+    elif value.how == "normalised":
         source = node.args[0]
         assert isinstance(source, fx.Node)
         eps, dtype = float(argument(node, "eps")), source.meta["val"].dtype
@@ -381,7 +378,7 @@ def narrow(value: Value, rewriter: Rewriter) -> None:
         rewriter.record(f"{node.name}: all features brought back by an op")
         for user in value.outside:
             rewriter.replace_input(producer(user), node, wide)
-    if value.how == "norm":
+    if value.how == "normalised":
         rewriter.replace(node, result, same=False)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, fx
 
 from normfold.ir.graph import op_name, shape_of
 from normfold.ops import layout
+from normfold.ops.attention import rows_sum_to_one
 from normfold.ops.linear import zero_pad_of
-from normfold.ops.table import Kind, operands, producer, row_of
+from normfold.ops.reads import operands, producer, product_of
+from normfold.ops.table import Kind, row_of
 from normfold.report.reasons import Reason
-from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.flow import Blocked, Flow
 
 
@@ -43,16 +42,11 @@ def is_unaffected(user: fx.Node, value: fx.Node, flow: Flow) -> bool:
 
 def factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
     """The factors that a scale may enter, and the number they are multiplied by (None: a tensor)."""
-    if op_name(node) == "neg":
-        return operands(node), -1.0
-    left, right = node.args[:2]
-    if op_name(node) == "div":
-        if node.kwargs.get("rounding_mode") is not None or not isinstance(left, fx.Node):
-            raise Blocked(Reason.NONLINEAR, node)
-        return [left], None if isinstance(right, fx.Node) else 1 / float(right)  # type: ignore[arg-type]
-    nodes = [side for side in (left, right) if isinstance(side, fx.Node)]
-    numbers = [float(side) for side in (left, right) if isinstance(side, (int, float))]
-    return nodes, None if len(nodes) > 1 else math.prod(numbers)
+    found = product_of(node)
+    if found is None or not found.factors:
+        raise Blocked(Reason.NONLINEAR, node)
+    alone = len(found.factors) == 1 and not found.divisors
+    return found.factors, found.number if alone else None
 
 
 def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
@@ -88,7 +82,7 @@ def value_operand(node: fx.Node, flow: Flow) -> tuple[fx.Node, fx.Node]:
     """(weights, features) of a product of activations, by where the features lie."""
     left, right = node.args[0], node.args[1]
     assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-    if op_name(node) == "scaled_dot_product_attention":
+    if row_of(node).attention:
         features = node.args[2]
         assert isinstance(features, fx.Node)
         if any(part is not None and part.ids.shape[-2] > 1 for part in (flow.scale, flow.shift)):
@@ -111,7 +105,7 @@ def through_dot(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
                 raise Blocked(Reason.NONLINEAR, node, "both factors carry the affine")
             flow, place, carrier = pushed[source], name, source
     assert flow is not None
-    attention = op_name(node) == "scaled_dot_product_attention"
+    attention = row_of(node).attention
     if (attention and place != "value") or (not attention and place != "right"):
         raise Blocked(Reason.NONLINEAR, node, "the affine meets the other factor of a product")
     mixed = len(shape_of(carrier)) - 2

@@ -11,9 +11,11 @@ from torch import fx
 
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name, shape_of
-from normfold.ir.intervals import Interval, set_range
+from normfold.ir.graph import shape_of
+from normfold.ir.intervals import set_range
 from normfold.ops.integer_ops import global_pool
+from normfold.ops.mixing import averages_all
+from normfold.ops.table import TABLE, Op, bounds, row_of
 from normfold.rewrite.base import Match, Pass
 from normfold.rewrite.rewriter import Rewriter
 
@@ -33,16 +35,16 @@ class IntegerForms(Pass):
         for node in list(graph.nodes):
             if node.op != "call_function" or is_static(node):
                 continue
-            if op_name(node) == "silu" or _pools_all(node):
+            if _gate(node) is not None or averages_all(node):
                 yield Match(node)
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node, source = match.node, match.node.args[0]
         assert isinstance(source, fx.Node)
-        if op_name(node) == "silu":
-            result = gate = rewriter.insert_before(node, _aten.sigmoid.default, source)
+        if _gate(node) is not None:
+            gate = rewriter.insert_before(node, getattr(_aten, row_of(node).gate).default, source)
             result = rewriter.insert_before(node, _aten.mul.Tensor, source, gate)
-            set_range(gate, Interval(0.0, 1.0))
+            set_range(gate, bounds(gate))
         else:
             result = rewriter.insert_before(node, global_pool, source)
             facts.carry(node, result)
@@ -52,14 +54,7 @@ class IntegerForms(Pass):
         rewriter.record(f"{match.path}: in a form with integer kernels")
 
 
-def _pools_all(node: fx.Node) -> bool:
-    """True for a mean over all axes behind the channels."""
-    if op_name(node) != "mean" and not op_name(node).startswith("adaptive_avg_pool"):
-        return False
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    rank = len(shape_of(source))
-    if op_name(node) == "mean":
-        dims = argument(node, "dim") or ()
-        return rank > 2 and sorted(dim % rank for dim in dims) == list(range(2, rank))
-    return all(size == 1 for size in argument(node, "output_size"))
+def _gate(node: fx.Node) -> Op | None:
+    """The row of g in an op x g(x), where integer kernels look g up."""
+    gate = TABLE.get(row_of(node).gate)
+    return gate if gate is not None and gate.integers.kernel == "table" else None

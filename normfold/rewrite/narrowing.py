@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name, shape_of
-from normfold.ops import groups as grouping
+from normfold.ir.graph import shape_of
 from normfold.ops.linear import linear_of
-from normfold.ops.mixing import through_mix
-from normfold.ops.table import Kind, Use, kind_of, operands, producer, row_of
-from normfold.rewrite.writers import writer_of
+from normfold.ops.reads import Use, reads_no_size
+from normfold.ops.table import Kind, kind_of, row_of
+from normfold.spaces.writers import writer_of
 
 
 @dataclass(frozen=True)
@@ -61,75 +60,14 @@ def readers_of_store(weight: fx.Node | None) -> set[fx.Node]:
     return found
 
 
-def one_axis(groups: Tensor) -> bool:
-    return grouping.is_simple(groups) and len(grouping.axes(groups)) == 1
-
-
 def sees_no_features(use: Use, axis: int) -> bool:
     """True if a reader looks only at the dtype, or at the size of another axis."""
-    name = op_name(use.user)
-    if name == "sym_size":
-        rank = use.user.args[0].meta["val"].dim()  # type: ignore[union-attr]
-        return int(argument(use.user, "dim")) % rank != axis  # type: ignore[no-any-return]
-    return name == "_assert_tensor_metadata" or (name == "type_as" and use.position == 1)
-
-
-def parts_of(node: fx.Node, groups: Tensor) -> list[tuple[fx.Node, Tensor]]:
-    """What ``node`` is made of by an op that keeps features apart and in order; nothing for other ops."""
-    (axis,) = grouping.axes(groups)
-    match kind_of(node):
-        case Kind.MOVE:
-            parts = grouping.pull(node, groups)
-            kept = all(one_axis(inner) and _keeps(node, axis, inner) for _, inner in parts)
-            return parts if kept else []
-        case Kind.ADD if len(operands(node)) == 2:
-            return [(part, grouping.for_operand(groups, part)) for part in operands(node)]
-        case Kind.PRODUCT:
-            # the other factors are the same for every feature: else it would not be centred
-            wide = [part for part in operands(node) if _width(part, axis, groups.dim()) > 1]
-            return [
-                (part, grouping.for_operand(groups, part)) for part in wide[:1] if len(wide) == 1
-            ]
-        case Kind.MIX:
-            return [(operands(node)[0], through_mix(node, groups))]
-        case Kind.AFFINE if node.args[1] is None and node.args[3] == axis:
-            x, _, shift, _ = node.args
-            return [(x, groups), (shift, groups.reshape(-1))]  # type: ignore[list-item]
-    return []
-
-
-def _width(node: fx.Node, axis: int, rank: int) -> int:
-    shape = shape_of(node)
-    at = axis - rank + len(shape)
-    return shape[at] if at >= 0 else 1
-
-
-def _keeps(node: fx.Node, axis: int, inner: Tensor) -> bool:
-    """True if a movement needs no change but of its size at ``axis`` to move d - 1 features likewise."""
-    op = producer(node)
-    name, row, (source,) = op_name(op), row_of(op), grouping.axes(inner)
-    rank = inner.dim()
-    if row.sizeless:
-        return True
-    if row.sizes is not None:
-        size: Any = op.args[row.sizes][axis]  # type: ignore[index]
-        return isinstance(size, int) and size in (-1, inner.shape[source])
-    if name == "stack":
-        return int(argument(op, "dim", 0)) % (rank + 1) != axis
-    if row.along:
-        return int(argument(op, row.along, 0)) % rank != source
-    if name in ("roll", "flip"):
-        dims: Any = argument(op, "dims")
-        return bool(dims) and all(int(dim) % rank != source for dim in dims)
-    if name in ("pad", "constant_pad_nd"):
-        widths = argument(op, "pad")
-        return all(width == 0 for width in widths[2 * (rank - 1 - source) :][:2])
-    return name == "index" and source >= len(argument(op, "indices"))
+    return reads_no_size(use.user, use.position, axis)
 
 
 def narrow_sizes(node: fx.Node, axis: int, width: int, kept: int) -> list[Any] | None:
     """The sizes that a reshape or expand is given, with ``kept`` features instead of ``width``."""
-    at = row_of(node).sizes
+    at = row_of(node).move.sizes
     if at is None:
         return None
     sizes: list[Any] = list(node.args[at])  # type: ignore[arg-type]

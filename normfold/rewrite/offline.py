@@ -17,10 +17,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from normfold.ir import Graph, Site
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir.graph import argument, is_symbolic, shape_of
 from normfold.ir.sites import norm_sites
 from normfold.nn import KINDS as KINDS_BY_NAME
 from normfold.nn import OfflineNorm, PRepBN
+from normfold.ops.table import Kind, is_norm, row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.calibration import Fit, measure
@@ -67,7 +68,7 @@ class Slot:
 def slots(graph: Graph) -> list[Slot]:
     """Every LayerNorm of a graph, in order."""
     return [
-        _slot(node) for node in graph.nodes if op_name(node) == "layer_norm" and not is_static(node)
+        _slot(node) for node in graph.nodes if is_norm(node, "layer-norm") and not is_static(node)
     ]
 
 
@@ -81,11 +82,7 @@ def selected(slot: Slot, patterns: Sequence[str]) -> bool:
 def _slot(node: fx.Node) -> Slot:
     """The norm with the gain and bias that canonicalize has split off, where nothing else reads it."""
     users, last = list(node.users), len(shape_of(node)) - 1
-    own = (
-        len(users) == 1
-        and op_name(users[0]) == "normfold::channel_affine"
-        and users[0].args[3] == last
-    )
+    own = len(users) == 1 and row_of(users[0]).kind is Kind.AFFINE and users[0].args[3] == last
     sites = norm_sites(node)
     return Slot(node, users[0] if own else node, sites)
 

@@ -20,14 +20,15 @@ from torch import Tensor, fx
 
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir.graph import argument, is_symbolic, shape_of
 from normfold.ops import groups as grouping
 from normfold.ops.integers import StaysFloat
-from normfold.ops.layout import LayoutError
-from normfold.ops.table import is_tuple
+from normfold.ops.reads import is_tuple
+from normfold.ops.table import is_norm
 from normfold.rewrite.basis import Basis, Emit, Name
-from normfold.rewrite.narrowing import one_axis, parts_of
 from normfold.rewrite.rewriter import Rewriter
+from normfold.spaces.carriers import IN_ORDER
+from normfold.spaces.traversal import Member, Traversal
 
 aten = torch.ops.aten
 
@@ -137,26 +138,31 @@ class Rotation(Basis):
         return result if last else emit(aten.transpose.int, result, axis, rank - 1)
 
 
+class _Streams(Traversal[Member]):
+    """What RMSNorms read, and what that is made of."""
+
+    def find_sources(self, member: Member) -> None:
+        if not is_tuple(member.node):
+            super().find_sources(member)
+
+    def is_read(self, member: Member) -> bool:
+        return False
+
+
 def rotatable(graph: Graph) -> dict[fx.Node, Tensor]:
     """Groups of the features of tensors that RMSNorms without gain read, and of what those are sums of."""
-    found: dict[fx.Node, Tensor] = {}
-    stack: list[tuple[fx.Node, Tensor]] = []
+    streams = _Streams(IN_ORDER, Member)
     for node in graph.nodes:
-        if op_name(node) == "rms_norm" and not is_static(node) and _bare(node):
+        if is_norm(node, "rms-norm") and not is_static(node) and _bare(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            width = shape_of(source)[-1]
-            stack.append((source, grouping.over_last(len(shape_of(source)), [width])))
-    while stack:
-        node, groups = stack.pop()
-        if node in found or node.op != "call_function" or is_static(node) or is_tuple(node):
-            continue
-        found[node] = groups
-        try:
-            parts = parts_of(node, groups)
-        except LayoutError:
-            continue
-        stack += [(part, inner) for part, inner in parts if not is_static(part) and one_axis(inner)]
+            rank, width = len(shape_of(source)), shape_of(source)[-1]
+            streams.member(source, grouping.over_last(rank, [width]))
+    streams.follow()
+    found: dict[fx.Node, Tensor] = {}
+    for member in streams.members:
+        if member.node.op == "call_function" and not is_tuple(member.node):
+            found.setdefault(member.node, member.ids)
     return found
 
 

@@ -12,7 +12,7 @@ from normfold.report.reasons import Reason
 from normfold.rewrite.base import Decline
 from normfold.rewrite.centering import (
     Centering,
-    Member,
+    CentredMember,
     Obstacle,
     affine_of,
     convertible,
@@ -26,13 +26,13 @@ class Stream:
     """Norms that are converted together. ``stored`` are the members that flow centred."""
 
     norms: list[fx.Node] = field(default_factory=list)
-    input_of: dict[fx.Node, Member] = field(default_factory=dict)
-    stored: list[Member] = field(default_factory=list)
+    input_of: dict[fx.Node, CentredMember] = field(default_factory=dict)
+    stored: list[CentredMember] = field(default_factory=list)
 
 
 def streams(centering: Centering) -> list[Stream]:
     """The streams that the cut chose, in graph order. Members hang together if one is made of the other."""
-    found: dict[Member, Stream] = {}  # by any member
+    found: dict[CentredMember, Stream] = {}  # by any member
     for member in centering.members:
         stack, stream = ([] if member in found else [member]), Stream()
         while stack:
@@ -66,7 +66,7 @@ def why_not(centering: Centering, norm: fx.Node) -> Decline:
     return Decline(obstacle.reason, obstacle.node, obstacle.detail)
 
 
-def _seen_by(member: Member) -> Obstacle | None:
+def _seen_by(member: CentredMember) -> Obstacle | None:
     """The nearest reader that must see the mean, downstream of the member."""
     seen, queue = {member}, deque([member])
     while queue:
@@ -82,7 +82,7 @@ def _seen_by(member: Member) -> Obstacle | None:
     return None
 
 
-def _written_by(member: Member) -> Obstacle | None:
+def _written_by(member: CentredMember) -> Obstacle | None:
     """The nearest tensor upstream of the member that cannot be stored centred."""
     seen, queue = {member}, deque([member])
     while queue:

@@ -12,28 +12,20 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from normfold.ir import Site
 from normfold.ir.expressions import is_static, sharers
-from normfold.ir.graph import Graph, argument, op_name, shape_of
+from normfold.ir.graph import Graph, shape_of
 from normfold.ops import layout
+from normfold.ops.attention import rows_sum_to_one
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of, zero_pad_of
 from normfold.ops.mixing import keeps_constants, mixed, through_mix
-from normfold.ops.table import (
-    Kind,
-    kind_of,
-    norm_of,
-    operands,
-    producer,
-    reads_shape_only,
-    summands,
-    uses,
-)
+from normfold.ops.reads import operands, producer, reads_shape_only, summands, uses
+from normfold.ops.table import Kind, kind_of, norm_of, row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_input, into_output, restated
-from normfold.rewrite.attention import rows_sum_to_one
 from normfold.rewrite.compose import into_affine, into_constant, pad_with_shift
 from normfold.rewrite.crossing import (
     blocked_by,
@@ -151,7 +143,7 @@ class Transport:
     def _require_own_weight(self, weight: fx.Node, node: fx.Node) -> None:
         """A shared weight is copied for the op that changes; not so an embedding table, or when forbidden."""
         others = sharers(weight) - {node}
-        tied = {op_name(other) for other in (*others, node)} & {"embedding"}
+        tied = any(row_of(other).lookup for other in (*others, node))
         if others and not (self.untie if tied else self.copy_shared):
             raise Blocked(Reason.PARAMETER_SHARED, node, f"also read by `{min(others).name}`")
 
@@ -308,11 +300,8 @@ class Transport:
         ):
             raise Blocked(Reason.AXIS_MISMATCH, node, "its operands carry different affines")
         source, flow = carried[0]
-        dim = int(argument(node, "dim", 0)) % len(shape_of(node))
-        along_features = any(
-            part is not None and op_name(node) != "stack" and part.ids.shape[dim] > 1
-            for part in (flow.scale, flow.shift)
-        )
+        parts = [part.ids for part in (flow.scale, flow.shift) if part is not None]
+        along_features = any(layout.beside(node, ids) is None for ids in parts)
         if along_features or any(
             id(other) != id(source) and other in self._pushed for other in sources
         ):
@@ -325,7 +314,7 @@ class Transport:
         for other in sources:  # joined along tokens: the other parts take the inverse
             if other is not source:
                 self._inverses += self.pull(other, flow.inverse(node), node)
-        return flow if op_name(node) != "stack" else flow.map(lambda ids: ids.unsqueeze(dim))
+        return flow.map(lambda ids: _joined(node, ids))
 
     def _push_sum(self, node: fx.Node) -> Flow:
         """(s x + t) + y = s (x + y / s) + t: a shift passes alone, a scale when y takes the inverse."""
@@ -387,6 +376,13 @@ class Transport:
             self._pulled = before
             return False
         return True
+
+
+def _joined(node: fx.Node, ids: Tensor) -> Tensor:
+    """Layout of what a cat or stack makes of operands with equal layouts, along an axis without features."""
+    found = layout.beside(node, ids)
+    assert found is not None
+    return found
 
 
 def _as_blocked(error: Blocked | LayoutError, node: fx.Node) -> Blocked:

@@ -1,25 +1,26 @@
 """Feature spaces: tensors that share one set of features, with their writers, readers and symmetry.
 
-A space is found from one tensor and its feature axis by flooding, in both directions, through every op that
-keeps features apart (movement, sums, averages, products with a number). What produces a member by other
+A space is found from one tensor and its feature axis, in both directions, through every op that a matrix of
+features commutes with (`carriers`). What produces a member by other
 means is a writer, what consumes one is a reader. The readers and writers decide the symmetry: which
 transforms of the coordinates nobody sees, or everybody can absorb.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import Graph, argument, op_name, shape_of
+from normfold.ir.graph import Graph, argument, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
 from normfold.ops.linear import Linear, linear_of
-from normfold.ops.mixing import mixed, through_mix
-from normfold.ops.table import Kind, kind_of, norm_of, operands, producer, reads_shape_only, uses
+from normfold.ops.reads import producer
+from normfold.ops.table import Kind, kind_of, norm_of
+from normfold.spaces.carriers import FEATURES
 from normfold.spaces.symmetry import (
     HOMOGENEOUS,
     LAYER_NORM,
@@ -27,27 +28,81 @@ from normfold.spaces.symmetry import (
     LINEAR,
     NONE,
     PER_CHANNEL,
+    PER_FACTOR,
     POINTWISE,
     RMS_NORM,
     RMS_NORM_WITH_GAIN,
     Symmetry,
     common,
 )
+from normfold.spaces.traversal import Member, Traversal
 
 
 @dataclass
 class Space:
-    """One feature space. ``members`` maps each tensor to its layout; readers may appear several times."""
+    """One feature space. ``members`` maps each tensor to its layout; readers may appear several times.
+
+    ``tangled``: some tensor holds the features in two orders, as ``x + roll(x)`` does.
+    """
 
     width: int
     members: dict[fx.Node, Tensor] = field(default_factory=dict)
     writers: list[fx.Node] = field(default_factory=list)
     readers: list[fx.Node] = field(default_factory=list)
+    tangled: bool = False
 
     @property
     def symmetry(self) -> Symmetry:
         """What every reader and writer leaves."""
-        return common([*map(_written, self.writers), *map(_read, self.readers)])
+        return NONE if self.tangled else common(self._ends().values())
+
+    @property
+    def held_by(self) -> list[fx.Node]:
+        """The readers and writers that leave least: none leaves a part only of what they do."""
+        ends = self._ends()
+        return [node for node in ends if not any(other < ends[node] for other in ends.values())]
+
+    def _ends(self) -> dict[fx.Node, Symmetry]:
+        ends = [(node, _written(node)) for node in self.writers]
+        ends += [(node, _read(node)) for node in self.readers]
+        found: dict[fx.Node, Symmetry] = {}
+        for node, left in ends:
+            found[node] = found.get(node, left) & left
+        return found
+
+
+class _Features(Traversal[Member]):
+    """The tensors that hold the features of one space, whole and unmixed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(FEATURES, Member)
+        self.space = Space(width)
+
+    def member(self, node: fx.Node, ids: Tensor) -> Member:
+        if bool((ids < 0).any()) or ids.unique().numel() != self.space.width:
+            raise LayoutError("it holds only some of the features, or others beside them")
+        known = self.space.members.setdefault(node, ids)
+        if not torch.equal(*torch.broadcast_tensors(known, ids)):
+            self.space.tangled = True
+            raise LayoutError("it holds the features in two orders")
+        return super().member(node, known)
+
+    def find_sources(self, member: Member) -> None:
+        super().find_sources(member)
+        self.space.writers += [node for node, _ in member.constants]
+        if not member.sources and not member.constants:
+            self.space.writers.append(member.node)
+
+    def not_made(self, member: Member, error: LayoutError) -> None:
+        self.space.writers.append(member.node)
+
+    def not_read(self, member: Member, user: fx.Node, error: LayoutError) -> None:
+        self.space.readers.append(user)
+
+    def find_reader(self, member: Member, user: fx.Node, position: int) -> None:
+        if user.op == "output":
+            raise LayoutError("it is an output of the network")
+        super().find_reader(member, user, position)
 
 
 def space_of(value: fx.Node, dim: int) -> Space:
@@ -56,75 +111,10 @@ def space_of(value: fx.Node, dim: int) -> Space:
     Tensors that see only part of the features, or see them mixed up with others, count as readers.
     """
     width = shape_of(value)[dim]
-    space = Space(width)
-    stack = [(value, layout.channel(len(shape_of(value)), dim, width))]
-    while stack:
-        node, ids = stack.pop()
-        if node in space.members:
-            continue
-        space.members[node] = ids
-        stack += _upstream(node, ids, space)
-        stack += _downstream(node, ids, space)
-    return space
-
-
-def _upstream(node: fx.Node, ids: Tensor, space: Space) -> Iterator[tuple[fx.Node, Tensor]]:
-    try:
-        sources = list(_sources(node, ids))
-    except LayoutError:
-        sources = []
-    if not sources or any(_incomplete(part, space.width) for _, part in sources):
-        space.writers.append(node)
-        return
-    for source, part in sources:
-        if is_static(source):
-            space.writers.append(source)
-        else:
-            yield source, part
-
-
-def _sources(node: fx.Node, ids: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
-    """The tensors that hold the same features in front of ``node``; none if ``node`` writes the space."""
-    kind = kind_of(node) if not is_static(node) else Kind.STOP
-    if kind is Kind.MOVE:
-        yield from layout.pull(node, ids)
-    elif kind is Kind.ADD or (kind is Kind.PRODUCT and len(operands(node)) == 1):
-        for operand in operands(node):
-            yield operand, layout.for_operand(ids, operand)
-    elif kind is Kind.MIX:
-        yield operands(node)[0], through_mix(node, ids)
-
-
-def _downstream(node: fx.Node, ids: Tensor, space: Space) -> Iterator[tuple[fx.Node, Tensor]]:
-    for use in uses(node):
-        user = use.user
-        if reads_shape_only(user, use.position):
-            continue
-        try:
-            carried = _carried(user, node, ids)
-        except LayoutError:
-            carried = None
-        if carried is None or _incomplete(carried, space.width):
-            space.readers.append(user)
-        else:
-            yield user, carried
-
-
-def _carried(user: fx.Node, node: fx.Node, ids: Tensor) -> Tensor | None:
-    kind = kind_of(user)
-    if kind is Kind.MOVE:
-        joined = op_name(user) in ("cat", "concat") and len(operands(user)) > 1
-        if joined and ids.shape[int(argument(user, "dim", 0)) % ids.dim()] == 1:
-            return ids  # joined along another axis: the other parts are of the same space
-        return layout.push(user, node, ids)
-    if kind is Kind.ADD or (kind is Kind.PRODUCT and len(operands(user)) == 1):
-        return layout.align(ids, len(shape_of(user)))
-    return mixed(user, ids) if kind is Kind.MIX else None
-
-
-def _incomplete(ids: Tensor, width: int) -> bool:
-    """True if a tensor holds only some of the features, or holds others beside them."""
-    return bool((ids < 0).any()) or ids.unique().numel() != width
+    features = _Features(width)
+    features.member(value, layout.channel(len(shape_of(value)), dim, width))
+    features.follow()
+    return features.space
 
 
 def _written(node: fx.Node) -> Symmetry:
@@ -151,6 +141,8 @@ def _read(node: fx.Node) -> Symmetry:
 
 def _passes(node: fx.Node) -> Symmetry:
     """What commutes with an op that works on every feature by itself."""
+    if kind_of(node) is Kind.PRODUCT and any(map(is_static, node.all_input_nodes)):
+        return PER_FACTOR
     if norm_of(producer(node), "batch") or kind_of(node) is Kind.AFFINE:
         return PER_CHANNEL
     return HOMOGENEOUS if kind_of(node) in (Kind.HOMOGENEOUS, Kind.MONOTONE) else POINTWISE

@@ -51,6 +51,7 @@ def symmetry(*families: Transform) -> Symmetry:
 NONE = symmetry()
 LINEAR = symmetry(Transform.INVERTIBLE, Transform.SHIFT)  # its weight and bias take anything
 PER_CHANNEL = symmetry(Transform.PERMUTATION, Transform.DIAGONAL, Transform.SHIFT)
+PER_FACTOR = symmetry(Transform.PERMUTATION, Transform.DIAGONAL)  # a number per channel
 HOMOGENEOUS = symmetry(Transform.PERMUTATION, Transform.POSITIVE_DIAGONAL)
 POINTWISE = symmetry(Transform.PERMUTATION)
 LAYER_NORM = symmetry(Transform.ORTHOGONAL_FIXING_ONE, Transform.SCALE, Transform.SHIFT_OF_ALL)

@@ -17,7 +17,7 @@ from normfold.ir import Graph
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import argument, op_name
 from normfold.ir.provenance import call_path
-from normfold.ops.table import norm_of
+from normfold.ops.table import Kind, norm_of, row_of
 from normfold.targets.places import (
     Affine,
     Left,
@@ -27,12 +27,10 @@ from normfold.targets.places import (
     inside,
     is_tensor,
     passes,
-    plain_name,
+    same_op,
 )
 from normfold.targets.slots import Slots, arguments, own, refusal
 from normfold.targets.surgery import RMSNorm, Surgery
-
-_GAINS, _SHIFTS = ("mul", "div"), ("add", "sub")
 
 
 class Attribution:
@@ -74,8 +72,8 @@ class Attribution:
         for node in self.captured.nodes:
             if not computes(node):
                 continue
-            name, twin = op_name(node), mine.get(node.name)
-            if twin is not None and plain_name(twin) != plain_name(node):
+            twin = mine.get(node.name)
+            if twin is not None and not same_op(twin, node):
                 twin = None
             if twin is not None:
                 theirs.add(node.name)
@@ -89,7 +87,7 @@ class Attribution:
                 self.slots.pair(node, twin)
             elif any(is_static(value) for value in arguments(node).values()):
                 self._place(node).lost.append(node)
-            elif name == "add" and len(node.all_input_nodes) == 2:
+            elif _adds(node) and len(node.all_input_nodes) == 2:
                 self._merged(node)
         for node in mine.values():
             if node.name not in theirs and not passes(node):
@@ -110,14 +108,14 @@ class Attribution:
         if not (place.cores or place.lost or place.left):
             return
         for node in place.lost:
-            if op_name(node) not in _GAINS + _SHIFTS:
+            if row_of(node).kind not in (Kind.PRODUCT, Kind.ADD):
                 raise refusal(f"`{op_name(node)}` of `{place.path}` is not there any more")
         if len(place.cores) > 1:
             self._assemble_many(place)
             return
         left = Left(place, self.slots)
         core = place.cores[0] if place.cores else None
-        became = left.core is not None and op_name(left.core) in ("rms_norm", "_fused_rms_norm")
+        became = left.core is not None and _kind(left.core) == "rms-norm"
         if became and self._kind(place, core) != "rms-norm":
             assert left.core is not None
             self._became_rms(place, left)
@@ -136,8 +134,7 @@ class Attribution:
 
     def _kind(self, place: Place, core: fx.Node | None) -> str:
         if core is not None:
-            norm = norm_of(core)
-            return norm.kind if norm is not None else "batch-norm"
+            return _kind(core)
         site = self.result.sites.get(place.path) or self.result.sites.get(place.module)
         return "" if site is None else site.kind
 
@@ -218,24 +215,22 @@ class Attribution:
 
     def _arithmetic(self, place: Place, affine: Affine) -> None:
         """Give the scales and shifts of a place what is left: the first of each takes it, others nothing."""
-        order = [op_name(node) in _GAINS for node in place.lost]
+        order = [row_of(node).kind is Kind.PRODUCT for node in place.lost]
         scale, shift = affine.scale, affine.shift
         if shift is not None and scale is not None and order[:1] == [False]:
             shift = shift / scale  # g (x + s)
         for node, gains in zip(place.lost, order, strict=True):
-            name, value = op_name(node), scale if gains else shift
+            value = scale if gains else shift
             if gains:
                 scale = None
             else:
                 shift = None
             reads = [part for part in arguments(node).values() if is_static(part)]
             if value is not None and argument(node, "alpha", 1) != 1:
-                raise refusal(f"`{name}` of `{place.path}` scales what it adds")
+                raise refusal(f"`{op_name(node)}` of `{place.path}` scales what it adds")
             given: float | Tensor = (1.0 if gains else 0.0) if value is None else value
-            if name == "div":
-                given = 1 / given
-            elif name == "sub":
-                given = -given
+            if row_of(node).inverts:
+                given = 1 / given if gains else -given
             self.slots.assign(reads[0], given, node)
         if scale is not None or shift is not None:
             what = "scale" if scale is not None else "shift"
@@ -300,3 +295,14 @@ class Attribution:
                 made = f"{call_path(source).split('@')[0]}.bias"
                 if made in self.surgery.made:
                     self.surgery.moves[made] = bias
+
+
+def _kind(core: fx.Node) -> str:
+    norm = norm_of(core)
+    assert norm is not None
+    return norm.kind
+
+
+def _adds(node: fx.Node) -> bool:
+    row = row_of(node)
+    return row.kind is Kind.ADD and not row.inverts

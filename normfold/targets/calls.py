@@ -10,8 +10,9 @@ from torch import fx
 
 from normfold.ir import facts
 from normfold.ir.facts import Fact
-from normfold.ir.graph import op_name
+from normfold.ir.graph import argument, op_name
 from normfold.ir.provenance import copy_provenance
+from normfold.ops.table import norm_of
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,10 @@ def loosen_views(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
+
+
+def state_eps(node: fx.Node, dtype: torch.dtype) -> None:
+    """Give an RMS norm without an eps the one that torch chooses by the type ``dtype``."""
+    if norm_of(node, "shape") and argument(node, "eps") is None:
+        node.args = (*node.args[:2], argument(node, "weight"), torch.finfo(dtype).eps)
+        node.kwargs = {}

@@ -9,11 +9,10 @@ from torch import fx, nn
 
 from normfold.ir import Graph
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name
+from normfold.ir.graph import argument
 from normfold.ir.provenance import module_path
+from normfold.ops.linear import linear_of
 from normfold.targets.surgery import Surgery
-
-_LAYERS = {"conv1d": "Conv1d", "conv2d": "Conv2d", "conv3d": "Conv3d", "linear": "Linear"}
 
 
 def made_plain(
@@ -39,20 +38,22 @@ def made_plain(
 
 def _made_layer(path: str, result: Graph, surgery: Surgery, node: fx.Node) -> bool:
     """A layer of torch in place of a module that is one op."""
-    layer = _LAYERS.get(op_name(node))
     ops = [
         other
         for other in result.nodes
         if other.op == "call_function" and not is_static(other) and module_path(other) == path
     ]
     twin = next((other for other in ops if other.name == node.name), None)
-    if layer is None or twin is None or len(ops) != 1:
+    linear = linear_of(twin) if twin is not None else None
+    if twin is None or linear is None or len(ops) != 1:
+        return False
+    if linear.transposed or (linear.weight_position, linear.bias_position) != (1, 2):
         return False
     weight = argument(twin, "weight").meta["val"]
     bias, dtype = argument(twin, "bias") is not None, ""
     if weight.dtype != torch.float32:
         dtype = f", dtype={weight.dtype}"
-    if layer == "Linear":
+    if not linear.kernel:
         text = f"nn.Linear({weight.shape[1]}, {weight.shape[0]}, bias={bias}{dtype})"
     else:
         groups = int(argument(twin, "groups"))
@@ -60,8 +61,8 @@ def _made_layer(path: str, result: Graph, surgery: Surgery, node: fx.Node) -> bo
             f"{part}={_pair(argument(twin, part))!r}" for part in ("stride", "padding", "dilation")
         )
         text = (
-            f"nn.{layer}({weight.shape[1] * groups}, {weight.shape[0]}, {tuple(weight.shape[2:])}, {parts}, "
-            f"groups={groups}, bias={bias}{dtype})"
+            f"nn.Conv{linear.kernel}d({weight.shape[1] * groups}, {weight.shape[0]}, "
+            f"{tuple(weight.shape[2:])}, {parts}, groups={groups}, bias={bias}{dtype})"
         )
     surgery.layers[path] = text
     return True

@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from normfold.ir.expressions import fetch
-from normfold.ir.graph import Graph, argument, op_name
+from normfold.ir.graph import Graph, op_name
 from normfold.ir.provenance import source_line
+from normfold.ops.table import row_of
 from normfold.target import Target
+from normfold.targets.calls import state_eps
 
 _HALF = (torch.float16, torch.bfloat16)
-_CASTS = {"to", "_to_copy", "type_as"}
 
 
 def widened(graph: Graph, target: Target) -> tuple[Graph, str]:
@@ -62,15 +63,13 @@ def _store(
 
 def _widen(node: fx.Node, lacking: set[torch.dtype]) -> None:
     before = _types(node)
-    if op_name(node) == "rms_norm" and argument(node, "eps") is None and before & lacking:
-        (dtype,) = before  # by which torch chooses it
-        node.args = (*node.args[:2], argument(node, "weight"), torch.finfo(dtype).eps)
-        node.kwargs = {}
+    for dtype in before & lacking:
+        state_eps(node, dtype)
     wide = _turn(lacking)
     node.args, node.kwargs = pytree.tree_map(wide, (node.args, node.kwargs))
     if "val" in node.meta:
         node.meta["val"] = pytree.tree_map(wide, node.meta["val"])
-    if node.op == "call_function" and op_name(node) in _CASTS and node.all_input_nodes:
+    if node.op == "call_function" and row_of(node).move.casts and node.all_input_nodes:
         source = node.all_input_nodes[0]
         if before & lacking and _types(source) == _types(node):
             node.replace_all_uses_with(source)

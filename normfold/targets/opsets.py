@@ -6,18 +6,19 @@ import torch
 
 from normfold.errors import UsageError
 from normfold.ir.graph import Graph, op_name
+from normfold.ops.table import norm_of
 from normfold.target import Target
 
 # torch implements its translations at 18; below, a version converter would rewrite our file
 OLDEST_OPSET = 18
 _BLOCKS_OPSET = 21
 _BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
-_RMS_NORM = {"rms_norm", "_fused_rms_norm"}
 
 
 def default_opset(graph: Graph, target: Target) -> int:
     """The oldest opset that holds each norm of ``graph`` as one op for this runtime."""
-    has_rms = any(op_name(node) in _RMS_NORM for node in graph.nodes)
+    norms = (norm_of(node) for node in graph.nodes)
+    has_rms = any(norm is not None and norm.kind == "rms-norm" for norm in norms)
     oldest = target.rms_opset if has_rms else target.opset
     oldest = max(oldest, _BLOCKS_OPSET) if has_blocks(graph) else oldest
     return max(oldest, _BF16_OPSET) if _has_bf16(graph) else oldest

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, op_name
+from normfold.ir.graph import argument, op_name, shape_of
 from normfold.ir.provenance import module_path
-from normfold.ops.table import Kind, norm_of, row_of
+from normfold.ops.layout import axis_before
+from normfold.ops.reads import reads_shape_only
+from normfold.ops.table import Kind, Op, norm_of, row_of
 from normfold.targets.slots import Slots, arguments, own, refusal
 
 
 def passes(node: fx.Node) -> bool:
     """True for an op that computes nothing: a movement, or a part or a size of what is there."""
-    return row_of(node).kind is Kind.MOVE or op_name(node) in ("getitem", "sym_size")
+    size = reads_shape_only(node, 0) and not is_tensor(node)
+    return row_of(node).kind is Kind.MOVE or node.target is operator.getitem or size
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Left:
         scale: Tensor | None = None
         shift: Tensor | None = None
         for node in place.left:
-            name = op_name(node)
+            row = row_of(node)
             vectors = [part for part in arguments(node).values() if is_static(part)]
             if norm_of(node, "batch") and scale is None and shift is None:
                 weight, bias, mean, variance = (
@@ -67,23 +70,23 @@ class Left:
             elif norm_of(node, "shape", "channels") and self.core is None:
                 self.core = node
                 scale, shift = (slots.result_value(own(node, part)) for part in ("weight", "bias"))
-            elif name in ("mul", "add") and len(vectors) == 1 and _per_channel(vectors[0]):
+            elif _of_affine(row) and len(vectors) == 1 and _per_channel(vectors[0]):
                 value = slots.result_value(vectors[0])
                 assert value is not None
                 value = value.flatten()
-                if name == "mul":
+                if row.kind is Kind.PRODUCT:
                     scale = value if scale is None else scale * value
                     shift = None if shift is None else shift * value
                 else:
                     shift = value if shift is None else shift + value
-            elif name in ("mean", "sub"):
+            elif row.kind is Kind.MIX or (row.kind is Kind.ADD and row.inverts):
                 raise refusal(
                     f"an op in the code of `{place.path or 'forward'}` takes the mean off, for RMSNorms behind it",
                     "`--to folded` keeps the LayerNorms; where a tied embedding is the reason, `--untie` helps",
                 )
             else:
                 raise refusal(
-                    f"an op `{name}` in `{place.path or 'forward'}`, which the original does not have"
+                    f"an op `{op_name(node)}` in `{place.path or 'forward'}`, which the original does not have"
                 )
         self.affine = Affine(scale, shift)
 
@@ -101,9 +104,14 @@ def is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def plain_name(node: fx.Node) -> str:
-    name = op_name(node)
-    return "reshape" if name in ("view", "_unsafe_view") else name
+def same_op(node: fx.Node, other: fx.Node) -> bool:
+    """True for calls of one op, and for two of those that give a tensor other sizes."""
+    reshape = row_of(node).move.order == "reshaped" == row_of(other).move.order
+    return reshape or op_name(node) == op_name(other)
+
+
+def _of_affine(row: Op) -> bool:
+    return row.kind in (Kind.PRODUCT, Kind.ADD) and not row.inverts
 
 
 def _per_channel(node: fx.Node) -> bool:
@@ -113,17 +121,11 @@ def _per_channel(node: fx.Node) -> bool:
 def axis_of(core: fx.Node, path: str) -> int:
     """The axis of the module's input that a norm over the last axis normalises."""
     source = core.args[0]
-    if not isinstance(source, fx.Node) or module_path(source) != path:
-        return -1
-    if op_name(source) == "permute":
-        order: Any = argument(source, "dims")
-        return int(order[-1]) % len(order)
-    if op_name(source) in ("transpose", "swapaxes"):
-        rank = len(source.meta["val"].shape)
-        pair = [int(argument(source, name)) % rank for name in ("dim0", "dim1")]
-        return (
-            next((axis for axis in pair if axis != rank - 1), rank - 1) if rank - 1 in pair else -1
-        )
-    if op_name(source) in ("_to_copy", "to", "contiguous", "clone"):
-        return axis_of(source, path)
-    raise refusal(f"the norm `{path}` reads `{op_name(source)}` of its input")
+    assert isinstance(source, fx.Node)
+    axis = last = len(shape_of(source)) - 1
+    while isinstance(source, fx.Node) and module_path(source) == path:
+        before = axis_before(source, axis)
+        if before is None:
+            raise refusal(f"the norm `{path}` reads `{op_name(source)}` of its input")
+        source, axis = source.args[0], before
+    return -1 if axis == last else axis

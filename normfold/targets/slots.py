@@ -18,21 +18,11 @@ from normfold.ir import Graph
 from normfold.ir.expressions import evaluate, fetch, is_static, order
 from normfold.ir.graph import argument, op_name
 from normfold.ir.provenance import module_path
+from normfold.ops.reads import reads_shape_only
 from normfold.ops.table import Kind, row_of
 from normfold.targets.computed import made_plain
 from normfold.targets.surgery import Surgery
 
-_CREATES = {
-    "full",
-    "zeros",
-    "ones",
-    "arange",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "scalar_tensor",
-}
-_MOVES = _CREATES | {"embedding"}
 _CLOSE = 1e-6  # a solved value, put back into its expression
 
 
@@ -377,7 +367,8 @@ def _only_moves(expression: fx.Node) -> bool:
     parts = [part for part in order(expression, ()) if part.op == "call_function"]
     return all(
         row_of(part).kind is Kind.MOVE
-        or op_name(part) in _MOVES
+        or row_of(part).lookup
+        or reads_shape_only(part, 0)
         or not _sources(part)
         or not part.meta["val"].is_floating_point()
         for part in parts

@@ -24,20 +24,15 @@ from normfold.ir.expressions import fetch, is_static
 from normfold.ir.graph import Graph, argument, op_name
 from normfold.ir.provenance import module_path
 from normfold.ops.linear import linear_of
-from normfold.ops.table import Kind, kind_of, producer, reads_shape_only
+from normfold.ops.reads import producer, reads_shape_only
+from normfold.ops.table import Kind, kind_of, row_of
 from normfold.report import Island
 from normfold.targets.attention import write_attention
-from normfold.targets.calls import WrittenFor, call, loosen_views
+from normfold.targets.calls import WrittenFor, call, loosen_views, state_eps
 from normfold.targets.magnitudes import MASKED, Extent, measure
 
 MARGIN = 4.0  # inputs that were not tried may be larger than those that were
-_CASTS = {"to", "_to_copy", "type_as"}
-_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
-_BOUNDS = {"clamp", "clamp_min", "clamp_max", "hardtanh", "nan_to_num"}
 _REAL = {"number", "Optional[number]", "float", "Optional[float]", "Tensor", "Optional[Tensor]"}
-_FILLS = {"masked_fill", "where", "full"}
-# where a number next to zero keeps from zero, and may be another one; elsewhere it is a factor
-_KEEPERS = {"add", "sub"} | _FILLS | _BOUNDS | _COMPARISONS
 _aten = torch.ops.aten
 
 
@@ -142,12 +137,13 @@ class _Typing:
 
     def _fits(self, node: fx.Node, name: str, number: float) -> bool:
         """True if half precision holds a number, or another may stand for it."""
-        size = abs(number)
+        size, row = abs(number), row_of(node)
         if size > self.limits.max and math.isfinite(size):
-            fills = op_name(node) in _FILLS and number <= MASKED
-            return fills or op_name(node) in _BOUNDS | _COMPARISONS or self._extent(node).masked
-        keeps = op_name(node) in _KEEPERS and name != "alpha"
-        return keeps or not 0 < size < self.limits.tiny
+            fills = row.numbers == "replacements" and number <= MASKED
+            return fills or row.numbers in ("limits", "compared") or self._extent(node).masked
+        # there a number next to zero keeps from zero, and may be another one; elsewhere it is a factor
+        keeps = row.kind is Kind.ADD or row.numbers != "operands"
+        return (keeps and name != "alpha") or not 0 < size < self.limits.tiny
 
     def _extent(self, node: fx.Node) -> Extent:
         return self.extents.get(node, Extent())
@@ -202,7 +198,7 @@ class _Typing:
             if _type(source) not in (None, dtype):
                 node.replace_input_with(source, self._cast(source, dtype))
         node.meta["val"] = _as(node.meta["val"], dtype)
-        if op_name(node) in _CASTS and _type(node) == dtype:
+        if row_of(node).move.casts and _type(node) == dtype:
             (source, *_) = node.all_input_nodes
             if _type(source) == dtype:
                 node.replace_all_uses_with(source)
@@ -235,7 +231,7 @@ def _tables(graph: Graph) -> set[fx.Node]:
         if not _is_typed(node):
             continue
         sources = {source for source in node.all_input_nodes if _type(source) is not None}
-        reads = "embedding" in op_name(node) or linear_of(node) or data & sources
+        reads = row_of(node).lookup or linear_of(node) or data & sources
         if reads and not is_static(node):
             data.add(node)
         elif found & sources or not sources or kind_of(node) is not Kind.MOVE:
@@ -260,7 +256,7 @@ def _numbers(node: fx.Node) -> dict[str, float]:
 def _pin(node: fx.Node, dtype: torch.dtype) -> None:
     """Fit the types and numbers among the arguments of an op to the type that it is run in."""
     before, numbers = _type(node), _numbers(node)
-    if op_name(node) in _COMPARISONS:
+    if row_of(node).numbers == "compared":
         numbers = {}
 
     def fit(name: str, value: Any) -> Any:
@@ -272,11 +268,8 @@ def _pin(node: fx.Node, dtype: torch.dtype) -> None:
         names = [spec.name for spec in node.target._schema.arguments]
         node.args = tuple(fit(name, x) for name, x in zip(names, node.args, strict=False))
         node.kwargs = {name: fit(name, value) for name, value in node.kwargs.items()}
-    if op_name(node) == "rms_norm" and argument(node, "eps") is None and before is not None:
-        # what None stands for depends on the type
-        weight = argument(node, "weight")
-        node.args = (*node.args[:2], weight, torch.finfo(before).eps)
-        node.kwargs = {}
+    if before is not None:
+        state_eps(node, before)
 
 
 def _held(number: float, dtype: torch.dtype) -> float:

@@ -29,15 +29,31 @@ FILES = {
     "normfold/ir/walk.py": (
         'from torch import fx\n\nProgress = Callable[[str], None]\nKEY = "normfold_static"\n\n\n'
         'class Walk(fx.Interpreter):\n    """cat"""\n\n    names = ("cat", "dim", "inside", "cat and mean", "a")\n'
+        '    words = "view mean other".split()\n    table = {"view": 1}\n'
+        '    args = argument(node, "dim"), getattr(x, "dim"), x["dim"], x.get("dim")\n'
+        "    same = op_name(node), node.target is torch.ops.aten.view.default, aten.view.default\n"
+    ),
+    "normfold/ir/images.py": 'import torch\n\nNAMES = ("mean", "view")\n',
+    "normfold/ir/targets.py": (
+        "import torch\n\nOP = torch.ops.aten.view.default\nKEPT = [n for n in nodes if n.target is OP]\n"
+        'OTHER = "cat"\n'
     ),
     "normfold/ranges/watch.py": (
         'from normfold.ir.walk import Walk\n\n\nclass Watch(Walk):\n    key = "normfold_static"\n'
         '    other = "normfold_range"\n\n\nclass Apart:\n    Progress: TypeAlias = str\n'
         f"def f(x):\n{REPEATED}\n"
     ),
+    "normfold/rewrite/named.py": "from normfold.ops.mixing import keeps_constants, mixed\n",
+    "normfold/rewrite/other.py": (
+        "from normfold.ops import groups as grouping, layout\n\nx = grouping.pull_part, layout.axis_of\n"
+    ),
+    "normfold/rewrite/none.py": (
+        "from normfold.ops import groups, layout\nfrom normfold.ops.mixing import keeps_constants\n\n"
+        "x = layout.along, groups.axes, found.push(1), rewriter.pull\n"
+    ),
     "passes/__init__.py": "\n" * 300,
     "passes/bake.py": f"def g(x):\n    # a comment\n{REPEATED}\n\n    last(x)\n",
-    "passes/restore.py": "x = 1\n" * 2 + "y = 'view'\n",
+    "passes/restore.py": "from normfold.ops.table import row_of\n\n" + "y = 'view'\n",
     "tests/test_long.py": "\n" * 401,
 }
 
@@ -78,11 +94,17 @@ def test_lengths(found: dict[str, house.Count]) -> None:
 
 def test_op_names(found: dict[str, house.Count]) -> None:
     assert house.op_names(ast.parse(FILES[house.TABLE])) == {"view", "cat", "mean", "dim"}
-    outside = found[
-        "op names outside ops and passes"
-    ]  # "cat" twice, one of them a docstring, "dim"
-    assert outside.detail == ["1 files", "normfold/ir/walk.py 3"]
+    outside = found["op names outside ops and passes"]
+    # two in `names`, two that are split, a key, one that is compared; a file that reads no ops is not there
+    assert outside.detail == ["2 files", "normfold/ir/walk.py 6", "normfold/ir/targets.py 1"]
     assert found["op names in passes"].detail == ["1 files", "passes/restore.py 1"]
+
+
+def test_traversals(found: dict[str, house.Count]) -> None:
+    assert found["traversals"].detail == [
+        "normfold/rewrite/named.py",
+        "normfold/rewrite/other.py",
+    ]
 
 
 def test_interpreters_keys_and_aliases(found: dict[str, house.Count]) -> None:

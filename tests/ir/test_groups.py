@@ -17,7 +17,8 @@ from normfold.ir import capture
 from normfold.ir.graph import op_name
 from normfold.ops import groups as grouping
 from normfold.ops.layout import LayoutError
-from normfold.ops.table import Kind, kind_of, operands, producer
+from normfold.ops.reads import operands, producer
+from normfold.ops.table import Kind, kind_of
 from tests.nets import Compose
 
 SHAPE = (2, 3, 4, 6)

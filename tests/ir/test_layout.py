@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from normfold.ir.graph import shape_of
 from normfold.ops import layout
 from normfold.ops.layout import NONE, LayoutError
-from normfold.ops.table import Kind, kind_of, operands
+from normfold.ops.reads import operands
+from normfold.ops.table import Kind, kind_of
 from tests.nets import Compose
 
 Move = Callable[[Tensor], Tensor]

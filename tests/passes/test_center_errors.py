@@ -15,8 +15,9 @@ from normfold.job.presets import PRESETS
 from normfold.judge import Verifier, bisect
 from normfold.rewrite import parse
 from normfold.rewrite.centering import Centering
+from normfold.rewrite.centred_parameters import center_along, center_writer
 from normfold.rewrite.rewriter import Rewriter
-from normfold.rewrite.writers import Writer, center_along
+from normfold.spaces.writers import Writer, writer_of
 from tests.passes.centred import TOKENS, D, Held, pre_norm
 
 PRESET = PRESETS["rmsnorm"]
@@ -72,14 +73,14 @@ def test_without_errors_the_verdict_passes(
 def test_one_writer_left_uncentred(
     left: str, net: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    center = Writer.center
+    def forgetful(rewriter: Rewriter, node: fx.Node, groups: Tensor) -> fx.Node:
+        writer = writer_of(node)
+        assert writer is not None
+        if left.replace(".", "_") in str(_leaf(writer.weight)):
+            return writer.weight
+        return center_writer(rewriter, node, groups)
 
-    def forgetful(self: Writer, rewriter: Rewriter, groups: Tensor) -> fx.Node:
-        if left.replace(".", "_") in str(_leaf(self.weight)):
-            return self.weight
-        return center(self, rewriter, groups)
-
-    monkeypatch.setattr(Writer, "center", forgetful)
+    monkeypatch.setattr("normfold.passes.center_stream.center_writer", forgetful)
     fails(net)
 
 
@@ -96,7 +97,7 @@ def test_a_bias_left_uncentred(
     def forgetful(rewriter: Rewriter, value: fx.Node, *more: Any) -> fx.Node:
         return value if len(shape_of(value)) == 1 else center_along(rewriter, value, *more)
 
-    monkeypatch.setattr("normfold.rewrite.writers.center_along", forgetful)
+    monkeypatch.setattr("normfold.rewrite.centred_parameters.center_along", forgetful)
     fails(net)
 
 
@@ -117,23 +118,24 @@ def test_layer_scale_merged_after_centring(
     net: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """s (P W) is not P (s W): centred as if the scale were not in the weight already."""
-    center = Writer.center
 
-    def hasty(self: Writer, rewriter: Rewriter, groups: Tensor) -> fx.Node:
-        scale = _layer_scale(self)
+    def hasty(rewriter: Rewriter, node: fx.Node, groups: Tensor) -> fx.Node:
+        writer = writer_of(node)
+        assert writer is not None
+        scale = _layer_scale(writer)
         if scale is None:
-            return center(self, rewriter, groups)
+            return center_writer(rewriter, node, groups)
         column = rewriter.expression(aten.reshape.default, scale, [-1, 1])
-        plain = rewriter.expression(aten.div.Tensor, self.weight, column)
-        rewriter.set_argument(self.node, self.weight_position, plain)
-        center(self, rewriter, groups)
+        plain = rewriter.expression(aten.div.Tensor, writer.weight, column)
+        rewriter.set_argument(node, writer.weight_position, plain)
+        center_writer(rewriter, node, groups)
         late: fx.Node = rewriter.expression(
-            aten.mul.Tensor, self.node.args[self.weight_position], column
+            aten.mul.Tensor, node.args[writer.weight_position], column
         )
-        rewriter.set_argument(self.node, self.weight_position, late)
+        rewriter.set_argument(node, writer.weight_position, late)
         return late
 
-    monkeypatch.setattr(Writer, "center", hasty)
+    monkeypatch.setattr("normfold.passes.center_stream.center_writer", hasty)
     fails(net)
 
 
@@ -150,17 +152,18 @@ def test_a_tied_head_shared_wrongly(
     table: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table is centred for the stream, and the head reads the centred one."""
-    center = Writer.center
 
-    def greedy(self: Writer, rewriter: Rewriter, groups: Tensor) -> fx.Node:
-        result = center(self, rewriter, groups)
-        if op_name(self.node) == "embedding":
-            for user in list(self.weight.users):
+    def greedy(rewriter: Rewriter, node: fx.Node, groups: Tensor) -> fx.Node:
+        writer = writer_of(node)
+        assert writer is not None
+        result = center_writer(rewriter, node, groups)
+        if op_name(node) == "embedding":
+            for user in list(writer.weight.users):
                 if user.op == "call_function" and op_name(user) == "linear":
-                    user.replace_input_with(self.weight, result)
+                    user.replace_input_with(writer.weight, result)
         return result
 
-    monkeypatch.setattr(Writer, "center", greedy)
+    monkeypatch.setattr("normfold.passes.center_stream.center_writer", greedy)
     fails(table, PRESET.replace("center-stream", "center-stream{untie=true}"))
 
 
@@ -185,11 +188,11 @@ def test_a_reader_that_sees_the_mean_overlooked(
         x = x + m.a(x)
         return m.head(m.norm(x)) + torch.sigmoid(x)[..., :3]
 
-    find = Centering._find_reader
+    find = Centering.find_reader
 
     def blind(self: Centering, member: Any, user: fx.Node, position: int) -> None:
         if op_name(user) != "sigmoid":
             find(self, member, user, position)
 
-    monkeypatch.setattr(Centering, "_find_reader", blind)
+    monkeypatch.setattr(Centering, "find_reader", blind)
     fails((pre_norm(wiring), torch.randn(TOKENS)))

@@ -267,6 +267,15 @@ def test_residual_adds() -> None:
     folded(outcome)
 
 
+@pytest.mark.parametrize("beside", [torch.neg, lambda y: y / 3, lambda y: -2 * y])
+def test_norm_beside_a_multiple_of_what_it_reads(beside: Callable[[Tensor], Tensor]) -> None:
+    def wiring(m: Any, x: Tensor) -> Any:
+        y = F.gelu(m.conv(x))
+        return m.out(m.norm(y) + beside(y))
+
+    folded(run(wiring, conv=conv(), norm=BN(4), out=conv(4, 4, 1)))
+
+
 def test_norm_behind_a_sum() -> None:
     folded(run(lambda m, x: m.norm(m.a(x) - m.b(F.relu(x))), a=conv(), b=conv(), norm=BN(4)))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from normfold.ir.graph import argument, op_name, shape_of
+from normfold.ir.graph import argument, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
-from normfold.ops.table import Kind, kind_of, operands
+from normfold.ops.reads import operands
+from normfold.ops.table import Kind, kind_of, row_of
 
 
 def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
@@ -17,7 +18,7 @@ def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
     Known for softmax, seen through ops that move elements, and for scaled_dot_product_attention without a
     mask (a row that a mask empties sums to zero).
     """
-    if op_name(node) == "scaled_dot_product_attention":
+    if row_of(node).attention:
         return argument(node, "attn_mask") is None and not argument(node, "dropout_p")
     contracted = -1 if node.args[0] is weights else -2
     moves: list[fx.Node] = []
@@ -25,7 +26,7 @@ def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
     while kind_of(source) is Kind.MOVE and len(operands(source)) == 1:
         moves.append(source)
         source = operands(source)[0]
-    if op_name(source) not in ("softmax", "_softmax"):
+    if not row_of(source).sums_to_one:
         return False
     shape = shape_of(source)
     dim = int(argument(source, "dim")) % len(shape)
@@ -33,7 +34,7 @@ def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
     elements = torch.arange(torch.Size(shape).numel()).reshape(shape)
     others = [size for axis, size in enumerate(shape) if axis != dim]
     rows = torch.arange(torch.Size(others).numel()).reshape(others).unsqueeze(dim)
-    row_of = rows.expand(shape).reshape(-1)
+    row_at = rows.expand(shape).reshape(-1)
     try:
         for move in reversed(moves):
             elements = layout.push(move, operands(move)[0], elements)
@@ -41,7 +42,7 @@ def rows_sum_to_one(node: fx.Node, weights: fx.Node) -> bool:
         return False
     if elements.shape[contracted] != shape[dim] or bool((elements < 0).any()):
         return False
-    moved = row_of[elements]
+    moved = row_at[elements]
     one_row = bool((moved == moved.narrow(contracted, 0, 1)).all())
     ordered = elements.sort(contracted).values
     return one_row and bool((ordered.diff(dim=contracted) > 0).all())
