@@ -201,20 +201,30 @@ def _plain(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     """The norm with one result, unless another op reads the mean and deviation beside it."""
     norm = norm_of(node)
     op = getattr(aten, norm.plain).default if norm is not None and norm.plain else None
-    results = list(node.users)
-    if op is None or any(user.args[1] != 0 for user in results):
+    several = isinstance(node.meta["val"], (tuple, list))
+    results = list(node.users) if several else [node]
+    if op is None or (several and any(user.args[1] != 0 for user in results)):
         return node
-    names = [spec.name for spec in op._schema.arguments if _has(node, _native(spec.name))]
-    plain = rewriter.insert_after(node, op, *(argument(node, _native(name)) for name in names))
+    plain = rewriter.insert_after(
+        node, op, *(_of_plain(node, spec) for spec in op._schema.arguments)
+    )
     for result in results:
         copy_provenance(result, plain)
         rewriter.replace(result, plain)
     return plain
 
 
-def _native(name: str) -> str:
-    """What the native form calls an argument of the plain one."""
-    return "group" if name == "num_groups" else name
+def _of_plain(node: fx.Node, spec: Any) -> Any:
+    """What a norm gives for an argument of its plain form, which has the same name or a default."""
+    name = "group" if spec.name == "num_groups" else spec.name
+    if name == "normalized_shape":
+        return _sizes(node)
+    return argument(node, name) if _has(node, name) else spec.default_value
+
+
+def _sizes(node: fx.Node) -> Any:
+    """The last axes that a norm runs over: those of its weight, where no argument says it."""
+    return _optional(node, "normalized_shape") or list(shape_of(argument(node, "weight")))
 
 
 def _over_last(node: fx.Node) -> bool:
@@ -223,7 +233,7 @@ def _over_last(node: fx.Node) -> bool:
 
 def _spans_axes(node: fx.Node) -> bool:
     """True if the norm has a weight that runs over several axes: not one number per channel."""
-    several = _over_last(node) and len(argument(node, "normalized_shape")) != 1
+    several = _over_last(node) and len(_sizes(node)) != 1
     return several and argument(node, "weight") is not None
 
 

@@ -139,7 +139,7 @@ def _is_impure(node: fx.Node) -> bool:
 
 
 def op_name(node: fx.Node) -> str:
-    """Packet name without namespace and overload: ``aten.conv2d.padding`` is ``conv2d``."""
+    """Packet name without overload: ``aten.conv2d.padding`` is ``conv2d``; ops of others keep their namespace."""
     if node.op != "call_function":
         return node.op
     schema = getattr(node.target, "_schema", None)
@@ -147,7 +147,7 @@ def op_name(node: fx.Node) -> str:
         if schema.overload_name == "dtype" and schema.name == "aten::view":
             return "bitcast"  # shares its packet with the reshape, and nothing else
         name = str(schema.name)
-        return name if name.startswith("normfold") else name.split("::")[-1]
+        return name.removeprefix("aten::")
     return str(getattr(node.target, "__name__", node.target))
 
 

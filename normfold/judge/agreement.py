@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from normfold.data.metrics import Comparison
 from normfold.ir import Graph
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import op_name
+from normfold.ops.integer_ops import dequantize, quantize
 from normfold.ops.linear import linear_of
 from normfold.ops.table import Kind, kind_of, row_of
 from normfold.report.quantization import lost
@@ -24,7 +24,6 @@ from normfold.report.verdict import AgreementCheck, Budget
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 _QUIET = 1e-30
 _ORDERED = (Kind.ADD, Kind.PRODUCT, Kind.AFFINE)
-_GRIDS = ("normfold::dequantize", "normfold::quantize")
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def gives_scores(graph: Graph) -> bool:
         sources = [node for node in first.all_input_nodes if not is_static(node)]
         if linear_of(first) is not None or row_of(first).scores:
             return True
-        shifts = kind_of(first) in _ORDERED or op_name(first) in _GRIDS
+        shifts = kind_of(first) in _ORDERED or first.target in (quantize, dequantize)
         if kind_of(first) is not Kind.MOVE and not (shifts and len(sources) == 1):
             return False
         first = sources[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from normfold.errors import UsageError
-from normfold.ir.graph import Graph, op_name
+from normfold.ir.graph import Graph
+from normfold.ops.integer_ops import dequantize
 from normfold.ops.table import norm_of
 from normfold.target import Target
 
@@ -26,7 +27,7 @@ def default_opset(graph: Graph, target: Target) -> int:
 
 def has_blocks(graph: Graph) -> bool:
     """True if blocks of a weight have a scale each, which DequantizeLinear takes since opset 21."""
-    grids = (node for node in graph.nodes if op_name(node) == "normfold::dequantize")
+    grids = (node for node in graph.nodes if node.target is dequantize)
     return any(node.args[4] for node in grids)
 
 
