@@ -47,6 +47,7 @@ _RESHAPES = {"view", "_unsafe_view"}
 class Seen(Fact):
     """A site of which nothing is to be rewritten was reported."""
 
+    kind_name: ClassVar[str] = "seen"
     of_numbers: ClassVar[bool] = False
 
 

@@ -25,6 +25,7 @@ _RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "empty")
 class Made(Fact):
     """A pass wrote this parameter expression; the others are the network's own."""
 
+    kind_name: ClassVar[str] = "made"
     of_numbers: ClassVar[bool] = False
 
 

@@ -18,6 +18,7 @@ from normfold.ir.provenance import copy_provenance
 class WrittenFor(Fact):
     """The op and the name of a node by which a user knows this one."""
 
+    kind_name: ClassVar[str] = "written-for"
     of_numbers: ClassVar[bool] = False
     op: str
     name: str
