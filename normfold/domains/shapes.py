@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from normfold.ir.evaluation import Domain
+from normfold.ir.expressions import fetch
 
 
 class Shapes(Domain):
@@ -47,6 +48,17 @@ class Shapes(Domain):
         with self.active():
             operands = {source: source.meta["val"] for source in node.all_input_nodes}
             node.meta["val"] = self.call(node, operands)
+
+    def complete(self, module: fx.GraphModule) -> None:
+        """Set the values of parameters and calls that have none, from front to back."""
+        for node in module.graph.nodes:
+            if node.op == "get_attr" and "val" not in node.meta:
+                target = str(node.target)
+                value = fetch(module, target)
+                if isinstance(value, Tensor):  # not a graph within the graph
+                    node.meta["val"] = self.parameter(target, value)
+            elif node.op == "call_function" and "val" not in node.meta:
+                self.infer(node)
 
     def retype(self, node: fx.Node, turn: Callable[[torch.dtype], torch.dtype]) -> None:
         """Set the types of a node's value alone: symbols for sizes that data decide stay those of its readers."""
