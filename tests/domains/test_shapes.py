@@ -16,7 +16,7 @@ from normfold.passes import BUILT_IN
 from normfold.rewrite import Rewriter, parse, run_pipeline
 from tests.nets import Encoder, Norms, RepBlock, Residual, perturb
 from tests.passes.orders import BEFORE
-from tests.shapes import described, untrue_shapes
+from tests.shapes import Describer, untrue_shapes
 
 aten = torch.ops.aten
 NETS: list[Any] = [
@@ -67,8 +67,25 @@ def find(graph: Graph, target: Any) -> fx.Node:
 def test_symbols_stay_symbols() -> None:
     graph = sizes()
     assert untrue_shapes(graph) == []
-    (shape, _), *_ = described(find(graph, aten.add.Tensor).meta["val"])
+    (shape, _), *_ = Describer()(find(graph, aten.add.Tensor).meta["val"])
     assert not any(size.isdigit() for size in shape)
+
+
+class Chosen(nn.Module):
+    """Sizes that data decide, and a branch."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: x - 1, (x,))
+        return y[y > 0] * 2, torch.nonzero(x).float().sum(1)
+
+
+def test_symbols_of_data_may_have_other_names() -> None:
+    graph = capture(Chosen(), (torch.randn(2, 4, 8),))
+    assert untrue_shapes(graph) == []
+    product = find(graph, aten.mul.Tensor)
+    product.meta["val"] = find(graph, aten.sum.dim_IntList).meta["val"]
+    (found,) = untrue_shapes(graph)
+    assert found.startswith(f"%{product.name} ")
 
 
 def test_what_is_untrue_is_named() -> None:
@@ -98,10 +115,10 @@ def test_nothing_is_made_in_memory() -> None:
     shapes = Shapes.of(*sizes().nodes)
     with shapes.active():
         huge = torch.zeros(1 << 30, 1 << 30) + 1
-    assert described(huge) == [([str(1 << 30)] * 2, torch.float32)]
+    assert Describer()(huge) == [([str(1 << 30)] * 2, torch.float32)]
     parameter = shapes.parameter("weight", nn.Parameter(torch.zeros(3, 2).half()))
     assert isinstance(parameter, FakeTensor)
-    assert described(parameter) == [(["3", "2"], torch.float16)]
+    assert Describer()(parameter) == [(["3", "2"], torch.float16)]
     assert shapes.parameter("number", 3) == 3
 
 
