@@ -45,6 +45,7 @@ _ARITHMETIC = (Kind.ADD, Kind.PRODUCT)
 class Seen(Fact):
     """A site of which nothing is to be rewritten was reported."""
 
+    kind_name: ClassVar[str] = "seen"
     of_numbers: ClassVar[bool] = False
 
 

@@ -41,6 +41,7 @@ aten = torch.ops.aten
 class Partial(Fact):
     """An affine of which the scale is folded: why the shift is not."""
 
+    kind_name: ClassVar[str] = "partial"
     of_numbers: ClassVar[bool] = False
     why: str
 

@@ -24,6 +24,7 @@ _STATIC: WeakKeyDictionary[fx.Node, bool] = WeakKeyDictionary()
 class Made(Fact):
     """A pass wrote this parameter expression; the others are the network's own."""
 
+    kind_name: ClassVar[str] = "made"
     of_numbers: ClassVar[bool] = False
 
 

@@ -13,8 +13,13 @@ from normfold.ir.facts import Fact
 
 @dataclass(frozen=True)
 class Interval(Fact):
-    """Smallest and largest value of one tensor, over all samples, positions and channels."""
+    """Smallest and largest value of one tensor, over all samples, positions and channels.
 
+    Not kept beside a file: every use of ranges finds them again, and one that lay there would stand in where
+    nothing was found.
+    """
+
+    kind_name: ClassVar[str] = "range"
     low: float
     high: float
 
@@ -29,7 +34,10 @@ class Interval(Fact):
 
 @dataclass(frozen=True)
 class _PerChannel(Fact):
-    """One number per channel of the float network, whatever the graph computes now: (C,), float64."""
+    """One number per channel of the float network, whatever the graph computes now: (C,), float64.
+
+    Not kept beside a file: they belong to one set of samples, or one rounding of the weights.
+    """
 
     of_numbers: ClassVar[bool] = False
     values: Tensor
@@ -38,13 +46,19 @@ class _PerChannel(Fact):
 class FloatMean(_PerChannel):
     """The mean of the tensor."""
 
+    kind_name: ClassVar[str] = "float-mean"
+
 
 class ReadMean(_PerChannel):
     """The mean of what a linear op reads."""
 
+    kind_name: ClassVar[str] = "read-mean"
+
 
 class MeanShift(_PerChannel):
     """What rounding its weight adds to the mean of a linear op."""
+
+    kind_name: ClassVar[str] = "mean-shift"
 
 
 def _tensor(node: fx.Node, kind: type[_PerChannel]) -> Tensor | None:

@@ -30,6 +30,7 @@ class Site:
 class NormOf(Fact):
     """The node computes the norms of these sites, without their affines."""
 
+    kind_name: ClassVar[str] = "norm-of"
     of_numbers: ClassVar[bool] = False
     sites: tuple[Site, ...]
 
@@ -38,6 +39,7 @@ class NormOf(Fact):
 class AffineOf(Fact):
     """The node computes the affines of these sites."""
 
+    kind_name: ClassVar[str] = "affine-of"
     of_numbers: ClassVar[bool] = False
     sites: tuple[Site, ...]
 
@@ -46,6 +48,7 @@ class AffineOf(Fact):
 class Trainable(Fact):
     """The node is a norm of ``Graph.trainable`` in eval mode."""
 
+    kind_name: ClassVar[str] = "trainable"
     of_numbers: ClassVar[bool] = False
     path: str
 

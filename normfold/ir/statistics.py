@@ -8,7 +8,9 @@ them (`Statistics.moved`), so that folding and quantising commute.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
+import torch
 from torch import Tensor, fx
 
 from normfold.ir import facts
@@ -26,10 +28,19 @@ class Statistics(Fact):
         mean, std: (C,); NaN where nothing is known of a channel.
     """
 
+    kind_name: ClassVar[str] = "statistics"
+    kept: ClassVar[bool] = True
     site: str
     dim: int
     mean: Tensor
     std: Tensor
+
+    def fits(self, node: fx.Node) -> bool:
+        sizes, vector = shape_of(node), self.mean.shape
+        if not -len(sizes) <= self.dim < len(sizes) or vector != self.std.shape:
+            return False
+        in_float64 = self.mean.dtype == self.std.dtype == torch.float64
+        return in_float64 and tuple(vector) == (sizes[self.dim],)
 
     def moved(self, scale: Tensor | None, shift: Tensor | None) -> Statistics:
         """Those of ``x * scale + shift``, (C,) each."""
@@ -58,6 +69,4 @@ def set_statistics(node: fx.Node, found: Statistics | None) -> None:
 def statistics_of(node: fx.Node) -> Statistics | None:
     """The statistics of the tensor of ``node``, if a norm stored them and they fit its shape."""
     found = facts.get(node, Statistics)
-    if found is None or found.mean.numel() != shape_of(node)[found.dim]:
-        return None
-    return found
+    return found if found is not None and found.fits(node) else None

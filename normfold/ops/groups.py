@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -31,10 +32,13 @@ from normfold.ops.table import row_of
 class Centred(Fact):
     """The mean of every group of features is zero.
 
+    Not kept beside a file: features are left out because of it, which a wrong file must not bring about.
+
     Attributes:
         groups: int64, broadcasts against the tensor.
     """
 
+    kind_name: ClassVar[str] = "centred"
     groups: Tensor
 
 

@@ -22,6 +22,7 @@ from normfold.target import Grids
 class StaysFloat(Fact):
     """A product that stays in floats: it spreads the outliers of its input."""
 
+    kind_name: ClassVar[str] = "stays-float"
     of_numbers: ClassVar[bool] = False
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from normfold.errors import PassError
+from normfold.domains.shapes import Shapes
+from normfold.errors import PassError, last_line
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import hoist
 from normfold.ir.text import graph_text
@@ -23,7 +24,8 @@ class FxPass(Pass):
     """An fx pass as a normfold pass: judged by the verifier like any other.
 
     Args:
-        function: takes the GraphModule, edits it or returns a new one (`PassResult` is understood).
+        function: takes the GraphModule, edits it or returns a new one (`PassResult` is understood). Calls that it
+            adds are given their shapes; one that it edits has to keep its own.
     """
 
     name: ClassVar[str] = "fx-pass"
@@ -45,6 +47,9 @@ class FxPass(Pass):
         for node in graph.nodes:  # of a new module, by their names
             if nodes.get(node.name, node) is not node:
                 facts.carry(nodes[node.name], node)
+                if node.op == "placeholder" and "val" in nodes[node.name].meta:
+                    node.meta.setdefault("val", nodes[node.name].meta["val"])
+        _complete(graph)  # before: what has no shape is no parameter expression
         hoist(graph.module.graph)
         graph.recompile()
         report = PassReport(str(self), self.exactness.value)
@@ -56,3 +61,13 @@ class FxPass(Pass):
 
     def __str__(self) -> str:
         return f"fx-pass{{function={getattr(self.function, '__qualname__', self.function)}}}"
+
+
+def _complete(graph: Graph) -> None:
+    try:
+        Shapes.of(*graph.nodes).complete(graph.module)
+    except Exception as error:
+        raise PassError(
+            "an fx pass left a graph in which the shape of a call cannot be found",
+            found=last_line(error),
+        ) from error

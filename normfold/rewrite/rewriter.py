@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from normfold.domains.shapes import Shapes
 from normfold.ir import facts
 from normfold.ir.expressions import Made, is_static
 from normfold.ir.graph import Graph
@@ -56,7 +58,7 @@ class Rewriter:
             owner.register_buffer(leaf, value)
         with self.graph.module.graph.inserting_before(self._first_dynamic()):
             node = self.graph.module.graph.get_attr(path)
-        node.meta["val"] = self._fake(value)
+        node.meta["val"] = self._shapes.parameter(path, value)
         return node
 
     def insert_after(self, anchor: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
@@ -174,17 +176,8 @@ class Rewriter:
 
     def infer(self, node: fx.Node) -> None:
         """Find the shape of a node again, after an edit of its arguments."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        assert callable(node.target)
-        with self._mode(), torch.no_grad():
-            node.meta["val"] = node.target(*args, **kwargs)
+        self._shapes.infer(node)
 
-    def _fake(self, value: Tensor) -> Any:
-        return self._mode().from_tensor(value, static_shapes=True)
-
-    def _mode(self) -> Any:
-        for node in self.graph.nodes:
-            value: Any = node.meta.get("val")
-            if hasattr(value, "fake_mode"):
-                return value.fake_mode
-        raise AssertionError("a captured graph has fake values")
+    @cached_property
+    def _shapes(self) -> Shapes:
+        return Shapes.of(*self.graph.nodes)

@@ -102,8 +102,11 @@ def _restore_statistics(graph: Graph, model: str | os.PathLike[str]) -> None:
     """Take what an earlier run wrote beside a program: its norms are folded, their statistics are not lost."""
     path = sidecar.sidecar_of(model)
     if str(model).endswith(".pt2") and path.is_file():
-        count = sidecar.restore(graph, path)
-        graph.notes.append(f"statistics of {count} tensors from `{path.name}`")
+        found = sidecar.restore(graph, path)
+        graph.notes.append(f"statistics of {found.tensors} tensors from `{path.name}`")
+        if found.skipped:
+            text = f"{found.skipped} facts in `{path.name}` are of kinds that are not read"
+            graph.notes.append(text)
 
 
 def _size(model: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from normfold.domains.shapes import Shapes
 from normfold.ir import facts
 from normfold.ir.facts import Fact
 from normfold.ir.graph import argument, op_name
@@ -19,20 +20,19 @@ from normfold.ops.table import norm_of
 class WrittenFor(Fact):
     """The op and the name of a node by which a user knows this one."""
 
+    kind_name: ClassVar[str] = "written-for"
     of_numbers: ClassVar[bool] = False
     op: str
     name: str
 
 
-def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
+def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """A call with its fake value, at the graph's insertion point, with the provenance of ``origin``.
 
     It is `WrittenFor` ``origin``.
     """
-    node = graph.call_function(target, args)
-    values = fx.map_arg(args, lambda source: source.meta["val"])
-    with origin.meta["val"].fake_mode, torch.no_grad():
-        node.meta["val"] = target(*values)
+    node = graph.call_function(target, args, kwargs)
+    Shapes.of(origin).infer(node)
     facts.put(node, WrittenFor(op_name(origin), origin.name))
     copy_provenance(origin, node)
     node.meta.setdefault(
@@ -49,7 +49,7 @@ def size_of(graph: fx.Graph, origin: fx.Node, source: Any, dim: int) -> int | fx
     node = graph.call_function(
         torch.ops.aten.sym_size.int, (source, dim % source.meta["val"].dim())
     )
-    node.meta["val"] = size
+    Shapes.of(source).infer(node)
     copy_provenance(origin, node)
     return node
 

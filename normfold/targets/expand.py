@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from normfold.domains.shapes import Shapes
 from normfold.ir.provenance import copy_provenance
 from normfold.targets.integer import TRANSLATED
 
@@ -46,8 +47,7 @@ def expand(graph: fx.Graph, table: Table) -> None:
 def _traced(node: fx.Node, table: Table) -> fx.Graph:
     sources = node.all_input_nodes
     values = [source.meta["val"] for source in sources]
-    modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
-    if not modes or not all(isinstance(value, Tensor) for value in [*values, node.meta["val"]]):
+    if not sources or not all(isinstance(value, Tensor) for value in [*values, node.meta["val"]]):
         raise NotLocal(node.name)
 
     def call(*tensors: Tensor) -> Any:
@@ -56,7 +56,7 @@ def _traced(node: fx.Node, table: Table) -> fx.Graph:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     try:
-        with modes[0], torch.no_grad():
+        with Shapes.of(*sources).active():
             return make_fx(call, decomposition_table=table)(*values).graph
     except Exception as error:  # symbolic sizes, data-dependent code: only a full trace knows
         raise NotLocal(node.name) from error

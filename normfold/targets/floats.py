@@ -5,12 +5,11 @@ What a network computes in float64 stays: rounding it is for the user to ask for
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from normfold.domains.shapes import Shapes
 from normfold.ir.expressions import fetch
 from normfold.ir.graph import Graph, op_name
 from normfold.ir.provenance import source_line
@@ -34,10 +33,11 @@ def widened(graph: Graph, target: Target) -> tuple[Graph, str]:
         return graph, ""
     (dtype, *_) = sorted(map(_name, _types(first or found[0]) & lacking))
     result, stored = graph.copy(), dict[int, nn.Parameter]()
+    shapes = Shapes.of(*result.nodes)
     for node in result.nodes:
         if node.op == "get_attr" and _types(node) & lacking:
             _store(result.module, str(node.target), lacking, stored)
-        _widen(node, lacking)
+        _widen(node, lacking, shapes)
     result.recompile()
     by = op_name(first) if first is not None else found[0].name
     line = source_line(first).split(": ")[0] if first is not None else ""
@@ -61,30 +61,21 @@ def _store(
     setattr(parent, name, stored[id(value)])
 
 
-def _widen(node: fx.Node, lacking: set[torch.dtype]) -> None:
+def _widen(node: fx.Node, lacking: set[torch.dtype], shapes: Shapes) -> None:
     before = _types(node)
-    for dtype in before & lacking:
+    for dtype in before & lacking:  # by which torch chooses it
         state_eps(node, dtype)
-    wide = _turn(lacking)
-    node.args, node.kwargs = pytree.tree_map(wide, (node.args, node.kwargs))
-    if "val" in node.meta:
-        node.meta["val"] = pytree.tree_map(wide, node.meta["val"])
+
+    def wide(dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if dtype in lacking else dtype
+
+    node.args, node.kwargs = pytree.tree_map_only(torch.dtype, wide, (node.args, node.kwargs))
+    if before & lacking:
+        shapes.retype(node, wide)
     if node.op == "call_function" and row_of(node).move.casts and node.all_input_nodes:
         source = node.all_input_nodes[0]
         if before & lacking and _types(source) == _types(node):
             node.replace_all_uses_with(source)
-
-
-def _turn(lacking: set[torch.dtype]) -> Any:
-    def wide(value: Any) -> Any:
-        if isinstance(value, torch.dtype):
-            return torch.float32 if value in lacking else value
-        if isinstance(value, Tensor) and value.dtype in lacking:
-            with value.fake_mode:  # type: ignore[attr-defined]
-                return value.to(torch.float32)
-        return value
-
-    return wide
 
 
 def _keeps_types(node: fx.Node) -> bool:

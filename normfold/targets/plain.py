@@ -15,7 +15,7 @@ from torch import fx
 
 from normfold.errors import ExportError
 from normfold.ir.graph import argument, is_symbolic, op_name
-from normfold.ir.provenance import copy_provenance, source_line
+from normfold.ir.provenance import source_line
 from normfold.targets.calls import call, size_of
 
 _aten = torch.ops.aten
@@ -234,9 +234,4 @@ def write_clamps(graph: fx.Graph) -> int:
 
 def _full(graph: fx.Graph, origin: fx.Node, sizes: list[int], number: float) -> fx.Node:
     """A constant of the type of ``origin``."""
-    dtype = origin.meta["val"].dtype
-    node = graph.call_function(_aten.full.default, (sizes, number), {"dtype": dtype})
-    with origin.meta["val"].fake_mode:
-        node.meta["val"] = torch.full(sizes, number, dtype=dtype)
-    copy_provenance(origin, node)
-    return node
+    return call(graph, origin, _aten.full.default, sizes, number, dtype=origin.meta["val"].dtype)

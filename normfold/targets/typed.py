@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from normfold.domains.shapes import Shapes
 from normfold.errors import UsageError
 from normfold.ir import facts
 from normfold.ir.expressions import fetch, is_static
@@ -84,6 +85,7 @@ class _Typing:
         self.limits = torch.finfo(dtype)
         self.wide: set[fx.Node] = set()  # nodes that are run in float32
         self.islands: list[Island] = []
+        self._shapes = Shapes.of(*graph.nodes)
         self._casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     # -- the choice ---------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ class _Typing:
                 delattr(parent, name)
             setattr(parent, name, stored[id(before), dtype])
             for node in nodes:
-                node.meta["val"] = _as(node.meta["val"], dtype)
+                self._retype(node, dtype)
 
     def _write(self, node: fx.Node) -> None:
         dtype = self._run_in(node)
@@ -197,11 +199,14 @@ class _Typing:
         for source in list(node.all_input_nodes):
             if _type(source) not in (None, dtype):
                 node.replace_input_with(source, self._cast(source, dtype))
-        node.meta["val"] = _as(node.meta["val"], dtype)
+        self._retype(node, dtype)
         if row_of(node).move.casts and _type(node) == dtype:
             (source, *_) = node.all_input_nodes
             if _type(source) == dtype:
                 node.replace_all_uses_with(source)
+
+    def _retype(self, node: fx.Node, dtype: torch.dtype) -> None:
+        self._shapes.retype(node, lambda before: dtype if before.is_floating_point else before)
 
     def _cast(self, source: fx.Node, dtype: torch.dtype, returned: bool = False) -> fx.Node:
         """``source`` in another type, made once and right behind it."""
@@ -318,15 +323,3 @@ def _is_typed(node: fx.Node) -> bool:
         return False
     tensors = any(isinstance(x, Tensor) for x in pytree.tree_leaves(node.meta.get("val")))
     return tensors and any(_leaves(part) for part in (node, *node.all_input_nodes))
-
-
-def _as(value: Any, dtype: torch.dtype) -> Any:
-    """The same fake values in another floating type."""
-
-    def turn(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.dtype == dtype:
-            return leaf
-        with leaf.fake_mode:  # type: ignore[attr-defined]
-            return leaf.to(dtype)
-
-    return pytree.tree_map(turn, value)

@@ -20,6 +20,7 @@ from normfold.ir.text import graph_text
 from normfold.ops.table import BATCH_NORM_OPS
 from normfold.report import Declined, PassReport
 from normfold.rewrite import parse, run_pipeline
+from tests.shapes import untrue_shapes
 
 ALGEBRA = 1e-10  # relative error that the un-baked graph may have in float64
 ULPS = 8
@@ -108,6 +109,7 @@ def judge(graph: Graph, text: str, inputs: tuple[Tensor, ...] | None = None) -> 
     inputs = graph.args if inputs is None else inputs
     after, reports = run_pipeline(graph, parse(text))
     baked, baking = run_pipeline(after, parse("bake"))
+    assert untrue_shapes(after) + untrue_shapes(baked) == []
     reference = _leaves(Evaluator(graph.module, Float64())(*inputs))
     unbaked = _leaves(Evaluator(after.module, Float64())(*inputs))
     with torch.no_grad():
@@ -176,6 +178,7 @@ def golden_pass(name: str, graph: Graph, setup: str = "") -> None:
     if setup:
         graph, _ = run_pipeline(graph, parse(setup))
     after, _ = run_pipeline(graph, parse(name.split("/")[0]))
+    assert untrue_shapes(after) == []
     golden(f"{name}.before", graph_text(graph))
     golden(f"{name}.after", graph_text(after))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 import types
@@ -15,19 +14,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassResult
 
 from normfold import passes as passes_by_name
 from normfold.errors import PassError, UsageError
 from normfold.ir import Graph, capture
-from normfold.ir.sites import affine_sites
-from normfold.ir.statistics import statistics_of
 from normfold.ir.text import graph_text
 from normfold.job.presets import PRESETS, preset, trained
 from normfold.passes import BUILT_IN
 from normfold.report import PassReport
-from normfold.rewrite import Exactness, FxPass, Pass, parse, registry, run_pipeline, text_of
+from normfold.rewrite import Exactness, Pass, parse, registry, run_pipeline, text_of
 from normfold.rewrite.base import Between
 from normfold.target import GRIDDED
 from tests.nets import Residual, perturb
@@ -306,53 +301,3 @@ def test_a_plug_in_that_is_not_a_pass(
     assert target in str(caught.value.where)
     assert words in str(caught.value.found)
     assert parse("canonicalize,bake"), "it breaks nothing else"
-
-
-# -- fx passes --------------------------------------------------------------------------------------
-
-
-def double_relu(module: fx.GraphModule) -> PassResult:
-    """Replace relu by relu6: changes the function, so that the result can be seen."""
-    for node in module.graph.nodes:
-        if node.target is torch.ops.aten.relu.default:
-            node.target = torch.ops.aten.relu6.default
-    return PassResult(module, True)
-
-
-def test_an_fx_pass_runs_in_a_pipeline() -> None:
-    before = graph()
-    after, reports = run_pipeline(
-        before, [*parse("canonicalize"), FxPass(double_relu), *parse("fold-affine,bake")]
-    )
-    assert reports[1].modified
-    assert reports[1].spec == "fx-pass{function=double_relu}"
-    x = before.args[0] * 100
-    assert float(after(x).max()) == 6.0
-    assert float(before(x).max()) > 6.0
-
-
-@pytest.mark.parametrize("function", [lambda m: None, lambda m: m, lambda m: PassResult(m, False)])
-def test_an_fx_pass_that_changes_nothing(function: Any) -> None:
-    _, reports = run_pipeline(graph(), [FxPass(function)])
-    assert not reports[0].modified
-
-
-@pytest.mark.parametrize("copied", [False, True])
-def test_what_an_fx_pass_may_have_made_untrue_is_dropped(copied: bool) -> None:
-    def shifted(module: fx.GraphModule) -> fx.GraphModule:
-        double_relu(module)
-        return copy.deepcopy(module) if copied else module
-
-    before, _ = run_pipeline(graph(), parse("canonicalize"))
-    assert any(statistics_of(node) for node in before.nodes)
-    after, _ = run_pipeline(before, [FxPass(shifted)])
-    assert not any(statistics_of(node) for node in after.nodes)
-    sites = [site for node in before.nodes for site in affine_sites(node)]
-    assert [site for node in after.nodes for site in affine_sites(node)] == sites
-    same, _ = run_pipeline(before, [FxPass(copy.deepcopy)])
-    assert any(statistics_of(node) for node in same.nodes)
-
-
-def test_an_fx_pass_must_return_a_graph_module() -> None:
-    with pytest.raises(PassError, match="must return a GraphModule"):
-        run_pipeline(graph(), [FxPass(lambda module: nn.Identity())])
