@@ -18,8 +18,9 @@ class Policy(Options):
 
     GROUP: ClassVar[str] = "Policy"
 
-    verify: Literal["final", "each", "off"] = option(
-        "final", "When to judge: at the end, after every pass, or never."
+    verify: Literal["final", "each", "strict", "off"] = option(
+        "final",
+        "Judge at the end, after every pass, beside the original's own export always (strict), or never (off).",
     )
     tries: tuple[str, ...] = option(
         (),

@@ -9,7 +9,7 @@ from typing import Any
 
 from normfold.errors import EnvironmentMissing
 from normfold.judge.agreement import Promise
-from normfold.judge.verifier import Verifier
+from normfold.judge.verifier import Run, Verifier
 from normfold.report.objects import AnyCheck
 from normfold.report.verdict import Artefact, Budget, Verdict
 from normfold.targets.order import Draft, sha256
@@ -31,14 +31,19 @@ class Judge:
         verifier: knows the original; None judges nothing.
         half_budget: relative error of a network in half precision.
         promise: of an integer network; its files are judged by ``budget``.
+        plain: makes the original's own export, and gives how it is run, by the kind of the check.
+        strict: ask for that always, not only where a file is outside its tolerance.
         training: the original is a trained student.
     """
 
     verifier: Verifier | None
     half_budget: float | None = None
     promise: Promise | None = None
+    plain: Callable[[], dict[str, Run]] = dict
+    strict: bool = False
     budget: Budget = field(default_factory=Budget)
     trained: bool = False
+    _made: list[dict[str, Run]] = field(default_factory=list, init=False, compare=False)
 
     def judge(self, draft: Draft, emit: Callable[[Any], None]) -> Verdict:
         """Run a file in each of its ways and compare; every comparison is emitted.
@@ -67,7 +72,15 @@ class Judge:
         assert self.verifier is not None
         if self.promise is not None:
             return self.promise.check(kind, name, run, self.budget)
-        return replace(self.verifier.outputs(kind, run, self.half_budget), artefact=name)
+        check = self.verifier.outputs(
+            kind, run, self.half_budget, lambda: self._own().get(kind), self.strict
+        )
+        return replace(check, artefact=name)
+
+    def _own(self) -> dict[str, Run]:
+        if not self._made:
+            self._made.append(self.plain())
+        return self._made[0]
 
     def _words(self, checks: list[AnyCheck]) -> str:
         if self.promise is not None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.ir import Graph
 from normfold.judge.comparison import Outputs
+from normfold.ops.reads import operands
+from normfold.ops.table import Kind, kind_of, row_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,7 @@ class Kept:
     names: tuple[str, ...]
     sources: tuple[str, ...]
 
-    def left(self, outputs: Outputs) -> Outputs:
+    def left(self, outputs: list[T]) -> list[T]:
         """Of the original's outputs those that the result has, in its order."""
         if self.sources == self.names:
             return outputs
@@ -43,3 +52,22 @@ class Kept:
         texts = [f"without {', '.join(gone)}, which a pass removed"] if gone else []
         texts += [f"{added} outputs that a pass added are not judged"] if added else []
         return "; ".join(texts)
+
+
+def computed_at(graph: Graph) -> list[float]:
+    """For each output the size at which the op that makes its numbers computes; 0 for that of the numbers."""
+    leaves = pytree.tree_leaves(next(node for node in graph.nodes if node.op == "output").args)
+    return [_computed_at(leaf) for leaf in leaves if _is_tensor(leaf)]
+
+
+def _computed_at(node: fx.Node) -> float:
+    while kind_of(node) in (
+        Kind.MOVE,
+        Kind.MONOTONE,
+    ):  # they choose among numbers that another op made
+        (node, *_) = operands(node)
+    return row_of(node).computed_at
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), Tensor)

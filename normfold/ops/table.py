@@ -122,6 +122,7 @@ class Op:
         numbers: what numbers among its arguments are to its elements: factors, summands and the like, limits,
             replacements, or what they are compared with.
         values: the range of its result for any input, or a function that reads it off a call.
+        computed_at: the size at which kernels compute its result, and err, where that may be smaller.
         integers: how integer kernels take it.
     """
 
@@ -140,6 +141,7 @@ class Op:
     gate: str = ""
     numbers: Literal["operands", "limits", "replacements", "compared"] = "operands"
     values: Interval | Callable[[fx.Node], Interval] = EVERYTHING
+    computed_at: float = 0.0
     integers: Integers = Integers()
 
 
@@ -241,11 +243,15 @@ _ROWS: tuple[tuple[str, Op], ...] = (
             pointwise=True,
             nonlinear=True,
             values=_UNIT,
+            computed_at=1.0,
             integers=Integers("table"),
         ),
     ),
-    ("hardsigmoid", Op(pointwise=True, nonlinear=True, values=_UNIT)),
-    ("softmax _softmax", Op(sums_to_one=True, scores=True, nonlinear=True, values=_UNIT)),
+    ("hardsigmoid", Op(pointwise=True, nonlinear=True, values=_UNIT, computed_at=1.0)),
+    (
+        "softmax _softmax",
+        Op(sums_to_one=True, scores=True, nonlinear=True, values=_UNIT, computed_at=1.0),
+    ),
     ("log_softmax _log_softmax", Op(scores=True, nonlinear=True)),
     ("tanh", Op(pointwise=True, nonlinear=True, values=Interval(-1.0, 1.0))),
     (

@@ -180,7 +180,7 @@ def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:
             (
                 check.kind,
                 "ok" if check.ok else "FAILED",
-                f"{check.max_rel:.2e}",
+                f"{check.max_rel if worst is None else worst.error:.2e}",
                 "" if worst is None else f"{worst.tolerance:.2e}",
                 "" if worst is None else f"{worst.baseline:.2e}",
                 "" if worst is None else f"{worst.output} / {worst.inputs}",

@@ -6,9 +6,10 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from normfold.errors import EnvironmentMissing
+from normfold.errors import EnvironmentMissing, ExportError
 from normfold.files import publish, staging
 from normfold.ir import Graph
 from normfold.job import Job, Request
@@ -26,7 +27,7 @@ from normfold.steps.quantize import to_grids
 from normfold.steps.work import Work
 from normfold.target import Target
 from normfold.targets.floats import widened
-from normfold.targets.order import Draft, Order, drafts, runs_of
+from normfold.targets.order import Draft, Order, Run, drafts, runs_of
 from normfold.targets.tensorrt.write import builder, wanted
 
 
@@ -99,7 +100,9 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.verifier,
         work.half_budget,
         promise,
-        Budget(max_drop=job.policy.max_drop),
+        budget=Budget(max_drop=job.policy.max_drop),
+        plain=lambda: _own_export(order, request, work),
+        strict=job.policy.verify == "strict",
         trained=job.train is not None and work.kept is None,
     )
     work.tell(f"writing {request.format}", target.name)
@@ -114,6 +117,19 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
+
+
+def _own_export(order: Order, request: Request, work: Work) -> dict[str, Run]:
+    """How the original's own export is run, by the kind of the check; nothing where it has none."""
+    if request.format not in ("onnx", "openvino"):  # an engine would take minutes
+        return {}
+    graph = named(widened(work.captured, order.target)[0], work.job.export)
+    with TemporaryDirectory() as folder:
+        own = replace(order, graph=graph, stem=Path(folder) / "original", emit=lambda event: None)
+        try:
+            return dict(next(drafts(request.format, own)).runs())
+        except (ExportError, EnvironmentMissing):  # then nothing excuses the file
+            return {}
 
 
 def _in_its_floats(graph: Graph, target: Target, work: Work) -> Graph:

@@ -20,7 +20,7 @@ from normfold.rewrite import Effect, Pass, parse, run_pipeline
 from normfold.rewrite.baker import needs_baking
 from normfold.steps.work import Work
 
-Verify = Literal["final", "each", "off"]
+Verify = Literal["final", "each", "strict", "off"]
 
 
 def passes_of(pipeline: str | Sequence[Pass], untie: bool = False) -> list[Pass]:
@@ -66,7 +66,7 @@ def run_judged(
         index, done = done, done + 1
         text = f"{report.rewrites} rewrites, {len(report.declined)} declined"
         say(Progress(str(item), done, len(passes), text))
-        if verifier is not None and (verify == "each" or (verify == "final" and index in judged)):
+        if verifier is not None and (verify == "each" or (verify != "off" and index in judged)):
             check = verifier.rounding if current.baked else verifier.algebra
             report.check = check(current)
 
@@ -124,5 +124,5 @@ def requirements(texts: Sequence[str], passes: Sequence[Pass]) -> list[Requireme
 
 def require_mode(mode: str) -> None:
     """Refuse a wrong ``verify``."""
-    if mode not in ("final", "each", "off"):
-        raise UsageError("`verify` is `final`, `each` or `off`", found=f"`{mode}`")
+    if mode not in ("final", "each", "strict", "off"):
+        raise UsageError("`verify` is `final`, `each`, `strict` or `off`", found=f"`{mode}`")

@@ -1,0 +1,59 @@
+"""Runs of networks on cases: in their own types, in float64, and in float64 with the errors of another type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator, Float64
+from normfold.ir.expressions import late
+from normfold.ir.fresh import fresh
+from normfold.judge.comparison import Outputs, tensors
+from normfold.judge.inputs import Case
+
+
+def original_of(graph: Graph) -> Any:
+    """What was captured, or the graph where that was not kept."""
+    return graph.original if graph.original is not None else graph.module
+
+
+def run(graph: Graph, module: Any, of: Sequence[Case]) -> list[Outputs]:
+    """Outputs of a network with the inputs of ``graph``, each case on copies of it and of the inputs, which a call
+    may change."""
+    _, tree = pytree.tree_flatten((graph.args, graph.kwargs))
+    results = []
+    with torch.no_grad():
+        for case in of:
+            own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in case.leaves]
+            args, kwargs = pytree.tree_unflatten(own, tree)
+            called = fresh(module) if isinstance(module, nn.Module) else module
+            results.append(tensors(called(*args, **kwargs)))
+    return results
+
+
+def run_float64(graph: Graph, of: Sequence[Case]) -> list[Outputs]:
+    """Outputs of a graph in float64."""
+    evaluator = Evaluator(graph.module, Float64(), graph=late(graph.module.graph))
+    return [tensors(evaluator(*case.leaves)) for case in of]
+
+
+def run_rounded(graph: Graph, of: Sequence[Case], seed: int, unit: float) -> list[Outputs]:
+    """Outputs in float64, where every op errs at random by ``unit`` of each number, as kernels do.
+
+    Whole numbers are exact in every type, and stay: counts, grids, masks, zeros.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def rounded(node: Any, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return None
+        sign = torch.randint(0, 2, value.shape, generator=random).to(value) * 2 - 1
+        return torch.where(value == value.round(), value, value * (1 + sign * unit))
+
+    evaluator = Evaluator(graph.module, Float64(), rounded, graph=late(graph.module.graph))
+    return [tensors(evaluator(*case.leaves)) for case in of]
