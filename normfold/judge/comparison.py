@@ -78,17 +78,17 @@ def compare(
         errors = list(map(error_of, own.runs))
         # what loses half of the digits by one bit is a jump, not rounding: no excuse for the result
         baseline = max([*errors[:1], *(e for e in errors[1:] if e < unit**0.5)], default=0.0)
-        excused = baseline
+        allowed = FACTOR * baseline + ULPS * unit if tolerance is None else tolerance
         if own.plain is not None and own.plain.shape == expected.shape:
             runtime = error_of(own.plain)
-            excused = max(excused, runtime) if runtime <= EXCUSED else excused
-        allowed = FACTOR * excused + ULPS * unit if tolerance is None else tolerance
+            baseline = max(baseline, min(runtime, EXCUSED))
+            allowed = max(allowed, min(FACTOR * runtime + ULPS * unit, EXCUSED))
         # where the original itself overflows or is NaN there is nothing to compare with
         if not baseline < float("inf") or _undefined(reference) or _all(left_out):
             allowed = float("inf")
         if allowed == float("inf"):
             error = 0.0
-        checks.append(OutputCheck(name, label, excused, error, allowed, absolute))
+        checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
     return checks
 
 

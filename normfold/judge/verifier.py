@@ -320,7 +320,7 @@ class Verifier:
                         f"{case.name}: {tied} numbers are decided by rounding, and not judged"
                     )
             found += checks
-        return self._checked(kind, found, start, [note for note in notes if note])
+        return self._checked(kind, found, start, list(filter(None, dict.fromkeys(notes))))
 
     def _checked(
         self, kind: str, found: list[OutputCheck], start: float, notes: list[str]

@@ -124,7 +124,7 @@ def _own_export(order: Order, request: Request, work: Work) -> dict[str, Run]:
     if request.format not in ("onnx", "openvino"):  # an engine would take minutes
         return {}
     graph = named(widened(work.captured, order.target)[0], work.job.export)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=order.stem.parent) as folder:
         own = replace(order, graph=graph, stem=Path(folder) / "original", emit=lambda event: None)
         try:
             return dict(next(drafts(request.format, own)).runs())
