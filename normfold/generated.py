@@ -82,10 +82,11 @@ def convert(
     input_names: str | Sequence[str] = (),
     output_names: str | Sequence[str] = (),
     output: str | os.PathLike[str] = "out",
-    verify: Literal["final", "each", "off"] = "final",
+    verify: Literal["final", "each", "strict", "off"] = "final",
     tries: str | Sequence[str] = (),
     require: str | Sequence[str] = (),
     require_judged: bool = False,
+    max_error: float | None = None,
     max_drop: float | None = None,
     metric: str | None = None,
     half_budget: float | None = None,
@@ -172,10 +173,12 @@ def convert(
         input_names: names of the inputs in ONNX files, in order, as `image,mask`.
         output_names: names of the outputs in ONNX files, in order, as `boxes,scores`.
         output: folder for the files and the report.
-        verify: when to judge: at the end, after every pass, or never.
+        verify: judge at the end, after every pass, beside the original's own export always (strict), or never
+            (off).
         tries: judge at this size, too, of what is dynamic: `x:1x3x128x96`; repeatable.
         require: fail (exit 1) unless the pass rewrote so many sites; repeatable.
         require_judged: exit 3 where a file cannot be run on this machine.
+        max_error: relative error that approximate passes may cost: |y - r| / |r| of every output.
         max_drop: what training or quantising may lose: points of top-1, of agreement where there are no labels,
             or of --metric; exit 1 beyond.
         metric: fn(outputs, labels) on samples that are not trained on: reported, and what --max-drop judges;

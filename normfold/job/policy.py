@@ -37,6 +37,13 @@ class Policy(Options):
     require_judged: bool = option(
         False, "Exit 3 where a file cannot be run on this machine.", when="judged"
     )
+    max_error: float | None = option(
+        None,
+        "Relative error that approximate passes may cost: |y - r| / |r| of every output.",
+        metavar="X",
+        low=0,
+        when="judges",
+    )
     max_drop: float | None = option(
         None,
         "What training or quantising may lose: points of top-1, of agreement where there are no labels, or of "

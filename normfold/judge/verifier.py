@@ -47,6 +47,7 @@ from normfold.judge.trials import refusal, trials
 from normfold.report import Check, OutputCheck
 
 ALGEBRA_TOLERANCE = 1e-10
+APPROXIMATION = "approximation"
 DRAWS = 4
 _KERNELS = 4.0  # ulps that a kernel may err by
 
@@ -219,6 +220,16 @@ class Verifier:
         return self._within(
             kind, [tensors(run(*case.leaves)) for case, _ in self.typical], start, budget
         )
+
+    def within(self, result: Graph, budget: float) -> Check:
+        """A graph that approximates the original, against a budget of |y - r| / |r|, on typical inputs: in float64
+        before it is baked, and then in its own types."""
+        start = time.perf_counter()
+        self._enter(result)
+        given = [case for case, _ in self.typical]
+        baked = result.baked
+        results = run(self.graph, result.module, given) if baked else run_float64(result, given)
+        return self._within(APPROXIMATION, results, start, budget)
 
     def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
         found = []

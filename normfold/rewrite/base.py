@@ -102,6 +102,7 @@ class Pass:
         ends: states that the graph is not in afterwards.
         effects: what else becomes of the graph, for what acts on it and not on names of passes.
         stages: 0: one sweep. Else `Match.stage` counts up to it while nothing more applies.
+        budget: of an APPROXIMATE pass: |y - r| / |r| that it may cost, where the user gives no ``--max-error``.
     """
 
     name: ClassVar[str]
@@ -111,6 +112,7 @@ class Pass:
     ends: ClassVar[frozenset[State]] = frozenset()
     effects: ClassVar[frozenset[Effect]] = frozenset()
     stages: ClassVar[int] = 0
+    budget: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Refuse options that are out of bounds; a subclass that checks more calls this too."""

@@ -39,7 +39,8 @@ def cast(step: Cast, graph: Graph, work: Work) -> Graph:
         return graph
     name = str(dtype).removeprefix("torch.")
     budget = work.job.policy.half_budget
-    work.half_budget = BUDGETS.get(name, BUDGETS["float16"]) if budget is None else budget
+    half = BUDGETS.get(name, BUDGETS["float16"]) if budget is None else budget
+    work.half_budget = half + (work.half_budget or 0.0)  # beside what approximate passes may cost
     work.record.emit(Precision(name, typed.islands))
     sites = tuple(work.record.report().sites)
     work.record.emit(Rewritten((), sites, typed.graph.parameter_bytes()))

@@ -11,12 +11,13 @@ from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.job import Rewrite
 from normfold.judge import Verifier
+from normfold.judge.verifier import APPROXIMATION
 from normfold.progress import Listener, Progress, silent
 from normfold.report import PassReport
 from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
-from normfold.rewrite import Effect, Pass, parse, run_pipeline
+from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
 from normfold.rewrite.baker import needs_baking
 from normfold.steps.work import Work
 
@@ -48,12 +49,19 @@ def run_judged(
     say: Listener = silent,
     copy: bool = True,
     capture: bool = True,
+    max_error: float | None = None,
 ) -> Graph:
     """Run passes on ``graph`` (a copy unless ``copy`` is off), judge and record.
 
     ``each`` judges after every pass, ``final`` the algebra before baking and the result at the end. ``capture``
-    also judges the captured graph against the module.
+    also judges the captured graph against the module. From an approximate pass on that rewrote something, a result
+    is judged by its budget, or by ``max_error``; what is in front of it stays exact.
+
+    Raises:
+        UsageError: an approximate pass has no budget, and none is given.
     """
+    budgets = _budgets(passes, max_error) if verifier is not None else {}
+    spent: list[float] = []
     bakes = [index for index, item in enumerate(passes) if Effect.BAKES in item.effects]
     judged = {(bakes[0] if bakes else len(passes)) - 1, len(passes) - 1}
     if verifier is not None and verify != "off" and capture:
@@ -64,11 +72,17 @@ def run_judged(
     def after(item: Pass, current: Graph, report: PassReport) -> None:
         nonlocal done
         index, done = done, done + 1
+        if index in budgets and report.modified:
+            spent.append(budgets[index])
         text = f"{report.rewrites} rewrites, {len(report.declined)} declined"
         say(Progress(str(item), done, len(passes), text))
         if verifier is not None and (verify == "each" or (verify != "off" and index in judged)):
-            check = verifier.rounding if current.baked else verifier.algebra
-            report.check = check(current)
+            if spent:
+                budget = sum(spent) if max_error is None else max_error
+                report.check = verifier.within(current, budget)
+            else:
+                check = verifier.rounding if current.baked else verifier.algebra
+                report.check = check(current)
 
     result, reports = run_pipeline(graph, passes, after, copy)
     sites = site_statuses(result, [*record.report().passes, *reports])
@@ -76,6 +90,21 @@ def run_judged(
     for text in [*result.notes, *_nothing_done(reports)]:
         record.emit(Noted(text))
     return result
+
+
+def _budgets(passes: Sequence[Pass], max_error: float | None) -> dict[int, float]:
+    """What each approximate pass may cost, by its place."""
+    found = {}
+    for index, item in enumerate(passes):
+        if item.exactness is Exactness.APPROXIMATE:
+            budget = item.budget if max_error is None else max_error
+            if budget is None:
+                raise UsageError(
+                    f"`{item.name}` is approximate, and nothing says what it may cost",
+                    hint="give `--max-error 0.01` (a relative error), or `--verify off`",
+                )
+            found[index] = budget
+    return found
 
 
 def _nothing_done(reports: Sequence[PassReport]) -> list[str]:
@@ -103,7 +132,11 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
         verifier=work.verifier,
         say=work.say,
         copy=keep,
+        max_error=policy.max_error,
     )
+    made = [item.check for item in work.record.report().passes if item.check is not None]
+    if made and made[-1].kind == APPROXIMATION:  # files too are judged by what the passes may cost
+        work.half_budget = made[-1].outputs[0].tolerance
     if work.job.export.export and needs_baking(result):
         for item in passes_of("bake"):
             item.run(result)

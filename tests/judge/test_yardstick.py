@@ -94,7 +94,8 @@ def test_a_small_probability_is_as_good_as_half_an_ulp_of_one(
     torch.manual_seed(0)
     module = Compose(lambda m, x: behind(make(m.conv(x))[:, 1:]), conv=nn.Conv2d(3, 5, 1))
     with torch.no_grad():
-        module.conv.bias.copy_(torch.tensor([8.0, -8.0, -8.0, -8.0, -9.0]))
+        conv: Any = module.conv
+        conv.bias.copy_(torch.tensor([8.0, -8.0, -8.0, -8.0, -9.0]))
     graph = capture(module.eval(), (torch.randn(2, 3, 4, 4),))
     assert Verifier(graph).outputs("runtime", runtime(graph, lambda y: y + 1e-7)).ok
     assert not Verifier(graph).outputs("runtime", runtime(graph, lambda y: y + 1e-5)).ok
