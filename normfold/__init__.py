@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normfold.api import bisect, capture, run, verify
+    from normfold.api import bisect, capture, layers, run, verify
     from normfold.conversion import Result, execute
     from normfold.generated import convert
     from normfold.inspection import inspect, plan
@@ -45,6 +45,7 @@ _HOMES = {
     "Train": "normfold.job",
     "bench": "normfold.judge.bench",
     "bisect": "normfold.api",
+    "layers": "normfold.api",
     "capture": "normfold.api",
     "convert": "normfold.generated",
     "execute": "normfold.conversion",
@@ -75,6 +76,7 @@ __all__ = [
     "execute",
     "finalize",
     "inspect",
+    "layers",
     "plan",
     "refresh_statistics",
     "replace_norms",

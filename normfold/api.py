@@ -20,10 +20,12 @@ from normfold.job import Source
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.inputs import own_samples
+from normfold.judge.layers import compare_layers
 from normfold.load.api import key_of, require_checkpoint
 from normfold.progress import Listener, silent
 from normfold.report import Check, Report
 from normfold.report.events import Recorder
+from normfold.report.layers import LayerReport
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import Verify, passes_of, require_mode, run_judged
 from normfold.target import target
@@ -138,6 +140,33 @@ def verify(
         return max((verifier.outputs(kind, call) for kind, call in runs), key=_excess)
     except ExportError as error:
         raise LoadError(error.what, where=error.where, found=error.found) from error
+
+
+def layers(
+    original: nn.Module | Graph | str | Path,
+    result: Any,
+    inputs: tuple[Any, ...] | Sequence[str] = (),
+    **options: Any,
+) -> LayerReport:
+    """Where does ``result`` leave ``original``? What leaves every module that is in both, compared.
+
+    Args:
+        original, inputs, options: as of `verify`.
+        result: a graph, what `convert` returned, an ``.onnx`` file that normfold wrote, or another MODEL.
+
+    Raises:
+        LoadError, CaptureError: as `verify`. UsageError: a file that does not say which modules it is made of.
+    """
+    source = Source.of({"model": original, "inputs": inputs, **options})
+    graph = capture_source(replace(source, key=key_of(original, source.key)))
+    result = getattr(result, "graph", result)
+    if isinstance(result, Graph):
+        return compare_layers(graph, result, source.seed)
+    if isinstance(result, (str, Path)) and Path(result).suffix in _RUNTIMES:
+        require_own_data(Path(result))
+        return compare_layers(graph, Path(result), source.seed)
+    other = replace(source, model=result, key=key_of(result, source.key))
+    return compare_layers(graph, capture_source(other), source.seed)
 
 
 def bisect(

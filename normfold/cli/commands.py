@@ -98,24 +98,33 @@ def plan(given: Given) -> int:
 
 def verify(given: Given) -> int:
     from normfold.report import json_text
-    from normfold.report.text import print_checks
+    from normfold.report.text import print_checks, print_layers
 
-    as_json = given.pop("as_json", False)
+    as_json, wanted = given.pop("as_json", False), given.pop("layers", False)
     warn_pickle(given)
+    layers = None
     with progress() as say:
         import normfold
         from normfold.progress import Progress
 
         say(Progress("comparing"))
-        check = normfold.verify(given.pop("original"), given.pop("result"), **given)
+        original, result = given.pop("original"), given.pop("result")
+        check = normfold.verify(original, result, **given)
+        if wanted:
+            say(Progress("comparing layers"))
+            given.pop("tries", None)
+            layers = normfold.layers(original, result, **given)
     if as_json:
         data = {
             **dataclasses.asdict(check),
             "ok": check.ok,
             "needed_tolerance": check.needed_tolerance,
+            **({} if layers is None else {"layers": dataclasses.asdict(layers)}),
         }
         typer.echo(json_text(data))
     else:
+        if layers is not None:
+            print_layers(layers, console())
         print_checks([check], console())
         console().print(f"verdict: {'equivalent' if check.ok else 'NOT equivalent'}")
     return 0 if check.ok else 1

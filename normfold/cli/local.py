@@ -37,6 +37,15 @@ class Inspection:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What `verify` compares besides outputs."""
+
+    layers: bool = option(
+        False, "Compare what leaves each module too, and name the first that is over its limit."
+    )
+
+
+@dataclass(frozen=True)
 class Bench(Options):
     """How `bench` measures."""
 

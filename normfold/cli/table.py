@@ -8,7 +8,7 @@ from pathlib import Path
 
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
-from normfold.cli.local import Bench, Configured, Inspection, Printing
+from normfold.cli.local import Bench, Comparison, Configured, Inspection, Printing
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Policy, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
@@ -101,9 +101,9 @@ TABLE = (
             Argument("original", "ORIGINAL", MODEL_HELP),
             Argument("result", "RESULT", "Another MODEL, an .onnx file, or OpenVINO's .xml."),
         ],
-        [*_CAPTURE, *_TRY, *_JSON],
+        [*options_of(Comparison), *_CAPTURE, *_TRY, *_JSON],
         (
-            "normfold verify model.pt out/model.onnx",
+            "normfold verify model.pt out/model.onnx --layers",
             "normfold verify timm:resnet18 out/resnet18.pt2",
         ),
         why_not=_why_not,

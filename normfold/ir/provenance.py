@@ -58,3 +58,9 @@ def copy_provenance(source: fx.Node, target: fx.Node) -> None:
     for key in ("nn_module_stack", "stack_trace"):
         if key in source.meta:
             target.meta.setdefault(key, source.meta[key])
+
+
+def enclosing(path: str) -> list[str]:
+    """A module path and those of the modules around it: ``a.b`` and ``a`` for ``a.b``."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from normfold.report.engine import EngineReport
+from normfold.report.layers import LayerReport
 from normfold.report.objects import AnyCheck, PassReport, Precision, Report, SiteStatus
 from normfold.report.quantization import QuantizationReport
 from normfold.report.timing import Timing
@@ -93,6 +94,7 @@ Event = (
     | EngineReport
     | TrainingReport
     | QuantizationReport
+    | LayerReport
     | Artefact
     | AnyCheck
 )
@@ -159,6 +161,8 @@ def _with(report: Report, event: Event) -> Report:
             return replace(report, engine=event)
         case TrainingReport():
             return replace(report, training=event)
+        case LayerReport():
+            return replace(report, layers=event)
         case QuantizationReport():
             return replace(report, quantization=(*report.quantization, event))
         case Artefact():

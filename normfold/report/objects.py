@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normfold.report.engine import EngineReport
+from normfold.report.layers import LayerReport
 from normfold.report.quantization import QuantizationReport
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
@@ -208,6 +209,7 @@ class Report:
         job: what was asked for, as the TOML that `normfold.job.Job.from_toml` reads.
         size_before: bytes of the model file, or of the parameters where there is none.
         parameters_before, parameters_after: bytes of the parameters of the graph.
+        layers: where a file whose verdict failed leaves the original.
         unmet: requirements of the policy that are not met.
         missing: what this machine lacks for something that was asked for.
     """
@@ -233,6 +235,7 @@ class Report:
     engine: EngineReport | None = None
     training: TrainingReport | None = None
     quantization: Sequence[QuantizationReport] = ()
+    layers: LayerReport | None = None
     unmet: Sequence[str] = ()
     missing: Sequence[str] = ()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from normfold.report.layers import LayerReport
 from normfold.report.objects import outcome
 from normfold.report.table import print_line, table
 from normfold.report.timing import duration
@@ -105,6 +106,8 @@ def _print_sizes(report: Report, console: Console) -> None:
             f"sha256 {item.sha256[:12]}",
         )
         print_line(console, f"          {item.verdict}")
+    if report.layers is not None:
+        print_line(console, f"layers    {report.layers.words}")
     if not report.artefacts:
         after = report.parameters_after / 1e6
         print_line(console, f"parameters {report.parameters_before / 1e6:.2f} MB -> {after:.2f} MB")
@@ -167,6 +170,24 @@ def print_legend(declined: Iterable[Declined], console: Console) -> None:
     rows = {item.code: (item.code, f"{item.reason}; hint: {item.hint}") for item in declined}
     if rows:
         console.print(table("", ("code", "meaning"), [rows[code] for code in sorted(rows)]))
+
+
+def print_layers(report: LayerReport, console: Console) -> None:
+    """Layers, one line each, and the first that is over its limit."""
+    rows = [
+        (
+            layer.path,
+            {"agrees": "ok", "exceeds": "FAILED", "other": "changed by passes"}[layer.state],
+            f"{layer.error:.2e}",
+            f"{layer.limit:.2e}",
+            f"{layer.original:.2e}",
+            layer.op.partition(" ")[0],
+        )
+        for layer in report.layers
+    ]
+    columns = ("module", "", "error", "allowed", "original's own", "op")
+    console.print(table(f"layers ({report.kind})", columns, rows))
+    print_line(console, f"layers    {report.words}")
 
 
 def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:

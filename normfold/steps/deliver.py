@@ -16,6 +16,7 @@ from normfold.job import Job, Request
 from normfold.judge import Verifier
 from normfold.judge.bench import time_against_original
 from normfold.judge.files import Judge, artefact
+from normfold.judge.layers import compare_layers
 from normfold.ranges import sidecar
 from normfold.report.events import Counted, KeptOriginal, Missing, Noted
 from normfold.report.timing import duration
@@ -111,6 +112,9 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         verdict = judge.judge(draft, work.record.emit)
         _publish(draft, request, target, verdict, work)
         if verdict.state == "fail":
+            if request.format == "onnx" and work.verifier is not None and promise is None:
+                work.tell(f"comparing the layers of {draft.path.name}")
+                work.record.emit(compare_layers(work.verifier.graph, draft.path))
             return graph
         if promise is not None and request.format == "onnx":
             _count(draft, target, work)
