@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from normfold.errors import CaptureError
@@ -22,6 +24,7 @@ _SPECIALISED = re.compile(
     r"but your code specialized it to be a constant \((?P<size>\d+)\)"
 )
 _DECIDED = re.compile(r"data-dependent expression (.+?) \(")
+_OWN = f"{Path(__file__).parents[1]}{os.sep}"  # a user's folder may be called normfold too
 _DATA = ("data-dependent", "Data-dependent", "data dependent")
 
 
@@ -78,7 +81,7 @@ def _raised_at(error: Exception) -> str:
     where, trace = "", error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        if is_user_file(code.co_filename) and "normfold" not in code.co_filename:
+        if is_user_file(code.co_filename) and not code.co_filename.startswith(_OWN):
             where = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
         trace = trace.tb_next
     return where
