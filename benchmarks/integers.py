@@ -22,8 +22,9 @@ from torch import Tensor
 
 import normfold
 from benchmarks import models
+from normfold.domains.observed import measure
 from normfold.job.presets import preset
-from normfold.ranges.ranges import measure, merge_ranges
+from normfold.ranges.ranges import merge_ranges
 from normfold.report.timing import figures
 from normfold.targets.integer_census import IntegerCensus, integer_census
 from normfold.targets.onnx import export_onnx

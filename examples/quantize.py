@@ -25,13 +25,14 @@ import normfold
 from examples import accuracy, shapes
 from examples.comparison import Row, logged, read
 from examples.prepbn import MODELS
+from normfold.domains.observed import measure
 from normfold.ir import Graph
 from normfold.ir.graph import op_name
 from normfold.ir.intervals import Interval, range_of
 from normfold.job import Quantize, Source
 from normfold.job.presets import preset
 from normfold.ranges.calibration import calibrate
-from normfold.ranges.ranges import distance, measure
+from normfold.ranges.ranges import distance
 from normfold.steps.quantize import make_integers
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx

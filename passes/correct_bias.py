@@ -16,7 +16,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
@@ -69,14 +68,20 @@ class CorrectBias(Pass):
             yield Match(node, (), (node in wanted, shifts.get(node)))
 
     def _analytic(self, graph: Graph) -> bool:
-        return self.source == "analytic" or (self.source == "auto" and not graph.samples)
+        return self.source == "analytic" or (self.source == "auto" and not graph.sample_inputs())
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         wanted, shift = match.plan
         if not wanted:
             return Decline(Reason.OUTPUT_EXPOSED, match.node)
         if shift is None:
-            text = "no norm's statistics tell its mean" if self._analytic(graph) else ""
+            text = "no norm's statistics tell its mean"
+            if self.source == "samples" and not graph.sample_inputs():
+                text = ""
+            elif not self._analytic(graph):
+                text = (
+                    "`measure-ranges` in front of the passes that quantise notes what the mean was"
+                )
             return Decline(Reason.NO_SAMPLES, match.node, text)
         return match
 
@@ -124,9 +129,9 @@ def _returned(node: fx.Node) -> bool:
 
 
 def _measured(graph: Graph, wanted: set[fx.Node], limit: float) -> dict[fx.Node, Tensor]:
-    if not graph.samples:
+    samples = graph.sample_inputs()
+    if not samples:
         return {}
-    samples = [pytree.tree_leaves(sample) for sample in graph.samples]
     inputs = [torch.cat(parts) for parts in zip(*samples, strict=True)]
     shifts: dict[fx.Node, Tensor] = {}
 

@@ -8,6 +8,7 @@ padding too, where a zero of the normalised image is the mean of the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -46,7 +47,8 @@ class FoldInput(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mean or not self.std or min(self.std) <= 0:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not self.mean or not self.std or not finite or min(self.std) <= 0:
             raise UsageError(
                 f"`{self.name}` wants a mean, and a deviation above zero",
                 found=f"mean {self.mean}, std {self.std}",
@@ -54,11 +56,29 @@ class FoldInput(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         nodes = [node for node in graph.nodes if node.op == "placeholder"]
-        for name, node in zip(graph.input_names, nodes, strict=True):
-            value = node.meta.get("val")
-            images = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2
-            if name not in graph.entries and (name == self.input if self.input else images):
-                yield Match(node, (Site(name, "constant"),), name)
+        inputs = dict(zip(graph.input_names, nodes, strict=True))
+        taken = {name: node for name, node in inputs.items() if _is_float(node)}
+        if self.input:
+            taken = {name: node for name, node in taken.items() if name == self.input}
+        else:
+            taken = {name: node for name, node in taken.items() if len(shape_of(node)) > 2}
+        again = [name for name in taken if name in graph.entries]
+        if again or not taken:
+            raise UsageError(
+                f"`{self.name}` has no input to normalise",
+                found=f"`{again[0]}` is normalised inside already" if again else self.input,
+                hint=f"inputs: {', '.join(f'`{name}`' for name in inputs)}; it takes floats, and of three axes or "
+                "more where none is named",
+            )
+        channels = {shape_of(node)[1] for node in taken.values() if len(shape_of(node)) > 1}
+        if channels and all(self._misfit(count) for count in channels):
+            raise UsageError(
+                f"`{self.name}` has numbers for other channels than the inputs have",
+                found=self._misfit(channels.pop()),
+                hint="one number for each channel, with `|` between them, or one for all",
+            )
+        for name, node in taken.items():
+            yield Match(node, (Site(name, "constant"),), name)
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         shape = shape_of(match.node)
@@ -66,11 +86,14 @@ class FoldInput(Pass):
             return Decline(
                 Reason.AXIS_MISMATCH, match.node, "its second axis would be the channels"
             )
-        for numbers in (self.mean, self.std):
-            if len(numbers) not in (1, shape[1]):
-                text = f"{len(numbers)} numbers for {shape[1]} channels"
-                return Decline(Reason.NOT_PER_CHANNEL, match.node, text)
-        return match
+        misfit = self._misfit(shape[1])
+        return Decline(Reason.NOT_PER_CHANNEL, match.node, misfit) if misfit else match
+
+    def _misfit(self, channels: int) -> str:
+        """How the numbers do not fit, in words; empty where they do."""
+        counts = [len(numbers) for numbers in (self.mean, self.std)]
+        wrong = next((count for count in counts if count not in (1, channels)), None)
+        return "" if wrong is None else f"{wrong} numbers for {channels} channels"
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node: fx.Node = match.node
@@ -90,3 +113,8 @@ class FoldInput(Pass):
         rewriter.graph.sites[match.path] = match.sites[0]
         rewriter.graph.notes.append(f"`{match.plan}` is normalised inside: give it as it is")
         rewriter.record(f"{match.path}: normalised inside")
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()

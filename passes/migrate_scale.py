@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
 from normfold.ir.custom_ops import channel_affine
@@ -96,6 +95,6 @@ def _peaks(graph: Graph, norms: list[fx.Node]) -> dict[fx.Node, Tensor]:
 
     wanted = set(norms)
     run = Evaluator(graph.module, watch=watch)
-    for sample in graph.samples or ():
-        run(*pytree.tree_leaves(sample))
+    for sample in graph.sample_inputs():
+        run(*sample)
     return found

@@ -17,7 +17,7 @@ from normfold.ir.grids import scale_of, top_of
 from normfold.ops.integer_ops import on_dynamic_grid, on_grid
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import Linear
-from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
+from normfold.rewrite import Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class QuantizeDynamic(Pass):
     """Put the weights of linear layers on grids, and their inputs at run time. Convolutions stay as they are.
 
     Exact:    no: values are rounded.
-    Declines: nothing.
+    Declines: on-a-grid.
     """
 
     name: ClassVar[str] = "quantize-dynamic"
@@ -35,10 +35,14 @@ class QuantizeDynamic(Pass):
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in graph.nodes:
             linear = weighted(node)
-            if linear is None or linear.kernel or quantized_weight(linear):
+            if linear is None or linear.kernel:
                 continue
             if linear.weight_position == 1 or linear.bias_position == 0:  # not W @ x
                 yield Match(node, (), linear)
+
+    def check(self, graph: Graph, match: Match) -> Match | Decline:
+        on_grid = quantized_weight(match.plan)
+        return Decline(Reason.ON_A_GRID, match.node) if on_grid else match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan

@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import fx
 
+from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
 from normfold.ir.grids import scale_of, top_of
@@ -47,7 +48,7 @@ class QuantizeWeights(Pass):
         layers: patterns of module paths; all linear ops when empty.
 
     Exact:    no: values are rounded.
-    Declines: not-asked-for, not-a-matrix (blocks of inputs of a convolution).
+    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of a convolution).
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -60,16 +61,27 @@ class QuantizeWeights(Pass):
     clip: bool = False
     layers: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block and (self.block < 16 or self.block.bit_count() > 1):
+            raise UsageError(
+                f"option `block` of pass `{self.name}` is not a block that kernels have",
+                found=f"{self.block}",
+                hint="a power of two from 16, or 0 for one scale per output channel",
+            )
+
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in graph.nodes:
             linear = weighted(node)
-            if linear is not None and not quantized_weight(linear):
+            if linear is not None:
                 yield Match(node, (), linear)
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         path = module_path(match.node) or match.node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
             return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
+        if quantized_weight(match.plan):
+            return Decline(Reason.ON_A_GRID, match.node)
         if self.block and match.plan.kernel:
             return Decline(Reason.NOT_A_MATRIX, match.node)
         return match.planned(match.plan, f"{self.bits} bits")

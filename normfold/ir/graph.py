@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
+from normfold.errors import UsageError
 from normfold.ir import expressions, facts
 from normfold.ir.sites import Site
 from normfold.ir.states import State
@@ -101,6 +103,24 @@ class Graph:
             trainable=dict(self.trainable),
             entries=dict(self.entries),
         )
+
+    def sample_inputs(self) -> list[list[Any]]:
+        """Flat inputs of every sample; none where there are none.
+
+        Raises:
+            UsageError: the samples are not ``(args, kwargs)`` of the network.
+        """
+        if self.samples is None:
+            return []
+        found = [pytree.tree_leaves(sample) for sample in self.samples]
+        wanted = len(pytree.tree_leaves((self.args, self.kwargs)))
+        if not isinstance(self.samples, Sequence) or any(len(leaves) != wanted for leaves in found):
+            raise UsageError(
+                "the samples of the graph are not inputs of it",
+                found=f"{type(self.samples).__name__} of {len(found)}; the network has {wanted} inputs",
+                hint="`graph.samples = [(args, kwargs), ...]`: for one tensor, `[((x,), {})]`",
+            )
+        return found
 
     @property
     def baked(self) -> bool:

@@ -39,6 +39,12 @@ class Statistics(Fact):
         sizes, vector = shape_of(node), self.mean.shape
         if not -len(sizes) <= self.dim < len(sizes) or vector != self.std.shape:
             return False
+        if (
+            bool((self.std < 0).any())
+            or bool(self.mean.isinf().any())
+            or bool(self.std.isinf().any())
+        ):
+            return False  # no deviation of anything; NaN says that nothing is known
         in_float64 = self.mean.dtype == self.std.dtype == torch.float64
         return in_float64 and tuple(vector) == (sizes[self.dim],)
 

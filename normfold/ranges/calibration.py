@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.data.samples import load_data
+from normfold.domains.observed import measure
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.ir import Graph
@@ -22,7 +23,7 @@ from normfold.job import Quantize, Source
 from normfold.progress import Listener, Progress, silent
 from normfold.ranges.analytic import assumed, derive
 from normfold.ranges.prompts import prompts, reads_tokens
-from normfold.ranges.ranges import clip, measure, merge_ranges, widen
+from normfold.ranges.ranges import clip, merge_ranges, widen
 from normfold.ranges.synthesis import (
     Bounds,
     Matching,

@@ -210,20 +210,28 @@ class Reason(Code):
         "NF127",
         "no-samples",
         "the pass needs numbers that are measured on samples, and there are none for this site",
-        "set `graph.samples`, or give `--data`",
+        "give `--data`; in a pipeline of your own, set `graph.samples = [(args, kwargs), ...]`, and run "
+        "`measure-ranges` in front of the passes that quantise",
     )
     NO_INTERVAL = (
         "NF128",
         "no-interval",
         "nothing is known of the values that this tensor takes: no norm's statistics reach it, and nothing was "
         "measured",
-        "give `--data`, or quantise weights only",
+        "give `--data`; in a pipeline of your own, set `graph.samples` and run `measure-ranges` in front; or "
+        "quantise weights only",
     )
     NOT_A_MATRIX = (
         "NF129",
         "not-a-matrix",
         "scales per block of inputs are for matrices, and this weight belongs to a convolution",
         "leave the option `block` out: a convolution has one scale per output channel",
+    )
+    ON_A_GRID = (
+        "NF130",
+        "on-a-grid",
+        "the weight is on a grid already, by an earlier pass or in the file",
+        "leave the second pass out, or quantise the float network anew",
     )
 
 

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
 from torch import fx
 
-from normfold.errors import PassError, UsageError
+from normfold.errors import NormfoldError, PassError, UsageError
 from normfold.ir import Graph, Site
 from normfold.ir.expressions import deduplicate
 from normfold.ir.provenance import module_path, source_line
@@ -116,16 +117,15 @@ class Pass:
 
     def __post_init__(self) -> None:
         """Refuse options that are out of bounds; a subclass that checks more calls this too."""
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for bound in getattr(hint, "__metadata__", ()):
-                value = getattr(self, name)
-                if isinstance(bound, Between) and not bound.low <= value <= bound.high:
-                    high = "" if bound.high == math.inf else f" to {bound.high:g}"
-                    raise UsageError(
-                        f"option `{name.replace('_', '-')}` of pass `{self.name}` is out of bounds",
-                        found=f"{value}",
-                        hint=f"from {bound.low:g}{high or ' up'}",
-                    )
+        for name, bound in _bounds(type(self)):
+            value = getattr(self, name)
+            if not bound.low <= value <= bound.high:
+                high = "" if bound.high == math.inf else f" to {bound.high:g}"
+                raise UsageError(
+                    f"option `{name.replace('_', '-')}` of pass `{self.name}` is out of bounds",
+                    found=f"{value}",
+                    hint=f"from {bound.low:g}{high or ' up'}",
+                )
 
     def match(self, graph: Graph) -> Iterable[Match]:
         """Yield every site of this pass, in graph order."""
@@ -152,7 +152,7 @@ class Pass:
         stage = 0
         while stage <= self.stages:
             report.declined, before = [], len(rewriter.edits)
-            for match in list(self.match(graph)):
+            for match in self._matches(graph):
                 if report.rewrites == limit:
                     break
                 if not getattr(match.node, "_erased", False):
@@ -171,8 +171,36 @@ class Pass:
         report.seconds = time.perf_counter() - start
         return report
 
+    def _matches(self, graph: Graph) -> list[Match]:
+        try:
+            found = list(self.match(graph))
+        except NormfoldError:
+            raise
+        except Exception as error:
+            raise self._broken("looking for sites", None, error) from error
+        strange = next((item for item in found if not isinstance(item, Match)), None)
+        if strange is not None:
+            raise PassError(
+                f"`{self.name}` found something else than a `Match`", found=repr(strange)
+            )
+        return found
+
+    def _broken(self, doing: str, match: Match | None, error: Exception) -> PassError:
+        at = "" if match is None else f"{match.path} {source_line(match.node)}".strip()
+        return PassError(
+            f"`{self.name}` failed while {doing}" + (" a site" if match is not None else ""),
+            where=at or None,
+            found=f"{type(error).__name__}: {error}",
+            hint="this is a bug in the pass: report it, and leave the pass out with `--passes`",
+        )
+
     def _visit(self, graph: Graph, match: Match, rewriter: Rewriter, report: PassReport) -> None:
-        found = self.check(graph, match)
+        try:
+            found = self.check(graph, match)
+        except NormfoldError:
+            raise
+        except Exception as error:
+            raise self._broken("checking", match, error) from error
         if isinstance(found, Decline):
             report.declined += declined(match, found)
             return
@@ -186,12 +214,7 @@ class Pass:
         try:
             self.rewrite(match, rewriter)
         except Exception as error:
-            raise PassError(
-                f"`{self.name}` failed while rewriting a site that its check had passed",
-                where=f"{match.path} {source_line(match.node)}".strip(),
-                found=f"{type(error).__name__}: {error}",
-                hint="this is a bug in the pass: report it, and leave the pass out with `--passes`",
-            ) from error
+            raise self._broken("rewriting", match, error) from error
         report.rewrites += 1
         report.warnings += match.warnings
         if match.partial is not None:
@@ -203,6 +226,14 @@ class Pass:
 
     def __str__(self) -> str:
         return spec_of(self)
+
+
+@cache
+def _bounds(kind: type[Pass]) -> list[tuple[str, Between]]:
+    """The options of a pass that have bounds."""
+    hints = get_type_hints(kind, include_extras=True).items()
+    marks = [(name, mark) for name, hint in hints for mark in getattr(hint, "__metadata__", ())]
+    return [(name, mark) for name, mark in marks if isinstance(mark, Between)]
 
 
 def declined(match: Match, decline: Decline) -> list[Declined]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
@@ -36,7 +35,8 @@ def measure(graph: Graph, pairs: Sequence[tuple[fx.Node, fx.Node]], ridge: float
 
     Returns nothing where the graph has no samples. Memory: one sample's activations.
     """
-    if not graph.samples or not pairs:
+    samples = graph.sample_inputs()
+    if not samples or not pairs:
         return []
     moments = [Moments(pair[0].meta["val"].shape[-1]) for pair in pairs]
     pending: dict[fx.Node, list[tuple[fx.Node, Moments]]] = {}
@@ -51,8 +51,8 @@ def measure(graph: Graph, pairs: Sequence[tuple[fx.Node, fx.Node]], ridge: float
             item.update(kept[source], value)
 
     run = Evaluator(graph.module, watch=watch)
-    for sample in graph.samples:
-        run(*pytree.tree_leaves(sample))
+    for sample in samples:
+        run(*sample)
     return [_fit(item, ridge) for item in moments]
 
 

@@ -50,6 +50,29 @@ def text_of(passes: Sequence[Pass]) -> str:
     return ",".join(str(item) for item in passes)
 
 
+def require_passes(items: Sequence[Any]) -> list[Pass]:
+    """The items, if each is a pass.
+
+    Raises:
+        UsageError: one is something else.
+    """
+    for item in items:
+        if not isinstance(item, Pass):
+            hint = "passes are objects, as `normfold.rewrite.parse(text)` makes them"
+            if isinstance(item, type) and issubclass(item, Pass):
+                hint = f"make one of it: `{item.__name__}()`"
+            elif isinstance(item, str):
+                hint = "names go in one text: `canonicalize,fold-affine`, or through `normfold.rewrite.parse`"
+            elif callable(item):
+                hint = (
+                    "a function on a GraphModule is a pass as `normfold.rewrite.FxPass(function)`"
+                )
+            raise UsageError(
+                "an item of the pipeline is not a pass", found=repr(item)[:100], hint=hint
+            )
+    return list(items)
+
+
 def run_pipeline(
     graph: Graph,
     passes: Sequence[Pass],
@@ -61,7 +84,7 @@ def run_pipeline(
     Raises:
         UsageError: a pass wants what none in front of it makes.
     """
-    require_order(passes, graph.states)
+    require_order(require_passes(passes), graph.states)
     if copy:
         graph = graph.copy()
     reports = []
@@ -85,6 +108,8 @@ def _build(name: str, options: str) -> Pass:
                 f"pass `{name}` has no option `{option}`",
                 hint=f"options of `{name}`: {', '.join(fields) or 'none'}",
             )
+        if fields[key] in values:
+            raise UsageError(f"pass `{name}` is given `{key}` twice", found=f"`{options}`")
         values[fields[key]] = _read(name, key, value, hints[fields[key]])
     return kind(**values)
 
@@ -102,8 +127,10 @@ def _read(name: str, key: str, text: str, hint: Any) -> Any:
         if isinstance(hint, type) and issubclass(hint, Enum):
             return hint(text)
         if typing.get_origin(hint) is tuple:
-            kind = typing.get_args(hint)[0]
-            return tuple(kind(part) for part in text.split("|") if part)
+            kind, parts = typing.get_args(hint)[0], text.split("|") if text else []
+            if not all(parts):
+                raise ValueError(text)
+            return tuple(map(kind, parts))
     except (ValueError, KeyError):
         pass
     choices = (

@@ -19,6 +19,7 @@ from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
 from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
 from normfold.rewrite.baker import needs_baking
+from normfold.rewrite.pipeline import require_passes
 from normfold.steps.work import Work
 
 Verify = Literal["final", "each", "strict", "off"]
@@ -30,7 +31,7 @@ def passes_of(pipeline: str | Sequence[Pass], untie: bool = False) -> list[Pass]
     Raises:
         UsageError: the text is wrong.
     """
-    passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    passes = parse(pipeline) if isinstance(pipeline, str) else require_passes(pipeline)
     return [_untied(item) for item in passes] if untie else passes
 
 

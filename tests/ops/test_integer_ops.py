@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normfold.domains.observed import measure
 from normfold.errors import UsageError
 from normfold.ir import Graph, capture
 from normfold.ops.integer_ops import dequantize, on_dynamic_grid, on_grid, quantize, to_steps
-from normfold.ranges.ranges import measure, merge_ranges
+from normfold.ranges.ranges import merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.baker import needs_baking
 from normfold.targets.onnx import export_onnx

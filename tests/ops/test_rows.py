@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from normfold.domains.observed import measure
 from normfold.ir import Graph, capture
 from normfold.ir.graph import op_name, shape_of
 from normfold.ops import layout
@@ -17,7 +18,7 @@ from normfold.ops.integers import plan
 from normfold.ops.layout import NONE
 from normfold.ops.reads import choice_of, operands, producer, product_of, reads_no_size, uses
 from normfold.ops.table import TABLE, Integers, Kind, kind_of
-from normfold.ranges.ranges import measure, merge_ranges
+from normfold.ranges.ranges import merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.integers import IntegerForms
 from normfold.target import grids_of

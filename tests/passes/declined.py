@@ -159,4 +159,10 @@ REFUSALS: dict[str, Refusal] = {
         step="quantize-weights",
         options="block=16",
     ),
+    "NF130": Refusal(
+        lambda m, x: m.fc(x),
+        lambda: {"fc": nn.Linear(16, 4)},
+        (2, 16),
+        step="quantize-weights,quantize-weights",
+    ),
 }

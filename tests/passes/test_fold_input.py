@@ -103,15 +103,50 @@ def test_which_inputs() -> None:
     assert [item.site for item in report.applied] == ["image"]
     _, (report,) = run_pipeline(graph, parse("fold-input{mean=0.5 std=2 input=row}"))
     assert [item.site for item in report.applied] == ["row"]
-    _, (report,) = run_pipeline(graph, parse("fold-input{mean=0.5|0.5 input=image}"))
-    assert [item.detail for item in report.declined] == ["2 numbers for 3 channels"]
-    twice, reports = run_pipeline(graph, parse(f"{PASS},{PASS}"))
-    assert [item.rewrites for item in reports] == [1, 0]
-    assert set(twice.entries) == {"image"}
+    for text, words in (
+        (f"{PASS},{PASS}", "`image` is normalised inside already"),
+        ("fold-input{input=imgae mean=0.5}", "inputs: `image`, `row`"),
+        ("fold-input{mean=0.5|0.5 input=image}", "2 numbers for 3 channels"),
+        ("fold-input{mean=0.5|0.5}", "2 numbers for 3 channels"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            run_pipeline(graph, parse(text))
+        assert words in str(caught.value)
+
+
+def test_inputs_of_integers() -> None:
+    module = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    graph = capture(module.eval(), (torch.randint(9, (2, 5, 3)),))
+    with pytest.raises(UsageError, match="no input to normalise"):
+        run_pipeline(graph, parse("fold-input{mean=0.5}"))
+
+
+def test_one_of_two_images_has_other_channels() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.colour, self.grey = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
+
+        def forward(self, colour: Tensor, grey: Tensor) -> Any:
+            return self.colour(colour) + self.grey(grey)
+
+    graph = capture(perturb(Two()), (torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)))
+    _, (report,) = run_pipeline(graph, parse(PASS))
+    assert [item.site for item in report.applied] == ["colour"]
+    assert [item.detail for item in report.declined] == ["3 numbers for 1 channels"]
 
 
 @pytest.mark.parametrize(
-    "text", ["fold-input{std=0}", "fold-input{mean=a|b}", "fold-input{std=-1|1}"]
+    "text",
+    [
+        *(
+            "fold-input{std=0}",
+            "fold-input{mean=a|b}",
+            "fold-input{std=-1|1}",
+            "fold-input{std=inf}",
+        ),
+        *("fold-input{mean=nan}", "fold-input{mean=0.5|}", "fold-input{mean=0.5 mean=0.4}"),
+    ],
 )
 def test_numbers_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):

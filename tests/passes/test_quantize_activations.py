@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from normfold.domains.observed import measure
 from normfold.ir import Graph, capture
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import op_name
 from normfold.ops.integer_ops import on_grid
-from normfold.ranges.ranges import measure, merge_ranges
+from normfold.ranges.ranges import merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.target import GRIDDED, grids_of
 from tests.nets import Compose, perturb

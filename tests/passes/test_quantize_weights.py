@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from normfold.errors import UsageError
 from normfold.ir import Graph, capture
 from normfold.ir.expressions import evaluate
 from normfold.ops.integers import quantized_weight, weighted
@@ -72,6 +73,23 @@ def test_only_the_layers_that_are_named() -> None:
     assert (declined.code, declined.detail) == ("NF126", "`layers` does not name it")
     assert "norm" not in declined.reason, "it is a linear"
     assert "quantize-weights{layers=...}" in declined.hint
+
+
+@pytest.mark.parametrize(
+    "second", ["quantize-weights", "quantize-dynamic", "bake,quantize-weights"]
+)
+def test_a_weight_is_put_on_one_grid(second: str) -> None:
+    layer = nn.Linear(32, 4).eval()
+    graph = capture(layer, (torch.randn(2, 32),))
+    _, reports = run_pipeline(graph, parse(f"quantize-weights{{bits=4}},{second}"))
+    assert [item.code for item in reports[-1].declined] == ["NF130"]
+    assert not reports[-1].rewrites
+
+
+@pytest.mark.parametrize("block", [8, 15, 48])
+def test_blocks_that_no_kernel_has(block: int) -> None:
+    with pytest.raises(UsageError, match="a power of two from 16"):
+        parse(f"quantize-weights{{block={block}}}")
 
 
 def test_no_blocks_in_a_convolution() -> None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.domains.moments import DEVIATIONS, _integrated, normal
+from normfold.domains.observed import measure
 from normfold.ir import capture
 from normfold.ir.expressions import is_static
 from normfold.ir.intervals import Interval
 from normfold.ir.statistics import set_statistics
 from normfold.ranges.analytic import assumed, derive, moments
-from normfold.ranges.ranges import measure
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
 from tests.ranges.nets import Attention

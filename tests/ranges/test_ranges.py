@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from normfold.domains.observed import Measured, measure
 from normfold.ir import capture
 from normfold.ir.graph import op_name
 from normfold.ir.intervals import Interval, range_of, set_range
-from normfold.ranges.ranges import Measured, clip, distance, measure, merge_ranges
+from normfold.ranges.ranges import clip, distance, merge_ranges
 from normfold.target import grids_of
 from tests.nets import Compose
 

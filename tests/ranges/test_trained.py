@@ -13,13 +13,14 @@ from torch import nn
 import normfold
 from examples import accuracy, shapes
 from examples.prepbn import MODELS
+from normfold.domains.observed import measure
 from normfold.ir import Graph
 from normfold.ir.graph import op_name
 from normfold.ir.intervals import range_of
 from normfold.job import Quantize, Source
 from normfold.job.presets import preset
 from normfold.ranges.calibration import calibrate
-from normfold.ranges.ranges import distance, measure
+from normfold.ranges.ranges import distance
 from normfold.report.quantization import QuantizationReport
 from normfold.steps.quantize import make_integers
 

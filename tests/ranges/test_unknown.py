@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normfold.domains.observed import measure
 from normfold.ir import capture
 from normfold.ir.graph import op_name
 from normfold.ir.intervals import Interval
 from normfold.ranges.analytic import derive, moments
-from normfold.ranges.ranges import measure
 from tests.nets import Compose, perturb
 
 LENGTH, WIDTH, HEADS = 6, 16, 2

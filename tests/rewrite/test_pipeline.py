@@ -56,7 +56,9 @@ def options(draw: st.DrawFn) -> Pass:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         (bound,) = getattr(bounded[field.name], "__metadata__", (Between(0),))
-        if hint is bool:
+        if field.name == "block":  # those that kernels have
+            values[field.name] = draw(st.sampled_from([0, 16, 32, 1024]))
+        elif hint is bool:
             values[field.name] = draw(st.booleans())
         elif hint is float:
             values[field.name] = draw(st.floats(bound.low, min(bound.high, 1e30)))

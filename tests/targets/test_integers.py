@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normfold.domains.observed import measure
 from normfold.ir import Graph, capture
-from normfold.ranges.ranges import measure, merge_ranges
+from normfold.ranges.ranges import merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.integer_census import IntegerCensus, integer_census
 from normfold.targets.onnx import export_onnx

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from normfold.domains.observed import measure
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 from normfold.ir import Graph, capture
-from normfold.ranges.ranges import measure, merge_ranges
+from normfold.ranges.ranges import merge_ranges
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets import openvino as module
 from normfold.targets.onnx import export_onnx
