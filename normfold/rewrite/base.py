@@ -117,7 +117,7 @@ class Pass:
 
     def __post_init__(self) -> None:
         """Refuse options that are out of bounds; a subclass that checks more calls this too."""
-        for name, bound in _bounds(type(self)):
+        for name, bound in _bounds(type(self)):  # type: ignore[arg-type]
             value = getattr(self, name)
             if not bound.low <= value <= bound.high:
                 high = "" if bound.high == math.inf else f" to {bound.high:g}"
