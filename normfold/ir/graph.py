@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -160,15 +161,18 @@ def _is_impure(node: fx.Node) -> bool:
 
 def op_name(node: fx.Node) -> str:
     """Packet name without overload: ``aten.conv2d.padding`` is ``conv2d``; ops of others keep their namespace."""
-    if node.op != "call_function":
-        return node.op
-    schema = getattr(node.target, "_schema", None)
+    return _name_of(node.target) if node.op == "call_function" else node.op
+
+
+@cache
+def _name_of(target: Any) -> str:
+    schema = getattr(target, "_schema", None)
     if schema is not None:
         if schema.overload_name == "dtype" and schema.name == "aten::view":
             return "bitcast"  # shares its packet with the reshape, and nothing else
         name = str(schema.name)
         return name.removeprefix("aten::")
-    return str(getattr(node.target, "__name__", node.target))
+    return str(getattr(target, "__name__", target))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
