@@ -27,7 +27,7 @@ from normfold.ir.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import integer, numbers, write
-from normfold.targets.attention import widen_masks, write_attention
+from normfold.targets.attention import suit_fused, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
 from normfold.targets.integer import pack
@@ -166,9 +166,9 @@ class _Recorder(logging.Handler):
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
     graph = graph.copy()
-    write_attention(graph.module, only_unequal_heads=attention)
+    write_attention(graph.module, only_unfused=attention)
     if attention:
-        widen_masks(graph.module)
+        suit_fused(graph.module)
     graph.recompile()
     program = exported_program(graph)
     try:
