@@ -173,7 +173,10 @@ def _constant(value: fx.Node | float, module: nn.Module) -> fx.Node | float | No
         return None
     while op_name(value) in _RESHAPES:
         source = value.args[0]
-        if not isinstance(source, fx.Node) or source.meta["val"].numel() != value.meta["val"].numel():
+        if (
+            not isinstance(source, fx.Node)
+            or source.meta["val"].numel() != value.meta["val"].numel()
+        ):
             break
         value = source
     numbers = evaluate(module, value)

@@ -17,7 +17,9 @@ from normfold.rewrite.rewriter import Rewriter
 _aten = torch.ops.aten
 
 
-def write_border(node: fx.Node, border: Border, rewriter: Rewriter, sites: tuple[Site, ...]) -> None:
+def write_border(
+    node: fx.Node, border: Border, rewriter: Rewriter, sites: tuple[Site, ...]
+) -> None:
     """Replace ``node`` by ``pad(data - value, 0) + value``; a number is padded with."""
     data = border.data
     for dim, (low, high) in border.cropped.items():

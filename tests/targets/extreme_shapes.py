@@ -59,7 +59,11 @@ def pools() -> Iterator[Case]:
         Case("avg_pool3d ceil", lambda x: F.avg_pool3d(x, 2, 3, 1, True, False), (cube,), True),
         Case("max_pool2d indices", lambda x: F.max_pool2d(x, 2, return_indices=True), (x,)),
         Case("max_pool2d of 3 axes", lambda x: F.max_pool2d(x[0], 2), (x,)),
-        Case("max_unpool2d", lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), (x,)),
+        Case(
+            "max_unpool2d",
+            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            (x,),
+        ),
         Case("fractional", lambda x: F.max_pool2d(x, 2, stride=1), (x,)),
     ]
 
@@ -70,14 +74,27 @@ def convolutions() -> Iterator[Case]:
     up = torch.randn(4, 3, 3, 2)
     for stride, padding, dilation in product((1, (2, 3)), (0, (1, 2)), (1, (2, 3))):
         words = f"{stride} {padding} {dilation}"
-        yield Case(f"conv2d {words}", lambda x, w, a=(stride, padding, dilation): F.conv2d(x, w, None, *a),
-                   (x, kernel), True)
-        yield Case(f"conv2d groups {words}",
-                   lambda x, w, a=(stride, padding, dilation): F.conv2d(x, w, None, *a, 2), (x, thin), True)
+        yield Case(
+            f"conv2d {words}",
+            lambda x, w, a=(stride, padding, dilation): F.conv2d(x, w, None, *a),
+            (x, kernel),
+            True,
+        )
+        yield Case(
+            f"conv2d groups {words}",
+            lambda x, w, a=(stride, padding, dilation): F.conv2d(x, w, None, *a, 2),
+            (x, thin),
+            True,
+        )
         extra = 0 if stride == 1 else (1, 2)
-        yield Case(f"conv_transpose2d {words} {extra}",
-                   lambda x, w, a=(stride, padding, extra, 2, dilation): F.conv_transpose2d(x, w, None, *a),
-                   (x, up), True)
+        yield Case(
+            f"conv_transpose2d {words} {extra}",
+            lambda x, w, a=(stride, padding, extra, 2, dilation): F.conv_transpose2d(
+                x, w, None, *a
+            ),
+            (x, up),
+            True,
+        )
     yield from [
         Case("conv2d same", lambda x, w: F.conv2d(x, w, padding="same"), (x, kernel), True),
         Case("conv2d valid", lambda x, w: F.conv2d(x, w, padding="valid"), (x, kernel), True),
@@ -101,7 +118,9 @@ def interpolations() -> Iterator[Case]:
              "trilinear": (5,), "area": (3, 4)}  # fmt: skip
     for mode, ranks in modes.items():
         corners = (None,) if mode in ("nearest", "nearest-exact", "area") else (False, True)
-        for rank, corner, how in product(ranks, corners, ("up", "down", "odd", "factor", "one", "scale 0.7")):
+        for rank, corner, how in product(
+            ranks, corners, ("up", "down", "odd", "factor", "one", "scale 0.7")
+        ):
             sizes = list(x[rank].shape[2:])
             given: dict[str, Any] = {
                 "up": {"size": [2 * size for size in sizes]},
@@ -123,10 +142,17 @@ def interpolations() -> Iterator[Case]:
                        lambda x, m=mode, c=corner: F.interpolate(x, (3, 4), mode=m, align_corners=c, antialias=True),
                        (x[4],), True)  # fmt: skip
     grid = torch.rand(6, 4, 5, 2) * 3 - 1.5
-    for mode, border, corner in product(("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection"), (False, True)):
+    for mode, border, corner in product(
+        ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection"), (False, True)
+    ):
         yield Case(f"grid_sample {mode} {border} {corner}",
                    lambda x, g, m=mode, b=border, c=corner: F.grid_sample(x, g, m, b, c), (x[4], grid), True)  # fmt: skip
-    yield Case("affine_grid", lambda t: F.affine_grid(t, [6, 2, 4, 5], align_corners=False), (torch.randn(6, 2, 3),), True)
+    yield Case(
+        "affine_grid",
+        lambda t: F.affine_grid(t, [6, 2, 4, 5], align_corners=False),
+        (torch.randn(6, 2, 3),),
+        True,
+    )
     yield Case("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), (_scaled(8, 3, 3),))
     yield Case("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), (_scaled(2, 4, 6),))
 

@@ -14,10 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MAGNITUDES = (1e-38, 1e-30, 1e-7, 1e-3, 0.5, 1.0, 1.5, 2.5, 15.0, 20.0, 88.0, 100.0, 1e4, 1e10, 3e38)
+_MAGNITUDES = (
+    1e-38,
+    1e-30,
+    1e-7,
+    1e-3,
+    0.5,
+    1.0,
+    1.5,
+    2.5,
+    15.0,
+    20.0,
+    88.0,
+    100.0,
+    1e4,
+    1e10,
+    3e38,
+)
 FINITE = torch.tensor([0.0, -0.0, *(sign * x for x in _MAGNITUDES for sign in (1.0, -1.0))])
 ALL = torch.cat([FINITE, torch.tensor([math.inf, -math.inf, math.nan])])
-_FEW = torch.tensor([0.0, -0.0, 1e-30, -1e-7, 0.5, -1.0, 1.5, -2.5, 7.0, 100.0, -100.0, 1e10, -3e38])
+_FEW = torch.tensor(
+    [0.0, -0.0, 1e-30, -1e-7, 0.5, -1.0, 1.5, -2.5, 7.0, 100.0, -100.0, 1e10, -3e38]
+)
 _FEW = torch.cat([_FEW, torch.tensor([math.inf, -math.inf, math.nan])])
 INTEGERS = torch.tensor([0, 1, -1, 2, -3, 7, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63)])
 BITS = torch.tensor([True, False, True, True])
@@ -83,10 +101,34 @@ def pointwise() -> Iterator[Case]:
         extra = (1.0, 0.5) if name == "threshold" else ()
         function = getattr(F, name)
         yield Case(f"F.{name}", lambda x, f=function, e=extra: f(x, *e), (ALL,))
-    small = torch.cat([torch.linspace(-6, 6, 97), torch.logspace(-8, 1, 40), -torch.logspace(-8, 1, 40)])
-    for name in ("log1p", "expm1", "sinh", "asinh", "atanh", "tanh", "logit", "erf", "erfc", "sigmoid", "sinc"):
+    small = torch.cat(
+        [torch.linspace(-6, 6, 97), torch.logspace(-8, 1, 40), -torch.logspace(-8, 1, 40)]
+    )
+    for name in (
+        "log1p",
+        "expm1",
+        "sinh",
+        "asinh",
+        "atanh",
+        "tanh",
+        "logit",
+        "erf",
+        "erfc",
+        "sigmoid",
+        "sinc",
+    ):
         yield Case(f"{name}, near zero", _of(name), (small,))
-    for name in ("softplus", "logsigmoid", "elu", "selu", "celu", "gelu", "silu", "mish", "tanhshrink"):
+    for name in (
+        "softplus",
+        "logsigmoid",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "tanhshrink",
+    ):
         yield Case(f"F.{name}, near zero", getattr(F, name), (small,))
     yield from [
         Case("gelu tanh", lambda x: F.gelu(x, approximate="tanh"), (ALL,)),
@@ -147,8 +189,12 @@ def pointwise() -> Iterator[Case]:
     for name in _BINARY.split():
         yield Case(name, _of(name), (left, right))
     floats = (left.nan_to_num(3.0, 1e5, -1e5), right.nan_to_num(2.0, 1e3, -1e3))
-    yield Case("div floor of pairs", lambda x, y: torch.div(x, y, rounding_mode="floor"), (left, right))
-    yield Case("div trunc of pairs", lambda x, y: torch.div(x, y, rounding_mode="trunc"), (left, right))
+    yield Case(
+        "div floor of pairs", lambda x, y: torch.div(x, y, rounding_mode="floor"), (left, right)
+    )
+    yield Case(
+        "div trunc of pairs", lambda x, y: torch.div(x, y, rounding_mode="trunc"), (left, right)
+    )
     yield Case("remainder of finite pairs", torch.remainder, floats)
 
 
@@ -164,11 +210,32 @@ def integers() -> Iterator[Case]:
             yield Case(f"{name} {kind}", _of(name), pair)
         pair = (a[division], b[division])
         yield Case(f"div trunc {kind}", lambda x, y: torch.div(x, y, rounding_mode="trunc"), pair)
-        for name in ("abs", "neg", "sign", "bitwise_not", "square", "logical_not", "signbit", "sgn"):
+        for name in (
+            "abs",
+            "neg",
+            "sign",
+            "bitwise_not",
+            "square",
+            "logical_not",
+            "signbit",
+            "sgn",
+        ):
             yield Case(f"{name} {kind}", _of(name), (values,))
-        for name in ("sum", "prod", "cumsum", "amax", "amin", "argmax", "any", "all", "count_nonzero"):
+        for name in (
+            "sum",
+            "prod",
+            "cumsum",
+            "amax",
+            "amin",
+            "argmax",
+            "any",
+            "all",
+            "count_nonzero",
+        ):
             extra = (0,) if name == "cumsum" else ()
-            yield Case(f"{name} {kind}", lambda x, f=_of(name), e=extra: f(x, *e), (values[1:-1] % 1000,))
+            yield Case(
+                f"{name} {kind}", lambda x, f=_of(name), e=extra: f(x, *e), (values[1:-1] % 1000,)
+            )
         yield Case(f"clamp {kind}", lambda x: x.clamp(-5, 5), (values,))
         yield Case(f"x ** 2 {kind}", lambda x: x**2, (values % 1000,))
         yield Case(f"shifts {kind}", lambda x: ((x % 9) << 3) + ((x % 99) >> 1), (values,))
@@ -197,7 +264,17 @@ def reductions() -> Iterator[Case]:
         several = name in ("max", "min", "sort", "cummax", "cummin", "mode", "median")
         read = (lambda y: y[0]) if several else (lambda y: y)
         rows = FINITE_ROWS if name in ("sort", "mode", "median", "argmax", "argmin") else ROWS
-        coarse = name in ("sum", "mean", "std", "var", "cumsum", "nansum", "nanmean", "std_mean", "var_mean")
+        coarse = name in (
+            "sum",
+            "mean",
+            "std",
+            "var",
+            "cumsum",
+            "nansum",
+            "nanmean",
+            "std_mean",
+            "var_mean",
+        )
         yield Case(name, lambda x, f=found, r=read: r(f(x, dim=-1)), (rows,), coarse)
         shifted = (rows[rows.isfinite().all(-1)][:6],)
         yield Case(f"{name} axis 0", lambda x, f=found, r=read: r(f(x, dim=0)), shifted, coarse)
@@ -207,7 +284,11 @@ def reductions() -> Iterator[Case]:
         Case("sum of all", lambda x: x.sum(), (FINITE_ROWS[:8],), True),
         Case("prod of all", lambda x: x.prod(), (FINITE_ROWS[10:12],)),
         Case("logsumexp keepdim", lambda x: torch.logsumexp(x, (0, 1), True), (FINITE_ROWS,)),
-        Case("logsumexp of all -inf", lambda x: torch.logsumexp(x, 1), (torch.full((2, 3), -math.inf),)),
+        Case(
+            "logsumexp of all -inf",
+            lambda x: torch.logsumexp(x, 1),
+            (torch.full((2, 3), -math.inf),),
+        ),
         Case("var of all", lambda x: x.var(), (FINITE_ROWS[8:16],)),
         Case("var of one", lambda x: x.var(-1, correction=0), (torch.randn(3, 1),)),
         Case("var of large means", lambda x: x.var(-1), (torch.randn(4, 64) + 3e3,), True),
@@ -217,7 +298,11 @@ def reductions() -> Iterator[Case]:
         Case("cosine_similarity", lambda x: F.cosine_similarity(x, x.flip(-1), -1), (ROWS,)),
         Case("pairwise_distance", lambda x: F.pairwise_distance(x, x.flip(-1)), (FINITE_ROWS,)),
         Case("cdist", lambda x: torch.cdist(x[None], x[None].flip(1)), (torch.randn(5, 4),)),
-        Case("cdist of near", lambda x: torch.cdist(x[None], x[None] + 1e-3), (torch.randn(30, 4) + 50,)),
+        Case(
+            "cdist of near",
+            lambda x: torch.cdist(x[None], x[None] + 1e-3),
+            (torch.randn(30, 4) + 50,),
+        ),
         Case("cdist 1", lambda x: torch.cdist(x[None], x[None].flip(1), 1.0), (torch.randn(5, 4),)),
         Case("dist", lambda x: torch.dist(x, x.flip(-1)), (torch.randn(5, 4),)),
         Case("topk", lambda x: torch.topk(x, 3)[0], (FINITE_ROWS,)),
@@ -267,10 +352,21 @@ def _batch_norm(x: Tensor) -> Tensor:
 
 
 def losses() -> Iterator[Case]:
-    target, labels = torch.tensor([0.0, 0.3, 0.5, 0.7, 0.9, 1.0]), torch.arange(len(FINITE_ROWS)) % 6
+    target, labels = (
+        torch.tensor([0.0, 0.3, 0.5, 0.7, 0.9, 1.0]),
+        torch.arange(len(FINITE_ROWS)) % 6,
+    )
     for how in ("none", "mean", "sum"):
-        for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits",
-                     "soft_margin_loss", "poisson_nll_loss", "kl_div"):
+        for name in (
+            "mse_loss",
+            "l1_loss",
+            "smooth_l1_loss",
+            "huber_loss",
+            "binary_cross_entropy_with_logits",
+            "soft_margin_loss",
+            "poisson_nll_loss",
+            "kl_div",
+        ):
             function = getattr(F, name)
             yield Case(
                 f"{name} {how}",
@@ -278,29 +374,70 @@ def losses() -> Iterator[Case]:
                 (FINITE_ROWS if how == "none" else FINITE_ROWS[8:18], target),
                 how != "none",
             )
-        yield Case(f"cross_entropy {how}", lambda x, y, h=how: F.cross_entropy(x, y, reduction=h),
-                   (FINITE_ROWS, labels) if how == "none" else (FINITE_ROWS[8:18], labels[8:18]))
-        yield Case(f"nll_loss {how}", lambda x, y, h=how: F.nll_loss(x.log_softmax(-1), y, reduction=h),
-                   (FINITE_ROWS, labels) if how == "none" else (FINITE_ROWS[8:18], labels[8:18]))
+        yield Case(
+            f"cross_entropy {how}",
+            lambda x, y, h=how: F.cross_entropy(x, y, reduction=h),
+            (FINITE_ROWS, labels) if how == "none" else (FINITE_ROWS[8:18], labels[8:18]),
+        )
+        yield Case(
+            f"nll_loss {how}",
+            lambda x, y, h=how: F.nll_loss(x.log_softmax(-1), y, reduction=h),
+            (FINITE_ROWS, labels) if how == "none" else (FINITE_ROWS[8:18], labels[8:18]),
+        )
     probability = torch.tensor([0.0, 1e-30, 1e-7, 0.5, 1 - 1e-7, 1.0])
     yield from [
-        Case("binary_cross_entropy", lambda x, y: F.binary_cross_entropy(x, y, reduction="none"),
-             (probability, target)),
+        Case(
+            "binary_cross_entropy",
+            lambda x, y: F.binary_cross_entropy(x, y, reduction="none"),
+            (probability, target),
+        ),
         Case("binary_cross_entropy mean", F.binary_cross_entropy, (probability, target)),
-        Case("cross_entropy smoothed",
-             lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1, reduction="none"), (FINITE_ROWS, labels)),
-        Case("cross_entropy ignored", lambda x, y: F.cross_entropy(x, y, ignore_index=2), (FINITE_ROWS[8:18], labels[8:18])),
-        Case("margin_ranking_loss", lambda x, y: F.margin_ranking_loss(x, x.flip(0), x.sign(), 0.1, reduction="none"),
-             (FINITE_ROWS, target), True),
-        Case("hinge_embedding_loss", lambda x, y: F.hinge_embedding_loss(x, y.round() * 2 - 1, reduction="none"),
-             (FINITE_ROWS, target), True),
-        Case("cosine_embedding_loss", lambda x, y: F.cosine_embedding_loss(x, x.flip(1), y.new_ones(len(x))),
-             (FINITE_ROWS[8:18], target), True),
-        Case("triplet_margin_loss", lambda x, y: F.triplet_margin_loss(x, x.flip(1), x * 2, reduction="none"),
-             (FINITE_ROWS[:20], target), True),
-        Case("gaussian_nll_loss", lambda x, y: F.gaussian_nll_loss(x, x * 0 + y, x.abs(), reduction="none"),
-             (FINITE_ROWS[:20], target), True),
-        Case("multi_margin_loss", lambda x, y: F.multi_margin_loss(x, y, reduction="none"), (FINITE_ROWS, labels), True),
+        Case(
+            "cross_entropy smoothed",
+            lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1, reduction="none"),
+            (FINITE_ROWS, labels),
+        ),
+        Case(
+            "cross_entropy ignored",
+            lambda x, y: F.cross_entropy(x, y, ignore_index=2),
+            (FINITE_ROWS[8:18], labels[8:18]),
+        ),
+        Case(
+            "margin_ranking_loss",
+            lambda x, y: F.margin_ranking_loss(x, x.flip(0), x.sign(), 0.1, reduction="none"),
+            (FINITE_ROWS, target),
+            True,
+        ),
+        Case(
+            "hinge_embedding_loss",
+            lambda x, y: F.hinge_embedding_loss(x, y.round() * 2 - 1, reduction="none"),
+            (FINITE_ROWS, target),
+            True,
+        ),
+        Case(
+            "cosine_embedding_loss",
+            lambda x, y: F.cosine_embedding_loss(x, x.flip(1), y.new_ones(len(x))),
+            (FINITE_ROWS[8:18], target),
+            True,
+        ),
+        Case(
+            "triplet_margin_loss",
+            lambda x, y: F.triplet_margin_loss(x, x.flip(1), x * 2, reduction="none"),
+            (FINITE_ROWS[:20], target),
+            True,
+        ),
+        Case(
+            "gaussian_nll_loss",
+            lambda x, y: F.gaussian_nll_loss(x, x * 0 + y, x.abs(), reduction="none"),
+            (FINITE_ROWS[:20], target),
+            True,
+        ),
+        Case(
+            "multi_margin_loss",
+            lambda x, y: F.multi_margin_loss(x, y, reduction="none"),
+            (FINITE_ROWS, labels),
+            True,
+        ),
     ]
 
 

@@ -22,18 +22,24 @@ from normfold.targets import RuntimeSession, export_onnx
 from tests.targets.extremes import Case, every
 from tests.targets.nets import folded
 
+_LEVELS: tuple[Any, ...] = ("all", "none")
 _MOST = torch.finfo(torch.float32).max
 
 
 class Net(nn.Module):
-    """One op; its inputs are the file's, as are its outputs."""
+    """Some ops; their inputs are the file's, as are their outputs."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, cases: list[Case]) -> None:
         super().__init__()
-        self.case = case
+        self.cases = cases
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
-        return list(pytree.tree_leaves(self.case.function(*inputs)))
+        results, taken = [], 0
+        for case in self.cases:
+            count = len(case.inputs)
+            results += pytree.tree_leaves(case.function(*inputs[taken : taken + count]))
+            taken += count
+        return results
 
 
 @dataclass
@@ -58,34 +64,56 @@ class Outcome:
 
 def outcome(case: Case, opset: int | None = None, dynamic: Any = None) -> Outcome:
     """Write the op and compare its results."""
-    found = Outcome(case)
-    net = Net(case).eval()
+    (found,) = outcomes([case], opset, dynamic)
+    return found
+
+
+def outcomes(cases: list[Case], opset: int | None = None, dynamic: Any = None) -> list[Outcome]:
+    """The outcomes of several ops that are written into one file, or several where one is refused."""
+    net, inputs = Net(cases).eval(), [x for case in cases for x in case.inputs]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            graph = folded(net, *case.inputs, dynamic=dynamic)
+            graph = folded(net, *inputs, dynamic=dynamic)
             written = export_onnx(graph, Path(folder) / "op.onnx", opset=opset)
-            found.ops = dict(written.census.ops)
             results = {
-                level: RuntimeSession(written.path, level, threads=1).run(case.inputs)  # type: ignore[arg-type]
-                for level in ("all", "none")
+                level: iter(RuntimeSession(written.path, level, threads=1).run(inputs))
+                for level in _LEVELS
             }
-        except NormfoldError as error:
-            found.refused = " ".join(str(error).split())[:300]
-            return found
-    with torch.no_grad():
-        single = net(*case.inputs)
-        double = net(*[x.double() if x.dtype == torch.float32 else x for x in case.inputs])
-    for level, outputs in results.items():
-        for index, (ours, near, truth) in enumerate(zip(outputs, single, double, strict=True)):
-            _compare(found, f"{level}{index}", ours, near, truth)
+        except Exception as error:  # of torch's too: only one case tells which
+            if len(cases) > 1:
+                half = len(cases) // 2
+                return [x for part in (cases[:half], cases[half:]) for x in outcomes(part, opset, dynamic)]
+            why = "" if isinstance(error, NormfoldError) else f"{type(error).__name__}: "
+            return [Outcome(cases[0], why + " ".join(str(error).split())[:300])]
+    found = []
+    for case in cases:
+        single, double = _outputs(case, False), _outputs(case, True)
+        found.append(Outcome(case, ops=dict(written.census.ops) if len(cases) == 1 else {}))
+        for level in _LEVELS:
+            for index, (near, truth) in enumerate(zip(single, double, strict=True)):
+                _compare(found[-1], f"{level}{index}", next(results[level]), near, truth)
     return found
+
+
+def _outputs(case: Case, wide: bool) -> list[Tensor]:
+    inputs = [x.double() if wide and x.dtype == torch.float32 else x for x in case.inputs]
+    with torch.no_grad():
+        return list(pytree.tree_leaves(case.function(*inputs)))
 
 
 def _compare(found: Outcome, level: str, ours: Tensor, near: Tensor, truth: Tensor) -> None:
     if ours.shape != near.shape or ours.dtype != near.dtype:
         found.count += 1
-        found.wrong.append((f"{level} {tuple(ours.shape)} {ours.dtype} for {tuple(near.shape)} {near.dtype}", "", 0, 0, 0))
+        found.wrong.append(
+            (
+                f"{level} {tuple(ours.shape)} {ours.dtype} for {tuple(near.shape)} {near.dtype}",
+                "",
+                0,
+                0,
+                0,
+            )
+        )
         return
     bad = differs(ours, near, truth, _sizes(found.case, truth))
     found.count += int(bad.sum())
@@ -132,17 +160,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--opset", type=int)
     parser.add_argument("--dynamic", action="store_true", help="the first axis is free")
+    parser.add_argument("--together", type=int, default=24, help="ops in one file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     cases = [c for c in every() if not given.names or any(name in c.name for name in given.names)]
-    for case in cases:
-        try:
-            found = outcome(case, given.opset, "batch" if given.dynamic else None)
-        except Exception as error:  # noqa: BLE001
-            print(f"{case.name}: FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
-            continue
-        if found.refused or found.count:
-            print(found, flush=True)
+    dynamic = "batch" if given.dynamic else None
+    for start in range(0, len(cases), given.together):
+        for found in outcomes(cases[start : start + given.together], given.opset, dynamic):
+            if found.refused or found.count:
+                print(found, flush=True)
     print(len(cases), "cases")
 
 
