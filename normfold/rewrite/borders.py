@@ -15,6 +15,7 @@ from normfold.ops.writes import Border
 from normfold.rewrite.rewriter import Rewriter
 
 _aten = torch.ops.aten
+_PAD = _aten.constant_pad_nd.default  # `pad` would fix sizes that are free
 
 
 def write_border(
@@ -28,9 +29,7 @@ def write_border(
     axes = range(len(shape_of(node)) - 1, min(border.widths) - 1, -1)
     pad = [width for dim in axes for width in border.widths.get(dim, (0, 0))]
     if not isinstance(border.value, fx.Node):
-        result = rewriter.insert_before(
-            node, _aten.pad.default, data, pad, "constant", border.value
-        )
+        result = rewriter.insert_before(node, _PAD, data, pad, border.value)
         rewriter.replace(node, result)
         return
     size, dim = int(shape_of(node)[border.channel]), border.channel
@@ -39,7 +38,7 @@ def write_border(
         shift = rewriter.expression(_aten.expand.default, shift, [size])
     less = rewriter.expression(_aten.neg.default, shift)
     data = rewriter.insert_before(node, channel_affine, data, None, less, dim)
-    inside = rewriter.insert_before(node, _aten.pad.default, data, pad)
+    inside = rewriter.insert_before(node, _PAD, data, pad, 0.0)
     result = rewriter.insert_before(node, channel_affine, inside, None, shift, dim)
     for affine in (data, result):
         facts.put(affine, AffineOf(sites))

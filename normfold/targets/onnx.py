@@ -191,8 +191,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     write_activations(program.graph)
     write_clamps(program.graph)
-    stable.write_bounds(program.graph)
-    stable.write_logarithms(program.graph)
+    stable.write_all(program.graph)
     write_slices(program.graph)
     write_casts(program.graph)
     for (

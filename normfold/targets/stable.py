@@ -35,6 +35,14 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return _logarithms() | _quotients() | _angles()
 
 
+def _constant(number: float, kind: Any) -> Any:
+    """A number as a value of a type: a plain one would be float32."""
+    import onnx_ir as ir
+    from onnxscript import opset18 as op
+
+    return op.Constant(value=ir.tensor(number, dtype=kind))
+
+
 def _logarithms() -> dict[Any, Callable[..., Any]]:
     from onnxscript import opset18 as op
 
@@ -43,23 +51,28 @@ def _logarithms() -> dict[Any, Callable[..., Any]]:
 
     def log1p(x: Any) -> Any:
         """log(w), w = 1 + x rounded, and what the rounding took: (x - (w - 1)) / w."""
-        w = op.Add(x, 1.0)
-        kept = op.Sub(w, 1.0)
+        one = _constant(1, x.dtype)
+        w = op.Add(x, one)
+        kept = op.Sub(w, one)
         log = op.Log(w)
         corrected = op.Add(log, op.Div(op.Sub(x, kept), w))
         return op.Where(op.Equal(kept, x), log, corrected)
 
     def expm1(x: Any) -> Any:
         """2 t / (1 - t), t = tanh(x / 2), where exp(x) is near 1."""
-        t = op.Tanh(op.Mul(x, 0.5))
-        near = op.Div(op.Mul(t, 2.0), op.Sub(1.0, t))
-        return op.Where(op.Less(op.Abs(x), 0.5), near, op.Sub(op.Exp(x), 1.0))
+        one, half = _constant(1, x.dtype), _constant(0.5, x.dtype)
+        t = op.Tanh(op.Mul(x, half))
+        near = op.Div(op.Add(t, t), op.Sub(one, t))
+        return op.Where(op.Less(op.Abs(x), half), near, op.Sub(op.Exp(x), one))
 
     def added(x: Any, y: Any, unit: float) -> Any:
         """The larger one and softplus(-|x - y|); two infinities differ by NaN, and equal ones are shifted."""
-        distance = op.Mul(op.Abs(op.Sub(x, y)), -unit)
-        apart = op.Add(op.Max(x, y), op.Mul(op.Softplus(distance), 1 / unit))
-        return op.Where(op.Equal(x, y), op.Add(x, math.log(2) / unit), apart)
+        scale, back, same = (
+            _constant(number, x.dtype) for number in (-unit, 1 / unit, math.log(2) / unit)
+        )
+        distance = op.Mul(op.Abs(op.Sub(x, y)), scale)
+        apart = op.Add(op.Max(x, y), op.Mul(op.Softplus(distance), back))
+        return op.Where(op.Equal(x, y), op.Add(x, same), apart)
 
     def logaddexp(x: Any, y: Any) -> Any:
         return added(x, y, 1.0)
@@ -79,16 +92,12 @@ def _logarithms() -> dict[Any, Callable[..., Any]]:
 
 
 def _quotients() -> dict[Any, Callable[..., Any]]:
-    import onnx_ir as ir
     from onnxscript import opset18 as op
-
-    def constant(number: float, kind: Any) -> Any:
-        return op.Constant(value=ir.tensor(number, dtype=kind))
 
     def values(a: Any, b: Any) -> tuple[Any, Any, Any]:
         """The type of both, and both as values: one of them may be a number."""
         kind = (b if isinstance(a, int | float) else a).dtype
-        a, b = (constant(x, kind) if isinstance(x, int | float) else x for x in (a, b))
+        a, b = (_constant(x, kind) if isinstance(x, int | float) else x for x in (a, b))
         return kind, a, b
 
     def opposite(rest: Any, divisor: Any, zero: Any) -> Any:
@@ -100,7 +109,7 @@ def _quotients() -> dict[Any, Callable[..., Any]]:
         if kind.is_integer():
             return op.Mod(a, b)
         rest = op.Mod(a, b, fmod=1)
-        return op.Where(opposite(rest, b, constant(0, kind)), op.Add(rest, b), rest)
+        return op.Where(opposite(rest, b, _constant(0, kind)), op.Add(rest, b), rest)
 
     def fmod(a: Any, b: Any) -> Any:
         """ONNX has it for floats; onnxruntime's for integers passes through float64."""
@@ -115,7 +124,7 @@ def _quotients() -> dict[Any, Callable[..., Any]]:
         Of integers the quotient towards zero, and one less where signs differ and something is left.
         """
         kind, a, b = values(a, b)
-        zero, one = constant(0, kind), constant(1, kind)
+        zero, one = _constant(0, kind), _constant(1, kind)
         if kind.is_integer():
             below = op.Equal(op.Less(a, zero), op.Greater(b, zero))
             below = op.And(below, op.Cast(op.Mod(a, b), to=_BOOL))
@@ -153,21 +162,28 @@ def _quotients() -> dict[Any, Callable[..., Any]]:
 def _angles() -> dict[Any, Callable[..., Any]]:
     from onnxscript import opset18 as op
 
-    def negative(x: Any) -> Any:
+    def negative(x: Any, zero: Any) -> Any:
         """True for -0 as well."""
-        return op.Less(op.Where(op.Equal(x, 0.0), op.Reciprocal(x), x), 0.0)
+        return op.Less(op.Where(op.Equal(x, zero), op.Reciprocal(x), x), zero)
 
     def atan2(y: Any, x: Any) -> Any:
         """By octants: the angle to the nearer axis, which is that of 1 where both are infinite."""
+        zero, half, whole = (_constant(number, x.dtype) for number in (0, math.pi / 2, math.pi))
         wide, high = op.Abs(x), op.Abs(y)
         near, far = op.Min(wide, high), op.Max(wide, high)
         ratio = op.Where(op.Equal(near, far), op.Sign(far), op.Div(near, far))
         angle = op.Atan(ratio)
-        angle = op.Where(op.Less(wide, high), op.Sub(math.pi / 2, angle), angle)
-        angle = op.Where(negative(x), op.Sub(math.pi, angle), angle)
-        return op.Where(negative(y), op.Neg(angle), angle)
+        angle = op.Where(op.Less(wide, high), op.Sub(half, angle), angle)
+        angle = op.Where(negative(x, zero), op.Sub(whole, angle), angle)
+        return op.Where(negative(y, zero), op.Neg(angle), angle)
 
     return {_aten.atan2.default: atan2}
+
+
+def write_all(graph: fx.Graph) -> int:
+    """Write what takes several nodes, in place; returns how many."""
+    writers = (write_logarithms, write_divisors, write_losses, write_bounds)
+    return sum(write(graph) for write in writers)
 
 
 def write_logarithms(graph: fx.Graph) -> int:
@@ -188,6 +204,74 @@ def write_logarithms(graph: fx.Graph) -> int:
         graph.erase_node(node)
         if not source.users:
             graph.erase_node(source)
+    return len(found)
+
+
+def write_divisors(graph: fx.Graph) -> int:
+    """Write averages that are divided by another number than that of their window as products; returns how many.
+
+    The exporter leaves the divisor out.
+    """
+    found = [
+        node
+        for node in graph.nodes
+        if node.target is _aten.avg_pool2d.default
+        and argument(node, "divisor_override") is not None
+        and not argument(node, "ceil_mode")  # windows over the end have other sizes
+    ]
+    for node in found:
+        sizes: Any = argument(node, "kernel_size")
+        count = sizes[0] * sizes[-1]
+        with graph.inserting_before(node):
+            stride, padding = argument(node, "stride"), argument(node, "padding")
+            mean = call(graph, node, node.target, node.args[0], sizes, stride, padding)
+            factor = count / argument(node, "divisor_override")
+            result = call(graph, node, _aten.mul.Tensor, mean, factor)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(found)
+
+
+def write_losses(graph: fx.Graph) -> int:
+    """Write cross entropies with smoothed labels as their parts, in place; returns how many.
+
+    The exporter leaves the smoothing out: (1 - s) nll(log p) - s mean(log p). Weighted and masked ones stay.
+    """
+    found = [
+        node
+        for node in graph.nodes
+        if node.target is _aten.cross_entropy_loss.default
+        and argument(node, "label_smoothing")
+        and argument(node, "weight") is None
+        and node.args[1].meta["val"].dtype == torch.int64
+    ]
+    for node in found:
+        scores, labels = node.args[:2]
+        amount, reduction = argument(node, "label_smoothing"), argument(node, "reduction")
+        ignored = argument(node, "ignore_index")
+        with graph.inserting_before(node):
+            classes = min(1, scores.meta["val"].dim() - 1)
+            logs = call(graph, node, _aten.log_softmax.int, scores, classes)
+            uniform = call(graph, node, _aten.mean.dim, logs, [classes])
+            uniform = call(graph, node, _aten.neg.default, uniform)
+            hidden = call(graph, node, _aten.eq.Scalar, labels, ignored)
+            index = call(graph, node, _aten.masked_fill.Scalar, labels, hidden, 0)
+            index = call(graph, node, _aten.unsqueeze.default, index, classes)
+            chosen = call(graph, node, _aten.gather.default, logs, classes, index)
+            chosen = call(graph, node, _aten.squeeze.dim, chosen, classes)
+            result = call(graph, node, _aten.mul.Tensor, chosen, amount - 1)
+            uniform = call(graph, node, _aten.mul.Tensor, uniform, amount)
+            result = call(graph, node, _aten.add.Tensor, result, uniform)
+            result = call(graph, node, _aten.masked_fill.Scalar, result, hidden, 0.0)
+            if reduction:
+                result = call(graph, node, _aten.sum.default, result)
+            if reduction == 1:
+                seen = call(graph, node, _aten.logical_not.default, hidden)
+                seen = call(graph, node, _aten.to.dtype, seen, node.meta["val"].dtype)
+                count = call(graph, node, _aten.sum.default, seen)
+                result = call(graph, node, _aten.div.Tensor, result, count)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
     return len(found)
 
 

@@ -44,6 +44,18 @@ MENDED: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
     "div floor of integers": (lambda x: torch.div(x, -3, rounding_mode="floor"), (_BIG,)),
     "floor_divide of the largest": (lambda x: x // 7, (_BIGGEST,)),
     "remainder of a number": (lambda x: torch.remainder(3.0, x), (_X,)),
+    "an average with a divisor": (
+        lambda x: F.avg_pool2d(x, (2, 3), 2, 1, divisor_override=5),
+        (torch.randn(1, 2, 7, 8),),
+    ),
+    "cross entropy of smoothed labels": (
+        lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1, ignore_index=3),
+        (torch.randn(6, 5) * 9, torch.arange(6) % 5),
+    ),
+    "smoothed, of pixels": (
+        lambda x, y: F.cross_entropy(x, y, label_smoothing=0.2, reduction="none"),
+        (torch.randn(2, 5, 3), torch.arange(6).view(2, 3) % 5),
+    ),
     "fmod of integers": (lambda x: torch.fmod(x, 7), (_BIG,)),
     "clamp from below": (lambda x: x.clamp(min=0.5), (_X,)),
     "clamp from above": (lambda x: x.clamp_max(0.5), (_X,)),
