@@ -4,7 +4,7 @@ batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b 
 layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
 (x - mean(x)) / sqrt(var(x) + eps) = layer_norm(x), x / sqrt(mean(x^2) + eps) = rms_norm(x), however spelled
 x * c, x + c, x - c, x / c with one number per channel c: an affine too
-a border of c that is assigned to slices: pad(x - c) + c
+a border of c that is assigned to slices: a padding with c
 a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
 """
 
@@ -88,7 +88,7 @@ class Canonicalize(Pass):
             elif row_of(node).kind in _ARITHMETIC and (plan := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), plan)
             elif (border := border_of(node, graph.module)) is not None:
-                yield Match(node, (namer.site(node, "constant"),), border)
+                yield Match(node, (), border)
             elif _needs_strides(node) or _asserts(node) or _changes_nothing(node):
                 yield Match(node, (), "drop")
             elif selection_of(node) is not None:
@@ -138,7 +138,7 @@ class Canonicalize(Pass):
         elif isinstance(match.plan, Border):
             border = border_of(node, rewriter.graph.module)
             assert border is not None, "what came before it has left its parts what they are"
-            write_border(node, border, rewriter, match.sites)
+            write_border(node, border, rewriter)
         else:
             _write_affine(node, rewriter, match.sites, *match.plan)
         rewriter.record(f"{match.path}: {match.detail or op_name(node)}")

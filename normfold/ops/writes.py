@@ -1,6 +1,6 @@
 """Assignments to slices, as capture leaves them: scatters of copies of expanded constants into slices of slices.
 
-A border of one number per channel is what padding makes: ``pad(x - v, 0) + v``, in which the ``v`` are affines.
+A border of one number per channel is a padding.
 """
 
 from __future__ import annotations
@@ -126,9 +126,11 @@ def border_of(node: fx.Node, module: nn.Module) -> Border | None:
     channels = {_channel(write, rank) for write in values}
     data, cropped = _cropped(data, widths)
     channel = channels.pop()
-    if cropped is None or channels or (isinstance(value, fx.Node) and channel in (None, *widths)):
+    if cropped is None or channels or channel is None or channel in widths or channel >= rank:
         return None
-    return Border(data, value, channel or 0, widths, cropped)
+    if is_symbolic(shape_of(node)[channel]):
+        return None
+    return Border(data, value, channel, widths, cropped)
 
 
 def _goes_on(user: fx.Node, node: fx.Node) -> bool:
