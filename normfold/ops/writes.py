@@ -38,8 +38,8 @@ class Write:
 class Border:
     """``data``, of which ``cropped`` is taken off, with ``value`` around it.
 
-    ``widths`` and ``cropped`` hold the number of elements at both ends of an axis. A value that is no number has an
-    entry for each index of ``channel``.
+    ``widths`` and ``cropped`` hold the number of elements at both ends of an axis. A value that is no number has
+    an entry for each index of ``channel``.
     """
 
     data: fx.Node
@@ -158,7 +158,7 @@ def _ends(write: Write) -> tuple[int, int] | None:
 
 
 def _channel(write: Write, rank: int) -> int | None:
-    """The axis along which a constant has several entries: the second for one number; None if there are several."""
+    """The axis along which a constant has several entries, the second for one number; None for several axes."""
     sizes = list(shape_of(write.value)) if isinstance(write.value, fx.Node) else []
     axes = [axis - len(sizes) for axis, size in enumerate(sizes) if size != 1]
     if len(axes) != 1:

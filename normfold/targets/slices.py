@@ -18,7 +18,7 @@ _WRITES = (_aten.slice_scatter.default, _aten.select_scatter.default)
 def write_slices(graph: fx.Graph) -> int:
     """Write every assignment to a slice without steps as a cat of what stays and what comes; returns how many.
 
-    A copy, of which the exporter writes no broadcast, is what it copies, in the shape and type of what it replaces.
+    A copy, of which the exporter writes no broadcast, is what it copies, in the shape and type of its target.
     """
     found = 0
     for node in [node for node in graph.nodes if node.target in (*_WRITES, _aten.copy.default)]:

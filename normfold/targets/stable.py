@@ -17,7 +17,7 @@ from normfold.ir.graph import argument
 from normfold.targets.calls import call
 
 _aten = torch.ops.aten
-_FLOAT, _BOOL = 1, 9  # TensorProto's
+_FLOAT, _BOOL, _DOUBLE = 1, 9, 11  # TensorProto's
 _LOGARITHMS = {
     _aten.sigmoid.default: _aten.log_sigmoid.default,
     _aten.softmax.int: _aten.log_softmax.int,
@@ -46,12 +46,18 @@ def _constant(number: float, kind: Any) -> Any:
 def _logarithms() -> dict[Any, Callable[..., Any]]:
     from onnxscript import opset18 as op
 
-    def log_sigmoid(x: Any) -> Any:
-        return op.Neg(op.Softplus(op.Neg(x)))
+    def softplus(x: Any, kind: Any) -> Any:
+        if kind != _DOUBLE:
+            return op.Softplus(x)
+        zero = _constant(0, kind)  # onnxruntime has no Softplus of float64
+        return op.Add(op.Max(x, zero), log1p(op.Exp(op.Neg(op.Abs(x))), kind))
 
-    def log1p(x: Any) -> Any:
+    def log_sigmoid(x: Any) -> Any:
+        return op.Neg(softplus(op.Neg(x), x.dtype))
+
+    def log1p(x: Any, kind: Any = None) -> Any:
         """log(w), w = 1 + x rounded, and what the rounding took: (x - (w - 1)) / w."""
-        one = _constant(1, x.dtype)
+        one = _constant(1, x.dtype if kind is None else kind)
         w = op.Add(x, one)
         kept = op.Sub(w, one)
         log = op.Log(w)
@@ -71,7 +77,7 @@ def _logarithms() -> dict[Any, Callable[..., Any]]:
             _constant(number, x.dtype) for number in (-unit, 1 / unit, math.log(2) / unit)
         )
         distance = op.Mul(op.Abs(op.Sub(x, y)), scale)
-        apart = op.Add(op.Max(x, y), op.Mul(op.Softplus(distance), back))
+        apart = op.Add(op.Max(x, y), op.Mul(softplus(distance, x.dtype), back))
         return op.Where(op.Equal(x, y), op.Add(x, same), apart)
 
     def logaddexp(x: Any, y: Any) -> Any:
@@ -182,7 +188,7 @@ def _angles() -> dict[Any, Callable[..., Any]]:
 
 def write_all(graph: fx.Graph) -> int:
     """Write what takes several nodes, in place; returns how many."""
-    writers = (write_logarithms, write_divisors, write_losses, write_bounds)
+    writers = (write_logarithms, write_divisors, write_means, write_losses, write_bounds)
     return sum(write(graph) for write in writers)
 
 
@@ -227,6 +233,31 @@ def write_divisors(graph: fx.Graph) -> int:
             mean = call(graph, node, node.target, node.args[0], sizes, stride, padding)
             factor = count / argument(node, "divisor_override")
             result = call(graph, node, _aten.mul.Tensor, mean, factor)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(found)
+
+
+def write_means(graph: fx.Graph) -> int:
+    """Write scatters that average as a sum and a count, in place; returns how many.
+
+    ONNX has no such reduction, and the exporter adds instead.
+    """
+    target = _aten.scatter_reduce.two
+    found = [
+        node for node in graph.nodes if node.target is target and argument(node, "reduce") == "mean"
+    ]
+    for node in found:
+        x, dim, index, source = node.args[:4]
+        own = argument(node, "include_self")
+        with graph.inserting_before(node):
+            total = call(graph, node, target, x, dim, index, source, "sum", include_self=own)
+            start = _aten.ones_like.default if own else _aten.zeros_like.default
+            ones = call(graph, node, _aten.ones_like.default, source)
+            count = call(graph, node, start, x)
+            count = call(graph, node, target, count, dim, index, ones, "sum", include_self=True)
+            count = call(graph, node, _aten.clamp.default, count, 1)  # where nothing came
+            result = call(graph, node, _aten.div.Tensor, total, count)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     return len(found)

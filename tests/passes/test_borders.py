@@ -26,7 +26,7 @@ def _around(y: Tensor, v: Tensor | float) -> Tensor:
 
 
 def _of_norm(norm: nn.BatchNorm2d) -> Tensor:
-    root = torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+    root = torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator,arg-type]
     return (norm.bias - norm.running_mean * norm.weight / root).view(1, -1, 1, 1)  # type: ignore[operator]
 
 
@@ -97,7 +97,10 @@ def test_it_folds(write: Callable[..., Tensor], tmp_path: Path) -> None:
     assert "ScatterND" not in exported.census.ops
     x = torch.randn(3, 3, 8, 7)
     for level in ("all", "none"):
-        assert error(RuntimeSession(exported.path, level, threads=1).run([x]), reference(net, x)) < 3e-6
+        assert (
+            error(RuntimeSession(exported.path, level, threads=1).run([x]), reference(net, x))
+            < 3e-6
+        )
 
 
 def two_values(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:

@@ -1,4 +1,5 @@
 """Pools, convolutions, interpolations, paddings, indexing, products: the rest of the table of the sweep."""
+# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def pools() -> Iterator[Case]:
         Case("max_pool2d of 3 axes", lambda x: F.max_pool2d(x[0], 2), (x,)),
         Case(
             "max_unpool2d",
-            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
             (x,),
         ),
         Case("fractional", lambda x: F.max_pool2d(x, 2, stride=1), (x,)),
@@ -82,7 +83,7 @@ def convolutions() -> Iterator[Case]:
         )
         yield Case(
             f"conv2d groups {words}",
-            lambda x, w, a=(stride, padding, dilation): F.conv2d(x, w, None, *a, 2),
+            lambda x, w, a=(stride, padding, dilation, 2): F.conv2d(x, w, None, *a),
             (x, thin),
             True,
         )
@@ -122,14 +123,15 @@ def interpolations() -> Iterator[Case]:
             ranks, corners, ("up", "down", "odd", "factor", "one", "scale 0.7")
         ):
             sizes = list(x[rank].shape[2:])
-            given: dict[str, Any] = {
+            options: dict[str, dict[str, Any]] = {
                 "up": {"size": [2 * size for size in sizes]},
                 "down": {"size": [max(size // 2, 1) for size in sizes]},
                 "odd": {"size": [size + 3 - index for index, size in enumerate(sizes)]},
                 "one": {"size": [1] * len(sizes)},
                 "factor": {"scale_factor": 2.3},
                 "scale 0.7": {"scale_factor": 0.7, "recompute_scale_factor": True},
-            }[how]
+            }
+            given = options[how]
             yield Case(
                 f"{mode} {rank} {how} {'' if corner is None else corner}",
                 lambda x, m=mode, c=corner, g=given: F.interpolate(x, mode=m, align_corners=c, **g),

@@ -1,6 +1,6 @@
 """Every op that the exporter knows, on values at which its usual forms fail: the table of the sweep.
 
-A case is a function of tensors and its inputs. Float inputs are float32; the truth is the same function in float64.
+A case is a function of tensors and its inputs. Float inputs are float32; the truth is the same in float64.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ class Case:
     coarse: bool = False
 
 
-_UNARY = """abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor
-frac isfinite isinf isnan isneginf isposinf lgamma log log10 log1p log2 logical_not logit nan_to_num neg positive
-rad2deg reciprocal relu round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc fix
-special.entr special.expit special.erfcx special.log1p special.ndtr special.log_ndtr special.ndtri special.i0
-special.i0e special.i1 special.i1e"""
+_UNARY = """abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1
+floor frac isfinite isinf isnan isneginf isposinf lgamma log log10 log1p log2 logical_not logit
+nan_to_num neg positive rad2deg reciprocal relu round rsqrt sgn sigmoid sign signbit sin sinc sinh
+sqrt square tan tanh trunc fix special.entr special.expit special.erfcx special.log1p special.ndtr
+special.log_ndtr special.ndtri special.i0 special.i0e special.i1 special.i1e"""
 _ACTIVATIONS = """relu relu6 elu selu celu gelu silu mish softplus softsign logsigmoid hardswish hardsigmoid hardtanh
 leaky_relu hardshrink softshrink tanhshrink threshold rrelu"""
-_BINARY = """add sub mul div true_divide maximum minimum fmax fmin atan2 hypot fmod remainder floor_divide logaddexp
-logaddexp2 eq ne lt le gt ge isclose logical_and logical_or logical_xor copysign ldexp nextafter xlogy heaviside pow
-special.xlog1py float_power"""
+_BINARY = """add sub mul div true_divide maximum minimum fmax fmin atan2 hypot fmod remainder floor_divide
+logaddexp logaddexp2 eq ne lt le gt ge isclose logical_and logical_or logical_xor copysign ldexp
+nextafter xlogy heaviside pow special.xlog1py float_power"""
 _INTEGER_BINARY = """add sub mul maximum minimum fmod remainder floor_divide eq ne lt le gt ge bitwise_and bitwise_or
 bitwise_xor div gcd lcm"""
 
@@ -232,9 +232,9 @@ def integers() -> Iterator[Case]:
             "all",
             "count_nonzero",
         ):
-            extra = (0,) if name == "cumsum" else ()
+            extra, function = (0,) if name == "cumsum" else (), _of(name)
             yield Case(
-                f"{name} {kind}", lambda x, f=_of(name), e=extra: f(x, *e), (values[1:-1] % 1000,)
+                f"{name} {kind}", lambda x, f=function, e=extra: f(x, *e), (values[1:-1] % 1000,)
             )
         yield Case(f"clamp {kind}", lambda x: x.clamp(-5, 5), (values,))
         yield Case(f"x ** 2 {kind}", lambda x: x**2, (values % 1000,))
@@ -246,16 +246,16 @@ def integers() -> Iterator[Case]:
         yield Case(f"sort {kind}", lambda x: torch.sort(x)[0], (values,))
         yield Case(f"max {kind}", lambda x: x.max(0)[0], (values,))
     for name in ("any", "all", "sum", "argmax", "cumsum", "amax", "logical_not", "bitwise_not"):
-        extra = (0,) if name in ("cumsum", "argmax") else ()
+        extra, function = (0,) if name in ("cumsum", "argmax") else (), _of(name)
         start = (lambda x: x.int()) if name == "argmax" else (lambda x: x)
-        yield Case(f"{name} bool", lambda x, f=_of(name), e=extra, s=start: f(s(x), *e), (BITS,))
+        yield Case(f"{name} bool", lambda x, f=function, e=extra, s=start: f(s(x), *e), (BITS,))
     for name in ("mul", "bitwise_and", "bitwise_or", "bitwise_xor", "logical_xor", "eq", "maximum"):
         yield Case(f"{name} bool", _of(name), (BITS, BITS.flip(0)))
 
 
 _REDUCTIONS = """sum mean amax amin prod std var logsumexp softmax log_softmax cumsum cumprod logcumsumexp norm
-nansum nanmean median argmax argmin all any softmin std_mean var_mean aminmax max min sort cummax cummin mode
-count_nonzero"""
+nansum nanmean median argmax argmin all any softmin std_mean var_mean aminmax max min sort cummax
+cummin mode count_nonzero"""
 
 
 def reductions() -> Iterator[Case]:
@@ -330,118 +330,8 @@ def reductions() -> Iterator[Case]:
     ]
 
 
-def norms() -> Iterator[Case]:
-    for name, x in (("rows", FINITE_ROWS), ("large means", torch.randn(4, 6) + 1e4)):
-        yield Case(f"layer_norm of {name}", lambda x: F.layer_norm(x, (6,)), (x,), True)
-        yield Case(f"rms_norm of {name}", lambda x: F.rms_norm(x, (6,), eps=1e-6), (x,), True)
-        yield Case(f"group_norm of {name}", lambda x: F.group_norm(x, 2), (x,), True)
-        yield Case(f"instance_norm of {name}", lambda x: F.instance_norm(x[None]), (x,), True)
-        yield Case(f"batch_norm of {name}", _batch_norm, (x,), True)
-    yield from [
-        Case("rms_norm default eps", lambda x: F.rms_norm(x, (6,)), (FINITE_ROWS,), True),
-        Case("layer_norm of rows with nan", lambda x: F.layer_norm(x, (6,)), (ROWS,), True),
-        Case("rms_norm of rows with nan", lambda x: F.rms_norm(x, (6,), eps=1e-6), (ROWS,), True),
-        Case("layer_norm of one", lambda x: F.layer_norm(x, (1,)), (torch.randn(3, 1),), True),
-        Case("local_response_norm", lambda x: F.local_response_norm(x, 3), (_scaled(4, 5, 5)[:5],)),
-    ]
-
-
-def _batch_norm(x: Tensor) -> Tensor:
-    mean, variance = x.new_tensor([0, 1, 2, 3, 4, 5]), x.new_tensor([0, 1e-30, 1, 2, 1e10, 1e30])
-    return F.batch_norm(x, mean, variance)
-
-
-def losses() -> Iterator[Case]:
-    target, labels = (
-        torch.tensor([0.0, 0.3, 0.5, 0.7, 0.9, 1.0]),
-        torch.arange(len(FINITE_ROWS)) % 6,
-    )
-    for how in ("none", "mean", "sum"):
-        for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "binary_cross_entropy_with_logits",
-            "soft_margin_loss",
-            "poisson_nll_loss",
-            "kl_div",
-        ):
-            function = getattr(F, name)
-            yield Case(
-                f"{name} {how}",
-                lambda x, y, f=function, h=how: f(x, y.expand_as(x), reduction=h),
-                (FINITE_ROWS if how == "none" else FINITE_ROWS[8:18], target),
-                how != "none",
-            )
-        yield Case(
-            f"cross_entropy {how}",
-            lambda x, y, h=how: F.cross_entropy(x, y, reduction=h),
-            (FINITE_ROWS, labels) if how == "none" else (FINITE_ROWS[8:18], labels[8:18]),
-        )
-        yield Case(
-            f"nll_loss {how}",
-            lambda x, y, h=how: F.nll_loss(x.log_softmax(-1), y, reduction=h),
-            (FINITE_ROWS, labels) if how == "none" else (FINITE_ROWS[8:18], labels[8:18]),
-        )
-    probability = torch.tensor([0.0, 1e-30, 1e-7, 0.5, 1 - 1e-7, 1.0])
-    yield from [
-        Case(
-            "binary_cross_entropy",
-            lambda x, y: F.binary_cross_entropy(x, y, reduction="none"),
-            (probability, target),
-        ),
-        Case("binary_cross_entropy mean", F.binary_cross_entropy, (probability, target)),
-        Case(
-            "cross_entropy smoothed",
-            lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1, reduction="none"),
-            (FINITE_ROWS, labels),
-        ),
-        Case(
-            "cross_entropy ignored",
-            lambda x, y: F.cross_entropy(x, y, ignore_index=2),
-            (FINITE_ROWS[8:18], labels[8:18]),
-        ),
-        Case(
-            "margin_ranking_loss",
-            lambda x, y: F.margin_ranking_loss(x, x.flip(0), x.sign(), 0.1, reduction="none"),
-            (FINITE_ROWS, target),
-            True,
-        ),
-        Case(
-            "hinge_embedding_loss",
-            lambda x, y: F.hinge_embedding_loss(x, y.round() * 2 - 1, reduction="none"),
-            (FINITE_ROWS, target),
-            True,
-        ),
-        Case(
-            "cosine_embedding_loss",
-            lambda x, y: F.cosine_embedding_loss(x, x.flip(1), y.new_ones(len(x))),
-            (FINITE_ROWS[8:18], target),
-            True,
-        ),
-        Case(
-            "triplet_margin_loss",
-            lambda x, y: F.triplet_margin_loss(x, x.flip(1), x * 2, reduction="none"),
-            (FINITE_ROWS[:20], target),
-            True,
-        ),
-        Case(
-            "gaussian_nll_loss",
-            lambda x, y: F.gaussian_nll_loss(x, x * 0 + y, x.abs(), reduction="none"),
-            (FINITE_ROWS[:20], target),
-            True,
-        ),
-        Case(
-            "multi_margin_loss",
-            lambda x, y: F.multi_margin_loss(x, y, reduction="none"),
-            (FINITE_ROWS, labels),
-            True,
-        ),
-    ]
-
-
 def every() -> list[Case]:
+    from tests.targets.extreme_losses import losses, norms
     from tests.targets.extreme_shapes import shapes
 
     parts = (pointwise, integers, reductions, norms, losses, shapes)

@@ -83,7 +83,11 @@ def outcomes(cases: list[Case], opset: int | None = None, dynamic: Any = None) -
         except Exception as error:  # of torch's too: only one case tells which
             if len(cases) > 1:
                 half = len(cases) // 2
-                return [x for part in (cases[:half], cases[half:]) for x in outcomes(part, opset, dynamic)]
+                return [
+                    x
+                    for part in (cases[:half], cases[half:])
+                    for x in outcomes(part, opset, dynamic)
+                ]
             why = "" if isinstance(error, NormfoldError) else f"{type(error).__name__}: "
             return [Outcome(cases[0], why + " ".join(str(error).split())[:300])]
     found = []
