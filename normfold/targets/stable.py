@@ -318,12 +318,9 @@ def write_bounds(graph: fx.Graph) -> int:
     ]
     for node in found:
         low, high = (argument(node, name) if name else None for name in _BOUNDED[node.target])
-        if (low is None) == (high is None):
+        bounds = [-math.inf if low is None else low, math.inf if high is None else high]
+        if (low is None) == (high is None) or not all(isinstance(x, int | float) for x in bounds):
             continue
         node.target, node.kwargs = _aten.clamp.default, {}
-        node.args = (
-            node.args[0],
-            -math.inf if low is None else low,
-            math.inf if high is None else high,
-        )
+        node.args = (node.args[0], *(float(bound) for bound in bounds))
     return len(found)

@@ -78,13 +78,13 @@ floor frac isfinite isinf isnan isneginf isposinf lgamma log log10 log1p log2 lo
 nan_to_num neg positive rad2deg reciprocal relu round rsqrt sgn sigmoid sign signbit sin sinc sinh
 sqrt square tan tanh trunc fix special.entr special.expit special.erfcx special.log1p special.ndtr
 special.log_ndtr special.ndtri special.i0 special.i0e special.i1 special.i1e"""
-_ACTIVATIONS = """relu relu6 elu selu celu gelu silu mish softplus softsign logsigmoid hardswish hardsigmoid hardtanh
-leaky_relu hardshrink softshrink tanhshrink threshold rrelu"""
+_ACTIVATIONS = """relu relu6 elu selu celu gelu silu mish softplus softsign logsigmoid hardswish hardsigmoid
+hardtanh leaky_relu hardshrink softshrink tanhshrink threshold rrelu"""
 _BINARY = """add sub mul div true_divide maximum minimum fmax fmin atan2 hypot fmod remainder floor_divide
 logaddexp logaddexp2 eq ne lt le gt ge isclose logical_and logical_or logical_xor copysign ldexp
 nextafter xlogy heaviside pow special.xlog1py float_power"""
-_INTEGER_BINARY = """add sub mul maximum minimum fmod remainder floor_divide eq ne lt le gt ge bitwise_and bitwise_or
-bitwise_xor div gcd lcm"""
+_INTEGER_BINARY = """add sub mul maximum minimum fmod remainder floor_divide eq ne lt le gt ge bitwise_and
+bitwise_or bitwise_xor div gcd lcm"""
 
 
 def _of(name: str) -> Any:
