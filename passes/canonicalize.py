@@ -4,6 +4,7 @@ batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b 
 layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
 (x - mean(x)) / sqrt(var(x) + eps) = layer_norm(x), x / sqrt(mean(x^2) + eps) = rms_norm(x), however spelled
 x * c, x + c, x - c, x / c with one number per channel c: an affine too
+a border of c that is assigned to slices: a padding with c
 a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
 """
 
@@ -35,7 +36,9 @@ from normfold.ops.handwritten import (
 )
 from normfold.ops.selection import Selection, selection_of, takes_all
 from normfold.ops.table import Kind, is_copy, norm_of, row_of
+from normfold.ops.writes import Border, border_of, replaced_by
 from normfold.rewrite import Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.borders import write_border
 
 aten = torch.ops.aten
 _ARITHMETIC = (Kind.ADD, Kind.PRODUCT)
@@ -84,6 +87,8 @@ class Canonicalize(Pass):
                 yield Match(node, (namer.site(node, found.kind),), "hand-written")
             elif row_of(node).kind in _ARITHMETIC and (plan := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), plan)
+            elif (border := border_of(node, graph.module)) is not None:
+                yield Match(node, (), border)
             elif _needs_strides(node) or _asserts(node) or _changes_nothing(node):
                 yield Match(node, (), "drop")
             elif selection_of(node) is not None:
@@ -130,6 +135,10 @@ class Canonicalize(Pass):
         elif match.plan == "expression":
             facts.put(node, Seen())
             return
+        elif isinstance(match.plan, Border):
+            border = border_of(node, rewriter.graph.module)
+            assert border is not None, "what came before it has left its parts what they are"
+            write_border(node, border, rewriter)
         else:
             _write_affine(node, rewriter, match.sites, *match.plan)
         rewriter.record(f"{match.path}: {match.detail or op_name(node)}")
@@ -273,6 +282,8 @@ def _optional(node: fx.Node, name: str) -> Any:
 
 
 def _changes_nothing(node: fx.Node) -> bool:
+    if replaced_by(node) is not None:
+        return True
     return is_copy(node) or adds_nothing(node) or takes_all(node)
 
 
@@ -292,7 +303,7 @@ def _drop(node: fx.Node, rewriter: Rewriter) -> None:
     elif _needs_strides(node):  # a view needs strides that a removed copy made; a reshape does not
         rewriter.set_call(node, aten.reshape.default, node.args, same=True)
     else:
-        source = node.args[0]
+        source = replaced_by(node) or node.args[0]
         assert isinstance(source, fx.Node)
         rewriter.replace(node, source)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from normfold.ir import Site, custom_ops, facts
 from normfold.ir.graph import shape_of
@@ -48,8 +48,7 @@ def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: b
     shift = along(flow.shift, dim, size, node) if flow.shift else None
 
     def edit(rewriter: Rewriter) -> None:
-        s = flow.scale.select(rewriter, scale, 1.0) if flow.scale and scale is not None else None
-        t = flow.shift.select(rewriter, shift, 0.0) if flow.shift and shift is not None else None
+        s, t = _vectors(rewriter, flow, scale, shift)
         a, b = node.args[1], node.args[2]
         if behind:
             b = _sum(rewriter, _product(rewriter, b, s) if b is not None else None, t)
@@ -60,6 +59,31 @@ def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: b
         rewriter.record(f"{node.name}: composed")
 
     return edit
+
+
+def into_border(node: fx.Node, flow: Flow) -> Edit:
+    """s pad_v(x) + t = pad_w(s x + t), w = s v + t: edit for the border, as the flow goes on to x."""
+    dim = int(node.args[3])  # type: ignore[arg-type]
+    size = shape_of(node)[dim]
+    scale = along(flow.scale, dim, size, node) if flow.scale else None
+    shift = along(flow.shift, dim, size, node) if flow.shift else None
+
+    def edit(rewriter: Rewriter) -> None:
+        s, t = _vectors(rewriter, flow, scale, shift)
+        value = _sum(rewriter, _product(rewriter, node.args[2], s), t)
+        rewriter.set_argument(node, 2, value)
+        rewriter.record(f"{node.name}: pads with other values")
+
+    return edit
+
+
+def _vectors(
+    rewriter: Rewriter, flow: Flow, scale: Tensor | None, shift: Tensor | None
+) -> tuple[fx.Node | None, fx.Node | None]:
+    """The coefficients of a flow for these ids."""
+    s = flow.scale.select(rewriter, scale, 1.0) if flow.scale and scale is not None else None
+    t = flow.shift.select(rewriter, shift, 0.0) if flow.shift and shift is not None else None
+    return s, t
 
 
 def _product(rewriter: Rewriter, left: Any, right: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from normfold.ir import Site
+from normfold.ir.custom_ops import channel_pad
 from normfold.ir.expressions import is_static, sharers
 from normfold.ir.graph import Graph, shape_of
 from normfold.ops import layout
@@ -26,7 +27,7 @@ from normfold.ops.reads import operands, producer, reads_shape_only, summands, u
 from normfold.ops.table import Kind, kind_of, norm_of, row_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit, into_input, into_output, restated
-from normfold.rewrite.compose import into_affine, into_constant, pad_with_shift
+from normfold.rewrite.compose import into_affine, into_border, into_constant, pad_with_shift
 from normfold.rewrite.crossing import (
     blocked_by,
     factors,
@@ -89,6 +90,9 @@ class Transport:
 
     def _pull_through(self, value: fx.Node, flow: Flow) -> list[Edit]:
         kind = kind_of(value)
+        if value.target is channel_pad:
+            (source,) = value.args[:1]
+            return [into_border(value, flow), *self.pull(source, flow, value)]  # type: ignore[arg-type]
         match kind:
             case Kind.LINEAR:
                 linear = linear_of(value)

@@ -21,19 +21,19 @@ _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default
 
 
-def write_attention(module: fx.GraphModule, only_unequal_heads: bool = False) -> int:
+def write_attention(module: fx.GraphModule, only_unfused: bool = False) -> int:
     """Expand the attentions of ``module`` in place; returns how many.
 
-    ``only_unequal_heads``: those of queries and keys of unlike heads that broadcast, which the fused op of ONNX
-    has no form for.
+    ``only_unfused``: those that the fused op of ONNX has no form for. It takes four axes, broadcasts none of
+    queries, keys and values, and onnxruntime refuses a scale that is not positive.
 
     Masks of both kinds, causal attention (aligned at the top left, as torch does) and grouped heads are written
     out; what stays is attention with dropout, or with a width that is known at run time only.
     """
     graph = module.graph
     found = [node for node in graph.nodes if node.target is _ATTENTION and _is_known(node)]
-    if only_unequal_heads:
-        found = [node for node in found if _broadcasts_heads(node)]
+    if only_unfused:
+        found = [node for node in found if not _has_fused_form(node)]
     for node in found:
         with graph.inserting_before(node):
             result = _expanded(module, node)
@@ -44,30 +44,63 @@ def write_attention(module: fx.GraphModule, only_unequal_heads: bool = False) ->
     return len(found)
 
 
-def widen_masks(module: fx.GraphModule) -> int:
-    """Repeat masks that are the same for every query over the queries; returns how many.
+def suit_fused(module: fx.GraphModule) -> int:
+    """Write the attentions of ``module`` as onnxruntime's fused op takes them; returns how many changed.
 
-    onnxruntime's fused op refuses a mask that has one row for all of them.
+    It refuses a mask that has one row or one column for all of them, and the translation heads that are called
+    grouped where each has its own keys. A row of which a float mask hides everything by the least number is zero
+    to the op; to torch it is zero for minus infinity only, and the average for every finite number.
     """
-    graph = module.graph
-    found: dict[tuple[fx.Node, str], fx.Node] = {}
+    graph, changed = module.graph, 0
+    found: dict[tuple[fx.Node, str, str], fx.Node] = {}
     for node in [node for node in graph.nodes if node.target is _ATTENTION]:
-        mask, query = argument(node, "attn_mask"), node.args[0]
-        if not isinstance(mask, fx.Node) or _shape(mask)[-2] != 1 or _shape(query)[-2] == 1:
+        mask, (query, key) = argument(node, "attn_mask"), node.args[:2]
+        grouped = argument(node, "enable_gqa") and _shape(query)[-3] == _shape(key)[-3]
+        if grouped:
+            node.kwargs = {**node.kwargs, "enable_gqa": False}
+        changed += int(grouped)
+        if not isinstance(mask, fx.Node):
             continue
-        key = (mask, str(_shape(query)[-2]))
-        if key not in found:
+        place = (mask, str(_shape(query)[-2]), str(_shape(key)[-2]))
+        if place not in found:
             with graph.inserting_before(node):
-                rows = size_of(graph, node, query, -2)
-                sizes = [*[-1] * (len(_shape(mask)) - 2), rows, -1]
-                found[key] = call(graph, node, _aten.expand.default, mask, sizes)
-        node.replace_input_with(mask, found[key])
-    return len(found)
+                found[place] = _finite(module, node, _widened(graph, node, mask))
+        if found[place] is not mask:
+            node.replace_input_with(mask, found[place])
+            changed += 1
+    return changed
 
 
-def _broadcasts_heads(node: fx.Node) -> bool:
-    heads = {str(_shape(part)[-3]) for part in node.args[:3] if len(_shape(part)) > 2}
-    return len(heads) > 1 and not argument(node, "enable_gqa")
+def _widened(graph: fx.Graph, node: fx.Node, mask: fx.Node) -> fx.Node:
+    """The mask with a row for each query and a column for each key."""
+    sizes: list[Any] = [-1] * len(_shape(mask))
+    for axis, part in ((-2, node.args[0]), (-1, node.args[1])):
+        if _shape(mask)[axis] == 1 and _shape(part)[-2] != 1:
+            sizes[axis] = size_of(graph, node, part, -2)
+    narrow = all(size == -1 for size in sizes)
+    return mask if narrow else call(graph, node, _aten.expand.default, mask, sizes)
+
+
+def _finite(module: fx.GraphModule, node: fx.Node, mask: fx.Node) -> fx.Node:
+    """A float mask whose finite numbers are above the least, unless each row is known to see something."""
+    graph, dtype = module.graph, mask.meta["val"].dtype
+    if dtype == torch.bool:
+        return mask
+    least = torch.finfo(dtype).min
+    if is_static(mask) and bool((evaluate(module, mask) > least / 2).any(-1).all()):
+        return mask
+    hidden = call(graph, node, _aten.eq.Scalar, mask, -math.inf)
+    higher = call(graph, node, _aten.clamp.default, mask, least / 2)
+    return call(graph, node, _aten.masked_fill.Scalar, higher, hidden, -math.inf)
+
+
+def _has_fused_form(node: fx.Node) -> bool:
+    parts = [_shape(part) for part in node.args[:3]]
+    scale = argument(node, "scale")
+    if any(len(part) != 4 for part in parts) or not (scale is None or scale > 0):
+        return False
+    axes = (0,) if argument(node, "enable_gqa") else (0, 1)
+    return all(len({str(part[axis]) for part in parts}) == 1 for axis in axes)
 
 
 def _is_known(node: fx.Node) -> bool:

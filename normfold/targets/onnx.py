@@ -26,8 +26,8 @@ from normfold.ir.provenance import module_path, source_line
 from normfold.ir.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
-from normfold.targets import integer, numbers, write
-from normfold.targets.attention import widen_masks, write_attention
+from normfold.targets import integer, numbers, stable, write
+from normfold.targets.attention import suit_fused, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
 from normfold.targets.integer import pack
@@ -41,6 +41,7 @@ from normfold.targets.plain import (
     write_rms_norms,
 )
 from normfold.targets.program import exported_program, with_tensors_only
+from normfold.targets.slices import write_slices
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -166,9 +167,9 @@ class _Recorder(logging.Handler):
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
     graph = graph.copy()
-    write_attention(graph.module, only_unequal_heads=attention)
+    write_attention(graph.module, only_unfused=attention)
     if attention:
-        widen_masks(graph.module)
+        suit_fused(graph.module)
     graph.recompile()
     program = exported_program(graph)
     try:
@@ -190,6 +191,8 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     write_activations(program.graph)
     write_clamps(program.graph)
+    stable.write_all(program.graph)
+    write_slices(program.graph)
     write_casts(program.graph)
     for (
         node
@@ -214,7 +217,9 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
                 optimize=False,
                 opset_version=opset,
                 verbose=False,
-                custom_translation_table=integer.translations() | numbers.translations(),
+                custom_translation_table=integer.translations()
+                | numbers.translations()
+                | stable.translations(),
             )
     finally:
         logger.removeHandler(recorder)

@@ -244,3 +244,34 @@ def test_keys_of_one_head_for_all_queries(tmp_path: Path) -> None:
     assert "Attention" not in exported.census.ops
     expected = net.double()(*[x.double() for x in given])
     assert off(RuntimeSession(exported.path).run(list(given))[0], expected) < 1e-6
+
+
+UNFUSED: dict[str, tuple[Form, tuple[int, ...]]] = {
+    "two axes": (Form(), ()),
+    "three axes": (Form(), (2,)),
+    "three axes, masked": (Form(mask=see()), (2,)),
+    "three axes, causal": (Form({"is_causal": True}), (2,)),
+    "five axes": (Form(), (2, 3, 2)),
+    "negative scale": (Form({"scale": -0.3}), (2, 3)),
+    "a mask with one column": (Form(mask=see(blind=True)[:, 1:2].clone()), (2, 3)),
+    "hidden by the least number": (
+        Form(mask=added(see(blind=True), torch.finfo(torch.float32).min)),
+        (2, 3),
+    ),
+    "grouped, of equal heads": (Form({"enable_gqa": True}), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", UNFUSED)
+def test_calls_that_the_fused_op_has_no_form_for(name: str, tmp_path: Path) -> None:
+    form, front = UNFUSED[name]
+    given = [torch.randn(*front, rows, WIDTH) for rows in (5, 6, 6)]
+    given += [] if form.mask is None else [form.mask.clone()]
+    net = Attention(form)
+    path = export_onnx(
+        capture(net, tuple(given), dynamic=None), tmp_path / "net.onnx", opset=23
+    ).path
+    for level in ("all", "none"):
+        (result,) = RuntimeSession(path, level, threads=1).run(given)
+        wide = [x.double() if x.is_floating_point() else x for x in given]
+        assert off(result, net(*wide)) < 1e-6
