@@ -80,9 +80,10 @@ class Call:
         """The op of torch, with other arguments here and there."""
         values = {**self.values, **changed}
         op: Any = self.node.target
+        if op is torch.ops.aten.view.default:  # elements may lie otherwise in memory
+            op = torch.ops.aten.reshape.default
         args, kwargs = [], {}
-        for spec in op._schema.arguments:
-            value = values[spec.name]
+        for spec, value in zip(op._schema.arguments, values.values(), strict=True):
             if isinstance(value, torch.dtype) and value.is_floating_point:
                 value = torch.float64
             if spec.kwarg_only:
