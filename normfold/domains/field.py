@@ -119,12 +119,12 @@ class Field(Domain):
             view = [1] * value.dim()
             view[axis] = size
             places = places + (torch.arange(size) * stride).reshape(view)
-        found = self.arithmetic.element(_mixed(places, (storage << 20) + self.arithmetic.seed))
-        found = torch.where(found == 0, 1.0, found)
-        found = self.arithmetic.mul(found, found)  # positive
+        prime = self.arithmetic.prime
+        found = _mixed(places, (storage << 20) + self.arithmetic.seed).remainder_(prime - 1).add_(1)
+        found = found.mul_(found).remainder_(prime)  # positive
         sign = value.double().nan_to_num(1.0).sign()
-        found = self.arithmetic.mul(found, self.arithmetic.element(sign.long()))
-        return torch.where(value <= _FAR, HIDDEN, found)
+        found = torch.where(sign < 0, prime - found, found).double().mul_(sign.abs())
+        return torch.where(value <= _FAR, HIDDEN, found) if bool((value <= _FAR).any()) else found
 
     def random_input(self, leaf: Tensor, name: str) -> Elements:
         """Random elements in place of an input."""
@@ -214,8 +214,8 @@ def _mixed(numbers: Tensor, seed: int) -> Tensor:
     """Random positive integers, one for each number (splitmix64)."""
     x = numbers + seed * 0x632BE59BD9B4E019 % 2**62
     for factor in (0x3F58476D1CE4E5B9, 0x14D049BB133111EB):
-        x = (x ^ (x >> 29 & (1 << 34) - 1)) * factor
-    return (x ^ (x >> 32 & (1 << 31) - 1)) & (1 << 62) - 1
+        x = x.bitwise_xor_((x >> 29).bitwise_and_((1 << 34) - 1)).mul_(factor)
+    return x.bitwise_xor_((x >> 32).bitwise_and_((1 << 31) - 1)).bitwise_and_((1 << 62) - 1)
 
 
 def _print(values: Any) -> str:

@@ -67,10 +67,9 @@ class Tables:
 def tables(p: int) -> Tables:
     """Tables from logarithms to a primitive root: the sign is the parity, the inverse the negative."""
     order = p - 1
+    divisors = [q for n in range(1, 1024) if order % n == 0 for q in (n, order // n)]
     primitive = next(
-        g
-        for g in range(2, p)
-        if all(pow(g, order // q, p) != 1 for q in range(2, order) if order % q == 0 and is_prime(q))
+        g for g in range(2, p) if all(pow(g, q, p) != 1 for q in divisors if q != order)
     )
     powers = torch.ones(1, dtype=torch.int64)
     while len(powers) < order:

@@ -76,7 +76,7 @@ class Call:
         """An argument that not every overload has."""
         return self.values.get(name, default)
 
-    def run(self, **changed: Any) -> Any:
+    def run(self, /, **changed: Any) -> Any:
         """The op of torch, with other arguments here and there."""
         values = {**self.values, **changed}
         op: Any = self.node.target
