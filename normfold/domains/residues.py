@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,10 +30,13 @@ _FAR = 1e30  # a number below minus this stands for minus infinity
 _MANY = 4096  # different real numbers that are read one by one
 
 
-def primes(count: int, radicands: Iterable[Fraction] = ()) -> tuple[int, ...]:
-    """The largest primes for this arithmetic in which ``radicands`` have roots, as far as there are any."""
-    wanted = sorted(set[int]().union(*map(factors, radicands)))
-    return _primes(count, tuple(dict.fromkeys((*wanted, *_SMALL))))
+def primes(
+    count: int, radicands: Iterable[Fraction] = (), positive: Iterable[Fraction] = ()
+) -> tuple[int, ...]:
+    """The largest primes for this arithmetic in which ``radicands`` have roots, other numbers are ``positive``,
+    and as many small primes as possible, as far as there are such primes."""
+    wanted = (sorted(set[int]().union(*map(factors, each))) for each in (radicands, positive))
+    return _primes(count, tuple(dict.fromkeys((*chain(*wanted), *_SMALL))))
 
 
 @lru_cache(maxsize=64)
@@ -231,7 +235,7 @@ class PrimeField:
 
     def generator(self, what: str) -> torch.Generator:
         """Random numbers for a name, the same ones whenever it is asked for."""
-        seed = zlib.crc32(what.encode()) * 2**31 + self.seed * 7919 + self.prime
+        seed = zlib.crc32(f"{what} {self.seed} {self.prime}".encode())  # torch uses 32 bits of it
         return torch.Generator().manual_seed(seed)
 
     def scramble(self, x: Tensor, what: str, positive: bool = False) -> Tensor:

@@ -51,7 +51,7 @@ def certify(original: Graph, result: Graph, seed: int = 0, fields: int = 3) -> C
     start = time.perf_counter()
     trial = _Trial(original, result, seed)
     case = smallest(original, seed)
-    orders = primes(fields, _radicands((original, result)))
+    orders = primes(fields, *_numbers((original, result)))
     found = [trial.draw(prime, case) for prime in orders[:1]]
     if found[0].unknown and (whole := cases(original, seed, kinds=("random",))):
         again = trial.draw(orders[0], whole[0])  # perhaps it takes no batch of 1
@@ -196,17 +196,19 @@ def _storages(graph: Graph) -> Iterable[int]:
                 yield value.untyped_storage().data_ptr()
 
 
-def _radicands(graphs: Iterable[Graph]) -> set[Fraction]:
-    """What the numbers in graphs are roots of."""
-    found = set()
+def _numbers(graphs: Iterable[Graph]) -> tuple[set[Fraction], set[Fraction]]:
+    """What the numbers in graphs are roots of, and the rationals among them."""
+    radicands, rationals = set(), set()
     for graph in graphs:
         for node in graph.nodes:
             for leaf in pytree.tree_leaves((node.args, node.kwargs)):
-                if isinstance(leaf, float) and abs(leaf) < 1e30:
+                if isinstance(leaf, float) and 0 < abs(leaf) < 1e30:
                     read = recognised(leaf)
                     if isinstance(read, Surd):
-                        found.add(read.radicand)
-    return found
+                        radicands.add(read.radicand)
+                    elif read is not None:
+                        rationals.add(abs(read))
+    return radicands, rationals
 
 
 # -- comparison -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from normfold.ir.graph import op_name
 from normfold.ops import exact_norms as norms
@@ -149,32 +150,28 @@ def _largest(f: Arithmetic, x: Tensor, dim: int) -> Tensor:
     return x
 
 
-def _amax(f: Arithmetic, c: Call) -> Tensor:
+def _amax(f: Arithmetic, c: Call) -> Any:
     if "other" in c.values:
         return (_maximum if c.name == "max" else _minimum)(f, c)
     x, sign = c["self"], number(f, -1 if c.name in ("amin", "min") else 1)
-    if isinstance(c.node.meta["val"], (list, tuple)):
-        raise NoMeaning("order")
     dims = axes(c.get("dim"), x.dim())
     x = f.mul(x, sign)
     for dim in dims:
         x = _largest(f, x, dim)
     if not c.get("keepdim"):
         x = x.squeeze(dims)
-    return f.mul(x, sign)
+    return _winners(c, f.mul(x, sign))
 
 
-def _max_pool(f: Arithmetic, c: Call) -> Tensor:
+def _max_pool(f: Arithmetic, c: Call) -> Any:
     """The largest of each window: what is outside never wins."""
     x = c["self"]
     spatial = next(int(letter) for letter in c.name if letter.isdigit())
-    if isinstance(c.node.meta["val"], (list, tuple)):
-        raise NoMeaning("order")
     kernel, stride, padding, dilation = (
         sums.sizes_of(value, spatial)
         for value in (c["kernel_size"], c["stride"] or c["kernel_size"], c["padding"], c["dilation"])
     )
-    shape = c.run(self=x.new_zeros(x.shape)).shape
+    shape = pytree.tree_leaves(c.run(self=x.new_zeros(x.shape)))[0].shape
     for axis in range(spatial):
         size, out = x.shape[axis - spatial], shape[axis - spatial]
         reach = (out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
@@ -186,16 +183,25 @@ def _max_pool(f: Arithmetic, c: Call) -> Tensor:
         windows = wide[..., starts + torch.arange(kernel[axis]) * dilation[axis]]
         won = _largest(f, windows, windows.dim() - 1).squeeze(-1)
         x = won.movedim(-1, axis - spatial)
-    return x  # type: ignore[no-any-return]
+    return _winners(c, x)
 
 
-def _adaptive_max_pool(f: Arithmetic, c: Call) -> Tensor:
+def _adaptive_max_pool(f: Arithmetic, c: Call) -> Any:
     x, sizes = c["self"], [int(size) for size in c["output_size"]]
-    if set(sizes) != {1} or isinstance(c.node.meta["val"], (list, tuple)):
-        raise NoMeaning("order")
+    if set(sizes) != {1}:
+        raise NoMeaning("windows of several sizes")
     for axis in range(len(sizes)):
         x = _largest(f, x, x.dim() - len(sizes) + axis)
-    return x  # type: ignore[no-any-return]
+    return _winners(c, x)
+
+
+def _winners(c: Call, x: Tensor) -> Any:
+    """What has won, beside where it stood if that is a result that nobody reads."""
+    if not isinstance(c.node.meta["val"], (list, tuple)):
+        return x
+    if any(user.args[1] != 0 for user in c.node.users):
+        raise NoMeaning("it tells which element is the largest")
+    return x, torch.zeros(0, dtype=torch.int64)
 
 
 def _clamped(f: Arithmetic, x: Tensor, low: Any, high: Any) -> Tensor:
@@ -342,6 +348,27 @@ def _exponential(f: Arithmetic, c: Call) -> Tensor:
     return f.scramble(c["self"], c.name, positive=True)
 
 
+def _gate(gate: str) -> Meaning:
+    def meaning(f: Arithmetic, c: Call) -> Tensor:
+        x: Tensor = c["self"]
+        return f.mul(x, f.scramble(x, gate, positive=True))
+
+    return meaning
+
+
+def _function(positive: bool) -> Meaning:
+    """An unknown function of one element, another one for other arguments."""
+
+    def meaning(f: Arithmetic, c: Call) -> Tensor:
+        x, *rest = c.values.values()
+        if not isinstance(x, Tensor) or any(isinstance(value, Tensor) for value in rest):
+            raise NoMeaning("of more than one element")
+        what = " ".join(map(str, (c.name, *rest))) if any(rest) else c.name
+        return f.scramble(x, what, positive)
+
+    return meaning
+
+
 _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("add", _add),
     ("sub", _sub),
@@ -360,7 +387,7 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("maximum", _maximum),
     ("minimum", _minimum),
     ("amax amin max min", _amax),
-    ("max_pool1d max_pool2d max_pool3d", _max_pool),
+    ("max_pool1d max_pool2d max_pool3d max_pool2d_with_indices", _max_pool),
     ("adaptive_max_pool1d adaptive_max_pool2d", _adaptive_max_pool),
     ("clamp hardtanh", _clamp),
     ("clamp_min clamp_max", _clamp),
@@ -374,6 +401,11 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("hardswish", _hardswish),
     ("relu6", _relu6),
     ("exp exp2 cosh", _exponential),
+    (
+        """sin cos tan sinh asinh atan erf erfc log log1p log2 log10 expm1 hardshrink softshrink logit
+        round floor ceil trunc frac""",
+        _function(positive=False),
+    ),
     ("glu", _gated),
     ("eq ne lt le gt ge", _compared),
     ("isinf isneginf isposinf isnan isfinite", _finite),
@@ -424,6 +456,7 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ),
     ("var std", norms.variance),
     ("norm linalg_vector_norm", norms.vector_norm),
+    ("_weight_norm", norms.weight_norm),
     ("softmax _softmax", norms.softmax),
     ("log_softmax _log_softmax", norms.log_softmax),
     ("logsumexp", norms.logsumexp),
@@ -454,24 +487,3 @@ def meaning_of(node: fx.Node) -> Meaning | None:
     if row.gate:
         return _gate(row.gate)
     return _function(bounds(node).low >= 0) if row.pointwise else None
-
-
-def _gate(gate: str) -> Meaning:
-    def meaning(f: Arithmetic, c: Call) -> Tensor:
-        x: Tensor = c["self"]
-        return f.mul(x, f.scramble(x, gate, positive=True))
-
-    return meaning
-
-
-def _function(positive: bool) -> Meaning:
-    """An unknown function of one element, another one for other arguments."""
-
-    def meaning(f: Arithmetic, c: Call) -> Tensor:
-        x, *rest = c.values.values()
-        if not isinstance(x, Tensor) or any(isinstance(value, Tensor) for value in rest):
-            raise NoMeaning("of more than one element")
-        what = " ".join(map(str, (c.name, *rest))) if any(rest) else c.name
-        return f.scramble(x, what, positive)
-
-    return meaning

@@ -134,6 +134,14 @@ def vector_norm(f: Arithmetic, c: Call) -> Tensor:
     raise NoMeaning(f"a norm of order {order}")
 
 
+def weight_norm(f: Arithmetic, c: Call) -> Tensor:
+    """A direction times a length, one for each index of an axis."""
+    v, axis = c["v"], int(c["dim"]) % c["v"].dim()
+    dims = [dim for dim in range(v.dim()) if dim != axis]
+    size = f.root(f.reduce(f.mul(v, v).sum(dims, True)))
+    return f.mul(v, f.mul(c["g"], f.inverse(size)))
+
+
 # -- attention --------------------------------------------------------------------------------------
 
 

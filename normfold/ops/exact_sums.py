@@ -6,6 +6,7 @@ Each runs the op of torch on float64 integers, in pieces that are short enough t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from normfold.ops.arithmetic import Arithmetic, Call, NoMeaning, axes
 
-_NEAR = 1e-9
+_NEAR = 1e-11  # of a weight and the rational that it is
 
 
 def total(f: Arithmetic, c: Call) -> Tensor:
@@ -187,21 +188,39 @@ def separable(f: Arithmetic, c: Call, spatial: int, sizes: str) -> Tensor:
     wanted = list(c.run(**{name: found.new_zeros(shape)}).shape[-spatial:])
     for axis in range(spatial):
         size = shape[axis - spatial]
-        line = [1] * spatial
-        line[axis] = size
-        units = torch.eye(size, dtype=torch.float64).reshape(size, 1, *line)
-        target = [1] * spatial
-        target[axis] = wanted[axis]
-        changed: dict[str, Any] = {name: units}
+        line, target = [2] * spatial, [2] * spatial  # torch interpolates lines of width 1 wrongly
+        line[axis], target[axis] = size, wanted[axis]
+        units = torch.eye(size, dtype=torch.float64).reshape(
+            size, 1, *(size if n == axis else 1 for n in range(spatial))
+        )
+        changed: dict[str, Any] = {name: units.expand(size, 1, *line).contiguous()}
         if c.get("scale_factors") is not None:
             changed["scale_factors"] = [1.0 if n != axis else s for n, s in enumerate(c["scale_factors"])]
         else:
             changed[sizes] = target
-        weights = f.exact(_rational(c.run(**changed).reshape(size, wanted[axis])))
+        weights = c.run(**changed)[(slice(None), 0, *(slice(None) if n == axis else 0 for n in range(spatial)))]
+        weights = _exact_weights(f, weights)
         found = times(f, found.movedim(axis - spatial, -1), weights).movedim(-1, axis - spatial)
     return found
 
 
-def _rational(weights: Tensor) -> Tensor:
-    """Weights with noise beside zero taken off."""
-    return torch.where(weights.abs() < _NEAR, 0.0, weights)
+def _exact_weights(f: Arithmetic, weights: Tensor) -> Tensor:
+    """Weights of averages as rationals, one column for each result: a common denominator makes integers of them."""
+    found = []
+    for column in weights.unbind(1):
+        whole = [bottom for bottom in _denominators(weights.shape) if _is_whole(column, bottom)]
+        if not whole:
+            raise NoMeaning("weights that are not simple rationals")
+        found.append(f.mul(f.element((column * whole[0]).round().long()), f.tally(whole[0])))
+    return torch.stack(found, 1)
+
+
+def _denominators(shape: torch.Size) -> Iterator[int]:
+    yield from range(1, 2 * max(shape) + 1)
+    for size in (*shape, *(size - 1 for size in shape)):  # cubic ones
+        yield from (factor * size**3 for factor in (1, 4, 8, 32))
+
+
+def _is_whole(weights: Tensor, bottom: int) -> bool:
+    scaled = weights * bottom
+    return bottom > 0 and bool(((scaled - scaled.round()).abs() < _NEAR * bottom**0.5).all())
