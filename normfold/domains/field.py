@@ -1,12 +1,12 @@
 """A prime field as the numbers of a graph: equality is exact, and two networks are the same function or not.
 
 Parameters are random elements with the signs and zeros of the real ones, inputs are random elements, and ops
-compute what they are (`normfold.ops.exact`) in the arithmetic of `normfold.domains.residues`. Two networks that are
-the same expression agree to the bit, whatever the elements are; two that are not agree by a rare chance only.
+compute what they are (`normfold.ops.exact`) in the arithmetic of `normfold.domains.residues`. Two networks that
+are the same expression agree to the bit, whatever the elements are; two that are not agree by a rare chance only.
 
-An op without a meaning is *uninterpreted*: random elements that its operands determine, all of them. Equal operands
-give equal results, so that what is the same in front of it is the same behind it. Integers that depend on elements
-(argmax, topk) are those that torch finds for the elements, which are not the real ones either.
+An op without a meaning is *uninterpreted*: random elements that its operands determine, all of them. Equal
+operands give equal results, so that what is the same in front of it is the same behind it. Integers that depend on
+elements (argmax, topk) are those that torch finds for the elements, which are not the real ones either.
 """
 
 from __future__ import annotations
@@ -225,9 +225,8 @@ def _print(values: Any) -> str:
         if isinstance(leaf, Tensor):
             flat = leaf.double().nan_to_num(0.5, 0.5, 0.5).reshape(-1)
             numbers = flat.view(torch.int64)
-            total = int(((_mixed(numbers, 1) * (_mixed(torch.arange(len(numbers)), 2) | 1))).sum())
+            total = int((_mixed(numbers, 1) * (_mixed(torch.arange(len(numbers)), 2) | 1)).sum())
             found.append(f"{leaf.dtype} {tuple(leaf.shape)} {total}")
         else:
             found.append(repr(leaf))
     return "; ".join(found)
-

@@ -1,4 +1,4 @@
-"""Python numbers read exactly: floats stand for rationals, or for square roots of rationals, up to their last bits.
+"""Python numbers read exactly: floats stand for rationals, or for square roots of these, up to their last bits.
 
 Passes and networks write 1e-5, 1/3, 1/sqrt(64) as floats. In a field in which equality is exact they must be what
 is meant: three thirds are one, and the square of 1/sqrt(12) is a twelfth.
@@ -6,7 +6,6 @@ is meant: three thirds are one, and the square of 1/sqrt(12) is a twelfth.
 
 from __future__ import annotations
 
-import math
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -84,7 +83,3 @@ def factors(number: Fraction) -> set[int]:
         if rest > 1:
             found ^= {rest}
     return found
-
-
-def is_prime(number: int) -> bool:
-    return number > 1 and all(number % n for n in range(2, math.isqrt(number) + 1))

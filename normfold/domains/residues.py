@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normfold.domains.numbers import Surd, factors, is_prime, recognised
+from normfold.domains.numbers import Surd, factors, recognised
 from normfold.ops.arithmetic import HIDDEN, NoMeaning
 
 _LARGEST, _SMALLEST = 2**20, 2**19
@@ -113,7 +113,7 @@ class PrimeField:
         self.opaque: set[float] = set()
         self._tables = tables(prime)
         self._scrambled: dict[str, Tensor] = {}
-        self._numbers: dict[Any, int] = {}
+        self._numbers: dict[Any, int | None] = {}
 
     # -- elements of numbers ------------------------------------------------------------------------
 
@@ -131,19 +131,22 @@ class PrimeField:
             return x % self.prime
         if x not in self._numbers:
             self._numbers[x] = self._read(x)
-        return self._numbers[x]
+        value = self._numbers[x]
+        if value is None:
+            self.opaque.add(float(x))
+            random = int(torch.randint(1, self.prime, (), generator=self.generator(f"{x:.11e}")))
+            value = random * random * (1 if x > 0 else -1) % self.prime
+        return value
 
-    def _read(self, x: float | Fraction) -> int:
+    def _read(self, x: float | Fraction) -> int | None:
         found = x if isinstance(x, Fraction) else recognised(float(x))
         if isinstance(found, Fraction):
             return found.numerator * self._over(found.denominator) % self.prime
         if found is not None:
             r = self._read(found.radicand)
-            if int(self._tables.sign[r]) == 1:
+            if r is not None and int(self._tables.sign[r]) == 1:
                 return self._of_surd(found, int(self._tables.root[r]))
-        self.opaque.add(float(x))
-        random = int(torch.randint(1, self.prime, (), generator=self.generator(f"{x:.11e}")))
-        return random * random * (1 if x > 0 else -1) % self.prime
+        return None
 
     def _of_surd(self, x: Surd, root: int) -> int:
         match x.form:
@@ -180,7 +183,9 @@ class PrimeField:
 
     def simple(self, x: Tensor) -> bool:
         """True if each of these real numbers stands for something simple."""
-        return all(recognised(value) is not None for value in x.flatten().tolist() if abs(value) < _FAR)
+        return all(
+            recognised(value) is not None for value in x.flatten().tolist() if abs(value) < _FAR
+        )
 
     def tally(self, count: int | Tensor) -> Tensor:
         return self.inverse(self.element(count))
@@ -208,7 +213,9 @@ class PrimeField:
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         found = self._visible(x * y, x, y)
-        if found.numel() and bool(found.min() == HIDDEN):  # a mask times minus infinity hides where it is not 0
+        if found.numel() and bool(
+            found.min() == HIDDEN
+        ):  # a mask times minus infinity hides where it is not 0
             found = torch.where((x == 0) | (y == 0), 0.0, found)
         return found
 

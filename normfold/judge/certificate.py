@@ -1,9 +1,9 @@
 """The certificate: is the un-baked result the same expression as the original? Tested in prime fields, exactly.
 
-Both graphs are evaluated on the same random elements of three prime fields, in place of parameters and inputs. What
-is an identity agrees to the bit; what is none differs but for a rare chance, however small the fault is in floats:
-a writer that was left uncentred under a LayerScale of 1e-6 is as plain as any other. There is no tolerance, and no
-proved bound either: signs and unknown functions are not polynomials of a low degree.
+Both graphs are evaluated on the same random elements of three prime fields, in place of parameters and inputs.
+What is an identity agrees to the bit; what is none differs but for a rare chance, however small the fault is in
+floats: a writer that was left uncentred under a LayerScale of 1e-6 is as plain as any other. There is no tolerance,
+and no proved bound either: signs and unknown functions are not polynomials of a low degree.
 
 An op that has no meaning there stands for an unknown function of its operands. A difference behind one is not
 called a fault unless its operands are the same in both networks. Shapes other than those tried, rounding, and
@@ -124,7 +124,9 @@ class _Trial:
         leaves = self._inputs(field, case)
         before = self._run(field, self.original, self._entered(field, leaves))
         after = self._run(field, self.result, leaves)
-        expected = list(zip(self.kept.left(before.outputs), self._places(self.original), strict=True))
+        expected = list(
+            zip(self.kept.left(before.outputs), self._places(self.original), strict=True)
+        )
         (results,) = self.kept.known([after.outputs])
         places = _known(self.kept, self._places(self.result))
         if len(expected) != len(results):
@@ -152,7 +154,9 @@ class _Trial:
         names = self.original.input_names
         return [
             field.random_input(leaf, str(index))
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not is_mask(names[index], torch.bool)
+            if isinstance(leaf, Tensor)
+            and leaf.is_floating_point()
+            and not is_mask(names[index], torch.bool)
             else leaf
             for index, leaf in enumerate(case.leaves)
         ]
@@ -223,8 +227,14 @@ def _equal(field: Field, mine: Any, yours: Any) -> tuple[Any, str]:
         same = mine.shape == yours.shape and torch.allclose(
             mine.double(), yours.double(), rtol=_NEAR, atol=_NEAR, equal_nan=True
         )
-        return ("equal", "") if same else ("differs", "it depends on no element, and is another number")
-    mine, yours = (x.value if isinstance(x, Elements) else field.arithmetic.exact(x) for x in (mine, yours))
+        return (
+            ("equal", "")
+            if same
+            else ("differs", "it depends on no element, and is another number")
+        )
+    mine, yours = (
+        x.value if isinstance(x, Elements) else field.arithmetic.exact(x) for x in (mine, yours)
+    )
     if mine.shape != yours.shape:
         return "differs", f"shape {tuple(yours.shape)}, not {tuple(mine.shape)}"
     other = int((mine != yours).sum())
@@ -238,7 +248,9 @@ def _excuse(before: _Run, source: fx.Node, after: _Run, place: fx.Node) -> str:
     for node, mark in yours:
         if not left[mark.fingerprint]:
             line = source_line(node)
-            return f"it differs behind `{op_name(node)}` ({mark.why}){f' at {line}' if line else ''}"
+            return (
+                f"it differs behind `{op_name(node)}` ({mark.why}){f' at {line}' if line else ''}"
+            )
         left[mark.fingerprint] -= 1
     for node, mark in mine:
         if left[mark.fingerprint]:
@@ -296,10 +308,12 @@ def _sites(
     ends = [leaf for leaf in pytree.tree_leaves(end.args) if isinstance(leaf, fx.Node)]
     names = original.output_names
     state = {output.output: output.state for output in outputs}
+    placeholders = [node for node in original.nodes if node.op == "placeholder"]
+    inputs = dict(zip(placeholders, original.input_names, strict=False))
     behind: dict[str, set[str]] = {}
     for name, node in zip(names, ends, strict=False):
         for source in _sources(node):
-            for path in {module_path(source), source.name}:
+            for path in {module_path(source), inputs.get(source, source.name)}:
                 behind.setdefault(path, set()).add(state.get(name, "unknown"))
     covered = [path for path in result.sites if behind.get(path.split("#")[0]) == {"equal"}]
     return tuple(covered), tuple(path for path in result.sites if path not in covered)

@@ -1,4 +1,4 @@
-"""What an op needs of numbers to have a meaning there: arithmetic that is exact, over float64 tensors of elements."""
+"""What ops need of numbers to have a meaning there: exact arithmetic, over float64 tensors of elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-HIDDEN = -torch.inf  # minus infinity: what a mask hides from a softmax. It absorbs what is added to it.
+HIDDEN = (
+    -torch.inf
+)  # minus infinity: what a mask hides from a softmax. It absorbs what is added to it.
 
 
 class NoMeaning(Exception):

@@ -169,7 +169,12 @@ def _max_pool(f: Arithmetic, c: Call) -> Any:
     spatial = next(int(letter) for letter in c.name if letter.isdigit())
     kernel, stride, padding, dilation = (
         sums.sizes_of(value, spatial)
-        for value in (c["kernel_size"], c["stride"] or c["kernel_size"], c["padding"], c["dilation"])
+        for value in (
+            c["kernel_size"],
+            c["stride"] or c["kernel_size"],
+            c["padding"],
+            c["dilation"],
+        )
     )
     shape = pytree.tree_leaves(c.run(self=x.new_zeros(x.shape)))[0].shape
     for axis in range(spatial):
@@ -305,9 +310,12 @@ def _placed(f: Arithmetic, c: Call) -> Tensor:
     """Elements put into others at places that integers tell."""
     if c.get("accumulate") or c.get("reduce") is not None:
         raise NoMeaning("it does more than to place")
-    given = {name: f.element(c[name]) for name in ("self", "src", "values") if name in c.values}
+    given: dict[str, Any] = {}
+    for name in ("self", "src", "values"):
+        if name in c.values:
+            given[name] = f.element(c[name])
     if isinstance(c.get("value"), (int, float)):
-        given["value"] = float(f.element(c["value"]))  # type: ignore[assignment]
+        given["value"] = float(f.element(c["value"]))
     result: Tensor = c.run(**given)
     return result
 
@@ -332,8 +340,9 @@ def _cast(f: Arithmetic, c: Call) -> Tensor:
 
 
 def _finite(f: Arithmetic, c: Call) -> Tensor:
-    hidden = c["self"] == HIDDEN
-    return {"isinf": hidden, "isneginf": hidden, "isfinite": ~hidden}.get(c.name, hidden & False)
+    hidden: Tensor = c["self"] == HIDDEN
+    found = {"isinf": hidden, "isneginf": hidden, "isfinite": ~hidden}
+    return found.get(c.name, torch.zeros_like(hidden))
 
 
 # -- gates ------------------------------------------------------------------------------------------

@@ -55,7 +55,9 @@ def times(f: Arithmetic, x: Tensor, y: Tensor) -> Tensor:
     found: Tensor | None = None
     for start in range(0, x.shape[-1], f.longest):
         size = min(f.longest, x.shape[-1] - start)
-        part = f.reduce(visible(torch.matmul(x.narrow(-1, start, size), y.narrow(axis, start, size))))
+        part = f.reduce(
+            visible(torch.matmul(x.narrow(-1, start, size), y.narrow(axis, start, size)))
+        )
         found = part if found is None else f.add(found, part)
     return f.reduce(torch.matmul(x, y)) if found is None else found
 
@@ -89,7 +91,7 @@ def einsum(f: Arithmetic, c: Call) -> Tensor:
     equation: str = c["equation"].replace(" ", "")
     left, right = equation.split("->")[0].split(",")
     kept = equation.split("->")[1] if "->" in equation else ""
-    sizes = {name: size for name, size in zip(left, c["tensors"][0].shape, strict=False)}
+    sizes = dict(zip(left, c["tensors"][0].shape, strict=False))
     terms = math.prod(sizes[name] for name in set(left) & set(right) - set(kept) if name in sizes)
     if "." in equation or "->" not in equation or terms > f.longest:
         raise NoMeaning("a sum that is too long, or of axes without a name")
@@ -116,7 +118,11 @@ def convolution(f: Arithmetic, c: Call) -> Tensor:
             piece, part = x, weight
         else:
             piece = _narrowed(x, channel, groups, start, size)
-            part = _narrowed(weight, 0, groups, start, size) if turned else weight.narrow(1, start, size)
+            part = (
+                _narrowed(weight, 0, groups, start, size)
+                if turned
+                else weight.narrow(1, start, size)
+            )
         product = f.reduce(visible(c.run(input=piece, weight=part, bias=None)))
         found = product if found is None else f.add(found, product)
     assert found is not None
@@ -126,7 +132,8 @@ def convolution(f: Arithmetic, c: Call) -> Tensor:
 def _narrowed(x: Tensor, axis: int, groups: int, start: int, size: int) -> Tensor:
     """Some channels of every group."""
     split = x.unflatten(axis, (groups, -1)).narrow(axis + 1, start, size)
-    return split.flatten(axis, axis + 1).contiguous()
+    found: Tensor = split.flatten(axis, axis + 1).contiguous()
+    return found
 
 
 # -- pools and interpolations -----------------------------------------------------------------------
@@ -154,7 +161,10 @@ def average_pool(f: Arithmetic, c: Call) -> Tensor:
         count = windows(torch.ones_like(x[(0,) * lead]).expand(1, 1, *x.shape[lead:])).long()
     else:
         wide = torch.ones(
-            1, 1, *(n + 2 * pad for n, pad in zip(x.shape[lead:], padding, strict=True)), dtype=x.dtype
+            1,
+            1,
+            *(n + 2 * pad for n, pad in zip(x.shape[lead:], padding, strict=True)),
+            dtype=x.dtype,
         )
         at_ends = [k if ceil else 0 for k in kernel]
         wide = F.pad(wide, [n for end in reversed(at_ends) for n in (0, end)])
@@ -195,17 +205,21 @@ def separable(f: Arithmetic, c: Call, spatial: int, sizes: str) -> Tensor:
         )
         changed: dict[str, Any] = {name: units.expand(size, 1, *line).contiguous()}
         if c.get("scale_factors") is not None:
-            changed["scale_factors"] = [1.0 if n != axis else s for n, s in enumerate(c["scale_factors"])]
+            changed["scale_factors"] = [
+                1.0 if n != axis else s for n, s in enumerate(c["scale_factors"])
+            ]
         else:
             changed[sizes] = target
-        weights = c.run(**changed)[(slice(None), 0, *(slice(None) if n == axis else 0 for n in range(spatial)))]
+        weights = c.run(**changed)[
+            (slice(None), 0, *(slice(None) if n == axis else 0 for n in range(spatial)))
+        ]
         weights = _exact_weights(f, weights)
         found = times(f, found.movedim(axis - spatial, -1), weights).movedim(-1, axis - spatial)
     return found
 
 
 def _exact_weights(f: Arithmetic, weights: Tensor) -> Tensor:
-    """Weights of averages as rationals, one column for each result: a common denominator makes integers of them."""
+    """Weights of averages as rationals: a common denominator makes integers of those of one result."""
     found = []
     for column in weights.unbind(1):
         whole = [bottom for bottom in _denominators(weights.shape) if _is_whole(column, bottom)]

@@ -1,4 +1,4 @@
-"""A prime field as the numbers of a graph: arithmetic, numbers that floats stand for, parameters and their ties."""
+"""A prime field as the numbers of a graph: arithmetic, what floats stand for, parameters and their ties."""
 
 from __future__ import annotations
 

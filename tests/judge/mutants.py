@@ -61,8 +61,9 @@ def _faults(node: fx.Node) -> Iterator[tuple[str, Fault]]:
 
 def _alike(one: fx.Node, other: fx.Node) -> bool:
     mine, yours = one.meta.get("val"), other.meta.get("val")
-    same = isinstance(mine, Tensor) and isinstance(yours, Tensor)
-    return same and shape_of(one) == shape_of(other) and mine.dtype == yours.dtype
+    if not isinstance(mine, Tensor) or not isinstance(yours, Tensor):
+        return False
+    return shape_of(one) == shape_of(other) and mine.dtype == yours.dtype
 
 
 def _swaps(node: fx.Node) -> Iterator[tuple[str, Fault]]:

@@ -107,7 +107,11 @@ SMALL_CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.index_add.default, (X, 1, torch.tensor([3, 3]), X[:, :2]), {}),
     (aten.var.correction, (X, [1, 2]), {"correction": 1, "keepdim": True}),
     (aten.linalg_vector_norm.default, (X, 1, [1]), {}),
-    (aten._weight_norm.default, (torch.tensor([[3.0, -4.0], [0.0, 2.0]]), small(2, 1)), {}),
+    (
+        aten._weight_norm.default,
+        (torch.tensor([[3.0, -4.0], [0.0, 2.0]]).double(), small(2, 1)),
+        {},
+    ),
     (aten.matmul.default, (X, small(5, 3, seed=1)), {}),
     (aten.matmul.default, (X, small(5, seed=1)), {}),
     (aten.bmm.default, (X[0], X[0].mT), {}),
@@ -290,20 +294,18 @@ def test_functions_of_one_element() -> None:
     assert not any(torch.equal(y, other) for other in others)
 
 
+def dot(x: Tensor, y: Tensor) -> int:
+    pairs = zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
+    return sum(int(a) * int(b) for a, b in pairs) % F.prime
+
+
 def test_long_sums_stay_exact() -> None:
     x, w = drawn(2, 20000), drawn(3, 20000, seed=1)
-    wanted = [
-        [sum(int(a) * int(b) for a, b in zip(row, other, strict=True)) % F.prime for other in w]
-        for row in x
-    ]
+    wanted = [[dot(row, other) for other in w] for row in x]
     assert call(aten.linear.default, x, w).tolist() == wanted
     image, kernel = drawn(1, 2000, 3, 3), drawn(2, 1000, 3, 3, seed=1)
     (found,) = call(aten.conv2d.default, image, kernel, None, [1], [0], [1], 2).flatten(1)
-    halves = image.reshape(2, -1), kernel.reshape(2, -1)
-    assert found.tolist() == [
-        sum(int(a) * int(b) for a, b in zip(row, other, strict=True)) % F.prime
-        for row, other in zip(*halves, strict=True)
-    ]
+    assert found.tolist() == [dot(image[:, :1000], kernel[0]), dot(image[:, 1000:], kernel[1])]
 
 
 def test_every_row_is_reachable() -> None:
