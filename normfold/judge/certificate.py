@@ -2,8 +2,8 @@
 
 Both graphs are evaluated on the same random elements of three prime fields, in place of parameters and inputs.
 What is an identity agrees to the bit; what is none differs but for a rare chance, however small the fault is in
-floats: a writer that was left uncentred under a LayerScale of 1e-6 is as plain as any other. There is no tolerance,
-and no proved bound either: signs and unknown functions are not polynomials of a low degree.
+floats: a writer that was left uncentred under a LayerScale of 1e-6 is as plain as any other. There is no
+tolerance, and no proved bound either: signs and unknown functions are not polynomials of a low degree.
 
 An op that has no meaning there stands for an unknown function of its operands. A difference behind one is not
 called a fault unless its operands are the same in both networks. Shapes other than those tried, rounding, and

@@ -117,3 +117,9 @@ def axes(dims: Any, rank: int) -> list[int]:
 def number(f: Arithmetic, top: int, bottom: int = 1) -> Tensor:
     """A rational."""
     return f.element(Fraction(top, bottom))
+
+
+def sides(f: Arithmetic, c: Call) -> tuple[Tensor, Tensor]:
+    """The first two arguments, tensors or numbers."""
+    left, right = list(c.values.values())[:2]
+    return f.element(left), f.element(right)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from normfold.ir.graph import op_name
 from normfold.ops import exact_norms as norms
+from normfold.ops import exact_signs as signs
 from normfold.ops import exact_sums as sums
-from normfold.ops.arithmetic import HIDDEN, Arithmetic, Call, NoMeaning, axes, number
+from normfold.ops.arithmetic import HIDDEN, Arithmetic, Call, NoMeaning, number, sides
 from normfold.ops.table import Kind, bounds, row_of
 
 Meaning = Callable[[Arithmetic, Call], Any]
@@ -25,38 +25,33 @@ Meaning = Callable[[Arithmetic, Call], Any]
 # -- arithmetic -------------------------------------------------------------------------------------
 
 
-def _sides(f: Arithmetic, c: Call) -> tuple[Tensor, Tensor]:
-    left, right = list(c.values.values())[:2]
-    return f.element(left), f.element(right)
-
-
 def _scaled(f: Arithmetic, x: Tensor, factor: Any) -> Tensor:
     return x if factor == 1 else f.mul(x, f.element(factor))
 
 
 def _add(f: Arithmetic, c: Call) -> Tensor:
-    left, right = _sides(f, c)
+    left, right = sides(f, c)
     return f.add(left, _scaled(f, right, c.get("alpha", 1)))
 
 
 def _sub(f: Arithmetic, c: Call) -> Tensor:
-    left, right = _sides(f, c)
+    left, right = sides(f, c)
     return f.sub(left, _scaled(f, right, c.get("alpha", 1)))
 
 
 def _rsub(f: Arithmetic, c: Call) -> Tensor:
-    left, right = _sides(f, c)
+    left, right = sides(f, c)
     return f.sub(right, _scaled(f, left, c.get("alpha", 1)))
 
 
 def _mul(f: Arithmetic, c: Call) -> Tensor:
-    return f.mul(*_sides(f, c))
+    return f.mul(*sides(f, c))
 
 
 def _div(f: Arithmetic, c: Call) -> Tensor:
     if c.get("rounding_mode") is not None:
         raise NoMeaning("it rounds")
-    left, right = _sides(f, c)
+    left, right = sides(f, c)
     return f.mul(left, f.inverse(right))
 
 
@@ -112,173 +107,6 @@ def _channel_affine(f: Arithmetic, c: Call) -> Tensor:
         if part is not None:
             x = apply(x, part.reshape(-1, *[1] * behind))
     return x  # type: ignore[no-any-return]
-
-
-# -- decisions by the sign --------------------------------------------------------------------------
-
-
-def _larger(f: Arithmetic, x: Tensor, y: Tensor) -> Tensor:
-    """The larger one: x where x - y is positive. It follows any shift, and any positive scale."""
-    if bool((x == HIDDEN).any()) or bool((y == HIDDEN).any()):
-        seen = torch.where(x == HIDDEN, y, x), torch.where(y == HIDDEN, x, y)
-        both = (x == HIDDEN) & (y == HIDDEN)
-        shown = _larger(f, *(torch.where(both, 0.0, part) for part in seen))
-        return torch.where(both, HIDDEN, shown)
-    return torch.where(f.sign(f.sub(x, y)) == 1, x, y)
-
-
-def _smaller(f: Arithmetic, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(f.sign(f.sub(x, y)) == 1, y, x)
-
-
-def _maximum(f: Arithmetic, c: Call) -> Tensor:
-    return _larger(f, *_sides(f, c))
-
-
-def _minimum(f: Arithmetic, c: Call) -> Tensor:
-    return _smaller(f, *_sides(f, c))
-
-
-def _largest(f: Arithmetic, x: Tensor, dim: int) -> Tensor:
-    """The winner of pairs of neighbours along an axis."""
-    while (size := x.shape[dim]) > 1:
-        half = size // 2
-        rest = x.narrow(dim, 2 * half, size - 2 * half)
-        pairs = x.narrow(dim, 0, 2 * half).unflatten(dim, (half, 2))
-        won = _larger(f, pairs.select(dim + 1, 0), pairs.select(dim + 1, 1))
-        x = torch.cat([won, rest], dim)
-    return x
-
-
-def _amax(f: Arithmetic, c: Call) -> Any:
-    if "other" in c.values:
-        return (_maximum if c.name == "max" else _minimum)(f, c)
-    x, sign = c["self"], number(f, -1 if c.name in ("amin", "min") else 1)
-    dims = axes(c.get("dim"), x.dim())
-    x = f.mul(x, sign)
-    for dim in dims:
-        x = _largest(f, x, dim)
-    if not c.get("keepdim"):
-        x = x.squeeze(dims)
-    return _winners(c, f.mul(x, sign))
-
-
-def _max_pool(f: Arithmetic, c: Call) -> Any:
-    """The largest of each window: what is outside never wins."""
-    x = c["self"]
-    spatial = next(int(letter) for letter in c.name if letter.isdigit())
-    kernel, stride, padding, dilation = (
-        sums.sizes_of(value, spatial)
-        for value in (
-            c["kernel_size"],
-            c["stride"] or c["kernel_size"],
-            c["padding"],
-            c["dilation"],
-        )
-    )
-    shape = pytree.tree_leaves(c.run(self=x.new_zeros(x.shape)))[0].shape
-    for axis in range(spatial):
-        size, out = x.shape[axis - spatial], shape[axis - spatial]
-        reach = (out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
-        ends = [padding[axis], max(0, reach - size - padding[axis])]
-        wide = torch.nn.functional.pad(
-            x.movedim(axis - spatial, -1), ends, value=HIDDEN if any(ends) else 0.0
-        )
-        starts = torch.arange(out).unsqueeze(1) * stride[axis]
-        windows = wide[..., starts + torch.arange(kernel[axis]) * dilation[axis]]
-        won = _largest(f, windows, windows.dim() - 1).squeeze(-1)
-        x = won.movedim(-1, axis - spatial)
-    return _winners(c, x)
-
-
-def _adaptive_max_pool(f: Arithmetic, c: Call) -> Any:
-    x, sizes = c["self"], [int(size) for size in c["output_size"]]
-    if set(sizes) != {1}:
-        raise NoMeaning("windows of several sizes")
-    for axis in range(len(sizes)):
-        x = _largest(f, x, x.dim() - len(sizes) + axis)
-    return _winners(c, x)
-
-
-def _winners(c: Call, x: Tensor) -> Any:
-    """What has won, beside where it stood if that is a result that nobody reads."""
-    if not isinstance(c.node.meta["val"], (list, tuple)):
-        return x
-    if any(user.args[1] != 0 for user in c.node.users):
-        raise NoMeaning("it tells which element is the largest")
-    return x, torch.zeros(0, dtype=torch.int64)
-
-
-def _clamped(f: Arithmetic, x: Tensor, low: Any, high: Any) -> Tensor:
-    if low is not None and not _endless(low):
-        x = _larger(f, x, f.element(low))
-    return x if high is None or _endless(high) else _smaller(f, x, f.element(high))
-
-
-def _endless(limit: Any) -> bool:
-    return isinstance(limit, float) and abs(limit) > 1e30
-
-
-def _clamp(f: Arithmetic, c: Call) -> Tensor:
-    low, high = (c.get(name, c.get(f"{name}_val")) for name in ("min", "max"))
-    return _clamped(f, c["self"], low, high)
-
-
-def _relu(f: Arithmetic, c: Call) -> Tensor:
-    return _leaking(f, c["self"], number(f, 0))
-
-
-def _leaking(f: Arithmetic, x: Tensor, slope: Tensor) -> Tensor:
-    return torch.where(f.sign(x) == 1, x, f.mul(x, slope))
-
-
-def _leaky_relu(f: Arithmetic, c: Call) -> Tensor:
-    return _leaking(f, c["self"], f.element(c["negative_slope"]))
-
-
-def _prelu(f: Arithmetic, c: Call) -> Tensor:
-    x, weight = c["self"], c["weight"]
-    if c.name == "prelu" and weight.numel() > 1:
-        weight = weight.reshape(-1, *[1] * (x.dim() - 2))
-    return _leaking(f, x, weight)
-
-
-def _absolute(f: Arithmetic, c: Call) -> Tensor:
-    return f.mul(c["self"], f.element(f.sign(c["self"])))
-
-
-def _sign(f: Arithmetic, c: Call) -> Tensor:
-    return f.element(f.sign(c["self"]))
-
-
-def _threshold(f: Arithmetic, c: Call) -> Tensor:
-    above = f.sign(f.sub(c["self"], f.element(c["threshold"]))) == 1
-    return torch.where(above, c["self"], f.element(c["value"]))
-
-
-def _hard_gate(f: Arithmetic, x: Tensor) -> Tensor:
-    inside = _clamped(f, f.add(x, number(f, 3)), 0, 6)
-    return f.mul(inside, number(f, 1, 6))
-
-
-def _hardsigmoid(f: Arithmetic, c: Call) -> Tensor:
-    return _hard_gate(f, c["self"])
-
-
-def _hardswish(f: Arithmetic, c: Call) -> Tensor:
-    return f.mul(c["self"], _hard_gate(f, c["self"]))
-
-
-def _relu6(f: Arithmetic, c: Call) -> Tensor:
-    return _clamped(f, c["self"], 0, 6)
-
-
-def _compared(f: Arithmetic, c: Call) -> Tensor:
-    left, right = _sides(f, c)
-    if c.name in ("eq", "ne"):
-        return (left == right) if c.name == "eq" else (left != right)
-    sign = f.sign(f.sub(left, right))
-    return {"lt": sign < 0, "le": sign <= 0, "gt": sign > 0, "ge": sign >= 0}[c.name]
 
 
 # -- choices and movements --------------------------------------------------------------------------
@@ -393,22 +221,22 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("addcmul", _addcmul),
     ("lerp", _lerp),
     ("normfold::channel_affine", _channel_affine),
-    ("maximum", _maximum),
-    ("minimum", _minimum),
-    ("amax amin max min", _amax),
-    ("max_pool1d max_pool2d max_pool3d max_pool2d_with_indices", _max_pool),
-    ("adaptive_max_pool1d adaptive_max_pool2d", _adaptive_max_pool),
-    ("clamp hardtanh", _clamp),
-    ("clamp_min clamp_max", _clamp),
-    ("relu", _relu),
-    ("leaky_relu", _leaky_relu),
-    ("prelu _prelu_kernel", _prelu),
-    ("abs", _absolute),
-    ("sign", _sign),
-    ("threshold", _threshold),
-    ("hardsigmoid", _hardsigmoid),
-    ("hardswish", _hardswish),
-    ("relu6", _relu6),
+    ("maximum", signs.maximum),
+    ("minimum", signs.minimum),
+    ("amax amin max min", signs.amax),
+    ("max_pool1d max_pool2d max_pool3d max_pool2d_with_indices", signs.max_pool),
+    ("adaptive_max_pool1d adaptive_max_pool2d", signs.adaptive_max_pool),
+    ("clamp hardtanh", signs.clamp),
+    ("clamp_min clamp_max", signs.clamp),
+    ("relu", signs.relu),
+    ("leaky_relu", signs.leaky_relu),
+    ("prelu _prelu_kernel", signs.prelu),
+    ("abs", signs.absolute),
+    ("sign", signs.sign),
+    ("threshold", signs.threshold),
+    ("hardsigmoid", signs.hardsigmoid),
+    ("hardswish", signs.hardswish),
+    ("relu6", signs.relu6),
     ("exp exp2 cosh", _exponential),
     (
         """sin cos tan sinh asinh atan erf erfc log log1p log2 log10 expm1 hardshrink softshrink logit
@@ -416,7 +244,7 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
         _function(positive=False),
     ),
     ("glu", _gated),
-    ("eq ne lt le gt ge", _compared),
+    ("eq ne lt le gt ge", signs.compared),
     ("isinf isneginf isposinf isnan isfinite", _finite),
     ("where", _where),
     ("masked_fill", _masked_fill),

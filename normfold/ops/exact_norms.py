@@ -90,9 +90,14 @@ def instance_norm(f: Arithmetic, c: Call) -> Tensor:
 
 
 def batch_norm(f: Arithmetic, c: Call) -> Any:
+    x = c["input"]
     if c.get("training") or c.get("train") or c.get("running_mean") is None:
-        raise NoMeaning("it normalises by the batch")
-    result = _frozen(f, c)
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        centred = _centred(f, x, dims)
+        result = f.mul(centred, _power(f, centred, dims, _eps(c)))
+        result = _affine(f, result, _wide(c["weight"], x.dim()), _wide(c["bias"], x.dim()))
+    else:
+        result = _frozen(f, c)
     if not isinstance(c.node.meta["val"], (list, tuple)):
         return result
     return result, *[result.new_zeros(0)] * (len(c.node.meta["val"]) - 1)
