@@ -60,7 +60,7 @@ def _candidates() -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Tables:
-    """Functions of every element of a field: float64, the signs int8."""
+    """Functions of every element of a field: signs are int8, elements float32, which holds them exactly."""
 
     sign: Tensor
     inverse: Tensor
@@ -82,14 +82,14 @@ def tables(p: int) -> Tables:
     place = torch.arange(order)
     sign = torch.zeros(p, dtype=torch.int8)
     sign[powers] = (1 - 2 * (place % 2)).to(torch.int8)
-    inverse, root = torch.zeros(p, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
-    inverse[powers] = powers[-place % order].double()
+    inverse, root = torch.zeros(p), torch.zeros(p)
+    inverse[powers] = powers[-place % order].float()
     half = order // 2  # of -1, and odd
     square = torch.where(place % 2 == 0, place, (place + half) % order)
     exponent = square // 2
     exponent = torch.where(exponent % 2 == 0, exponent, exponent + half)
     beyond = torch.where(place % 2 == 0, 0, 2 * (order // 7))  # sqrt(-v) = c sqrt(v)
-    root[powers] = powers[(exponent + beyond) % order].double()
+    root[powers] = powers[(exponent + beyond) % order].float()
     return Tables(sign, inverse, root)
 
 
@@ -112,7 +112,7 @@ class PrimeField:
         self.singular = False
         self.opaque: set[float] = set()
         self._tables = tables(prime)
-        self._scrambled: dict[str, Tensor] = {}
+        self._scrambled: dict[tuple[str, bool], Tensor] = {}
         self._numbers: dict[Any, int | None] = {}
 
     # -- elements of numbers ------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class PrimeField:
     # -- arithmetic ---------------------------------------------------------------------------------
 
     def reduce(self, x: Tensor) -> Tensor:
-        return (x.long() % self.prime).double()
+        return x.long().remainder_(self.prime).double()
 
     def _visible(self, x: Tensor, *operands: Tensor) -> Tensor:
         """Reduced; what is hidden in an operand is hidden in the result."""
@@ -221,10 +221,10 @@ class PrimeField:
 
     def inverse(self, x: Tensor) -> Tensor:
         self._note_zeros(x)
-        return self._tables.inverse[self._places(x)]
+        return self._tables.inverse[self._places(x)].double()
 
     def root(self, x: Tensor) -> Tensor:
-        return self._tables.root[self._places(x)]
+        return self._tables.root[self._places(x)].double()
 
     def sign(self, x: Tensor) -> Tensor:
         return self._tables.sign[self._places(x)]
@@ -246,10 +246,11 @@ class PrimeField:
         return torch.Generator().manual_seed(seed)
 
     def scramble(self, x: Tensor, what: str, positive: bool = False) -> Tensor:
-        if what not in self._scrambled:
-            self._scrambled[what] = self.random((self.prime,), what)
-        found = self._scrambled[what][self._places(x)]
-        return self.mul(found, found) if positive else found
+        key = what, positive
+        if key not in self._scrambled:
+            table = self.random((self.prime,), what)
+            self._scrambled[key] = (self.mul(table, table) if positive else table).float()
+        return self._scrambled[key][self._places(x)].double()
 
     def random(self, shape: Iterable[int], what: str) -> Tensor:
         """Random elements for a name."""
