@@ -30,7 +30,7 @@ _FAR = 1e30  # a number below minus this stands for minus infinity
 _MANY = 4096  # different real numbers that are read one by one
 
 
-def primes(
+def suitable_primes(
     count: int, radicands: Iterable[Fraction] = (), positive: Iterable[Fraction] = ()
 ) -> tuple[int, ...]:
     """The largest primes for this arithmetic in which ``radicands`` have roots, other numbers are ``positive``,
@@ -97,7 +97,7 @@ class PrimeField:
     """The integers modulo a prime.
 
     Args:
-        prime: see `primes`.
+        prime: see `suitable_primes`.
         seed: of everything that is random.
 
     Attributes:

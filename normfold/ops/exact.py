@@ -260,6 +260,7 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("_to_copy to type_as", _cast),
     ("sum", sums.total),
     ("mean", sums.mean),
+    ("prod", sums.product),
     ("cumsum index_add scatter_add scatter_reduce col2im", sums.summed),
     ("normfold::global_pool", sums.global_pool),
     ("matmul mm bmm mv dot", sums.matmul),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normfold.ops.arithmetic import Arithmetic, Call, NoMeaning, axes
+from normfold.ops.arithmetic import Arithmetic, Call, NoMeaning, axes, number
 
 _NEAR = 1e-11  # of a weight and the rational that it is
 
@@ -36,6 +36,18 @@ def average(f: Arithmetic, x: Tensor, dims: list[int], keep: bool = True) -> Ten
 
 def global_pool(f: Arithmetic, c: Call) -> Tensor:
     return average(f, c["x"], list(range(2, c["x"].dim())))
+
+
+def product(f: Arithmetic, c: Call) -> Tensor:
+    x = c["self"]
+    dims = axes(c.get("dim"), x.dim())
+    found = number(f, 1)
+    for part in x.movedim(dims, list(range(len(dims)))).flatten(0, len(dims) - 1).unbind(0):
+        found = f.mul(found, part)
+    if c.get("keepdim"):
+        for dim in sorted(dims):
+            found = found.unsqueeze(dim)
+    return found
 
 
 def summed(f: Arithmetic, c: Call) -> Tensor:

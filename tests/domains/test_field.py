@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from normfold.domains.field import Elements, Field, Unknown
 from normfold.domains.numbers import Surd, recognised
-from normfold.domains.residues import PrimeField, primes
+from normfold.domains.residues import PrimeField, suitable_primes
 from normfold.ir import capture
 from normfold.ir.evaluation import Evaluator
 from normfold.ops.arithmetic import HIDDEN, NoMeaning
 
-F = PrimeField(primes(1)[0])
+F = PrimeField(suitable_primes(1)[0])
 P = F.prime
 
 
@@ -37,7 +37,7 @@ def test_the_sign_is_multiplicative() -> None:
     assert abs(int(F.sign(torch.arange(P).double()).sum())) == 0
 
 
-@pytest.mark.parametrize("prime", primes(3))
+@pytest.mark.parametrize("prime", suitable_primes(3))
 def test_roots(prime: int) -> None:
     f = PrimeField(prime)
     x = torch.arange(prime).double()
@@ -48,12 +48,12 @@ def test_roots(prime: int) -> None:
 
 def test_primes_are_chosen_for_roots() -> None:
     wanted = Fraction(767, 768)
-    for prime in primes(3, [wanted], [Fraction(1, 197)]):
+    for prime in suitable_primes(3, [wanted], [Fraction(1, 197)]):
         assert prime % 4 == 3
         assert prime < 2**20
         for number in (767 * 768, 197, 2, 3, 5, 7):
             assert pow(number, (prime - 1) // 2, prime) == 1
-    assert len(set(primes(3))) == 3
+    assert len(set(suitable_primes(3))) == 3
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_numbers(x: float, wanted: Fraction | Surd | None) -> None:
 
 
 def test_numbers_as_elements() -> None:
-    f = PrimeField(primes(1, [Fraction(1, 768)])[0])
+    f = PrimeField(suitable_primes(1, [Fraction(1, 768)])[0])
     third, root = f.element(1 / 3), f.element(768**-0.5)
     assert int(f.mul(third, f.element(3))) == 1
     assert int(f.mul(f.mul(root, root), f.element(768))) == 1

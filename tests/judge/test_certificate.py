@@ -116,7 +116,7 @@ def test_no_false_alarm(name: str) -> None:
 def test_seeds() -> None:
     graph, result = rewritten("residual")
     for seed in range(1, 6):
-        assert certify(graph, result, seed=seed, fields=1)
+        assert certify(graph, result, seed=seed, primes=1)
 
 
 @pytest.mark.parametrize("name", ["residual", "attention", "drop-last"])
@@ -129,7 +129,7 @@ def test_faults_are_what_they_are_in_float64(name: str) -> None:
     for fault, wrong in mutants(result):
         found = Evaluator(wrong.module, Float64())(x)
         error = max(map(_off, found, wanted))
-        state = certify(graph, wrong, fields=1).state
+        state = certify(graph, wrong, primes=1).state
         assert state == ("certified" if error < 1e-12 else "failed"), (fault, error)
         caught += state == "failed"
     assert caught >= 40

@@ -10,14 +10,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.domains.field import Elements, Field
-from normfold.domains.residues import PrimeField, primes
+from normfold.domains.residues import PrimeField, suitable_primes
 from normfold.ir.custom_ops import channel_affine, channel_pad
 from normfold.ops.exact import EXACT, meaning_of
 from normfold.ops.integer_ops import global_pool
 from normfold.ops.table import TABLE
 
 aten = torch.ops.aten
-F = PrimeField(primes(1)[0])
+F = PrimeField(suitable_primes(1)[0])
 INFINITE = -torch.inf
 
 
@@ -103,6 +103,8 @@ SMALL_CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.sum.dim_IntList, (X, [1, 2], True), {}),
     (aten.mean.dim, (X, [-1]), {}),
     (aten.mean.default, (X,), {}),
+    (aten.prod.dim_int, (X, 2, True), {}),
+    (aten.prod.default, (X[0, 0, 0] + 7,), {}),
     (aten.cumsum.default, (X, 2), {}),
     (aten.index_add.default, (X, 1, torch.tensor([3, 3]), X[:, :2]), {}),
     (aten.var.correction, (X, [1, 2]), {"correction": 1, "keepdim": True}),
