@@ -66,7 +66,7 @@ class Equalize(Pass):
             factors = (written / read).sqrt().clamp(1 / self.limit, self.limit)
             factors[(written == 0) | (read == 0)] = 1.0
             edits = into_readers(graph, match.node, linear.out_dim, factors)
-            inverse = coefficient(1 / factors, match.node, linear.out_dim)
+            inverse = coefficient(factors, match.node, linear.out_dim).inverse()
             return match.planned([into_output(linear, Flow(inverse)), *edits])
         except Blocked as error:
             return Decline(error.reason, error.node, error.detail)

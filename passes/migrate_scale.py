@@ -68,7 +68,9 @@ class MigrateScale(Pass):
         node, (factors, edits) = match.node, match.plan
         for edit in edits:
             edit(rewriter)
-        gain = rewriter.cast(rewriter.constant(1 / factors, "scale"), node.meta["val"].dtype)
+        scale = rewriter.constant(factors, "scale")
+        gain = rewriter.expression(torch.ops.aten.reciprocal.default, scale)
+        gain = rewriter.cast(gain, node.meta["val"].dtype)
         dim = len(shape_of(node)) - 1
         scaled = rewriter.insert_after(node, channel_affine, node, gain, None, dim)
         rewriter.replace(node, scaled, keep=(scaled,))  # what its readers made true of it

@@ -24,6 +24,7 @@ from normfold.load.specs import is_mask, mask, parse
 
 TRIES = 6  # sizes that are tried before it is said that the network takes no other
 REACH = 70  # steps from the example's size, at least
+SMALL, SMALL_IMAGE = 8, 64  # free sizes are not made smaller than this
 KINDS = ("random", "x100", "constant", "zeros")
 # what half precision is measured and judged on: the other cases overflow or underflow in half precision
 TYPICAL = ("random", "constant")
@@ -110,6 +111,30 @@ def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[Any, Case]]:
         shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
         if sizes.axes_of(symbol) and all(size > 0 for shape in shapes for size in shape or ()):
             yield symbol, _case(graph, sizes.names, shapes, seed)
+
+
+def smallest(graph: Graph, seed: int = 0) -> Case:
+    """Inputs of batch 1 and of small free sizes that the guards admit, where an axis is still an axis.
+
+    Of the sizes of an image so much stays that strides leave something of it.
+    """
+    sizes = Sizes(graph)
+    values = dict(sizes.example)
+    for symbol, own in sizes.example.items():
+        if symbol == sizes.batch:
+            continue
+        image = any(shape and len(shape) > 3 and symbol in shape[2:] for shape in sizes.shapes)
+        least = min(own, SMALL_IMAGE if image else SMALL)
+        for size in range(least, own):
+            if sizes.accepts({**values, symbol: size}):
+                values[symbol] = size
+                break
+    if sizes.batch is not None:
+        values[sizes.batch] = 1
+    shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
+    if any(size < 1 for shape in shapes for size in shape or ()):
+        shapes = [sizes.shape_at(place, sizes.example) for place in range(len(sizes.shapes))]
+    return _case(graph, sizes.names, shapes, seed)
 
 
 def entered(

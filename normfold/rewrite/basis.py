@@ -82,10 +82,11 @@ class Basis:
         head = emit(aten.slice.Tensor, weight, axis, 0, self.width - 1)
         last = emit(aten.slice.Tensor, weight, axis, self.width - 1, self.width)
         if self.alpha:
+            # alpha = gamma beta: each is a number that a certificate can read, and the product is not
             total = emit(
-                aten.mul.Tensor, emit(aten.sum.dim_IntList, head, [axis], True), self.alpha
+                aten.mul.Tensor, emit(aten.sum.dim_IntList, head, [axis], True), self.gamma
             )
-            last = emit(aten.add.Tensor, total, emit(aten.mul.Tensor, last, self.beta))
+            last = emit(aten.mul.Tensor, emit(aten.add.Tensor, total, last), self.beta)
         result = emit(aten.sub.Tensor, head, last)
         return result if factor == 1 else emit(aten.mul.Tensor, result, factor)
 

@@ -196,7 +196,7 @@ def test_gradients_are_those_of_the_original(basis: str) -> None:
         assert float((got - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("wrong", ["gamma", "alpha", "factor"])
+@pytest.mark.parametrize("wrong", ["gamma", "beta", "factor"])
 def test_a_wrong_basis_is_noticed(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     width = D
     value = getattr(Basis("orthonormal", width), wrong) * 1.01

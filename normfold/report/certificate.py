@@ -1,0 +1,63 @@
+"""What a certificate says: which outputs of a rewritten graph are the original's, as identities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OutputIdentity:
+    """One output: ``equal`` in every prime field, ``differs`` (a fault), or ``unknown``, with the reason."""
+
+    output: str
+    state: Literal["equal", "differs", "unknown"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """An op that has no meaning in a prime field, why, how often it was met, and the user's lines.
+
+    Where its operands are the same in both networks, what is behind it is compared all the same.
+    """
+
+    op: str
+    why: str
+    count: int
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """An identity test of the un-baked algebra, without a tolerance and without a proved error bound.
+
+    ``certified``: every output is equal; ``failed``: one differs; ``partly``: neither.
+
+    Attributes:
+        primes: of the fields that it was made in.
+        sizes: of the inputs, as text.
+        covered: sites whose every output is equal.
+        left: the other sites; another line of the verdict has to stand in.
+        evaluations: of one network in one field; more than two for a prime where elements happened to be zero.
+    """
+
+    state: Literal["certified", "failed", "partly"]
+    primes: tuple[int, ...]
+    outputs: tuple[OutputIdentity, ...]
+    uncovered: tuple[Uncovered, ...] = ()
+    covered: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    sizes: str = ""
+    seconds: float = 0.0
+    seed: int = 0
+    evaluations: int = 0
+    note: str = ""
+
+    def __bool__(self) -> bool:
+        return self.state == "certified"
+
+    @property
+    def ok(self) -> bool:
+        """False where an output is known to be another one."""
+        return self.state != "failed"
