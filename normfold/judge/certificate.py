@@ -179,7 +179,7 @@ class _Trial:
         nodes = [leaf for leaf in pytree.tree_leaves(end.args) if isinstance(leaf, fx.Node)]
         nodes = [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
         if graph is self.original and len(nodes) == len(self.kept.names):
-            return self.kept.left(nodes)  # type: ignore[arg-type, return-value]
+            return self.kept.left(nodes)
         return nodes
 
 

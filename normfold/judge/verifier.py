@@ -29,6 +29,7 @@ from normfold.errors import CaptureError, last_line
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.graph import Entry
+from normfold.judge.certificate import certify
 from normfold.judge.comparison import (
     Outputs,
     Own,
@@ -45,6 +46,7 @@ from normfold.judge.kept import Kept, computed_at
 from normfold.judge.runs import original_of, run, run_float64, run_rounded
 from normfold.judge.trials import refusal, trials
 from normfold.report import Check, OutputCheck
+from normfold.report.certificate import Certificate
 
 ALGEBRA_TOLERANCE = 1e-10
 APPROXIMATION = "approximation"
@@ -159,6 +161,10 @@ class Verifier:
         return self._judge(
             "algebra", run_float64(graph, self.cases), start, tolerance=ALGEBRA_TOLERANCE
         )
+
+    def certificate(self, graph: Graph) -> Certificate:
+        """Is an un-baked graph the original's expression? Tested in prime fields, without a tolerance."""
+        return certify(self.graph, graph, self.seed)
 
     def rounding(self, result: Graph | nn.Module) -> Check:
         """The result in its own dtype, against four times the original's own error."""

@@ -61,3 +61,29 @@ class Certificate:
     def ok(self) -> bool:
         """False where an output is known to be another one."""
         return self.state != "failed"
+
+    def failures(self) -> list[str]:
+        """What is another expression than the original's, in words."""
+        wrong = [output for output in self.outputs if output.state == "differs"]
+        return [
+            f"{output.output} is not the original's: {output.why or 'another number'}"
+            for output in wrong[:1]
+        ]
+
+    @property
+    def words(self) -> str:
+        """What was tested and found, for people."""
+        how = (
+            f"over {len(self.primes)} primes: random weights of the same signs and zeros, random inputs, "
+            f"these shapes ({self.sizes})"
+        )
+        if self.state == "failed":
+            return f"NOT the original's expression {how}"
+        if self.state == "certified":
+            return f"certified {how}"
+        equal = sum(output.state == "equal" for output in self.outputs)
+        ops = ", ".join(f"{item.op} ({item.why})" for item in self.uncovered[:3])
+        return (
+            f"{equal} of {len(self.outputs)} outputs certified {how}; not behind {ops or 'unknown ops'}: "
+            "float64 stands in"
+        )

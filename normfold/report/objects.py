@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from normfold.report.certificate import Certificate
 from normfold.report.engine import EngineReport
 from normfold.report.layers import LayerReport
 from normfold.report.quantization import QuantizationReport
@@ -149,6 +150,7 @@ class PassReport:
     rewrites: int = 0
     seconds: float = 0.0
     check: Check | None = None
+    certificate: Certificate | None = None
     effects: tuple[str, ...] = ()
 
     def add(self, more: PassReport) -> None:
@@ -250,9 +252,16 @@ class Report:
         if self.training is not None and not self.training.ok:
             found.append(f"the student is not accepted: {self.training.refusal}")
         found += [made.refusal for made in self.quantization if not made.ok]
+        for item in self.certificates():
+            found += [f"certificate: {text}" for text in item.failures()]
         for check in self.all_checks():
             found += [f"{check.kind}: {text}" for text in check.failures()]
         return found
+
+    def certificates(self) -> list[Certificate]:
+        """Those behind passes, in order."""
+        found = [item.certificate for item in self.passes]
+        return [certificate for certificate in found if certificate is not None]
 
     @property
     def ok(self) -> bool:

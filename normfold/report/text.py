@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from normfold.report.certificate import Certificate
 from normfold.report.layers import LayerReport
 from normfold.report.objects import outcome
 from normfold.report.table import print_line, table
@@ -78,6 +79,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.all_checks():
         console.print()
         print_checks(report.all_checks(), console)
+        for certificate in report.certificates()[-1:]:
+            print_certificate(certificate, console)
     if report.timing is not None:
         console.print()
         print_timing(report.timing, console)
@@ -188,6 +191,11 @@ def print_layers(report: LayerReport, console: Console) -> None:
     columns = ("module", "", "error", "allowed", "original's own", "op")
     console.print(table(f"layers ({report.kind})", columns, rows))
     print_line(console, f"layers    {report.words}")
+
+
+def print_certificate(certificate: Certificate, console: Console) -> None:
+    """What the prime fields say of the algebra."""
+    print_line(console, f"certificate {certificate.words}")
 
 
 def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:

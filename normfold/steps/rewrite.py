@@ -84,6 +84,8 @@ def run_judged(
             else:
                 check = verifier.rounding if current.baked else verifier.algebra
                 report.check = check(current)
+                if not current.baked:
+                    report.certificate = verifier.certificate(current)
 
     result, reports = run_pipeline(graph, passes, after, copy)
     sites = site_statuses(result, [*record.report().passes, *reports])
