@@ -38,6 +38,7 @@ NAMES = {
     "execute",
     "finalize",
     "inspect",
+    "layers",
     "plan",
     "refresh_statistics",
     "replace_norms",
@@ -60,6 +61,7 @@ def test_the_public_names() -> None:
         ("capture", "(module, args=(), kwargs=None, dynamic='batch')"),
         ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None, copy=True)"),
         ("verify", "(original, result, inputs=(), *, tries=(), **options)"),
+        ("layers", "(original, result, inputs=(), **options)"),
         ("bisect", "(graph, pipeline, *, verifier=None, progress=None)"),
         ("inspect", "(graph)"),
         ("plan", "(graph, pipeline=None, to='folded')"),
@@ -95,7 +97,7 @@ def test_run_gives_a_new_graph_and_a_report() -> None:
     assert report.why("norm") == "norm: fold-affine: backward"
     assert report.to_json().startswith('{\n  "schema": 2,\n  "ok": true,')
     torch.testing.assert_close(result(images()), module(images()))
-    with pytest.raises(UsageError, match="`verify` is `final`, `each` or `off`"):
+    with pytest.raises(UsageError, match="`verify` is `final`, `each`, `strict` or `off`"):
         normfold.run(graph, FOLDED, verify="sometimes")  # type: ignore[arg-type]
 
 

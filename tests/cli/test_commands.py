@@ -134,9 +134,10 @@ def test_passes(cli: Cli, broken: str) -> None:
     names = [row["name"] for row in ran.json["passes"]]
     built_in = (
         "canonicalize fold-input fold-affine center-stream compress-stream rotate-stream replace-layernorm "
-        "equalize correct-bias migrate-scale quantize-weights quantize-activations quantize-dynamic restore bake"
+        "equalize correct-bias migrate-scale measure-ranges quantize-weights quantize-activations "
+        "quantize-dynamic restore bake"
     )
-    assert names[:15] == built_in.split()
+    assert names[:16] == built_in.split()
     assert names[-1] == "scale-linears"
     assert set(ran.json["presets"]) == {"folded", "rmsnorm", "crmsnorm", "baked"}
     assert all(row["summary"] for row in ran.json["passes"])
