@@ -12,14 +12,22 @@ from torch import nn
 import normfold
 from normfold.rewrite import parse
 from normfold.rewrite.rewriter import Rewriter
-from tests.nets import Encoder, perturb
+from tests.nets import Compose, perturb
 
 PIPELINE = "canonicalize,fold-affine{split-norms=true},center-stream,restore,bake"
 
 
 def graph() -> Any:
     torch.manual_seed(0)
-    return normfold.capture(perturb(Encoder()), (torch.randn(2, 5, 8),))
+    module = Compose(
+        lambda m, x: m.head(m.last((y := m.stem(x)) + m.inner(m.norm(y)))),
+        stem=nn.Linear(5, 8),
+        norm=nn.LayerNorm(8),
+        inner=nn.Linear(8, 8),
+        last=nn.LayerNorm(8),
+        head=nn.Linear(8, 3),
+    )
+    return normfold.capture(perturb(module), (torch.randn(2, 4, 5),))
 
 
 @pytest.mark.parametrize(("verify", "count"), [("each", 4), ("strict", 1), ("final", 0)])
@@ -36,19 +44,21 @@ def test_where_it_is_made(verify: Any, count: int) -> None:
 
 
 def test_a_fault_that_no_tolerance_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every eps of a norm off by one part in a million: the algebra allows it, the certificate does not."""
+    """Every eps of a norm off by one part in a thousand million: the algebra allows it, the certificate does not."""
     insert = Rewriter.insert_before
 
     def careless(self: Rewriter, anchor: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
         if target is torch.ops.aten.rms_norm.default:
-            args = (*args[:3], args[3] * (1 + 1e-6))
+            args = (*args[:3], args[3] * (1 + 1e-9))
         return insert(self, anchor, target, *args, **kwargs)
 
     monkeypatch.setattr(Rewriter, "insert_before", careless)
     _, report = normfold.run(graph(), PIPELINE, verify="strict")
     (found,) = report.certificates()
     assert all(check.ok for check in report.all_checks()), "within every tolerance"
-    assert found.state != "certified"
+    assert found.state == "failed"
+    assert not report.ok
+    assert "certificate: output is not the original's" in report.failures()[0]
 
 
 def test_a_network_without_a_meaning_for_all_of_it() -> None:
