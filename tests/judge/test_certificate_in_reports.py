@@ -44,7 +44,7 @@ def test_where_it_is_made(verify: Any, count: int) -> None:
 
 
 def test_a_fault_that_no_tolerance_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every eps of a norm off by one part in a thousand million: the algebra allows it, the certificate does not."""
+    """Every eps of a norm is off by 1e-9 of it: the algebra allows that, the certificate does not."""
     insert = Rewriter.insert_before
 
     def careless(self: Rewriter, anchor: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
