@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,10 @@ def print_layers(report: LayerReport, console: Console) -> None:
 
 def print_certificate(certificate: Certificate, console: Console) -> None:
     """What the prime fields say of the algebra."""
-    print_line(console, f"certificate {certificate.words}")
+    first, *more = textwrap.wrap(certificate.words, 68)
+    print_line(console, f"certificate {first}")
+    for line in more:
+        print_line(console, f"            {line}")
 
 
 def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:
