@@ -131,7 +131,7 @@ class _Trial:
             zip(self.kept.left(before.outputs), self._places(self.original), strict=True)
         )
         (results,) = self.kept.known([after.outputs])
-        places = _known(self.kept, self._places(self.result))
+        (places,) = self.kept.known([self._places(self.result)])
         if len(expected) != len(results):
             why = f"{len(results)} outputs instead of {len(expected)}"
             return _Draw((OutputIdentity("*", "differs", why),), ())
@@ -181,11 +181,6 @@ class _Trial:
         if graph is self.original and len(nodes) == len(self.kept.names):
             return self.kept.left(nodes)
         return nodes
-
-
-def _known(kept: Kept, nodes: list[fx.Node]) -> list[fx.Node]:
-    (found,) = kept.known([nodes])  # type: ignore[list-item]
-    return found  # type: ignore[return-value]
 
 
 def _read(field: Field, entry: Entry, leaf: Elements) -> Elements:

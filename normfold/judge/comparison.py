@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,20 +68,17 @@ def compare(
     for label, part in parts(case, expected):
         left_out = None if own.undecided is None else own.undecided[part]
         reference = expected[part]
-
-        def error_of(run: Tensor) -> float:
-            return largest_error(reference, run[part], size, left_out)[0]  # noqa: B023
-
-        error, absolute = largest_error(reference, got[part], size, left_out)
+        of = partial(largest_error, reference, size=size, left_out=left_out)
+        error, absolute = of(got[part])
         mine = own.runs[0] if own.runs else got
         exact = not (mine.is_floating_point() or mine.is_complex())
         unit = 0.0 if exact else torch.finfo(mine.dtype).eps
-        errors = list(map(error_of, own.runs))
+        errors = [of(run[part])[0] for run in own.runs]
         # what loses half of the digits by one bit is a jump, not rounding: no excuse for the result
         baseline = max([*errors[:1], *(e for e in errors[1:] if e < unit**0.5)], default=0.0)
         allowed = FACTOR * baseline + ULPS * unit if tolerance is None else tolerance
         if own.plain is not None and own.plain.shape == expected.shape:
-            runtime = error_of(own.plain)
+            runtime = of(own.plain[part])[0]
             baseline = max(baseline, min(runtime, EXCUSED))
             allowed = max(allowed, min(FACTOR * runtime + ULPS * unit, EXCUSED))
         # where the original itself overflows or is NaN there is nothing to compare with

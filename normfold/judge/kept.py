@@ -10,7 +10,6 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
-from normfold.judge.comparison import Outputs
 from normfold.ops.reads import operands
 from normfold.ops.table import Kind, kind_of, row_of
 
@@ -30,7 +29,7 @@ class Kept:
             return outputs
         return [outputs[self.names.index(name)] for name in self.sources if name in self.names]
 
-    def known(self, results: Sequence[Outputs]) -> list[Outputs]:
+    def known(self, results: Sequence[list[T]]) -> list[list[T]]:
         """Of a result's outputs, for each case, those that the original has."""
         if set(self.sources) <= set(self.names):
             return list(results)

@@ -86,6 +86,7 @@ class Verifier:
         self._outputs = Kept(original.output_names, original.output_names)
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
+        self._ties: dict[int, list[Tensor]] = {}
 
     def _enter(self, result: Graph) -> None:
         """Let the original read what a result's inputs stand for; so do the files that are made of it."""
@@ -94,6 +95,7 @@ class Verifier:
         if (self._entries, self._outputs) != (result.entries, kept):
             self._entries, self._outputs = dict(result.entries), kept
             self._reference = self._baseline = None
+            self._ties = {}
             self.__dict__.pop("typical", None)
 
     @property
@@ -265,18 +267,23 @@ class Verifier:
         own = entered(self.graph, moved, self._entries)
         return list(map(self._outputs.left, run(self.graph, self.graph.module, own)))
 
-    def _undecided(self, case: Case, reference: Outputs, own: Outputs) -> list[Tensor]:
-        """Elements of the reference that are another answer where every op errs as kernels do."""
+    def _undecided(self, index: int, own: Outputs) -> list[Tensor]:
+        """Elements of the reference that are another answer where every op errs as kernels do; found once."""
+        if index in self._ties:
+            return self._ties[index]
+        case, reference = self.cases[index], self.reference[index]
         unit = max((_unit(y) for y in own), default=0.0) * _KERNELS
         given = entered(self.graph, [case], self._entries, exact=True) * DRAWS
         runs = [
             self._outputs.left(run_rounded(self.graph, [one], self.seed + draw, unit)[0])
             for draw, one in enumerate(given)
         ]
-        return [
-            undecided(expected, [outputs[place] for outputs in runs], self._sizes[place])
+        sizes = self._sizes
+        self._ties[index] = [
+            undecided(expected, [outputs[place] for outputs in runs], sizes[place])
             for place, expected in enumerate(reference)
         ]
+        return self._ties[index]
 
     @property
     def _sizes(self) -> list[float]:
@@ -328,7 +335,7 @@ class Verifier:
                 own = _own(len(reference), [*runs, *self._nearby(case)], others)
                 checks = self._compared(case, reference, got, own, tolerance)
             if runs and not all(check.ok for check in checks):
-                masks = self._undecided(case, reference, runs[0])
+                masks = self._undecided(index, runs[0])
                 own = [replace(item, undecided=mask) for item, mask in zip(own, masks, strict=True)]
                 checks = self._compared(case, reference, got, own, tolerance)
                 tied = sum(int(mask.sum()) for mask in masks)

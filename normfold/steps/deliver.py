@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from normfold.errors import EnvironmentMissing, ExportError
+from normfold.errors import EnvironmentMissing, ExportError, NormfoldError
 from normfold.files import publish, staging
 from normfold.ir import Graph
 from normfold.job import Job, Request
@@ -112,15 +112,25 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         verdict = judge.judge(draft, work.record.emit)
         _publish(draft, request, target, verdict, work)
         if verdict.state == "fail":
-            if request.format == "onnx" and work.verifier is not None and promise is None:
-                work.tell(f"comparing the layers of {draft.path.name}")
-                work.record.emit(compare_layers(work.verifier.graph, draft.path))
+            exact = work.half_budget is None and promise is None and not graph.entries
+            if request.format == "onnx" and work.verifier is not None and exact:
+                _compare_layers(draft, work)
             return graph
         if promise is not None and request.format == "onnx":
             _count(draft, target, work)
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
+
+
+def _compare_layers(draft: Draft, work: Work) -> None:
+    """Say which layer of a refused file is the first that is wrong, where its layers can be told."""
+    assert work.verifier is not None
+    work.tell(f"comparing the layers of {draft.path.name}")
+    try:
+        work.record.emit(compare_layers(work.verifier.graph, draft.path))
+    except NormfoldError as error:  # the verdict stands without them
+        work.record.emit(Noted(f"the layers of {draft.name} were not compared: {error.what}"))
 
 
 def _own_export(order: Order, request: Request, work: Work) -> dict[str, Run]:
