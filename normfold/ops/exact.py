@@ -17,7 +17,7 @@ from normfold.ops import exact_norms as norms
 from normfold.ops import exact_signs as signs
 from normfold.ops import exact_sums as sums
 from normfold.ops.arithmetic import HIDDEN, Arithmetic, Call, NoMeaning, number, sides
-from normfold.ops.table import Kind, bounds, row_of
+from normfold.ops.table import Kind, bounds, by_name, row_of
 
 Meaning = Callable[[Arithmetic, Call], Any]
 
@@ -302,16 +302,7 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
 )
 
 
-def _by_name() -> dict[str, Meaning]:
-    found: dict[str, Meaning] = {}
-    for names, meaning in _ROWS:
-        for name in names.split():
-            assert name not in found, f"two rows for {name}"
-            found[name] = meaning
-    return found
-
-
-EXACT = _by_name()
+EXACT = by_name(_ROWS)
 
 
 def meaning_of(node: fx.Node) -> Meaning | None:

@@ -20,11 +20,11 @@ Every other op stops it, so that a missing name costs a rewrite and never correc
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import fx
@@ -33,6 +33,8 @@ from normfold.ir.graph import op_name, shape_of
 from normfold.ir.intervals import EVERYTHING, Interval
 from normfold.ops.arguments import Kept, along, indexed, limits, padded, removed, stacked
 from normfold.ops.linear import linear_of
+
+T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -324,16 +326,14 @@ _ROWS: tuple[tuple[str, Op], ...] = (
 )
 
 
-def _by_name() -> dict[str, Op]:
-    found: dict[str, Op] = {}
-    for names, op in _ROWS:
-        for name in names.split():
-            assert name not in found, f"two rows for {name}"
-            found[name] = op
-    return found
+def by_name(rows: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Rows of several names each, by single names."""
+    pairs = [(name, row) for names, row in rows for name in names.split()]
+    assert len(pairs) == len(dict(pairs)), "two rows for one op"
+    return dict(pairs)
 
 
-TABLE = _by_name()
+TABLE = by_name(_ROWS)
 UNKNOWN = Op()
 # Ops that read every feature of an element's group at once and normalise it.
 NORM_OPS = {name: op.norm.kind for name, op in TABLE.items() if op.norm and op.norm.over != "batch"}
