@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.domains.field import Elements, Field, Uninterpreted, Unknown
+from normfold.domains.field import Elements, Field, Readings, Uninterpreted, Unknown
 from normfold.domains.numbers import Surd, recognised
 from normfold.domains.residues import PrimeField, suitable_primes
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
-from normfold.ir.expressions import fetch
+from normfold.ir.expressions import fetch, late
 from normfold.ir.graph import Entry, op_name
 from normfold.ir.provenance import module_path, source_line
 from normfold.judge.inputs import Case, cases, smallest
@@ -111,14 +111,15 @@ class _Trial:
         self.original, self.result, self.seed = original, result, seed
         names = original.output_names
         self.kept = Kept(names, result.output_sources or names)
-        self.storages = frozenset(_storages(original))
+        self.steps = {id(graph): late(graph.module.graph) for graph in (original, result)}
+        self.readings = Readings(frozenset(_storages(original)))
         self.evaluations = 0
 
     def draw(self, prime: int, case: Case) -> _Draw:
         """Random elements, drawn again where a difference may come from one that happened to be zero."""
         for attempt in range(DRAWS):
             arithmetic = PrimeField(prime, self.seed + 1000003 * attempt)
-            found = self._compared(Field(arithmetic, self.storages), case)
+            found = self._compared(Field(arithmetic, self.readings), case)
             if not arithmetic.singular or all(y.state != "differs" for y in found.outputs):
                 break
         return found
@@ -149,7 +150,7 @@ class _Trial:
     def _run(self, field: Field, graph: Graph, leaves: Sequence[Any]) -> _Run:
         self.evaluations += 1
         field.uninterpreted, field.arithmetic.opaque = {}, set()
-        outputs = pytree.tree_leaves(Evaluator(graph.module, field)(*leaves))
+        outputs = Evaluator(graph.module, field, graph=self.steps[id(graph)])(*leaves)
         left = [y for y in outputs if isinstance(y, Elements | Unknown | Tensor)]
         return _Run(left, field.uninterpreted, field.arithmetic.opaque)
 
@@ -175,7 +176,7 @@ class _Trial:
 
     def _places(self, graph: Graph) -> list[fx.Node]:
         """The nodes that give the outputs that are tensors, in order; the original's as the result has them."""
-        (end,) = [node for node in graph.nodes if node.op == "output"]
+        (end,) = [node for node in self.steps[id(graph)].nodes if node.op == "output"]
         nodes = [leaf for leaf in pytree.tree_leaves(end.args) if isinstance(leaf, fx.Node)]
         nodes = [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
         if graph is self.original and len(nodes) == len(self.kept.names):
