@@ -102,7 +102,7 @@ class Readings:
             number = self._storages.setdefault(storage, len(self._storages))
             self._read[key] = Reading(
                 exact=_is_whole(value) or self._is_rational(value, storage),
-                place=(number << 40) + value.storage_offset(),
+                place=(number << 40) + int(value.storage_offset()),
                 plain=bool(((value > _FAR) & (value != 0)).all()),
             )
         return self._read[key]

@@ -191,8 +191,8 @@ class PrimeField:
     # -- arithmetic ---------------------------------------------------------------------------------
 
     def reduce(self, x: Tensor, terms: int = 1) -> Tensor:
-        # floor((x + 1/2) / p) is right up to 2^50: the quotient is 1/2p away from every whole number, which is more
-        # than float64 errs by. Above, it may be off by one, and what is left is reduced again.
+        # floor((x + 1/2) / p) is right up to 2^50: the quotient is 1/2p away from every whole number, more than
+        # float64 errs by. Above, it may be off by one, and what is left is reduced again.
         found = torch.add(self._half_a_step, x, alpha=self._step).floor_()
         torch.add(x, found, alpha=-self.prime, out=found)
         return found if terms <= self.short else self.reduce(found)

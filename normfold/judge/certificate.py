@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from normfold.domains.field import Elements, Field, Readings, Uninterpreted, Unknown
 from normfold.domains.numbers import Surd, recognised
 from normfold.domains.residues import PrimeField, suitable_primes
+from normfold.domains.resized import Resized
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.expressions import fetch, late
@@ -33,6 +34,7 @@ from normfold.ir.graph import Entry, op_name
 from normfold.ir.provenance import module_path, source_line
 from normfold.judge.inputs import Case, cases, smallest
 from normfold.judge.kept import Kept
+from normfold.judge.smaller import smaller
 from normfold.load.specs import is_mask
 from normfold.report.certificate import Certificate, OutputIdentity, Uncovered
 
@@ -40,11 +42,17 @@ DRAWS = 3  # of elements, where some happened to be zero in a denominator
 _NEAR = 1e-9  # of real numbers that depend on no element
 
 
-def certify(original: Graph, result: Graph, seed: int = 0, primes: int = 3) -> Certificate:
+def certify(
+    original: Graph, result: Graph, seed: int = 0, primes: int = 3, small: bool = True
+) -> Certificate:
     """Test that an un-baked result is the captured original, in so many prime fields.
 
     It runs at batch 1 and at the smallest sizes that the guards admit; where the network takes no batch of 1, at
-    the example's. The cost is about four runs in float64 for each network and field.
+    the example's.
+
+    Args:
+        small: where sizes are fixed, evaluate both networks at smaller ones all the same, with so much of what is
+            stored for each place as there are places left. What is not equal there is tried at the full sizes.
 
     Raises:
         ValueError: the result is baked; its weights are rounded, and no identity of the original's.
@@ -53,14 +61,8 @@ def certify(original: Graph, result: Graph, seed: int = 0, primes: int = 3) -> C
         raise ValueError("a certificate is about un-baked algebra: the weights are rounded")
     start = time.perf_counter()
     trial = _Trial(original, result, seed)
-    case = smallest(original, seed)
     orders = suitable_primes(primes, *_numbers((original, result)))
-    found = [trial.draw(prime, case) for prime in orders[:1]]
-    if found[0].unknown and (whole := cases(original, seed, kinds=("random",))):
-        again = trial.draw(orders[0], whole[0])  # perhaps it takes no batch of 1
-        if again.unknown < found[0].unknown:
-            case, found = whole[0], [again]
-    found += [trial.draw(prime, case) for prime in orders[1:]]
+    case, found = trial.smallest(orders, small)
     outputs = tuple(map(_worst, zip(*(draw.outputs for draw in found), strict=True)))
     states = {output.state for output in outputs}
     covered, left = _sites(original, result, trial.kept, outputs)
@@ -115,11 +117,32 @@ class _Trial:
         self.readings = Readings(frozenset(_storages(original)))
         self.evaluations = 0
 
-    def draw(self, prime: int, case: Case) -> _Draw:
+    def smallest(self, orders: Sequence[int], small: bool) -> tuple[Case, list[_Draw]]:
+        """The smallest case for which there is an answer, and what each field says of it."""
+        case = smallest(self.original, self.seed)
+        other = smaller(self.original, case) if small else None
+        if other is not None:
+            found = []
+            for prime in orders:
+                found.append(self.draw(prime, other, Resized))
+                if any(output.state != "equal" for output in found[-1].outputs):
+                    break
+            else:
+                return other, found
+        found = [self.draw(prime, case) for prime in orders[:1]]
+        if found[0].unknown and (whole := cases(self.original, self.seed, kinds=("random",))):
+            again = self.draw(orders[0], whole[0])  # perhaps it takes no batch of 1
+            if again.unknown < found[0].unknown:
+                case, found = whole[0], [again]
+        if found[0].unknown == len(found[0].outputs):
+            return case, found  # other fields know no more
+        return case, found + [self.draw(prime, case) for prime in orders[1:]]
+
+    def draw(self, prime: int, case: Case, kind: type[Field] = Field) -> _Draw:
         """Random elements, drawn again where a difference may come from one that happened to be zero."""
         for attempt in range(DRAWS):
             arithmetic = PrimeField(prime, self.seed + 1000003 * attempt)
-            found = self._compared(Field(arithmetic, self.readings), case)
+            found = self._compared(kind(arithmetic, self.readings), case)
             if not arithmetic.singular or all(y.state != "differs" for y in found.outputs):
                 break
         return found
