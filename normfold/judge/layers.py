@@ -49,8 +49,7 @@ def compare_layers(original: Graph, result: Graph | Path, seed: int = 0) -> Laye
     for path, node in nodes.items():
         if path in got and got[path].shape == reference[node].shape:
             before, error = (distance(reference[node], y)[0] for y in (own[node], got[path]))
-            unit = torch.finfo(own[node].dtype).eps
-            errors[path] = (before, error, FACTOR * before + _ULPS * unit)
+            errors[path] = (before, error, limit_of(reference[node], own[node]))
     agreeing = [nodes[path] for path, (_, error, limit) in errors.items() if error <= limit]
     behind = _made_of(agreeing)
     layers = []
@@ -61,6 +60,11 @@ def compare_layers(original: Graph, result: Graph | Path, seed: int = 0) -> Laye
         state: Any = "agrees" if error <= limit else other
         layers.append(Layer(path, op, before, error, limit, state))
     return LayerReport(kind, tuple(layers))
+
+
+def limit_of(reference: Tensor, own: Tensor) -> float:
+    """What |y - r| / |r| may be of a tensor of floats: four times that of the original in its own type, and ulps."""
+    return FACTOR * distance(reference, own)[0] + _ULPS * torch.finfo(own.dtype).eps
 
 
 def _leaving(graph: Graph) -> dict[str, fx.Node]:
