@@ -345,7 +345,9 @@ def outcome(report: Report) -> str:
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         asked = report.job or report.artefacts
-        return f"{'NOT written' if asked else 'FAILED'}: {failures[0]}{more}"
+        first = report.layers.first if report.layers is not None else None
+        where = "" if first is None else f"; the first layer that is wrong: {first.place}"
+        return f"{'NOT written' if asked else 'FAILED'}: {failures[0]}{more}{where}"
     parts = [f"{item.path}: {item.verdict}" for item in report.artefacts if item.written]
     if not parts:
         judged = "equivalent" if report.all_checks() else "not judged"

@@ -116,9 +116,7 @@ class OnnxNetwork:
             if name in self._weights:
                 graph.initializer.append(self._weights[name])
             elif self._known(name):  # made of shapes, which are fixed in a part
-                graph.initializer.append(
-                    numpy_helper.from_array(self._values[name].numpy(), name)
-                )
+                graph.initializer.append(numpy_helper.from_array(self._values[name].numpy(), name))
         stored = {item.name for item in graph.initializer}
         for node in self._model.graph.node:
             made = wanted.intersection(node.output) - stored - given.keys()
