@@ -1,7 +1,8 @@
 """Two networks of named tensors, run on one input: which tensors of a result are the original's.
 
 They are matched by their values: a tensor of the result *agrees* with one of the original that has its shape, its
-type and its numbers, up to four times the original's own error and a few ulps.
+type and its numbers, up to four times the original's own error and a few ulps. It *stands for* one where the
+result's outputs are right once it has the original's value.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ class Matching:
         agreeing: names of the result's tensors, and of those of the original that they agree with, one to one;
             inputs are each other's by their place.
         partner: the other way round.
+        wrong: pairs of outputs that do not agree.
 
     Raises:
         UsageError: the result takes other inputs than the original.
@@ -181,6 +183,8 @@ class Matching:
         self.agreeing = dict(zip(result.inputs, original.inputs, strict=True))
         self._match()
         self.partner = {mine: name for name, mine in self.agreeing.items()}
+        ends = zip(original.outputs, result.outputs, strict=False)
+        self.wrong = [(mine, name) for mine, name in ends if not self.agrees(mine, self.got[name])]
 
     def agrees(self, mine: str, value: Tensor) -> bool:
         """True if a value is a tensor of the original."""
@@ -188,6 +192,12 @@ class Matching:
         if expected.shape != value.shape:
             return False
         return distance(expected, value)[0] <= self._limits.get(mine, 0.0)
+
+    def stands_for(self, mine: str, name: str) -> bool:
+        """True if the outputs are right once the result has the original's tensor."""
+        outputs = self.result.outputs_with(self.leaves, name, self.own[mine])
+        known = zip(self.original.outputs, outputs, strict=False)
+        return all(self.agrees(output, value) for output, value in known)
 
     def apart(self) -> tuple[dict[Any, list[str]], dict[Any, list[str]]]:
         """Tensors of floats that do not agree, by module, type and shape: of the original and of the result."""

@@ -1,10 +1,8 @@
 """The smallest part of a network that computes something else than the original's part.
 
-A tensor of the result *stands for* one of the original where the result's outputs are right once it has the
-original's value. A part begins at tensors that agree (`normfold.judge.matching`), and ends at one that stands for
-the original's and does not agree: what it reads is right, and what it makes is wrong. The outputs of the whole
-always stand for each other, so that there is one part at least. Parts come by their number of ops, the smallest
-first.
+A part begins at tensors that agree, and ends at one that stands for the original's and does not agree (see
+`normfold.judge.matching`): what it reads is right, and what it makes is wrong. The outputs of the whole always
+stand for each other, so that there is one part at least. Parts come by their number of ops, the smallest first.
 """
 
 from __future__ import annotations
@@ -63,24 +61,22 @@ def failing_parts(graph: Graph, result: Graph | Path, seed: int = 0) -> Iterator
         (case, *_) = cases(graph, seed, kinds=(kind,))
         leaves = [leaf for leaf in case.leaves if isinstance(leaf, Tensor)]
         found = Matching(original, network, leaves)
-        ends = zip(original.outputs, network.outputs, strict=False)
-        wrong = [(mine, name) for mine, name in ends if not found.agrees(mine, found.got[name])]
-        if wrong:
-            yield from _parts(found, wrong)
+        if found.wrong:
+            yield from _parts(found)
             return
 
 
-def _parts(found: Matching, wrong: list[tuple[str, str]]) -> Iterator[Part]:
+def _parts(found: Matching) -> Iterator[Part]:
     mine, others = found.apart()
     inner = ((a, b) for key in mine for a in mine[key] for b in others.get(key, []))
-    parts = [_part(found, *pair) for pair in dict.fromkeys([*wrong, *inner])]
+    parts = [_part(found, *pair) for pair in dict.fromkeys([*found.wrong, *inner])]
     tried = 0
     for part in sorted(parts, key=lambda part: sum(part.ops)):
-        if part.output in wrong:
+        if part.output in found.wrong:
             yield part
         elif tried < _TRIED:
             tried += 1
-            if _stands_for(found, *part.output):
+            if found.stands_for(*part.output):
                 yield part
 
 
@@ -94,13 +90,6 @@ def _part(found: Matching, mine: str, name: str) -> Part:
     words = f"`{path}`: {op}" if path else op
     ops = len(first), len(second)
     return Part(found.original, found.result, given, (mine, name), ops, words)
-
-
-def _stands_for(found: Matching, mine: str, name: str) -> bool:
-    """True if the outputs are right once the result has the original's tensor."""
-    outputs = found.result.outputs_with(found.leaves, name, found.own[mine])
-    known = zip(found.original.outputs, outputs, strict=False)
-    return all(found.agrees(output, value) for output, value in known)
 
 
 def _between(network: Network, name: str, stops: Collection[str]) -> tuple[set[str], set[str]]:
