@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.domains.field import Elements, Field
+from normfold.domains.field import Elements, Field, Unknown
+from normfold.errors import last_line
 from normfold.ir.expressions import is_static
 
 _SIZES = frozenset({"size", "shape", "sizes", "split_sizes", "split_size", "length", "end"})
@@ -41,24 +42,21 @@ class Resized(Field):
     def call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if is_static(node) or not isinstance(node.target, torch._ops.OpOverload):
             return super().call(node, values)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        operands = [values[source] for source in node.all_input_nodes]
-        if not _broadcast(operands):
+        result = self._called_with(node, values)
+        if isinstance(result, Unknown) and any(map(is_static, node.all_input_nodes)):
             cut = {
-                source: self._cut(values[source])
-                for source in node.all_input_nodes
-                if is_static(source)
+                x: self._cut(values[x]) if is_static(x) else values[x] for x in node.all_input_nodes
             }
-            if cut and _broadcast(
-                [cut.get(source, values[source]) for source in node.all_input_nodes]
-            ):
-                args, kwargs = fx.map_arg(
-                    (node.args, node.kwargs), lambda source: cut.get(source, values[source])
-                )
-        args, kwargs = self._fitted(node, args, kwargs)
-        result = self.run(node, args, kwargs)
+            result = self._called_with(node, cut)
         self._learn(node, result)
         return result
+
+    def _called_with(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        args, kwargs = self._fitted(node, *fx.map_arg((node.args, node.kwargs), values.__getitem__))
+        try:
+            return self.run(node, args, kwargs)
+        except Exception as error:  # anything that a kernel can raise at sizes that do not fit
+            return Unknown(node, last_line(error))
 
     def _learn(self, node: fx.Node, value: Any) -> None:
         before, after = pytree.tree_leaves(node.meta.get("val")), pytree.tree_leaves(value)
@@ -114,12 +112,3 @@ class Resized(Field):
 
 def _shape(value: Elements | Tensor) -> torch.Size:
     return value.value.shape if isinstance(value, Elements) else value.shape
-
-
-def _broadcast(operands: Sequence[Any]) -> bool:
-    """True if tensors can be of one call that goes element by element."""
-    try:
-        torch.broadcast_shapes(*(_shape(x) for x in operands if isinstance(x, Elements | Tensor)))
-    except RuntimeError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
 from normfold.ir.expressions import is_static
+from normfold.ir.sizes import Sizes
 from normfold.judge.inputs import SMALL, Case
 
 LEAST = 3  # of the extent of a map of features: a place without a border
@@ -23,19 +24,20 @@ def smaller(graph: Graph, case: Case) -> Case | None:
     None where nothing is to be made smaller. Whether the graph can be evaluated there is not known.
     """
     windows = list(_windows(graph))
-    changed = False
     leaves = []
-    for leaf in case.leaves:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() == 4 and windows:
+    for leaf, shape in zip(case.leaves, Sizes(graph).shapes, strict=True):
+        fixed = shape is not None and all(isinstance(size, int) for size in shape[1:])
+        if not isinstance(leaf, Tensor) or not fixed:
+            leaves.append(leaf)
+        elif leaf.is_floating_point() and leaf.dim() == 4 and windows:
             sizes = [_size(size, windows, axis) for axis, size in enumerate(leaf.shape[2:])]
-            small = leaf[:, :, : sizes[0], : sizes[1]]
-        elif isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.dim() == 2:
-            small = leaf[:, :SMALL]
+            leaves.append(leaf[:, :, : sizes[0], : sizes[1]])
+        elif not leaf.is_floating_point() and leaf.dim() == 2:
+            leaves.append(leaf[:, :SMALL])
         else:
-            small = leaf
-        changed |= small is not leaf and small.shape != leaf.shape
-        leaves.append(small)
-    return Case(case.name, tuple(leaves)) if changed else None
+            leaves.append(leaf)
+    before, after = ([getattr(leaf, "shape", None) for leaf in of] for of in (case.leaves, leaves))
+    return None if before == after else Case(case.name, tuple(leaves))
 
 
 def _windows(graph: Graph) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

@@ -108,7 +108,7 @@ def test_a_failing_verdict_writes_the_report_and_no_artefact(cli: Cli, broken: s
     ran = cli("convert", TINY, "-o", out, "--passes", broken)
     assert ran.status == 1
     assert ran.err == ""
-    assert ran.out.splitlines()[-1].startswith("NOT written: algebra: error ")
+    assert ran.out.splitlines()[-1].startswith("NOT written: certificate: ")
     assert "wrote" not in ran.out
     assert (out / "tiny.onnx").read_bytes() == old
     report = checked_report(out / "tiny.report.json")

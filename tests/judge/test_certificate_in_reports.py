@@ -30,7 +30,9 @@ def graph() -> Any:
     return normfold.capture(perturb(module), (torch.randn(2, 4, 5),))
 
 
-@pytest.mark.parametrize(("verify", "count"), [("each", 4), ("strict", 1), ("final", 0)])
+@pytest.mark.parametrize(
+    ("verify", "count"), [("each", 4), ("strict", 1), ("final", 1), ("off", 0)]
+)
 def test_where_it_is_made(verify: Any, count: int) -> None:
     _, report = normfold.run(graph(), PIPELINE, verify=verify)
     assert report.ok

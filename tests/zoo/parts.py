@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo import bn_table, folder_table, ln_table, trt_table
+from tests.zoo import bn_table, certificate_table, folder_table, ln_table, trt_table
+from tests.zoo.certificate_trial import CertificateRow, certificate_members, certificate_trial
 from tests.zoo.folder_trial import FolderRow, folder_members, folder_trial
 from tests.zoo.ln_models import is_layer_norm, ln_members
 from tests.zoo.ln_trial import NormRow, ln_trial
@@ -27,7 +28,7 @@ class Part:
 
     members: Callable[[], list[Member]]
     trial: Callable[[Member, bool], Any]
-    row: type[Row] | type[NormRow] | type[EngineRow] | type[FolderRow]
+    row: type[Any]
     header: str
     line: Callable[[Any], str]
     summary: Callable[[list[Any], bool], bool]
@@ -67,6 +68,14 @@ PARTS = {
         folder_table.HEADER,
         folder_table.line,
         folder_table.summary,
+    ),
+    "certificates": Part(
+        certificate_members,
+        lambda member, _: certificate_trial(member),
+        CertificateRow,
+        certificate_table.HEADER,
+        certificate_table.line,
+        certificate_table.summary,
     ),
     "trt": _engines("fp32"),
     "trt-fp16": _engines("fp16"),
