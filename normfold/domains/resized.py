@@ -1,9 +1,9 @@
 """A graph that was captured at fixed sizes, evaluated in a field at smaller ones.
 
 What a size has become is learned as ops run: where 197 at the capture is 10 now, a 197 among the numbers of the
-graph means 10, and of a constant with 197 rows 10 are read. A size that became two others, and one of which
-nothing is known, is worked out from the number of elements; where that fails too, so does the call, and the graph
-has to be evaluated at its own sizes.
+graph means 10, and of a constant with 197 rows 10 are read. Where the number of elements shows that a size is
+another, it is worked out from that; where that fails too, so does the call, and the graph has to be evaluated at
+its own sizes.
 """
 
 from __future__ import annotations
@@ -102,11 +102,14 @@ class Resized(Field):
 
     def _sizes(self, sizes: Sequence[Any], whole: Any) -> list[Any]:
         now = [self._now(size) if isinstance(size, int) and size > 1 else size for size in sizes]
-        unclear = [place for place, size in enumerate(now) if size is None]
         found = [size if other is None else other for size, other in zip(sizes, now, strict=True)]
         count = whole.value.numel() if isinstance(whole, Elements) else math.prod(found)
-        if -1 not in found and len(unclear) == 1 and math.prod(found) != count:
-            found[unclear[0]] = -1
+        if -1 not in found and math.prod(found) != count:
+            doubtful = [
+                place for place, size in enumerate(now) if size is None or size != sizes[place]
+            ]
+            if len(doubtful) == 1:
+                found[doubtful[0]] = -1
         return found
 
 
