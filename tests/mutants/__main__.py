@@ -23,8 +23,12 @@ LEAST = 0.995
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("--networks", nargs="+")
-    parser.add_argument("--limit", type=int, default=50, help="mutants of a network and level; %(default)s")
-    parser.add_argument("--seeds", type=int, default=20, help="of each untouched network; %(default)s")
+    parser.add_argument(
+        "--limit", type=int, default=50, help="mutants of a network and level; %(default)s"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=20, help="of each untouched network; %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="every mutant, in a file")
     parser.add_argument("--jobs", type=int, default=1)
@@ -84,13 +88,17 @@ def summary(found: Sequence[dict[str, Any]]) -> int:
     verdicts = sum(part["verdicts"] for part in found)
     refused = sum(bool(row["refused"]) for row in rows)
     equal = [row for row in rows if _differs_from_nothing(row)]
-    print(f"{len(rows)} mutants, {refused} do not run; {len(alarms)} false alarms of {verdicts} verdicts")
+    print(
+        f"{len(rows)} mutants, {refused} do not run; {len(alarms)} false alarms of {verdicts} verdicts"
+    )
     print(f"{len(equal)} are the same on fresh inputs to 1e-15, and the certificate fails them")
     for row in rows:
         for line, wrong in (row["plain"] or {}).items():
             if wrong and not row["caught"][line]:
                 state = f" ({row['state']})" if line == "certificate" else ""
-                print(f"MISSED by {line}{state}: {row['network']}: {row['fault']}: {row['error']:.2e}")
+                print(
+                    f"MISSED by {line}{state}: {row['network']}: {row['fault']}: {row['error']:.2e}"
+                )
     for row in equal:
         print(f"SAME, and failed: {row['network']}: {row['fault']}: {row['error']:.2e}")
     for alarm in alarms:
@@ -105,7 +113,11 @@ def is_unseen(row: dict[str, Any]) -> bool:
     """True if a fault is one in float64, and float32 does not see it."""
     from tests.mutants.judge import UNSEEN
 
-    return row["level"] == "un-baked" and bool((row["plain"] or {}).get("certificate")) and row["error"] < UNSEEN
+    return (
+        row["level"] == "un-baked"
+        and bool((row["plain"] or {}).get("certificate"))
+        and row["error"] < UNSEEN
+    )
 
 
 def _differs_from_nothing(row: dict[str, Any]) -> bool:

@@ -1,10 +1,11 @@
-"""Faults in ONNX files: initialisers, attributes, edges, ops, and bytes of weights inside the file and beside it."""
+"""Faults in ONNX files: initialisers, attributes, edges, ops, bytes of weights in the file and beside it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ EXCHANGED = {
     "Add": ("Sub", "Mul"), "Sub": ("Add",), "Mul": ("Add", "Div"), "Div": ("Mul",), "Relu": ("Abs", "Softplus"),
     "Sigmoid": ("Tanh", "HardSigmoid"), "Tanh": ("Sigmoid",), "Erf": ("Tanh",), "Sqrt": ("Abs",), "Max": ("Min",),
     "Min": ("Max",), "MaxPool": ("AveragePool",), "GlobalAveragePool": ("GlobalMaxPool",), "Gelu": ("Relu",),
-    "ReduceMean": ("ReduceMax", "ReduceSum"), "Softmax": ("LogSoftmax",), "HardSwish": ("Relu",), "Clip": ("Identity",),
-    "Neg": ("Abs",), "Exp": ("Softplus",), "Swish": ("Relu",), "Softplus": ("Relu",),
+    "ReduceMean": ("ReduceMax", "ReduceSum"), "Softmax": ("LogSoftmax",), "HardSwish": ("Relu",),
+    "Clip": ("Identity",), "Neg": ("Abs",), "Exp": ("Softplus",), "Swish": ("Relu",), "Softplus": ("Relu",),
 }  # fmt: skip
 _FLOATS = (np.float32, np.float16, np.float64)
 BESIDE = "weights.data"
@@ -42,7 +43,11 @@ class Fault:
         """A damaged copy in a folder."""
         model, path = onnx.load(right), folder / "wrong.onnx"
         if self.outside:
-            beside = {"all_tensors_to_one_file": True, "location": BESIDE, "size_threshold": 0}
+            beside: dict[str, Any] = {
+                "all_tensors_to_one_file": True,
+                "location": BESIDE,
+                "size_threshold": 0,
+            }
             onnx.save_model(model, path, save_as_external_data=True, **beside)
             data = bytearray((folder / BESIDE).read_bytes())
             _OUTSIDE[self.name](data, draw)
@@ -85,7 +90,11 @@ def _nothing(model: Model, draw: random.Random) -> None:
 
 
 def _weights(model: Model) -> list[onnx.TensorProto]:
-    return [item for item in model.graph.initializer if np.prod(item.dims) and item.data_type != onnx.TensorProto.INT64]
+    return [
+        item
+        for item in model.graph.initializer
+        if np.prod(item.dims) and item.data_type != onnx.TensorProto.INT64
+    ]
 
 
 def _initialisers(model: Model, draw: random.Random) -> Iterator[Fault]:
@@ -96,7 +105,8 @@ def _initialisers(model: Model, draw: random.Random) -> Iterator[Fault]:
         alike = [
             other.name
             for other in _weights(model)
-            if (other.dims, other.data_type) == (item.dims, item.data_type) and other.name != item.name
+            if (other.dims, other.data_type) == (item.dims, item.data_type)
+            and other.name != item.name
         ]
         if alike and value.size > 1:
             other = draw.choice(alike)
@@ -119,8 +129,8 @@ def _changes(value: Any, draw: random.Random) -> Iterator[tuple[str, Callable[[A
     yield "zero", np.zeros_like
     for axis, size in enumerate(value.shape):
         if size > 1:
-            yield f"flipped along {axis}", lambda x, axis=axis: np.flip(x, axis)
-            yield f"rolled along {axis}", lambda x, axis=axis: np.roll(x, 1, axis)
+            yield f"flipped along {axis}", partial(np.flip, axis=axis)
+            yield f"rolled along {axis}", partial(np.roll, shift=1, axis=axis)
     if value.ndim == 2 and value.shape[0] == value.shape[1]:
         yield "transposed", lambda x: x.T
 
@@ -144,7 +154,8 @@ def _one(value: Any, index: int, by: Callable[[Any], Any]) -> Any:
 
 
 def _named(model: Model, name: str) -> onnx.TensorProto:
-    return next(item for item in model.graph.initializer if item.name == name)
+    found: onnx.TensorProto = next(item for item in model.graph.initializer if item.name == name)
+    return found
 
 
 def _valued(name: str, by: Callable[[Any], Any]) -> Change:
@@ -230,11 +241,21 @@ def _attributes(model: Model) -> Iterator[Fault]:
                     other = [*value[:-2], value[-1], value[-2]]
                 case "axis", int():
                     other = value - 1
-                case ("epsilon" | "alpha" | "beta"), float():
+                case (("epsilon" | "alpha" | "beta"), float()):
                     other = 2 * value if value else 0.5
-                case ("count_include_pad" | "transB" | "transA" | "keepdims" | "ceil_mode" | "is_causal"), int():
+                case (
+                    (
+                        "count_include_pad"
+                        | "transB"
+                        | "transA"
+                        | "keepdims"
+                        | "ceil_mode"
+                        | "is_causal"
+                    ),
+                    int(),
+                ):
                     other = 1 - value
-                case ("pads" | "strides" | "dilations"), list() if len(set(value)) > 1:
+                case (("pads" | "strides" | "dilations"), list()) if len(set(value)) > 1:
                     other = value[::-1]
                 case "approximate", bytes():
                     other = b"none" if value == b"tanh" else b"tanh"
@@ -277,17 +298,28 @@ def _edges(model: Model, draw: random.Random) -> Iterator[Fault]:
     seen: list[str] = [item.name for item in model.graph.input]
     for index, node in enumerate(model.graph.node):
         for place, name in enumerate(node.input):
-            alike = [other for other in seen if types.get(other) == types.get(name, 0) and other not in node.input]
+            alike = [
+                other
+                for other in seen
+                if types.get(other) == types.get(name, 0) and other not in node.input
+            ]
             for other in draw.sample(alike, min(2, len(alike))):
                 text = f"{node.op_type} {node.output[0]}: reads {other} in place of {name}"
                 yield Fault("graph", text, _input(index, place, other))
             if types.get(name) == types.get(node.output[0], 0):
-                yield Fault("graph", f"{node.op_type} {node.output[0]}: only {name} is left", _bypass(index, place))
-        if node.op_type in ("Sub", "Div", "MatMul", "Concat", "Pow") and len(node.input) > 1:
-            if types.get(node.input[0]) == types.get(node.input[1], 0):
-                yield Fault("graph", f"{node.op_type} {node.output[0]}: operands exchanged", _turned(index))
+                yield Fault(
+                    "graph",
+                    f"{node.op_type} {node.output[0]}: only {name} is left",
+                    _bypass(index, place),
+                )
+        turns = node.op_type in ("Sub", "Div", "MatMul", "Concat", "Pow") and len(node.input) > 1
+        if turns and types.get(node.input[0]) == types.get(node.input[1], 0):
+            text = f"{node.op_type} {node.output[0]}: operands exchanged"
+            yield Fault("graph", text, _turned(index))
         if node.op_type in ("Conv", "Gemm", "LayerNormalization") and len(node.input) == 3:
-            yield Fault("graph", f"{node.op_type} {node.output[0]}: without its bias", _input(index, 2, ""))
+            yield Fault(
+                "graph", f"{node.op_type} {node.output[0]}: without its bias", _input(index, 2, "")
+            )
         seen += node.output
 
 

@@ -72,7 +72,10 @@ def faults(graph: Graph, draw: random.Random) -> list[Fault]:
     for node in graph.nodes:
         if _is_float(node):
             if node.op == "get_attr":
-                found += [Fault("parameters", node.name, *item) for item in _of_parameter(graph, node, draw)]
+                found += [
+                    Fault("parameters", node.name, *item)
+                    for item in _of_parameter(graph, node, draw)
+                ]
             elif node.op == "call_function":
                 place: Place = "expressions" if is_static(node) else "graph"
                 found += [Fault(place, node.name, *item) for item in _of_call(node, seen, draw)]
@@ -83,7 +86,10 @@ def faults(graph: Graph, draw: random.Random) -> list[Fault]:
 
 def chosen(found: Sequence[Fault], limit: int) -> list[Fault]:
     """So many of them, as evenly over the places as there are."""
-    places = {place: [item for item in found if item.place == place] for place in ("parameters", "expressions", "graph")}
+    places = {
+        place: [item for item in found if item.place == place]
+        for place in ("parameters", "expressions", "graph")
+    }
     queues = [queue for queue in places.values() if queue]
     made: list[Fault] = []
     while queues and len(made) < limit:
@@ -96,9 +102,7 @@ def chosen(found: Sequence[Fault], limit: int) -> list[Fault]:
 # -- parameters -------------------------------------------------------------------------------------
 
 
-def _of_parameter(
-    graph: Graph, node: fx.Node, draw: random.Random
-) -> Iterator[tuple[str, Change]]:
+def _of_parameter(graph: Graph, node: fx.Node, draw: random.Random) -> Iterator[tuple[str, Change]]:
     value = fetch(graph.module, str(node.target))
     if not isinstance(value, Tensor) or not value.numel():
         return
@@ -113,7 +117,9 @@ def _of_parameter(
             yield f"rolled along {axis}", _with(aten.roll.default, [1], [axis])
     if value.dim() == 2 and value.shape[0] == value.shape[1]:
         yield "transposed", _with(aten.t.default)
-    alike = [n for n in graph.nodes if n.op == "get_attr" and n.target != node.target and _alike(n, node)]
+    alike = [
+        n for n in graph.nodes if n.op == "get_attr" and n.target != node.target and _alike(n, node)
+    ]
     if alike and value.numel() > 1:
         yield "another one", _renamed(str(draw.choice(alike).target))
     index = draw.randrange(value.numel())
@@ -185,9 +191,15 @@ def _of_call(
     for operand in operands:
         if _alike(operand, node):
             yield f"only {operand.name} is left", _only(operand.name)
-        elif shape_of(operand) == shape_of(node)[::-1] and len(shape_of(node)) == 2 == len(node.args):
+        elif shape_of(operand) == shape_of(node)[::-1] and len(shape_of(node)) == 2 == len(
+            node.args
+        ):
             yield f"{op_name(node)} left out", _only(operand.name)
-        others = [n for n in seen if _alike(n, operand) and n not in operands and is_static(n) == is_static(operand)]
+        others = [
+            n
+            for n in seen
+            if _alike(n, operand) and n not in operands and is_static(n) == is_static(operand)
+        ]
         for other in draw.sample(others, min(2, len(others))):
             yield f"reads {other.name} in place of {operand.name}", _reads(operand.name, other.name)
         if len(shape_of(operand)) == 2 and len(set(shape_of(operand))) == 1 and is_static(operand):
@@ -201,7 +213,9 @@ def _of_call(
 
 def _of_arguments(node: fx.Node, draw: random.Random) -> Iterator[tuple[str, Change]]:
     schema = getattr(node.target, "_schema", None)
-    for index, (spec, value) in enumerate(zip(schema.arguments if schema else (), node.args, strict=False)):
+    for index, (spec, value) in enumerate(
+        zip(schema.arguments if schema else (), node.args, strict=False)
+    ):
         name = spec.name
         if isinstance(value, float) and abs(value) < 1e30:
             yield f"{name} doubled", _argument(index, 2 * value if value else 0.5)
@@ -214,7 +228,10 @@ def _of_arguments(node: fx.Node, draw: random.Random) -> Iterator[tuple[str, Cha
         elif isinstance(value, fx.Node) and name in _OPTIONAL and index > 1:
             yield f"without {name}", _argument(index, None)
         elif name in _AXES and isinstance(value, int) and (rank := _rank(node)) > 1:
-            yield f"{name} {value} is another", _argument(index, (value + draw.randrange(1, rank)) % rank)
+            yield (
+                f"{name} {value} is another",
+                _argument(index, (value + draw.randrange(1, rank)) % rank),
+            )
         elif name in _AXES and isinstance(value, (list, tuple)) and (rank := _rank(node)) > 1:
             if len(value) == rank:
                 one, other = draw.sample(range(rank), 2)
@@ -224,8 +241,8 @@ def _of_arguments(node: fx.Node, draw: random.Random) -> Iterator[tuple[str, Cha
             elif len(value) == 1 and isinstance(value[0], int):
                 yield f"{name} is another", _argument(index, [(value[0] + 1) % rank])
         elif name in ("shifts", "start") and value not in (None, 0):
-            other: Any = [-x for x in value] if isinstance(value, (list, tuple)) else 0
-            yield f"{name} {value} is {other}", _argument(index, other)
+            opposite: Any = [-x for x in value] if isinstance(value, (list, tuple)) else 0
+            yield f"{name} {value} is {opposite}", _argument(index, opposite)
 
 
 def _rank(node: fx.Node) -> int:

@@ -28,8 +28,8 @@ from normfold.judge.agreement import Promise
 from normfold.judge.certificate import certify
 from normfold.judge.files import Judge
 from normfold.judge.verifier import Verifier
-from normfold.targets.order import runs_of
 from normfold.target import target
+from normfold.targets.order import runs_of
 from tests.mutants import files, graphs
 from tests.mutants.networks import Made, inputs_of, make
 
@@ -92,7 +92,11 @@ def _largest(reference: Tensor, found: Tensor) -> float:
     difference = (reference - found).abs()
     difference = torch.where((reference == found) | reference.isnan(), 0.0, difference)
     size = float(reference[reference.isfinite()].abs().max())
-    return float(difference.max().nan_to_num(math.inf, math.inf)) / size if not difference.isnan().any() else math.inf
+    return (
+        float(difference.max().nan_to_num(math.inf, math.inf)) / size
+        if not difference.isnan().any()
+        else math.inf
+    )
 
 
 def norm(reference: Sequence[Tensor], found: Sequence[Tensor]) -> float:
@@ -148,7 +152,10 @@ class Bench:
         self.line = {"baked": "half" if self.half else "rounding", "file": f"runtime{suffix}"}
         self.own = {
             "un-baked": largest(self.reference, _float64(made.unbaked, self.inputs)),
-            "file": max(self.measure(self.reference, call(self.inputs)) for _, call in self._runs(made.draft.path)),
+            "file": max(
+                self.measure(self.reference, call(self.inputs))
+                for _, call in self._runs(made.draft.path)
+            ),
         }
         if not self.integers:
             self.own["baked"] = self.measure(self.reference, _float64(made.result, self.inputs))
@@ -189,7 +196,9 @@ class Bench:
             row.state = certify(self.made.original, wrong).state
             return row.state != "failed"
 
-        self._say(row, {"certificate": certificate, "algebra": lambda: self.verifier.algebra(wrong).ok})
+        self._say(
+            row, {"certificate": certificate, "algebra": lambda: self.verifier.algebra(wrong).ok}
+        )
         return row
 
     def _baked(self, graph: Graph) -> Any:
@@ -205,7 +214,9 @@ class Bench:
                 path = fault.write(self.made.draft.path, Path(folder), draw)
                 runs = list(self._runs(path))
                 row.error = max(self.measure(self.reference, call(self.inputs)) for _, call in runs)
-            except Exception as error:  # what a broken file can raise: it is refused without any verdict
+            except (
+                Exception
+            ) as error:  # what a broken file can raise: it is refused without any verdict
                 row.refused = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 return row
             draft = replace(self.made.draft, path=path, runs=lambda: iter(runs))
@@ -235,15 +246,22 @@ class Bench:
             if certificate.state == "failed":
                 found.append(Alarm(made.name, "certificate", seed, str(certificate.outputs)))
             checks = [verifier.algebra(made.unbaked)]
-            if "baked" in self.own:
-                budget = made.judge.half_budget
-                half = budget is not None
-                checks.append(verifier.half("half", made.result, budget) if half else verifier.rounding(made.result))  # type: ignore[arg-type]
-            found += [Alarm(made.name, check.kind, seed, str(check.failures())) for check in checks if not check.ok]
+            budget = made.judge.half_budget
+            if budget is not None:
+                checks.append(verifier.half("half", made.result, budget))
+            elif "baked" in self.own:
+                checks.append(verifier.rounding(made.result))
+            found += [
+                Alarm(made.name, check.kind, seed, str(check.failures()))
+                for check in checks
+                if not check.ok
+            ]
             judge = replace(made.judge, verifier=verifier)
             if made.judge.promise is not None:
                 judge = replace(judge, promise=self._promise(seed))
-            verdict = judge.judge(replace(made.draft, runs=lambda: self._runs(made.draft.path)), lambda event: None)
+            verdict = judge.judge(
+                replace(made.draft, runs=lambda: self._runs(made.draft.path)), lambda event: None
+            )
             if verdict.state != "pass":
                 found.append(Alarm(made.name, self.line["file"], seed, verdict.why))
             yield len(checks) + 2, found

@@ -1,4 +1,4 @@
-"""Small networks of all kinds, as `normfold.convert` makes them: original, un-baked, result, and what judges its file."""
+"""Small networks of all kinds, as `normfold.convert` makes them, and what judged them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normfold
-import normfold.steps.deliver
 from examples.efficient import EfficientNet
-from examples.efficient import Stage as GatedStage
 from examples.gpt import GPT
 from examples.nets import MobileNetV2, ResNet, Stage, ViT
 from examples.swin import Swin
@@ -43,14 +42,17 @@ class ScaledBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mix, self.norm = nn.Conv2d(width, width, 3, padding=1, groups=width), nn.LayerNorm(width)
+        self.mix, self.norm = (
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.LayerNorm(width),
+        )
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.scale = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.mix(x).permute(0, 2, 3, 1))
         y = self.scale * self.down(F.gelu(self.up(y)))
-        return x + y.permute(0, 3, 1, 2)
+        return x + y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Scaled(nn.Module):
@@ -110,7 +112,9 @@ def _cait() -> nn.Module:
     torchvision_shim.install()
     from timm.models.cait import Cait
 
-    made = Cait(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=5, mlp_ratio=2.0)
+    made = Cait(
+        img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=5, mlp_ratio=2.0
+    )
     return enlivened(made.eval())
 
 
@@ -167,11 +171,13 @@ NETWORKS: dict[str, Network] = {
         lambda: perturb(MobileNetV2((Stage(2, 8, 1, 1), Stage(2, 12, 2, 2)), 8, 16, 5)), SMALL_IMAGE
     ),
     "efficientnet": Network(
-        lambda: perturb(EfficientNet((GatedStage(2, 8, 1, 1), GatedStage(2, 12, 1, 2)), 8, 16, 5)),
+        lambda: perturb(EfficientNet((Stage(2, 8, 1, 1), Stage(2, 12, 1, 2)), 8, 16, 5)),
         SMALL_IMAGE,
     ),
     "repvgg": Network(
-        lambda: _stack(RepBlock(), nn.ReLU(), RepBlock(), nn.ReLU(), nn.Flatten(2), nn.Linear(30, 3)),
+        lambda: _stack(
+            RepBlock(), nn.ReLU(), RepBlock(), nn.ReLU(), nn.Flatten(2), nn.Linear(30, 3)
+        ),
         ((2, 4, 5, 6),),
     ),
     "layerscale": Network(_scaled, SMALL_IMAGE, _to("rmsnorm")),
@@ -180,13 +186,17 @@ NETWORKS: dict[str, Network] = {
     "vit-rotated": Network(_transformer, SMALL_IMAGE, _to("rmsnorm", rotate=True)),
     "cait": Network(_cait, SMALL_IMAGE, _to("rmsnorm")),
     "swin": Network(
-        lambda: enlivened(Swin(8, (16, 32), (2, 1), (2, 4), 5).eval()), ((2, 3, 32, 32),), _to("rmsnorm")
+        lambda: enlivened(Swin(8, (16, 32), (2, 1), (2, 4), 5).eval()),
+        ((2, 3, 32, 32),),
+        _to("rmsnorm"),
     ),
     "gpt": Network(_gpt, TOKENS, _to("rmsnorm"), 31),
     "bert": Network(lambda: _hugging("bert"), TOKENS, _to("rmsnorm"), 61),
     "t5": Network(lambda: _hugging("t5"), ((2, 7), (2, 5)), _to("folded"), 61),
     "windows": Network(
-        lambda: perturb(compressed.pre_norm(compressed.windows, mix=nn.Linear(6, 6), last=nn.LayerNorm(6))),
+        lambda: perturb(
+            compressed.pre_norm(compressed.windows, mix=nn.Linear(6, 6), last=nn.LayerNorm(6))
+        ),
         ((2, 4, 6),),
         _to("crmsnorm"),
     ),
@@ -243,7 +253,9 @@ def make(name: str, folder: Path) -> Made:
     torch.manual_seed(0)
     module, inputs = network.build(), tuple(inputs_of(network, 2, 1))
     with _recorded(folder) as found:
-        converted = normfold.convert(module, inputs=inputs, output=folder / "out", **network.options())
+        converted = normfold.convert(
+            module, inputs=inputs, output=folder / "out", **network.options()
+        )
     assert converted.ok, (name, converted.report.failures())
     ((judge, draft),) = found
     assert judge.verifier is not None
@@ -274,9 +286,5 @@ def _recorded(folder: Path) -> Iterator[list[tuple[Judge, Draft]]]:
             found.append((judge, replace(draft, path=path, files=files)))
             return super().judge(draft, emit)
 
-    before = normfold.steps.deliver.Judge
-    normfold.steps.deliver.Judge = Recording  # type: ignore[misc]
-    try:
+    with patch("normfold.steps.deliver.Judge", Recording):
         yield found
-    finally:
-        normfold.steps.deliver.Judge = before  # type: ignore[misc]
