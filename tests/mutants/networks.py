@@ -30,9 +30,9 @@ from tests.passes import compressed
 from tests.ranges.nets import made_residual, made_speaker
 from tests.train.nets import patches
 from tests.zoo.detectors import suppressed
-from tests.zoo.models import Member
-from tests.zoo.models import perturb as enlivened
-from tests.zoo.transformers_models import enliven
+from tests.zoo.ln_models import shift_means
+from tests.zoo.models import perturb as perturbed
+from tests.zoo.transformers_models import create, enliven
 
 ROWS = 8  # fresh inputs
 
@@ -94,16 +94,21 @@ def _scaled() -> nn.Module:
     return net
 
 
+def _streams(module: nn.Module) -> nn.Module:
+    """Nothing at its default, and every writer of a stream with a mean of its own."""
+    return shift_means(perturbed(module.eval()))
+
+
 def _transformer() -> nn.Module:
     """A ViT of two blocks with LayerScale and a class token, 16x16 images."""
-    return enlivened(ViT(16, 4, 24, 2, 2, 32, 5).eval())
+    return _streams(ViT(16, 4, 24, 2, 2, 32, 5))
 
 
 def _gpt() -> nn.Module:
     """Causal attention, learned positions, a table that is also the head."""
     net = GPT(31, 12, 24, 2, 2).eval()
     enliven(net)
-    return enlivened(net)
+    return _streams(net)
 
 
 def _cait() -> nn.Module:
@@ -115,13 +120,14 @@ def _cait() -> nn.Module:
     made = Cait(
         img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=5, mlp_ratio=2.0
     )
-    return enlivened(made.eval())
+    return _streams(made)
 
 
 def _hugging(name: str) -> nn.Module:
-    from tests.zoo.ln_models import ln_build
+    from tests import torchvision_shim
 
-    return ln_build(Member("transformers", "transformers", name))[0]
+    torchvision_shim.install()
+    return _streams(create(name)[0])
 
 
 def _distilling() -> dict[str, Any]:
@@ -186,7 +192,7 @@ NETWORKS: dict[str, Network] = {
     "vit-rotated": Network(_transformer, SMALL_IMAGE, _to("rmsnorm", rotate=True)),
     "cait": Network(_cait, SMALL_IMAGE, _to("rmsnorm")),
     "swin": Network(
-        lambda: enlivened(Swin(8, (16, 32), (2, 1), (2, 4), 5).eval()),
+        lambda: _streams(Swin(8, (16, 32), (2, 1), (2, 4), 5)),
         ((2, 3, 32, 32),),
         _to("rmsnorm"),
     ),
