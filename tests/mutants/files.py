@@ -318,7 +318,9 @@ def _edges(model: Model, draw: random.Random) -> Iterator[Fault]:
             yield Fault("graph", text, _turned(index))
         if node.op_type in ("Conv", "Gemm", "LayerNormalization") and len(node.input) == 3:
             yield Fault(
-                "graph", f"{node.op_type} {node.output[0]}: without its bias", _input(index, 2, "")
+                "graph",
+                f"{node.op_type} {node.output[0]}: without its bias",
+                _input(index, 2, None),
             )
         seen += node.output
 
@@ -334,9 +336,12 @@ def _types(model: Model) -> dict[str, Any]:
     return found
 
 
-def _input(index: int, place: int, other: str) -> Change:
+def _input(index: int, place: int, other: str | None) -> Change:
     def change(model: Model, draw: random.Random) -> None:
-        model.graph.node[index].input[place] = other
+        if other is None:  # the last one
+            del model.graph.node[index].input[place:]
+        else:
+            model.graph.node[index].input[place] = other
 
     return change
 
