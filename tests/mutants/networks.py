@@ -212,6 +212,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "vit-half": Network(_transformer, SMALL_IMAGE, _to("rmsnorm", precision="fp16")),
     "resnet-int8": Network(made_residual, ((2, 3, 12, 10),), _integers("int8", 3, 12, 10)),
+    "speaker": Network(made_speaker, TOKENS, _to("rmsnorm"), 40),
     "speaker-dynamic": Network(made_speaker, TOKENS, _integers("int8-dynamic"), 40),
     "speaker-int4": Network(made_speaker, TOKENS, _integers("int4-weights"), 40),
     "distilled": Network(patches, ((2, 3, 8, 8),), _distilling),
