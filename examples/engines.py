@@ -100,7 +100,7 @@ def build(
     else:
         metric = 100 * accuracy.top1(accuracy.torch_predictor(strict), images)
     assert report.engine is not None
-    islands = report.precision.islands if report.precision is not None else ()
+    islands = report.ranges[0].islands if report.ranges else ()
     return Row(
         name, precision, report.engine.size / 1e6, report.engine.seconds, len(islands), metric
     )

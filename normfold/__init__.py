@@ -17,8 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normfold.api import bisect, capture, layers, run, verify
+    from normfold.api import capture, layers, run, verify
     from normfold.conversion import Result, execute
+    from normfold.faults import bisect
     from normfold.generated import convert
     from normfold.inspection import inspect, plan
     from normfold.ir import Graph
@@ -44,7 +45,7 @@ _HOMES = {
     "Result": "normfold.conversion",
     "Train": "normfold.job",
     "bench": "normfold.judge.bench",
-    "bisect": "normfold.api",
+    "bisect": "normfold.faults",
     "layers": "normfold.api",
     "capture": "normfold.api",
     "convert": "normfold.generated",

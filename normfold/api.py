@@ -1,4 +1,4 @@
-"""The pass API: capture, run, verify, bisect."""
+"""The pass API: capture, run, verify, layers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from normfold.ir import Graph
 from normfold.ir import capture as _capture
 from normfold.ir.capture import share_parameters
 from normfold.job import Source
-from normfold.judge import Culprit, Verifier
-from normfold.judge import bisect as _bisect
+from normfold.judge import Verifier
 from normfold.judge.inputs import own_samples
 from normfold.judge.layers import compare_layers
 from normfold.load.api import key_of, require_checkpoint
@@ -98,8 +97,8 @@ def verify(
         original: a module, a captured graph, or any MODEL that `convert` takes.
         result: a graph, a module, what `convert` returned, an ``.onnx`` file, OpenVINO's IR (``.xml``), or another
             MODEL.
-        inputs: example inputs (tensors, which are judged too) or `--input` texts; not needed for a captured
-            graph.
+        inputs: example inputs (tensors, which are judged too, and so are those of ``inputs_from``) or `--input`
+            texts; not needed for a captured graph.
         tries: sizes to judge at, as texts of `--try`.
         options: of `normfold.job.Source`, by keyword: ``seed``, ``factory``, ``dynamic``, ``batch`` ...
 
@@ -119,7 +118,8 @@ def verify(
     source = Source.of({"model": original, "inputs": inputs, **options})
     require_checkpoint(source.key, original, result)
     graph = capture_source(replace(source, key=key_of(original, source.key)))
-    verifier = Verifier(graph, source.seed, own_samples(graph, source.inputs), tries)
+    given = source.inputs or ((graph.args, graph.kwargs) if source.inputs_from else ())
+    verifier = Verifier(graph, source.seed, own_samples(graph, given), tries)
     if tries and graph.original is not None:
         captured = verifier.capture()
         if not captured.ok:  # at a size that was asked for the network is not what was captured
@@ -167,17 +167,6 @@ def layers(
         return compare_layers(graph, Path(result), source.seed)
     other = replace(source, model=result, key=key_of(result, source.key))
     return compare_layers(graph, capture_source(other), source.seed)
-
-
-def bisect(
-    graph: Graph,
-    pipeline: str | Sequence[Pass],
-    *,
-    verifier: Verifier | None = None,
-    progress: Listener | None = None,
-) -> Culprit | None:
-    """The first pass, and the first rewrite in it, after which the verdict fails; None if none does."""
-    return _bisect(graph, passes_of(pipeline), verifier or Verifier(graph), progress or silent)
 
 
 def _rounding(verifier: Verifier, result: Graph | nn.Module) -> Check:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.api import bisect, run
+from normfold.api import run
 from normfold.data.opening import axes_of, capture_source, load_source
 from normfold.errors import CaptureError
+from normfold.faults import bisect
 from normfold.ir import Graph
 from normfold.ir.capture import dynamic_axes, quiet
 from normfold.ir.evaluation import Evaluator
@@ -233,13 +234,16 @@ def find_culprit(
     *,
     seed: int = 0,
     tries: Sequence[str] = (),
+    **options: Any,
 ) -> Culprit | None:
-    """`bisect` for a pipeline text or a preset."""
+    """`bisect` for a pipeline text or a preset, and the file of its result; ``options`` are its own."""
     return bisect(
         graph,
         pipeline if pipeline is not None else preset(to),
         verifier=Verifier(graph, seed, tries=tries),
         progress=progress,
+        export=True,
+        **options,
     )
 
 

@@ -30,6 +30,8 @@ class Grids:
         kernels: classes of ops without weights (`normfold.ops.table.Integers`) that run in integers between those
             with weights. Moves take any grid as it is; these compute. Relu and clamps go into the grid of what
             they read.
+        pairs: on x86 without VNNI its kernels sum two products in 16 bits (vpmaddubsw), which saturate; all others
+            sum in 32.
         integer_bias: linear ops whose result stays in floats need an integer bias.
         schemes: what it has kernels for.
         by_layer: it runs formats that differ by layer.
@@ -39,6 +41,7 @@ class Grids:
     symmetric: bool
     outputs: bool
     kernels: frozenset[str] = frozenset()
+    pairs: bool = False
     integer_bias: bool = False
     schemes: tuple[str, ...] = SCHEMES
     by_layer: bool = True
@@ -131,7 +134,7 @@ TARGETS = {
             "native LayerNormalization and RMSNormalization, one Gelu op (20), dynamic batch",
             "onnxruntime",
             _ORT,
-            grids=Grids("uint8", False, True, _ORT_KERNELS, integer_bias=True),
+            grids=Grids("uint8", False, True, _ORT_KERNELS, pairs=True, integer_bias=True),
             floats=("float32",),
         ),
         Target(
@@ -154,7 +157,9 @@ TARGETS = {
             "normfold.targets.openvino:runs",
             rms_opset=20,
             attention_opset=NEVER,
-            grids=Grids("uint8", False, False, schemes=("int8", "int8-weights", "int4-weights")),
+            grids=Grids(
+                "uint8", False, False, pairs=True, schemes=("int8", "int8-weights", "int4-weights")
+            ),
             floats=("float32",),
         ),
         Target(

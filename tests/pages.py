@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from normfold.cli import app
-from normfold.cli.local import Bench, Comparison, Inspection, Printing
+from normfold.cli.local import Bench, Comparison, Fault, Inspection, Printing
 from normfold.cli.table import TABLE
 from normfold.job import GROUPS, Option, options_of
 from normfold.report.reasons import Caution, Reason
@@ -159,7 +159,7 @@ def option_row(item: Option) -> tuple[str, ...]:
 
 def options_tables() -> str:
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for owner in (*GROUPS, Bench, Comparison, Inspection, Printing):
+    for owner in (*GROUPS, Bench, Comparison, Fault, Inspection, Printing):
         for item in options_of(owner):
             row = option_row(item)
             shown = row if owner in GROUPS else (*row[:3], "")

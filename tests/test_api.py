@@ -62,7 +62,10 @@ def test_the_public_names() -> None:
         ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None, copy=True)"),
         ("verify", "(original, result, inputs=(), *, tries=(), **options)"),
         ("layers", "(original, result, inputs=(), **options)"),
-        ("bisect", "(graph, pipeline, *, verifier=None, progress=None)"),
+        (
+            "bisect",
+            "(graph, pipeline, *, verifier=None, progress=None, file=None, export=False, reproducer=None)",
+        ),
         ("inspect", "(graph)"),
         ("plan", "(graph, pipeline=None, to='folded')"),
     ],

@@ -132,6 +132,7 @@ def verify(given: Given) -> int:
 
 def bisect(given: Given) -> int:
     from normfold.report import json_text
+    from normfold.report.table import print_line
     from normfold.report.text import print_checks
 
     as_json, to, passes = _json_to_passes(given)
@@ -140,16 +141,25 @@ def bisect(given: Given) -> int:
         from normfold import inspection
 
         inspection.require_pipeline(passes, to)
+        own = {name: given.pop(name, None) for name in ("file", "reproducer")}
         tries = given.pop("tries", ())
         graph, seed = _capture(given, say), given.get("seed", 0)
-        culprit = inspection.find_culprit(graph, passes, to, say, seed=seed, tries=tries)
+        culprit = inspection.find_culprit(graph, passes, to, say, seed=seed, tries=tries, **own)
     if as_json:
-        typer.echo(json_text(None if culprit is None else dataclasses.asdict(culprit)))
+        typer.echo(json_text(None if culprit is None else culprit.to_dict()))
     elif culprit is None:
-        typer.echo("every pass keeps the verdict")
+        also = "" if own["file"] is None else f", and so does {own['file']}"
+        typer.echo(f"every pass keeps the verdict{also}")
     else:
-        typer.echo(f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}")
+        if culprit.file:
+            typer.echo(f"every pass keeps the verdict, {culprit.file} does not")
+        else:
+            typer.echo(f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}")
+        if culprit.layer is not None:
+            print_line(console(), f"layer     {culprit.layer.words}")
         print_checks([culprit.after], console())
+        if own["reproducer"] is not None:
+            print_line(console(), f"wrote {own['reproducer']}: the smallest part that fails")
     return 0 if culprit is None else 1
 
 

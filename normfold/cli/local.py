@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from normfold.job.option import Options, option
@@ -42,6 +43,17 @@ class Comparison:
 
     layers: bool = option(
         False, "Compare what leaves each module too, and name the first that is over its limit."
+    )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What `bisect` writes."""
+
+    reproducer: Path | None = option(
+        None,
+        "Folder for the smallest part that fails: both networks, inputs, and how to run them.",
+        metavar="FOLDER",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
-from normfold.cli.local import Bench, Comparison, Configured, Inspection, Printing
+from normfold.cli.local import Bench, Comparison, Configured, Fault, Inspection, Printing
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Policy, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
@@ -36,7 +36,9 @@ def _why_not(given: Given) -> str | None:
     """Why a call cannot, or need not, be confined."""
     if given.get("compiled"):
         return "`--compile` starts a compiler"
-    models = [str(given.get(name, "")) for name in ("model", "original", "result", "a", "b")]
+    models = [
+        str(given.get(name, "")) for name in ("model", "original", "result", "file", "a", "b")
+    ]
     read = (*models, *(str(given.get(name, "")) for name in ("data", "checkpoint")))
     if any(text and Path(text).exists() for text in read):
         return None
@@ -110,11 +112,18 @@ TABLE = (
     ),
     Command(
         "bisect",
-        "Name the first pass, then the first site, that breaks the verdict.",
+        "Name the first pass, the first site and the first layer that break the verdict.",
         commands.bisect,
-        _ONE,
-        [*_WHAT, *_CAPTURE, *_TRY, *_JSON],
-        ("normfold bisect model.pt --to rmsnorm", "normfold bisect model.pt --passes my-pass"),
+        [
+            _MODEL,
+            Argument("file", "[FILE]", "Its .onnx file; without one it is made.", optional=True),
+        ],
+        [*_WHAT, *options_of(Fault), *_CAPTURE, *_TRY, *_JSON],
+        (
+            "normfold bisect model.pt --to rmsnorm",
+            "normfold bisect model.pt out/model.onnx --reproducer fault/",
+            "normfold bisect model.pt --passes my-pass",
+        ),
         why_not=_why_not,
     ),
     Command(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.domains.residues import PrimeField
+from normfold.domains.residues import PrimeField, are_simple
 from normfold.ir.evaluation import Domain, Float64, widen
 from normfold.ir.expressions import gives_other_numbers
 from normfold.ir.graph import op_name
@@ -32,6 +32,7 @@ from normfold.ops.table import row_of
 
 _SMALL = 64  # a constant of integers up to this is what it is: masks, identity kernels, Hadamard matrices
 _FEW = 4096  # numbers that a pass adds, which may be rationals
+_CACHED = 1 << 16  # numbers that are worked on at once
 _FAR = -1e30
 
 
@@ -67,6 +68,60 @@ class Uninterpreted:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a parameter stands for.
+
+    Attributes:
+        exact: the numbers that it holds; else random elements of their signs.
+        place: of its first number, in a memory of all parameters.
+        plain: it holds numbers with a sign only: neither zeros nor minus infinities.
+    """
+
+    exact: bool
+    place: int
+    plain: bool
+
+
+class Readings:
+    """What the parameters of networks stand for, for all fields.
+
+    Args:
+        known: storages of the network's own parameters; small constants in others may be exact rationals.
+    """
+
+    def __init__(self, known: frozenset[int] = frozenset()) -> None:
+        self.known = known
+        self._storages: dict[int, int] = {}
+        self._read: dict[Any, Reading] = {}
+
+    def of(self, value: Tensor) -> Reading:
+        storage = value.untyped_storage().data_ptr()
+        key = storage, value.storage_offset(), value.stride(), value.shape, value.dtype
+        if key not in self._read:
+            number = self._storages.setdefault(storage, len(self._storages))
+            self._read[key] = Reading(
+                exact=_is_whole(value) or self._is_rational(value, storage),
+                place=(number << 40) + int(value.storage_offset()),
+                plain=bool(((value > _FAR) & (value != 0)).all()),
+            )
+        return self._read[key]
+
+    def _is_rational(self, value: Tensor, storage: int) -> bool:
+        """True for numbers that a pass has put in as float64, if all stand for something simple."""
+        if storage in self.known or value.dtype != torch.float64 or value.numel() > _FEW:
+            return False
+        return are_simple(value)
+
+
+def _is_whole(value: Tensor) -> bool:
+    """True for small integers; that others are not shows in the first of them."""
+    return all(
+        bool(((part == part.round()) & (part.abs() <= _SMALL)).all())
+        for part in value.reshape(-1).split(_FEW)
+    )
+
+
 class Field(Domain):
     """Elements for floats, integers and booleans as they are.
 
@@ -75,17 +130,15 @@ class Field(Domain):
 
     Args:
         arithmetic: the prime field.
-        known: storages of the network's own parameters; small constants in others may be exact rationals.
+        readings: of parameters, which all fields share.
 
     Attributes:
         uninterpreted: ops without a meaning, by node.
     """
 
-    def __init__(self, arithmetic: PrimeField, known: frozenset[int] = frozenset()) -> None:
-        self.arithmetic, self.known = arithmetic, known
+    def __init__(self, arithmetic: PrimeField, readings: Readings | None = None) -> None:
+        self.arithmetic, self.readings = arithmetic, readings or Readings()
         self.uninterpreted: dict[fx.Node, Uninterpreted] = {}
-        self._tensors: dict[Any, Elements] = {}
-        self._storages: dict[int, int] = {}
         self._real = Float64()
 
     # -- what comes in ------------------------------------------------------------------------------
@@ -94,37 +147,26 @@ class Field(Domain):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         value = value.detach()
-        storage = value.untyped_storage().data_ptr()
-        key = storage, value.storage_offset(), value.stride(), value.shape, value.dtype
-        if key not in self._tensors:
-            self._tensors[key] = Elements(self._parameter(value, storage))
-        return self._tensors[key]
+        reading = self.readings.of(value)
+        if reading.exact:
+            return Elements(self.arithmetic.exact(value))
+        return Elements(self._random(value, reading))
 
-    def _parameter(self, value: Tensor, storage: int) -> Tensor:
-        small = bool(((value == value.round()) & (value.abs() <= _SMALL)).all())
-        if small or self._is_rational(value, storage):
-            return self.arithmetic.exact(value)
-        return self._random(value, self._storages.setdefault(storage, len(self._storages)))
-
-    def _is_rational(self, value: Tensor, storage: int) -> bool:
-        """True for numbers that a pass has put in as float64, if all stand for something simple."""
-        if storage in self.known or value.dtype != torch.float64 or value.numel() > _FEW:
-            return False
-        return self.arithmetic.simple(value)
-
-    def _random(self, value: Tensor, storage: int) -> Tensor:
+    def _random(self, value: Tensor, reading: Reading) -> Tensor:
         """An element for every place in memory, so that tensors that overlap agree there."""
-        places = torch.tensor(value.storage_offset())
-        for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
-            view = [1] * value.dim()
-            view[axis] = size
-            places = places + (torch.arange(size) * stride).reshape(view)
-        prime = self.arithmetic.prime
-        found = _mixed(places, (storage << 20) + self.arithmetic.seed).remainder_(prime - 1).add_(1)
-        found = found.mul_(found).remainder_(prime)  # positive
-        sign = value.double().nan_to_num(1.0).sign()
-        found = torch.where(sign < 0, prime - found, found).double().mul_(sign.abs())
-        return torch.where(value <= _FAR, HIDDEN, found) if bool((value <= _FAR).any()) else found
+        last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+        memory = value.as_strided((last + 1 if value.numel() else 0,), (1,))
+        found = torch.empty(len(memory), dtype=torch.float64)
+        place, prime = reading.place, self.arithmetic.prime
+        for part, numbers in zip(found.split(_CACHED), memory.split(_CACHED), strict=True):
+            squares = self.arithmetic.squares(place, len(part))
+            if reading.plain:  # x for 1 and p - x for -1
+                part.copy_(numbers.sign()).mul_(squares - prime / 2).add_(prime / 2)
+            else:
+                torch.where(numbers < 0, prime - squares, squares, out=part)
+                part.masked_fill_(numbers == 0, 0.0).masked_fill_(numbers <= _FAR, HIDDEN)
+            place += len(part)
+        return found.as_strided(value.shape, value.stride())
 
     def random_input(self, leaf: Tensor, name: str) -> Elements:
         """Random elements in place of an input."""

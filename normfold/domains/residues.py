@@ -106,12 +106,16 @@ class PrimeField:
     """
 
     longest = 8192
+    short = 1024
 
     def __init__(self, prime: int, seed: int = 0) -> None:
         self.prime, self.seed = prime, seed
+        self._step = 1.0 / prime
+        self._half_a_step = torch.tensor(0.5 / prime, dtype=torch.float64)
         self.singular = False
         self.opaque: set[float] = set()
         self._tables = tables(prime)
+        self._squares: Tensor | None = None
         self._scrambled: dict[tuple[str, bool], Tensor] = {}
         self._numbers: dict[Any, int | None] = {}
 
@@ -181,25 +185,23 @@ class PrimeField:
             found = torch.tensor(elements, dtype=torch.float64)[places].reshape(x.shape)
         return torch.where(hidden, HIDDEN, found)
 
-    def simple(self, x: Tensor) -> bool:
-        """True if each of these real numbers stands for something simple."""
-        return all(
-            recognised(value) is not None for value in x.flatten().tolist() if abs(value) < _FAR
-        )
-
     def tally(self, count: int | Tensor) -> Tensor:
         return self.inverse(self.element(count))
 
     # -- arithmetic ---------------------------------------------------------------------------------
 
-    def reduce(self, x: Tensor) -> Tensor:
-        return x.long().remainder_(self.prime).double()
+    def reduce(self, x: Tensor, terms: int = 1) -> Tensor:
+        # floor((x + 1/2) / p) is right up to 2^50: the quotient is 1/2p away from every whole number, more than
+        # float64 errs by. Above, it may be off by one, and what is left is reduced again.
+        found = torch.add(self._half_a_step, x, alpha=self._step).floor_()
+        torch.add(x, found, alpha=-self.prime, out=found)
+        return found if terms <= self.short else self.reduce(found)
 
     def _visible(self, x: Tensor, *operands: Tensor) -> Tensor:
         """Reduced; what is hidden in an operand is hidden in the result."""
         found = self.reduce(x)
-        for operand in operands:
-            if operand.numel() and bool(operand.min() == HIDDEN):
+        if not _is_finite(x):
+            for operand in operands:
                 found = torch.where(operand == HIDDEN, HIDDEN, found)
         return found
 
@@ -207,36 +209,32 @@ class PrimeField:
         return self._visible(x + y, x, y)
 
     def sub(self, x: Tensor, y: Tensor) -> Tensor:
-        if y.numel() and bool(y.min() == HIDDEN):
+        found = x - y
+        if not _is_finite(found) and bool((y == HIDDEN).any()):
             raise NoMeaning("minus infinity is taken off")
-        return self._visible(x - y, x)
+        return self._visible(found, x)
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
-        found = self._visible(x * y, x, y)
-        if found.numel() and bool(
-            found.min() == HIDDEN
-        ):  # a mask times minus infinity hides where it is not 0
+        product = x * y
+        found = self._visible(product, x, y)
+        if not _is_finite(product):  # a mask times minus infinity hides where it is not 0
             found = torch.where((x == 0) | (y == 0), 0.0, found)
         return found
 
     def inverse(self, x: Tensor) -> Tensor:
-        self._note_zeros(x)
-        return self._tables.inverse[self._places(x)].double()
+        self.singular = self.singular or bool((x == 0).any())
+        return self._looked_up(self._tables.inverse, x).double()
 
     def root(self, x: Tensor) -> Tensor:
-        return self._tables.root[self._places(x)].double()
+        return self._looked_up(self._tables.root, x).double()
 
     def sign(self, x: Tensor) -> Tensor:
-        return self._tables.sign[self._places(x)]
+        return self._looked_up(self._tables.sign, x)
 
-    def _note_zeros(self, x: Tensor) -> None:
-        self.singular = self.singular or bool((x == 0).any())
-
-    def _places(self, x: Tensor) -> Tensor:
-        places = x.long()
-        if places.numel() and bool(places.min() < 0):
+    def _looked_up(self, table: Tensor, x: Tensor) -> Tensor:
+        if not _is_finite(x):
             raise NoMeaning("it reads what a mask hides")
-        return places
+        return table.index_select(0, x.reshape(-1).int()).reshape(x.shape)
 
     # -- unknown functions --------------------------------------------------------------------------
 
@@ -250,9 +248,33 @@ class PrimeField:
         if key not in self._scrambled:
             table = self.random((self.prime,), what)
             self._scrambled[key] = (self.mul(table, table) if positive else table).float()
-        return self._scrambled[key][self._places(x)].double()
+        return self._looked_up(self._scrambled[key], x).double()
 
     def random(self, shape: Iterable[int], what: str) -> Tensor:
         """Random elements for a name."""
         found = torch.randint(self.prime, tuple(shape), generator=self.generator(what))
         return found.double()
+
+    def squares(self, place: int, count: int) -> Tensor:
+        """Random squares that stand in a memory from a place on, at most p: a long table again and again.
+
+        What is far away in memory, such as another parameter, starts anywhere in it.
+        """
+        if self._squares is None:
+            found = torch.randint(1, self.prime, (self.prime,), generator=self.generator("squares"))
+            self._squares = found.mul_(found).remainder_(self.prime).double()
+        block = zlib.crc32(f"{place >> 40} {self.seed} {self.prime}".encode())
+        start = (block + place) % self.prime
+        if start + count <= self.prime:
+            return self._squares.narrow(0, start, count)
+        return torch.cat([self._squares[start:], self._squares[: start + count - self.prime]])
+
+
+def are_simple(x: Tensor) -> bool:
+    """True if each of these real numbers stands for something simple."""
+    return all(recognised(value) is not None for value in x.flatten().tolist() if abs(value) < _FAR)
+
+
+def _is_finite(x: Tensor) -> bool:
+    """False if something is hidden; one pass, without a tensor of booleans."""
+    return bool(x.sum().isfinite())

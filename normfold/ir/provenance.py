@@ -53,6 +53,11 @@ def source_line(node: fx.Node) -> str:
     return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}"
 
 
+def place_of(node: fx.Node) -> str:
+    """The module and the user's line, in words: ``blocks.3.norm, nets.py:12: return self.norm(x)``."""
+    return ", ".join(filter(None, [module_path(node), source_line(node)])) or node.name
+
+
 def copy_provenance(source: fx.Node, target: fx.Node) -> None:
     """Give a node made by a pass the origin of the node that it stands for."""
     for key in ("nn_module_stack", "stack_trace"):

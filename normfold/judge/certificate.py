@@ -23,16 +23,18 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.domains.field import Elements, Field, Uninterpreted, Unknown
+from normfold.domains.field import Elements, Field, Readings, Uninterpreted, Unknown
 from normfold.domains.numbers import Surd, recognised
 from normfold.domains.residues import PrimeField, suitable_primes
+from normfold.domains.resized import Resized
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
-from normfold.ir.expressions import fetch
+from normfold.ir.expressions import fetch, late
 from normfold.ir.graph import Entry, op_name
 from normfold.ir.provenance import module_path, source_line
 from normfold.judge.inputs import Case, cases, smallest
 from normfold.judge.kept import Kept
+from normfold.judge.smaller import smaller
 from normfold.load.specs import is_mask
 from normfold.report.certificate import Certificate, OutputIdentity, Uncovered
 
@@ -40,11 +42,17 @@ DRAWS = 3  # of elements, where some happened to be zero in a denominator
 _NEAR = 1e-9  # of real numbers that depend on no element
 
 
-def certify(original: Graph, result: Graph, seed: int = 0, primes: int = 3) -> Certificate:
+def certify(
+    original: Graph, result: Graph, seed: int = 0, primes: int = 3, small: bool = True
+) -> Certificate:
     """Test that an un-baked result is the captured original, in so many prime fields.
 
     It runs at batch 1 and at the smallest sizes that the guards admit; where the network takes no batch of 1, at
-    the example's. The cost is about four runs in float64 for each network and field.
+    the example's.
+
+    Args:
+        small: where sizes are fixed, evaluate both networks at smaller ones all the same, with so much of what is
+            stored for each place as there are places left. What is not equal there is tried at the full sizes.
 
     Raises:
         ValueError: the result is baked; its weights are rounded, and no identity of the original's.
@@ -53,14 +61,8 @@ def certify(original: Graph, result: Graph, seed: int = 0, primes: int = 3) -> C
         raise ValueError("a certificate is about un-baked algebra: the weights are rounded")
     start = time.perf_counter()
     trial = _Trial(original, result, seed)
-    case = smallest(original, seed)
     orders = suitable_primes(primes, *_numbers((original, result)))
-    found = [trial.draw(prime, case) for prime in orders[:1]]
-    if found[0].unknown and (whole := cases(original, seed, kinds=("random",))):
-        again = trial.draw(orders[0], whole[0])  # perhaps it takes no batch of 1
-        if again.unknown < found[0].unknown:
-            case, found = whole[0], [again]
-    found += [trial.draw(prime, case) for prime in orders[1:]]
+    case, found = trial.smallest(orders, small)
     outputs = tuple(map(_worst, zip(*(draw.outputs for draw in found), strict=True)))
     states = {output.state for output in outputs}
     covered, left = _sites(original, result, trial.kept, outputs)
@@ -111,14 +113,36 @@ class _Trial:
         self.original, self.result, self.seed = original, result, seed
         names = original.output_names
         self.kept = Kept(names, result.output_sources or names)
-        self.storages = frozenset(_storages(original))
+        self.steps = {id(graph): late(graph.module.graph) for graph in (original, result)}
+        self.readings = Readings(frozenset(_storages(original)))
         self.evaluations = 0
 
-    def draw(self, prime: int, case: Case) -> _Draw:
+    def smallest(self, orders: Sequence[int], small: bool) -> tuple[Case, list[_Draw]]:
+        """The smallest case for which there is an answer, and what each field says of it."""
+        case = smallest(self.original, self.seed)
+        other = smaller(self.original, case) if small else None
+        if other is not None:
+            found = []
+            for prime in orders:
+                found.append(self.draw(prime, other, Resized))
+                if any(output.state != "equal" for output in found[-1].outputs):
+                    break
+            else:
+                return other, found
+        found = [self.draw(prime, case) for prime in orders[:1]]
+        if found[0].unknown and (whole := cases(self.original, self.seed, kinds=("random",))):
+            again = self.draw(orders[0], whole[0])  # perhaps it takes no batch of 1
+            if again.unknown < found[0].unknown:
+                case, found = whole[0], [again]
+        if found[0].unknown == len(found[0].outputs):
+            return case, found  # other fields know no more
+        return case, found + [self.draw(prime, case) for prime in orders[1:]]
+
+    def draw(self, prime: int, case: Case, kind: type[Field] = Field) -> _Draw:
         """Random elements, drawn again where a difference may come from one that happened to be zero."""
         for attempt in range(DRAWS):
             arithmetic = PrimeField(prime, self.seed + 1000003 * attempt)
-            found = self._compared(Field(arithmetic, self.storages), case)
+            found = self._compared(kind(arithmetic, self.readings), case)
             if not arithmetic.singular or all(y.state != "differs" for y in found.outputs):
                 break
         return found
@@ -149,7 +173,7 @@ class _Trial:
     def _run(self, field: Field, graph: Graph, leaves: Sequence[Any]) -> _Run:
         self.evaluations += 1
         field.uninterpreted, field.arithmetic.opaque = {}, set()
-        outputs = pytree.tree_leaves(Evaluator(graph.module, field)(*leaves))
+        outputs = Evaluator(graph.module, field, graph=self.steps[id(graph)])(*leaves)
         left = [y for y in outputs if isinstance(y, Elements | Unknown | Tensor)]
         return _Run(left, field.uninterpreted, field.arithmetic.opaque)
 
@@ -175,7 +199,7 @@ class _Trial:
 
     def _places(self, graph: Graph) -> list[fx.Node]:
         """The nodes that give the outputs that are tensors, in order; the original's as the result has them."""
-        (end,) = [node for node in graph.nodes if node.op == "output"]
+        (end,) = [node for node in self.steps[id(graph)].nodes if node.op == "output"]
         nodes = [leaf for leaf in pytree.tree_leaves(end.args) if isinstance(leaf, fx.Node)]
         nodes = [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
         if graph is self.original and len(nodes) == len(self.kept.names):

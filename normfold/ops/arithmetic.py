@@ -34,8 +34,8 @@ class Arithmetic(Protocol):
     def exact(self, x: Tensor) -> Tensor:
         """The elements for a tensor of real numbers, each of them read as a Python number is."""
 
-    def reduce(self, x: Tensor) -> Tensor:
-        """The elements for float64 integers below 2^53 in size."""
+    def reduce(self, x: Tensor, terms: int = 1) -> Tensor:
+        """The elements for float64 integers: sums of so many products of two elements, at most `longest`."""
 
     def add(self, x: Tensor, y: Tensor) -> Tensor: ...
 

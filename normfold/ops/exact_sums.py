@@ -67,9 +67,8 @@ def times(f: Arithmetic, x: Tensor, y: Tensor) -> Tensor:
     found: Tensor | None = None
     for start in range(0, x.shape[-1], f.longest):
         size = min(f.longest, x.shape[-1] - start)
-        part = f.reduce(
-            visible(torch.matmul(x.narrow(-1, start, size), y.narrow(axis, start, size)))
-        )
+        product = torch.matmul(x.narrow(-1, start, size), y.narrow(axis, start, size))
+        part = f.reduce(visible(product), size)
         found = part if found is None else f.add(found, part)
     return f.reduce(torch.matmul(x, y)) if found is None else found
 
@@ -109,7 +108,7 @@ def einsum(f: Arithmetic, c: Call) -> Tensor:
         raise NoMeaning("a sum that is too long, or of axes without a name")
     if set(left) ^ set(right) > set(kept):
         raise NoMeaning("it sums one operand alone")
-    return f.reduce(visible(c.run()))
+    return f.reduce(visible(c.run()), terms)
 
 
 # -- convolutions -----------------------------------------------------------------------------------
@@ -135,7 +134,8 @@ def convolution(f: Arithmetic, c: Call) -> Tensor:
                 if turned
                 else weight.narrow(1, start, size)
             )
-        product = f.reduce(visible(c.run(input=piece, weight=part, bias=None)))
+        terms = size * math.prod(weight.shape[2:])
+        product = f.reduce(visible(c.run(input=piece, weight=part, bias=None)), terms)
         found = product if found is None else f.add(found, product)
     assert found is not None
     return found if bias is None else f.add(found, bias.reshape(-1, *[1] * kernel))

@@ -11,15 +11,14 @@ if TYPE_CHECKING:
         Applied,
         Check,
         Declined,
-        Island,
         OutputCheck,
         PassReport,
-        Precision,
         Report,
         SiteStatus,
         Warned,
         json_text,
     )
+    from normfold.report.range import Island, Range
     from normfold.report.timing import Timing
 
 __all__ = [
@@ -30,7 +29,7 @@ __all__ = [
     "Island",
     "OutputCheck",
     "PassReport",
-    "Precision",
+    "Range",
     "Report",
     "SiteStatus",
     "Timing",
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 # imported on first use, so that `normfold explain` reads the codes without the objects
-_HOMES = {"EngineReport": "engine", "Timing": "timing"}
+_HOMES = {"EngineReport": "engine", "Island": "range", "Range": "range", "Timing": "timing"}
 
 
 def __getattr__(name: str) -> Any:

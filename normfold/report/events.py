@@ -8,8 +8,9 @@ from typing import Any
 
 from normfold.report.engine import EngineReport
 from normfold.report.layers import LayerReport
-from normfold.report.objects import AnyCheck, PassReport, Precision, Report, SiteStatus
+from normfold.report.objects import AnyCheck, PassReport, Report, SiteStatus
 from normfold.report.quantization import QuantizationReport
+from normfold.report.range import Range
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
 from normfold.report.verdict import Artefact
@@ -90,7 +91,7 @@ Event = (
     | Missing
     | KeptOriginal
     | Timing
-    | Precision
+    | Range
     | EngineReport
     | TrainingReport
     | QuantizationReport
@@ -148,15 +149,15 @@ def _with(report: Report, event: Event) -> Report:
                 parameters_after=plain.parameters_after,
                 census=plain.census,
                 quantization=(),
-                precision=None,
+                ranges=(),
                 notes=(note, *report.notes),
                 artefacts=(),
                 checks=tuple(check for check in report.checks if check.kind == "capture"),
             )
         case Timing():
             return replace(report, timing=event)
-        case Precision():
-            return replace(report, precision=event)
+        case Range():
+            return replace(report, ranges=(*report.ranges, event))
         case EngineReport():
             return replace(report, engine=event)
         case TrainingReport():

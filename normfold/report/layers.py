@@ -29,6 +29,16 @@ class Layer:
     limit: float
     state: LayerState
 
+    @property
+    def place(self) -> str:
+        """The module, the op and the user's line."""
+        return f"`{self.path}` ({self.op})"
+
+    @property
+    def words(self) -> str:
+        """Where it is and what it is off by, for people."""
+        return f"{self.place}: {self.error:.2e}, {self.limit:.2e} allowed"
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -47,8 +57,4 @@ class LayerReport:
         """What was found, for people."""
         if self.first is None:
             return f"{len(self.layers)} layers agree, or agree behind"
-        layer = self.first
-        return (
-            f"the first layer over its limit is `{layer.path}` ({layer.op}): {layer.error:.2e}, {layer.limit:.2e} "
-            "allowed"
-        )
+        return f"the first layer over its limit is {self.first.words}"

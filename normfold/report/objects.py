@@ -12,6 +12,7 @@ from normfold.report.certificate import Certificate
 from normfold.report.engine import EngineReport
 from normfold.report.layers import LayerReport
 from normfold.report.quantization import QuantizationReport
+from normfold.report.range import Range
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
 from normfold.report.verdict import AgreementCheck, Artefact
@@ -168,24 +169,6 @@ class PassReport:
         return self.spec.partition("{")[0]
 
 
-@dataclass(frozen=True)
-class Island:
-    """An op that stays in float32 in a network of half precision: module path, op, node, and why."""
-
-    site: str
-    op: str
-    node: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What weights and activations were lowered to (``float16``), and what was not."""
-
-    dtype: str
-    islands: tuple[Island, ...] = ()
-
-
 @dataclass
 class SiteStatus:
     """One norm or per-channel constant at the end: ``state`` is ``gone``, ``converted``, ``left`` or ``kept``.
@@ -211,6 +194,8 @@ class Report:
         job: what was asked for, as the TOML that `normfold.job.Job.from_toml` reads.
         size_before: bytes of the model file, or of the parameters where there is none.
         parameters_before, parameters_after: bytes of the parameters of the graph.
+        ranges: whether half precision, or integers, hold what is computed in them; nothing where a network keeps
+            its types.
         layers: where a file whose verdict failed leaves the original.
         unmet: requirements of the policy that are not met.
         missing: what this machine lacks for something that was asked for.
@@ -233,13 +218,18 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     confinement: str = ""
     timing: Timing | None = None
-    precision: Precision | None = None
+    ranges: Sequence[Range] = ()
     engine: EngineReport | None = None
     training: TrainingReport | None = None
     quantization: Sequence[QuantizationReport] = ()
     layers: LayerReport | None = None
     unmet: Sequence[str] = ()
     missing: Sequence[str] = ()
+
+    @property
+    def lowered(self) -> str:
+        """The type that weights and activations were lowered to; empty where they keep theirs."""
+        return next((item.type for item in self.ranges if not item.target), "")
 
     @property
     def pipeline(self) -> str:
@@ -254,6 +244,7 @@ class Report:
         found += [made.refusal for made in self.quantization if not made.ok]
         for item in self.certificates():
             found += [f"certificate: {text}" for text in item.failures()]
+        found += [f"range: {item.words}" for item in self.ranges if item.state == "failed"]
         for check in self.all_checks():
             found += [f"{check.kind}: {text}" for text in check.failures()]
         return found
@@ -345,7 +336,9 @@ def outcome(report: Report) -> str:
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         asked = report.job or report.artefacts
-        return f"{'NOT written' if asked else 'FAILED'}: {failures[0]}{more}"
+        first = report.layers.first if report.layers is not None else None
+        where = "" if first is None else f"; the first layer that is wrong: {first.place}"
+        return f"{'NOT written' if asked else 'FAILED'}: {failures[0]}{more}{where}"
     parts = [f"{item.path}: {item.verdict}" for item in report.artefacts if item.written]
     if not parts:
         judged = "equivalent" if report.all_checks() else "not judged"

@@ -18,7 +18,8 @@ from normfold.report.verdict import AgreementCheck
 
 if TYPE_CHECKING:
     from normfold.report.engine import EngineReport
-    from normfold.report.objects import AnyCheck, Declined, Precision, Report
+    from normfold.report.objects import AnyCheck, Declined, Report
+    from normfold.report.range import Range
     from normfold.report.timing import Timing
 
 STATES = ("gone", "converted", "left", "kept")
@@ -73,8 +74,6 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         console.print()
         for made in report.quantization:
             print_quantization(made, lambda text: print_line(console, text), verbose)
-    if report.precision is not None:
-        _print_precision(report.precision, console, verbose)
     if report.engine is not None:
         _print_engine(report.engine, console)
     if report.all_checks():
@@ -82,6 +81,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         print_checks(report.all_checks(), console)
         for certificate in report.certificates()[-1:]:
             print_certificate(certificate, console)
+    for found in report.ranges:
+        _print_range(found, console, verbose)
     if report.timing is not None:
         console.print()
         print_timing(report.timing, console)
@@ -117,10 +118,10 @@ def _print_sizes(report: Report, console: Console) -> None:
         print_line(console, f"parameters {report.parameters_before / 1e6:.2f} MB -> {after:.2f} MB")
 
 
-def _print_precision(precision: Precision, console: Console, verbose: bool) -> None:
-    islands = precision.islands
-    console.print()
-    print_line(console, f"precision {precision.dtype}; {len(islands)} ops stay in float32")
+def _print_range(found: Range, console: Console, verbose: bool) -> None:
+    for place, line in enumerate(textwrap.wrap(found.words, 70)):
+        print_line(console, f"{'' if place else 'range':10}{line}")
+    islands = found.islands
     if islands:
         shown = islands if verbose else islands[:_FEW]
         rows = [(item.site, item.op, item.why) for item in shown]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from normfold.domains.half import Strict
 from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.provenance import place_of
 from normfold.job import Cast
 from normfold.judge.inputs import TYPICAL, cases
-from normfold.report import Precision
+from normfold.report import Check, Range
 from normfold.report.events import Rewritten
 from normfold.steps.work import Work
+
+if TYPE_CHECKING:
+    from normfold.targets.typed import Typed
 
 # |y - r| / |r| that a network in half precision may be off by: five to ten times what sound networks show
 BUDGETS = {"float16": 0.02, "bfloat16": 0.1}
@@ -41,12 +48,40 @@ def cast(step: Cast, graph: Graph, work: Work) -> Graph:
     budget = work.job.policy.half_budget
     half = BUDGETS.get(name, BUDGETS["float16"]) if budget is None else budget
     work.half_budget = half + (work.half_budget or 0.0)  # beside what approximate passes may cost
-    work.record.emit(Precision(name, typed.islands))
     sites = tuple(work.record.report().sites)
     work.record.emit(Rewritten((), sites, typed.graph.parameter_bytes()))
+    check = None
     if work.verifier is not None:
-        work.record.emit(work.verifier.half(name, typed.graph, work.half_budget))
+        check = work.verifier.half(name, typed.graph, work.half_budget)
+        work.record.emit(check)
+    work.record.emit(_range(name, typed, check, tried))
     return typed.graph
+
+
+def _range(name: str, typed: Typed, check: Check | None, tried: list[tuple[Any, ...]]) -> Range:
+    """Whether the type holds the values, by the run that was judged."""
+    limit, largest, at = torch.finfo(typed.dtype).max, typed.largest, typed.at
+    state: Literal["ok", "failed", "not judged"] = "ok" if check is not None else "not judged"
+    if check is not None and not all(math.isfinite(output.error) for output in check.outputs):
+        state, largest, at = "failed", math.inf, _first_overflow(typed.graph, tried) or at
+    elif check is not None and largest > limit:  # squares within a norm, which no result shows
+        state = "failed"
+    return Range(name, state, largest, limit, at, islands=typed.islands)
+
+
+def _first_overflow(graph: Graph, inputs: list[tuple[Any, ...]]) -> str:
+    """Where the first value is made that is no number; empty where none is."""
+    found: list[str] = []
+
+    def watch(node: Any, value: Any) -> None:
+        for leaf in pytree.tree_leaves(value):
+            real = isinstance(leaf, Tensor) and leaf.is_floating_point()
+            if real and bool((leaf.isnan() | leaf.isposinf()).any()):
+                found.append(place_of(node))
+
+    for leaves in inputs:
+        Evaluator(graph.module, Strict(), watch)(*leaves)
+    return found[0] if found else ""
 
 
 def _float_types(node: Any) -> set[torch.dtype]:

@@ -89,7 +89,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         engine=prepared.engine,
         ranges=of_files(prepared.ranges, graph, renamed),
         metadata={"pipeline": report.pipeline, "source": report.model, **_task(job)},
-        precision=report.precision.dtype if report.precision is not None else "as captured",
+        precision=report.lowered or "as captured",
         normalisation=work.normalisation,
         emit=work.record.emit,
         say=work.say,
@@ -148,7 +148,7 @@ def _own_export(order: Order, request: Request, work: Work) -> dict[str, Run]:
 
 def _in_its_floats(graph: Graph, target: Target, work: Work) -> Graph:
     """In types that the target has kernels for, unless the user chose the type."""
-    if work.record.report().precision is not None:
+    if work.record.report().lowered:
         return graph
     graph, note = widened(graph, target)
     if note:

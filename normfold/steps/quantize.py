@@ -16,6 +16,7 @@ from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
 from normfold.ranges.mixed import pipeline as pipeline_of_bits
+from normfold.ranges.saturation import integer_ranges
 from normfold.report import PassReport
 from normfold.report.events import Rewritten
 from normfold.report.quantization import Confidence, Evidence, MixedReport, QuantizationReport
@@ -92,6 +93,8 @@ def to_grids(target: str, work: Work) -> tuple[Graph, Promise]:
     known = work.record.report()
     work.record.emit(Rewritten(tuple(passes), tuple(known.sites), known.parameters_after))
     work.record.emit(report)
+    for found in integer_ranges(result, target):
+        work.record.emit(found)
     return result, promise
 
 

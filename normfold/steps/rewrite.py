@@ -54,8 +54,9 @@ def run_judged(
 ) -> Graph:
     """Run passes on ``graph`` (a copy unless ``copy`` is off), judge and record.
 
-    ``each`` judges after every pass, ``final`` the algebra before baking and the result at the end. ``capture``
-    also judges the captured graph against the module. From an approximate pass on that rewrote something, a result
+    ``each`` judges after every pass, ``final`` the algebra before baking and the result at the end, ``strict``
+    likewise, but the algebra at the full sizes of the capture and on every case. ``capture`` also judges the
+    captured graph against the module. From an approximate pass on that rewrote something, a result
     is judged by its budget, or by ``max_error``; what is in front of it stays exact.
 
     Raises:
@@ -81,11 +82,12 @@ def run_judged(
             if spent:
                 budget = sum(spent) if max_error is None else max_error
                 report.check = verifier.within(current, budget)
+            elif current.baked:
+                report.check = verifier.rounding(current)
             else:
-                check = verifier.rounding if current.baked else verifier.algebra
-                report.check = check(current)
-                if not current.baked and verify in ("each", "strict"):
-                    report.certificate = verifier.certificate(current)
+                strict = verify == "strict"
+                report.certificate = verifier.certificate(current, small=not strict)
+                report.check = verifier.algebra(current, bool(report.certificate) and not strict)
 
     result, reports = run_pipeline(graph, passes, after, copy)
     sites = site_statuses(result, [*record.report().passes, *reports])

@@ -23,7 +23,7 @@ from normfold.errors import UsageError
 from normfold.ir import facts
 from normfold.ir.expressions import fetch, is_static
 from normfold.ir.graph import Graph, argument, op_name
-from normfold.ir.provenance import module_path
+from normfold.ir.provenance import module_path, place_of
 from normfold.ops.linear import linear_of
 from normfold.ops.reads import producer, reads_shape_only
 from normfold.ops.table import Kind, kind_of, row_of
@@ -39,11 +39,17 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Typed:
-    """A graph in half precision, and what stayed in float32."""
+    """A graph in half precision, and what stayed in float32.
+
+    ``largest`` is the largest magnitude among what is computed in ``dtype``, on the inputs that were given, and
+    ``at`` the module and the line where.
+    """
 
     graph: Graph
     dtype: torch.dtype
     islands: tuple[Island, ...]
+    largest: float = 0.0
+    at: str = ""
 
 
 def lower(
@@ -72,9 +78,10 @@ def lower(
     extents = measure(result.module, inputs)
     typing = _Typing(result, dtype, extents, islands)
     typing.choose(keep)
+    largest, at = typing.largest()
     typing.write()
     result.recompile()
-    return Typed(result, dtype, tuple(typing.islands))
+    return Typed(result, dtype, tuple(typing.islands), largest, at)
 
 
 class _Typing:
@@ -119,6 +126,18 @@ class _Typing:
                 hint="patterns match module paths (`blocks.3.*`), ops (`softmax`) or nodes; "
                 "`normfold inspect MODEL --graph` shows them",
             )
+
+    def largest(self) -> tuple[float, str]:
+        """The largest value or square of what is run in the type, and where it is."""
+        held = {
+            node: max(extent.largest, extent.square)
+            for node, extent in self.extents.items()
+            if _is_typed(node) and node not in self.wide and not is_static(node)
+        }
+        if not held:
+            return 0.0, ""
+        node = max(held, key=held.__getitem__)
+        return held[node], place_of(node)
 
     def _too_large(self, node: fx.Node) -> str:
         """Why half precision cannot run an op, or nothing."""

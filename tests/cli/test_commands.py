@@ -119,6 +119,34 @@ def test_bisect(cli: Cli, broken: str) -> None:
     )
 
 
+def test_bisect_names_a_layer_of_a_file_and_writes_a_part(cli: Cli) -> None:
+    assert cli("convert", TINY, "--verify", "off").status == 0
+    right = cli("bisect", TINY, "out/tiny.onnx")
+    assert (right.status, right.err) == (0, "")
+    assert right.out == "every pass keeps the verdict, and so does out/tiny.onnx\n"
+    model = onnx.load("out/tiny.onnx")
+    bias = next(item for item in model.graph.initializer if item.name == "fc.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * 1.01, bias.name))
+    onnx.save(model, "wrong.onnx")
+    found = cli("bisect", TINY, "wrong.onnx", "--reproducer", "fault")
+    assert (found.status, found.err) == (1, "")
+    first, second, *_, last = found.out.splitlines()
+    assert first == "every pass keeps the verdict, wrong.onnx does not"
+    assert second.startswith("layer     `fc` (linear ")
+    assert "nets.py:" in second
+    assert last == "wrote fault: the smallest part that fails"
+    shown = next(x for x in Path("fault/README.md").read_text().splitlines() if "normfold" in x)
+    given = [f"fault/{word}" if "." in word else word for word in shown.split()[1:]]
+    assert cli(*given).status == 1
+    data = cli("bisect", TINY, "wrong.onnx", "--json")
+    assert (data.status, data.json["spec"], data.json["file"]) == (1, "", "wrong.onnx")
+    assert data.json["layer"]["path"] == "fc"
+    again = cli("bisect", TINY, "wrong.onnx", "--reproducer", "fault")
+    assert again.status == 2
+    again.one_error("the folder for the reproducer is not empty")
+    cli("bisect", TINY, "no.onnx").one_error("there is no such file")
+
+
 INEXACT = {
     "replace-layernorm",
     "quantize-weights",

@@ -97,7 +97,7 @@ def test_every_option(cli: Cli) -> None:
     for name in ("tiny.onnx", "tiny.trt.onnx"):
         assert types(OUT / name) == {"FLOAT", "FLOAT16"}  # `fc` was kept
     report = checked_report(OUT / "tiny.report.json")
-    islands = report["precision"]["islands"]  # type: ignore[index]
+    islands = report["ranges"][0]["islands"]  # type: ignore[index]
     assert {item["why"] for item in islands} == {"kept by `fc`"}
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import normfold
 from normfold.errors import UsageError
+from normfold.report.text import print_report
 from tests.nets import perturb
 
 
@@ -137,4 +140,32 @@ def test_a_refused_file_names_its_first_layer(
     assert layers is not None
     assert layers.first is not None
     assert layers.first.path.startswith("blocks.1")
-    assert "layers" in json.loads(result.report.to_json())
+    data = json.loads(result.report.to_json())
+    assert data["layers"]["layers"]
+    assert f"the first layer that is wrong: `{layers.first.path}` (" in data["outcome"]
+    assert "test_layers.py:27" in data["outcome"]
+    console = Console(file=io.StringIO(), width=80)
+    print_report(result.report, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = [line for line in text.splitlines() if line.startswith("layers ")]
+    assert layers.first.op in line
+
+
+def test_a_folded_layer_in_front_of_the_fault_is_not_named(tmp_path: Path) -> None:
+    """What is made of it agrees in the network's own forward, which is no module that could be compared."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    graph = normfold.capture(perturb(Plain()), (X,))
+    normfold.convert(graph, "folded", output=tmp_path, export="onnx", verify="off")
+    found = normfold.layers(graph, faulty(next(tmp_path.glob("*.onnx")), "head.weight", tmp_path))
+    assert found.first is not None
+    assert found.first.path == "head"

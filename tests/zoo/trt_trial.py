@@ -106,10 +106,8 @@ def _run(member: Member, precision: str, row: EngineRow) -> None:
         check = report.checks[-1]
         assert isinstance(check, Check)
         row.half = check.max_rel
-        assert report.precision is not None
-        row.sites = {
-            f"{item.site or item.node} {item.op}": item.why for item in report.precision.islands
-        }
+        (found,) = report.ranges
+        row.sites = {f"{item.site or item.node} {item.op}": item.why for item in found.islands}
         if not check:
             row.error = f"{precision} error {row.half:.2g}, {work.half_budget:g} is allowed"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,171 @@
+"""bisect: the pass, the site and the layer that break a verdict, and the smallest part that shows it, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from normfold.api import verify
+from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
+from normfold.files import publish, require_writable, staging
+from normfold.ir import Graph
+from normfold.judge import Culprit, Verifier
+from normfold.judge import bisect as _bisect
+from normfold.judge.bisect import Written
+from normfold.judge.parts import Part, failing_parts
+from normfold.progress import Listener, Progress, silent
+from normfold.report import Check
+from normfold.report.machine import versions
+from normfold.rewrite import Pass
+from normfold.steps.rewrite import passes_of
+from normfold.target import target
+from normfold.targets import export_onnx
+from normfold.targets.floats import widened
+from normfold.targets.order import runs_of
+from normfold.targets.untrusted import require_own_data
+
+_TRIED = 10  # parts, the smallest first, that are written and judged
+
+
+def bisect(
+    graph: Graph,
+    pipeline: str | Sequence[Pass],
+    *,
+    verifier: Verifier | None = None,
+    progress: Listener | None = None,
+    file: str | Path | None = None,
+    export: bool = False,
+    reproducer: str | Path | None = None,
+) -> Culprit | None:
+    """The first pass, rewrite in it and layer after which the verdict fails; None if none does.
+
+    Args:
+        file: an ONNX file of the result, judged where every pass keeps the verdict.
+        export: write that file, out of sight, where none is given and the passes bake.
+        reproducer: a folder for the smallest part that fails, which must not hold anything yet; left alone where
+            nothing fails.
+
+    Raises:
+        LoadError: there is no such file, or it is not ONNX.
+        UsageError: a folder that is not empty, or no part that fails by itself.
+        ExportError: the file, or a part, cannot be written. EnvironmentMissing: onnxruntime is not here.
+    """
+    say, judge = progress or silent, verifier or Verifier(graph)
+    folder = None if reproducer is None else Path(reproducer)
+    if folder is not None:
+        _require_empty(folder)
+    given = None if file is None else _given(Path(file))
+    with TemporaryDirectory() as hidden:
+
+        def write(result: Graph) -> Written | None:
+            if given is not None:
+                return given
+            return _exported(graph, result, Path(hidden), say) if export and result.baked else None
+
+        culprit = _bisect(graph, passes_of(pipeline), judge, say, write)
+        if culprit is not None and folder is not None:
+            say(Progress("looking for the smallest part that fails"))
+            write_reproducer(graph, culprit, folder, judge.seed)
+    return culprit
+
+
+def write_reproducer(graph: Graph, culprit: Culprit, folder: Path, seed: int = 0) -> list[Path]:
+    """Write the smallest part of a culprit that fails by itself: both networks, the inputs, and what to do.
+
+    Raises:
+        UsageError: none of the smallest parts fails by itself, or the result takes other inputs.
+        ExportError: a part cannot be written; nothing is left of it.
+    """
+    result = culprit.result
+    if result is None or (isinstance(result, Graph) and (result.entries or result.output_sources)):
+        raise UsageError(
+            "the result takes other inputs, or gives others outputs, than the original"
+        )
+    parts = failing_parts(graph, result, seed)
+    with staging(folder) as hidden:
+        for part, _ in zip(parts, range(_TRIED), strict=False):
+            if any(value.dtype == torch.bfloat16 for *_, value in part.inputs):
+                raise UsageError(
+                    "inputs in bfloat16 cannot be written",
+                    hint="`model.float()` has the same fault, or none",
+                )
+            files = part.write(hidden)
+            arrays = {name: value.numpy() for name, _, value in part.inputs}
+            np.savez(hidden / "inputs.npz", **arrays)  # type: ignore[arg-type]
+            check = verify(
+                *files, inputs_from=str(hidden / "inputs.npz"), batch="static", seed=seed
+            )
+            if not check.ok:
+                (hidden / "README.md").write_text(_readme(culprit, part, files, check))
+                return publish(hidden, folder)
+            for path in hidden.iterdir():
+                path.unlink()
+    raise UsageError(
+        "no part of the network fails by itself, in its own type",
+        found=f"a fault of {culprit.after.max_rel:.1e} in the outputs",
+        hint="it may be smaller than the rounding of float32: `model.double()` shows more",
+    )
+
+
+def _readme(culprit: Culprit, part: Part, files: Sequence[Path], check: Check) -> str:
+    by = f"`{culprit.spec}` at `{culprit.site or 'the network'}`" if culprit.spec else culprit.file
+    worst = check.worst
+    assert worst is not None
+    names = [path.name for path in files]
+    held = ", ".join(f"{name} {found}" for name, found in versions().items())
+    return (
+        "# The smallest part that fails\n\n"
+        f"    normfold verify {' '.join(names)} --inputs inputs.npz --batch static\n\n"
+        f"ends with exit code 1: error {worst.error:.2e} on `{worst.inputs}`, {worst.tolerance:.2e} allowed "
+        f"({check.kind}).\n\n"
+        f"- fault: {by}\n"
+        f"- in the original: {part.op}\n"
+        f"- ops: {part.ops[0]} in {names[0]}, {part.ops[1]} in {names[1]}\n"
+        f"- versions: {held}\n"
+    )
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(
+            "the folder for the reproducer is not empty",
+            where=str(folder),
+            hint="name one that is not there yet",
+        )
+    require_writable(folder)
+
+
+def _given(path: Path) -> Written:
+    if not path.is_file():
+        raise LoadError("there is no such file", where=str(path))
+    if path.suffix != ".onnx":
+        raise LoadError("not an .onnx file", where=str(path), hint="`normfold verify` takes others")
+    require_own_data(path)
+    return Written(path, lambda: runs_of(target("ort-x86"), path))
+
+
+def _exported(graph: Graph, result: Graph, folder: Path, say: Listener) -> Written | None:
+    """The file of a result; None where this machine has nothing to write or to run it with."""
+    row = target("ort-x86")
+
+    def export(network: Graph, name: str) -> Path:
+        return export_onnx(widened(network, row)[0], folder / name, target=row).path
+
+    def plain() -> dict[str, object]:
+        try:
+            return dict(runs_of(row, export(graph, "original.onnx")))
+        except (ExportError, EnvironmentMissing):  # then nothing excuses the file
+            return {}
+
+    try:
+        import onnxruntime  # noqa: F401
+
+        path = export(result, "result.onnx")
+    except (ImportError, EnvironmentMissing) as error:
+        say(Progress("result.onnx", text=f"not judged here ({error})"))
+        return None
+    return Written(path, lambda: runs_of(row, path), plain)  # type: ignore[arg-type]

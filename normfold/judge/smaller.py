@@ -1,0 +1,65 @@
+"""Smaller inputs than those of a capture at fixed sizes, at which its graph may still be evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from normfold.ir import Graph
+from normfold.ir.expressions import is_static
+from normfold.judge.inputs import SMALL, Case
+
+LEAST = 3  # of the extent of a map of features: a place without a border
+
+
+def smaller(graph: Graph, case: Case) -> Case | None:
+    """The inputs of a case, smaller: images of which every window still sees all that it reads, and short texts.
+
+    None where nothing is to be made smaller. Whether the graph can be evaluated there is not known.
+    """
+    windows = list(_windows(graph))
+    changed = False
+    leaves = []
+    for leaf in case.leaves:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() == 4 and windows:
+            sizes = [_size(size, windows, axis) for axis, size in enumerate(leaf.shape[2:])]
+            small = leaf[:, :, : sizes[0], : sizes[1]]
+        elif isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.dim() == 2:
+            small = leaf[:, :SMALL]
+        else:
+            small = leaf
+        changed |= small is not leaf and small.shape != leaf.shape
+        leaves.append(small)
+    return Case(case.name, tuple(leaves)) if changed else None
+
+
+def _windows(graph: Graph) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Extents of what convolutions and pools of images read and make, and how much of it there has to be."""
+    for node in graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or is_static(node):
+            continue
+        if not {"stride", "padding"} <= {spec.name for spec in target._schema.arguments}:
+            continue
+        x, kernel, *_ = cast("tuple[fx.Node, Any]", node.args)
+        sides = kernel.meta["val"].shape[2:] if isinstance(kernel, fx.Node) else kernel
+        sides = [sides, sides] if isinstance(sides, int) else [*sides, *sides][:2]
+        made = pytree.tree_leaves(node.meta.get("val"))[0]
+        for value, reach in ((x.meta.get("val"), [side // 2 for side in sides]), (made, [0, 0])):
+            if isinstance(value, Tensor) and value.dim() == 4:
+                extents = [int(size) for size in value.shape[2:]]
+                needs = [max(LEAST, one + 1) for one in reach]
+                yield extents, list(map(min, extents, needs))
+
+
+def _size(size: int, windows: Sequence[tuple[Sequence[int], Sequence[int]]], axis: int) -> int:
+    """The least size of an image that leaves as much as every window needs, in steps of the whole stride."""
+    seen = [(extents[axis], needs[axis]) for extents, needs in windows if extents[axis] > 1]
+    step = max([1, *(math.ceil(size / extent) for extent, _ in seen)])
+    wanted = max([1, *(math.ceil(need * size / extent) for extent, need in seen)])
+    return min(size, step * math.ceil(wanted / step))
