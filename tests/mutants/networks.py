@@ -26,7 +26,6 @@ from normfold.rewrite import parse, run_pipeline
 from normfold.targets.order import Draft
 from tests.judge.test_certificate import images
 from tests.nets import RepBlock, perturb
-from tests.passes import compressed
 from tests.ranges.nets import made_residual, made_speaker
 from tests.train.nets import patches
 from tests.zoo.detectors import suppressed
@@ -199,13 +198,6 @@ NETWORKS: dict[str, Network] = {
     "gpt": Network(_gpt, TOKENS, _to("rmsnorm"), 31),
     "bert": Network(lambda: _hugging("bert"), TOKENS, _to("rmsnorm"), 61),
     "t5": Network(lambda: _hugging("t5"), ((2, 7), (2, 5)), _to("folded"), 61),
-    "windows": Network(
-        lambda: perturb(
-            compressed.pre_norm(compressed.windows, mix=nn.Linear(6, 6), last=nn.LayerNorm(6))
-        ),
-        ((2, 4, 6),),
-        _to("crmsnorm"),
-    ),
     "detector": Network(lambda: perturb(Detector()), SMALL_IMAGE),
     "resnet-half": Network(
         lambda: perturb(ResNet((1, 1), (6, 10), 5)), SMALL_IMAGE, _to("folded", precision="fp16")
@@ -214,7 +206,7 @@ NETWORKS: dict[str, Network] = {
     "resnet-int8": Network(made_residual, ((2, 3, 12, 10),), _integers("int8", 3, 12, 10)),
     "speaker": Network(made_speaker, TOKENS, _to("rmsnorm"), 40),
     "speaker-dynamic": Network(made_speaker, TOKENS, _integers("int8-dynamic"), 40),
-    "speaker-int4": Network(made_speaker, TOKENS, _integers("int4-weights"), 40),
+    "speaker-weights": Network(made_speaker, TOKENS, _integers("int8-weights"), 40),
     "distilled": Network(patches, ((2, 3, 8, 8),), _distilling),
 }
 
