@@ -33,7 +33,7 @@ from normfold.targets.order import runs_of
 from tests.mutants import files, graphs
 from tests.mutants.networks import Made, inputs_of, make
 
-PARTLY = "certificate-partly"  # of a network that the certificate covers in part: where an op has no meaning
+PARTLY = "certificate-partly"  # of a network with an op that has no meaning in a field
 TIMES = 100.0  # the untouched network's error; of approximate results TIMES_APPROXIMATE, above their budget
 TIMES_APPROXIMATE = 4.0
 # What is plain: in float64 any difference above rounding; for the algebra and for float32 a hundred times and ten
@@ -150,8 +150,8 @@ class Bench:
         self.integers = made.judge.promise is not None
         self.measure = norm if self.half or self.integers else largest
         suffix = "-half" if self.half else "-integers" if self.integers else ""
-        whole = certify(made.original, made.unbaked).state == "certified"
-        self.certificate = "certificate" if whole else PARTLY
+        uncovered = certify(made.original, made.unbaked).uncovered
+        self.certificate = PARTLY if uncovered else "certificate"
         self.line = {"baked": "half" if self.half else "rounding", "file": f"runtime{suffix}"}
         self.own = {
             "un-baked": largest(self.reference, _float64(made.unbaked, self.inputs)),
