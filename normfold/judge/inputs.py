@@ -20,6 +20,7 @@ from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.graph import Entry
 from normfold.ir.sizes import Sizes
+from normfold.judge.tables import spread, table_rows
 from normfold.load.specs import is_mask, mask, parse
 
 TRIES = 6  # sizes that are tried before it is said that the network takes no other
@@ -49,13 +50,14 @@ def cases(
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     sizes = Sizes(graph)
     batched = [sizes.axis_of_batch(place) for place in range(len(leaves))]
+    tables = table_rows(graph)
     generator = torch.Generator().manual_seed(seed)
     made = {
         kind: tuple(
-            _fill(leaf, kind, generator, axis or 0, is_mask(name, leaf.dtype))
+            _fill(leaf, kind, generator, axis or 0, is_mask(name, leaf.dtype), rows)
             if isinstance(leaf, Tensor)
             else leaf
-            for leaf, axis, name in zip(leaves, batched, sizes.names, strict=True)
+            for leaf, axis, name, rows in zip(leaves, batched, sizes.names, tables, strict=True)
         )
         for kind in kinds
     }
@@ -235,7 +237,9 @@ def _noise(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator)
     return torch.randn(tuple(shape), generator=generator, dtype=wide).to(dtype)
 
 
-def _fill(leaf: Tensor, kind: str, generator: torch.Generator, axis: int, masked: bool) -> Tensor:
+def _fill(
+    leaf: Tensor, kind: str, generator: torch.Generator, axis: int, masked: bool, rows: int
+) -> Tensor:
     if masked:  # its first row is whole, the others have padding
         return leaf.roll(1, axis) if kind == "random" and leaf.dim() else leaf
     if not (leaf.is_floating_point() or leaf.is_complex()):
@@ -244,6 +248,10 @@ def _fill(leaf: Tensor, kind: str, generator: torch.Generator, axis: int, masked
             return torch.zeros_like(leaf)
         if kind == "constant" and leaf.dtype != torch.bool:
             return torch.full_like(leaf, int(leaf.reshape(-1)[0]))
+        if (
+            kind == "x100" and rows and leaf.numel()
+        ):  # or to the rows of the table that they are looked up in
+            return spread(leaf, rows, generator.initial_seed())
         return leaf.roll(1, axis) if kind == "x100" and leaf.dim() else leaf
     if kind == "zeros":
         return torch.zeros_like(leaf)

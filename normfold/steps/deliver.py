@@ -134,10 +134,12 @@ def _compare_layers(draft: Draft, work: Work) -> None:
 
 
 def _own_export(order: Order, request: Request, work: Work) -> dict[str, Run]:
-    """How the original's own export is run, by the kind of the check; nothing where it has none."""
+    """How the own export of what files are compared with is run, by the kind of the check: of the original, or of
+    the trained student; nothing where it has none."""
     if request.format not in ("onnx", "openvino"):  # an engine would take minutes
         return {}
-    graph = named(widened(work.captured, order.target)[0], work.job.export)
+    assert work.verifier is not None
+    graph = named(widened(work.verifier.graph, order.target)[0], work.job.export)
     with TemporaryDirectory(dir=order.stem.parent) as folder:
         own = replace(order, graph=graph, stem=Path(folder) / "original", emit=lambda event: None)
         try:

@@ -52,6 +52,39 @@ def test_token_ids_stay_in_range_and_differ() -> None:
     assert [0, 0] in zero.cases[0].leaves[0].tolist()
 
 
+def test_ids_are_spread_over_the_table() -> None:
+    """A fault in rows of a table that the example does not read."""
+    torch.manual_seed(0)
+    table, other, last = nn.Embedding(40, 4), nn.Embedding(40, 4), nn.Linear(4, 3)
+    module = nn.Sequential(table, last).eval()
+    judging = Verifier(capture(module, (torch.tensor([[3, 5, 4, 5], [3, 4, 4, 3]]),)))
+    read = judging.cases[0].leaves[0]
+    assert int(read.min()) >= 3
+    assert int(read.max()) < 40
+    assert len(set(read[KINDS.index("x100")].tolist())) == 4
+    with torch.no_grad():
+        other.weight.copy_(table.weight)
+        other.weight[20:] = 0
+    assert judging.rounding(module)
+    assert not judging.rounding(nn.Sequential(other, last).eval())
+
+
+def test_ids_that_are_not_only_looked_up_stay_those_of_the_example() -> None:
+    class Last(nn.Module):
+        """Reads the token with the highest id, as CLIP does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(40, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            rows = torch.arange(ids.shape[0])
+            return self.table(ids)[rows, ids.argmax(-1)]  # type: ignore[no-any-return]
+
+    judging = Verifier(capture(Last().eval(), (torch.tensor([[3, 5, 4, 5], [3, 4, 4, 3]]),)))
+    assert set(judging.cases[0].leaves[0].flatten().tolist()) == {3, 4, 5}
+
+
 def test_a_fixed_batch_is_judged_whole() -> None:
     judging = Verifier(capture(small(), (images(),), dynamic=None))
     assert [case.name for case in judging.cases] == list(KINDS)
