@@ -47,8 +47,8 @@ def certify(
 ) -> Certificate:
     """Test that an un-baked result is the captured original, in so many prime fields.
 
-    It runs at batch 1 and at the smallest sizes that the guards admit; where the network takes no batch of 1, at
-    the example's.
+    It runs at the smallest sizes that the guards admit: in the first field at batch 2, so that an axis that is
+    exchanged with the batch shows, in the others at batch 1; where it takes no such batch, at the example's.
 
     Args:
         small: where sizes are fixed, evaluate both networks at smaller ones all the same, with so much of what is
@@ -62,7 +62,7 @@ def certify(
     start = time.perf_counter()
     trial = _Trial(original, result, seed)
     orders = suitable_primes(primes, *_numbers((original, result)))
-    case, found = trial.smallest(orders, small)
+    of, found = trial.smallest(orders, small)
     outputs = tuple(map(_worst, zip(*(draw.outputs for draw in found), strict=True)))
     states = {output.state for output in outputs}
     covered, left = _sites(original, result, trial.kept, outputs)
@@ -73,15 +73,19 @@ def certify(
         uncovered=found[0].uncovered,
         covered=covered,
         left=left,
-        sizes=" ".join(
-            f"{name}:{'x'.join(map(str, leaf.shape))}"
-            for name, leaf in zip(original.input_names, case.leaves, strict=False)
-            if isinstance(leaf, Tensor)
-        ),
+        sizes=" and ".join(dict.fromkeys(_shapes(original, case) for case in of)),
         seconds=time.perf_counter() - start,
         seed=seed,
         evaluations=trial.evaluations,
         note=trial.kept.note,
+    )
+
+
+def _shapes(graph: Graph, case: Case) -> str:
+    return " ".join(
+        f"{name}:{'x'.join(map(str, leaf.shape))}"
+        for name, leaf in zip(graph.input_names, case.leaves, strict=False)
+        if isinstance(leaf, Tensor)
     )
 
 
@@ -117,26 +121,33 @@ class _Trial:
         self.readings = Readings(frozenset(_storages(original)))
         self.evaluations = 0
 
-    def smallest(self, orders: Sequence[int], small: bool) -> tuple[Case, list[_Draw]]:
-        """The smallest case for which there is an answer, and what each field says of it."""
-        case = smallest(self.original, self.seed)
-        other = smaller(self.original, case) if small else None
-        if other is not None:
+    def smallest(self, orders: Sequence[int], small: bool) -> tuple[list[Case], list[_Draw]]:
+        """The smallest case for which there is an answer and what it says, for each field."""
+        two, one = (smallest(self.original, self.seed, batch) for batch in (2, 1))
+        others = [smaller(self.original, case) if small else None for case in (two, one)]
+        if others[0] is not None and others[1] is not None:
+            of = [others[0], *[others[1]] * (len(orders) - 1)]
             found = []
-            for prime in orders:
-                found.append(self.draw(prime, other, Resized))
+            for prime, case in zip(orders, of, strict=True):
+                found.append(self.draw(prime, case, Resized))
                 if any(output.state != "equal" for output in found[-1].outputs):
                     break
             else:
-                return other, found
-        found = [self.draw(prime, case) for prime in orders[:1]]
+                return of, found
+        of, found = [two], [self.draw(orders[0], two)]
         if found[0].unknown and (whole := cases(self.original, self.seed, kinds=("random",))):
-            again = self.draw(orders[0], whole[0])  # perhaps it takes no batch of 1
+            again = self.draw(orders[0], whole[0])  # perhaps it takes no such batch
             if again.unknown < found[0].unknown:
-                case, found = whole[0], [again]
-        if found[0].unknown == len(found[0].outputs):
-            return case, found  # other fields know no more
-        return case, found + [self.draw(prime, case) for prime in orders[1:]]
+                of, found = [whole[0]], [again]
+        for prime in orders[1:]:
+            if found[0].unknown == len(found[0].outputs):
+                break  # other fields know no more
+            drawn = self.draw(prime, one)
+            if drawn.unknown > found[0].unknown:
+                one = of[0]
+                drawn = self.draw(prime, one)
+            of, found = [*of, one], [*found, drawn]
+        return of, found
 
     def draw(self, prime: int, case: Case, kind: type[Field] = Field) -> _Draw:
         """Random elements, drawn again where a difference may come from one that happened to be zero."""

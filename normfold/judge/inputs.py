@@ -115,8 +115,8 @@ def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[Any, Case]]:
             yield symbol, _case(graph, sizes.names, shapes, seed)
 
 
-def smallest(graph: Graph, seed: int = 0) -> Case:
-    """Inputs of batch 1 and of small free sizes that the guards admit, where an axis is still an axis.
+def smallest(graph: Graph, seed: int = 0, batch: int = 1) -> Case:
+    """Inputs of a small batch and of small free sizes that the guards admit, where an axis is still an axis.
 
     Of the sizes of an image so much stays that strides leave something of it.
     """
@@ -132,7 +132,7 @@ def smallest(graph: Graph, seed: int = 0) -> Case:
                 values[symbol] = size
                 break
     if sizes.batch is not None:
-        values[sizes.batch] = 1
+        values[sizes.batch] = batch
     shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
     if any(size < 1 for shape in shapes for size in shape or ()):
         shapes = [sizes.shape_at(place, sizes.example) for place in range(len(sizes.shapes))]

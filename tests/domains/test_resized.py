@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def captured(net: nn.Module) -> Graph:
     ("build", "sizes"),
     [
         (Patches, "24x24"),
-        (lambda: Patches(12), "24x24"),
+        (partial(Patches, 12), "24x24"),
         (Windows, "64x64"),
         (convolutions, "12x12"),
     ],
@@ -97,7 +98,8 @@ def test_faults_are_seen_at_small_sizes() -> None:
         with wrong.module.graph.inserting_after(twin):
             rolled = wrong.module.graph.call_function(torch.ops.aten.roll.default, (twin, [1], [1]))
         rolled.meta["val"] = twin.meta["val"]
-        twin.replace_all_uses_with(rolled, delete_user_cb=lambda user, own=rolled: user is not own)
+        for user in set(twin.users) - {rolled}:
+            user.replace_input_with(twin, rolled)
         wrong.recompile()
         assert certify(graph, wrong).state == "failed"
 
@@ -119,6 +121,18 @@ def test_what_is_another_at_small_sizes_is_tried_at_full_ones() -> None:
     found = certify(graph, result)
     assert found.state == "certified", found
     assert found.sizes.endswith("64x64")
+
+
+def test_axes_exchanged_with_the_batch_are_seen() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    graph = normfold.capture(perturb(net), (torch.randn(4, 4, 6),))
+    result = graph.copy()
+    edit = Rewriter(result)
+    (relu,) = [node for node in result.nodes if node.target is torch.ops.aten.relu.default]
+    turned = edit.insert_after(relu, torch.ops.aten.cumsum.default, relu, 0)
+    edit.replace_input(next(user for user in relu.users if user is not turned), relu, turned)
+    result.recompile()
+    assert certify(graph, result).state == "failed"
 
 
 class Mean(nn.Module):
