@@ -82,7 +82,9 @@ def _rows(name: str, found: list[Member], options: argparse.Namespace) -> Iterat
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
     parser.add_argument(
-        "--part", choices=USUAL, help="BatchNorms, LayerNorms, engines or folders only"
+        "--part",
+        choices=(*USUAL, "sizes"),
+        help="BatchNorms, LayerNorms, engines, folders or real sizes only",
     )
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the engines"
