@@ -36,12 +36,13 @@ class Own:
     Attributes:
         runs: in torch first, then on inputs that differ in the last bit.
         plain: of its own export in the runtime of the result; None where that was not made.
-        undecided: elements that another rounding of the reference makes another answer of; None where that was not
-            asked.
+        rounded: the reference where every op errs as kernels do; what these runs err by, a file may err by too.
+        undecided: elements that one of them makes another answer of; None where that was not asked.
     """
 
     runs: tuple[Tensor, ...] = ()
     plain: Tensor | None = None
+    rounded: tuple[Tensor, ...] = ()
     undecided: Tensor | None = None
 
 
@@ -81,6 +82,9 @@ def compare(
             runtime = of(own.plain[part])[0]
             baseline = max(baseline, min(runtime, EXCUSED))
             allowed = max(allowed, min(FACTOR * runtime + ULPS * unit, EXCUSED))
+        if own.rounded:
+            rounding = min(max(of(run[part])[0] for run in own.rounded), EXCUSED)
+            baseline, allowed = max(baseline, rounding), max(allowed, rounding)
         # where the original itself overflows or is NaN there is nothing to compare with
         if not baseline < float("inf") or _undefined(reference) or _all(left_out):
             allowed = float("inf")

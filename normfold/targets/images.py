@@ -1,4 +1,4 @@
-"""Norms over the positions of an image, without its mean.
+"""Ops over the positions of images: norms without the image's mean, and resizes that ONNX has not.
 
 onnxruntime's mean over n positions errs by up to n ulps, and a small deviation makes much of it: on a grey image
 the norm was off by 1. What is left without that mean has one near zero, whose error is small, and the norm takes
@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from normfold.ir.graph import argument
+from normfold.errors import ExportError
+from normfold.ir.graph import argument, op_name
+from normfold.ir.provenance import source_line
 from normfold.targets.calls import call
 
 _aten = torch.ops.aten
 _FLOAT = 1  # TensorProto's
+_ANTIALIASED = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -53,6 +56,21 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return y
 
     return {_aten.group_norm.default: group_norm}
+
+
+def require_resizes(graph: fx.Graph) -> None:
+    """torch steps from corner to corner there, but starts at the centre of a pixel, as no Resize does.
+
+    Raises:
+        ExportError: an antialiased interpolation with aligned corners.
+    """
+    for node in graph.nodes:
+        if op_name(node) in _ANTIALIASED and argument(node, "align_corners"):
+            raise ExportError(
+                "antialiased interpolation with `align_corners=True` has no form in ONNX",
+                where=source_line(node) or node.name,
+                hint="interpolate with `align_corners=False`; `--export pt2` keeps it as it is",
+            )
 
 
 def write_group_norms(graph: fx.Graph) -> int:

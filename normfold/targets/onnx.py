@@ -186,6 +186,7 @@ def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, lis
 
 
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
+    images.require_resizes(program.graph)
     write_global_pools(program.graph)
     write_batch_norms(program.graph)
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)

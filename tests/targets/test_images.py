@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import normfold
+from normfold.errors import ExportError
 from normfold.targets import RuntimeSession, export_onnx
-from tests.targets.nets import folded
+from tests.targets.nets import PIPELINE, folded
 
 NORMS = {
     "one group": nn.GroupNorm(1, 8),
@@ -58,3 +60,32 @@ def test_other_ranks(tmp_path: Path) -> None:
     with torch.no_grad():
         for result, expected in zip(results, net(*args), strict=True):
             torch.testing.assert_close(result, expected)
+
+
+class Resize(nn.Module):
+    def __init__(self, corners: bool) -> None:
+        super().__init__()
+        self.conv, self.corners = nn.Conv2d(3, 4, 3), corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(
+            self.conv(x), (9, 7), mode="bilinear", align_corners=self.corners, antialias=True
+        )
+
+
+def test_an_antialiased_resize_leaves_the_batch_free(tmp_path: Path) -> None:
+    """The decomposition of the op reads all sizes as numbers, which fixed those of the original as well."""
+    net, x = Resize(False).eval(), torch.randn(2, 3, 24, 24)
+    graph = normfold.capture(net, (x,))
+    exported = export_onnx(normfold.run(graph, PIPELINE, verify="off")[0], tmp_path / "net.onnx")
+    assert "s" in str(next(iter(graph.nodes)).meta["val"].shape[0])
+    x = torch.randn(5, 3, 24, 24)
+    graph.module(x)
+    (result,) = RuntimeSession(exported.path, threads=1).run([x])
+    torch.testing.assert_close(result, net(x))
+
+
+def test_an_antialiased_resize_of_corners_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="align_corners") as caught:
+        export_onnx(folded(Resize(True).eval(), torch.randn(2, 3, 24, 24)), tmp_path / "net.onnx")
+    assert "test_images.py" in str(caught.value)
