@@ -277,13 +277,14 @@ class Verifier:
             return self._rounded[index]
         case, reference = self.cases[index], self.reference[index]
         unit = max((_unit(y) for y in own), default=0.0) * _KERNELS
-        given = entered(self.graph, [case], self._entries, exact=True) * DRAWS
+        given = entered(self.graph, [case], self._entries, exact=True)
         runs = [
-            self._outputs.left(run_rounded(self.graph, [one], self.seed + draw, unit)[0])
-            for draw, one in enumerate(given)
+            self._outputs.left(run_rounded(self.graph, given, self.seed + draw, unit, alike)[0])
+            for alike in (False, True)
+            for draw in range(DRAWS)
         ]
         masks = [
-            undecided(expected, [outputs[place] for outputs in runs], size)
+            undecided(case, expected, [outputs[place] for outputs in runs], size)
             for place, (expected, size) in enumerate(zip(reference, self._sizes, strict=True))
         ]
         self._rounded[index] = runs, masks
