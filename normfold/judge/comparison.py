@@ -36,12 +36,13 @@ class Own:
     Attributes:
         runs: in torch first, then on inputs that differ in the last bit.
         plain: of its own export in the runtime of the result; None where that was not made.
-        undecided: elements that another rounding of the reference makes another answer of; None where that was not
-            asked.
+        rounded: the reference where every op errs as kernels do; what these runs err by, a file may err by too.
+        undecided: elements that one of them makes another answer of; None where that was not asked.
     """
 
     runs: tuple[Tensor, ...] = ()
     plain: Tensor | None = None
+    rounded: tuple[Tensor, ...] = ()
     undecided: Tensor | None = None
 
 
@@ -81,6 +82,9 @@ def compare(
             runtime = of(own.plain[part])[0]
             baseline = max(baseline, min(runtime, EXCUSED))
             allowed = max(allowed, min(FACTOR * runtime + ULPS * unit, EXCUSED))
+        if own.rounded:
+            rounding = min(max(of(run[part])[0] for run in own.rounded), EXCUSED)
+            baseline, allowed = max(baseline, rounding), max(allowed, rounding)
         # where the original itself overflows or is NaN there is nothing to compare with
         if not baseline < float("inf") or _undefined(reference) or _all(left_out):
             allowed = float("inf")
@@ -94,17 +98,22 @@ def _all(left_out: Tensor | None) -> bool:
     return left_out is not None and left_out.numel() > 0 and bool(left_out.all())
 
 
-def undecided(reference: Tensor, others: Sequence[Tensor], size: float = 0.0) -> Tensor:
-    """Elements that are another answer, not another rounding, in one of some runs of the same network."""
+def undecided(case: Case, reference: Tensor, others: Sequence[Tensor], size: float = 0.0) -> Tensor:
+    """Elements that are another answer, not another rounding, in one of some runs of the same network.
+
+    That is what they move by more than may be excused in one of a few runs more: `FACTOR` times as far.
+    """
     found = torch.zeros_like(reference, dtype=torch.bool)
     for other in others:
         if other.shape != reference.shape:
             return torch.ones_like(found)
-        if reference.is_floating_point() or reference.is_complex():
-            apart = (reference - other).abs() > EXCUSED * max(_size_of(reference), size)
-            found |= apart | (reference.isnan() != other.isnan())
-        else:
-            found |= reference != other
+        for _, part in parts(case, reference):
+            mine, yours = reference[part], other[part]
+            apart = mine != yours
+            if reference.is_floating_point() or reference.is_complex():
+                far = (mine - yours).abs() > EXCUSED / FACTOR * max(_size_of(mine), size)
+                apart = far | (mine.isnan() != yours.isnan())
+            found[part] |= apart
     return found
 
 

@@ -42,18 +42,38 @@ def run_float64(graph: Graph, of: Sequence[Case]) -> list[Outputs]:
     return [tensors(evaluator(*case.leaves)) for case in of]
 
 
-def run_rounded(graph: Graph, of: Sequence[Case], seed: int, unit: float) -> list[Outputs]:
+def run_rounded(
+    graph: Graph, of: Sequence[Case], seed: int, unit: float, alike: bool = False
+) -> list[Outputs]:
     """Outputs in float64, where every op errs at random by ``unit`` of each number, as kernels do.
 
     Whole numbers are exact in every type, and stay: counts, grids, masks, zeros.
+
+    Args:
+        alike: equal numbers err alike, as those that a kernel makes of equal inputs: on a grey image every
+            position does, and no mean over the positions takes that off.
     """
     random = torch.Generator().manual_seed(seed)
 
     def rounded(node: Any, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return None
-        sign = torch.randint(0, 2, value.shape, generator=random).to(value) * 2 - 1
-        return torch.where(value == value.round(), value, value * (1 + sign * unit))
+        draw = (
+            _drawn_by(value, random)
+            if alike
+            else torch.randint(0, 2, value.shape, generator=random)
+        )
+        return torch.where(
+            value == value.round(), value, value * (1 + (2 * draw - 1).to(value) * unit)
+        )
 
     evaluator = Evaluator(graph.module, Float64(), rounded, graph=late(graph.module.graph))
     return [tensors(evaluator(*case.leaves)) for case in of]
+
+
+def _drawn_by(value: Tensor, random: torch.Generator) -> Tensor:
+    """0 or 1 for each number: a bit of a random multiple of its own bits in float32."""
+    factor, offset = torch.randint(1, 2**31, (2,), generator=random).tolist()
+    bits = value.float().contiguous().view(torch.int32).long()
+    drawn: Tensor = (bits * (2 * factor + 1) + offset) >> 31 & 1
+    return drawn

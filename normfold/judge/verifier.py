@@ -7,7 +7,8 @@ relative to the largest magnitude of the output (of its row), an exact pipeline 
     e1 <= 4 e0 + 16 ulps                                          (rounding)
 
 One e0 is one draw of the rounding errors, which a network far from its usual inputs may enlarge at random. Where
-e1 is above the limit, e0 is the largest of several: also of inputs that differ in the last bit.
+e1 is above the limit, e0 is the largest of several: also of inputs that differ in the last bit. Where it still
+is, r is evaluated with every op off by as much as kernels are, and e1 may be what that errs by, up to 1e-3.
 
 A network in half precision is judged by |y - r| / |r| over each output of each input (of which 1 - cosine is at
 most half the square), against a budget.
@@ -86,7 +87,7 @@ class Verifier:
         self._outputs = Kept(original.output_names, original.output_names)
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
-        self._ties: dict[int, list[Tensor]] = {}
+        self._rounded: dict[int, tuple[list[Outputs], list[Tensor]]] = {}
 
     def _enter(self, result: Graph) -> None:
         """Let the original read what a result's inputs stand for; so do the files that are made of it."""
@@ -95,7 +96,7 @@ class Verifier:
         if (self._entries, self._outputs) != (result.entries, kept):
             self._entries, self._outputs = dict(result.entries), kept
             self._reference = self._baseline = None
-            self._ties = {}
+            self._rounded = {}
             self.__dict__.pop("typical", None)
 
     @property
@@ -272,23 +273,27 @@ class Verifier:
         own = entered(self.graph, moved, self._entries)
         return list(map(self._outputs.left, run(self.graph, self.graph.module, own)))
 
-    def _undecided(self, index: int, own: Outputs) -> list[Tensor]:
-        """Elements of the reference that are another answer where every op errs as kernels do; found once."""
-        if index in self._ties:
-            return self._ties[index]
+    def _perturbed(self, index: int, own: Outputs) -> tuple[list[Outputs], list[Tensor]]:
+        """Runs of the reference in which every op errs as kernels do, and which elements are another answer there.
+
+        They are made once.
+        """
+        if index in self._rounded:
+            return self._rounded[index]
         case, reference = self.cases[index], self.reference[index]
         unit = max((_unit(y) for y in own), default=0.0) * _KERNELS
-        given = entered(self.graph, [case], self._entries, exact=True) * DRAWS
+        given = entered(self.graph, [case], self._entries, exact=True)
         runs = [
-            self._outputs.left(run_rounded(self.graph, [one], self.seed + draw, unit)[0])
-            for draw, one in enumerate(given)
+            self._outputs.left(run_rounded(self.graph, given, self.seed + draw, unit, alike)[0])
+            for alike in (False, True)
+            for draw in range(DRAWS)
         ]
-        sizes = self._sizes
-        self._ties[index] = [
-            undecided(expected, [outputs[place] for outputs in runs], sizes[place])
-            for place, expected in enumerate(reference)
+        masks = [
+            undecided(case, expected, [outputs[place] for outputs in runs], size)
+            for place, (expected, size) in enumerate(zip(reference, self._sizes, strict=True))
         ]
-        return self._ties[index]
+        self._rounded[index] = runs, masks
+        return runs, masks
 
     @property
     def _sizes(self) -> list[float]:
@@ -342,8 +347,11 @@ class Verifier:
                 own = _own(len(reference), [*runs, *self._nearby(case)], others)
                 checks = self._compared(case, reference, got, own, tolerance)
             if runs and not all(check.ok for check in checks):
-                masks = self._undecided(index, runs[0])
-                own = [replace(item, undecided=mask) for item, mask in zip(own, masks, strict=True)]
+                drawn, masks = self._perturbed(index, runs[0])
+                own = [
+                    replace(item, rounded=tuple(draw[place] for draw in drawn), undecided=mask)
+                    for place, (item, mask) in enumerate(zip(own, masks, strict=True))
+                ]
                 checks = self._compared(case, reference, got, own, tolerance)
                 tied = sum(int(mask.sum()) for mask in masks)
                 if tied:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental import symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from normfold.domains.shapes import Shapes
@@ -55,11 +58,24 @@ def _traced(node: fx.Node, table: Table) -> fx.Graph:
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
+    shapes = Shapes.of(*sources)
     try:
-        with Shapes.of(*sources).active():
+        with shapes.active(), _sizes_stay(shapes):
             return make_fx(call, decomposition_table=table)(*values).graph
     except Exception as error:  # symbolic sizes, data-dependent code: only a full trace knows
         raise NotLocal(node.name) from error
+
+
+@contextmanager
+def _sizes_stay(shapes: Shapes) -> Iterator[None]:
+    """An error where a free size is read as a number: that would fix it, in the original too."""
+    sizes, log = shapes.mode.shape_env, logging.getLogger(symbolic_shapes.__name__)
+    before, log.disabled = log.disabled, True  # torch tells the user of the error
+    try:
+        with sizes.error_on_new_guards() if sizes is not None else nullcontext():
+            yield
+    finally:
+        log.disabled = before
 
 
 def _inline(graph: fx.Graph, node: fx.Node, body: fx.Graph, table: Table) -> fx.Node:

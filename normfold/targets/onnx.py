@@ -26,7 +26,7 @@ from normfold.ir.provenance import module_path, source_line
 from normfold.ir.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
-from normfold.targets import integer, numbers, stable, write
+from normfold.targets import images, integer, numbers, stable, write
 from normfold.targets.attention import suit_fused, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
@@ -186,12 +186,14 @@ def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, lis
 
 
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
+    images.require_resizes(program.graph)
     write_global_pools(program.graph)
     write_batch_norms(program.graph)
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     write_activations(program.graph)
     write_clamps(program.graph)
     stable.write_all(program.graph)
+    images.write_group_norms(program.graph)
     write_slices(program.graph)
     write_casts(program.graph)
     for (
@@ -219,7 +221,8 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
                 verbose=False,
                 custom_translation_table=integer.translations()
                 | numbers.translations()
-                | stable.translations(),
+                | stable.translations()
+                | images.translations(),
             )
     finally:
         logger.removeHandler(recorder)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from normfold.ir import Graph, capture
 from normfold.judge import Verifier
+from normfold.judge.comparison import largest_error
+from normfold.judge.inputs import Case
+from normfold.judge.runs import run_float64, run_rounded
 from tests.nets import Compose, perturb
 
 Change = Callable[[Tensor], Tensor]
@@ -102,6 +105,45 @@ def test_a_small_probability_is_as_good_as_half_an_ulp_of_one(
     other = capture(nn.Conv2d(3, 5, 1).eval(), (1e-3 * torch.randn(2, 3, 4, 4),))
     close = runtime(other, lambda y: y + 1e-4 * y.abs().amax())
     assert not Verifier(other).outputs("runtime", close).ok, "no size of an op"
+
+
+class Offset(nn.Module):
+    """Cancels: of zeros it is exact by luck, where another order of the ops errs by half an ulp of 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+        nn.init.constant_(self.conv.bias, 0.5)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return (y + 64.3) - 64.3 + y
+
+
+def test_one_lucky_draw_is_no_yardstick() -> None:
+    torch.manual_seed(0)
+    graph = capture(Offset().eval(), (torch.randn(2, 3, 4, 4),))
+    assert Verifier(graph).outputs("runtime", runtime(graph, lambda y: y + 8e-6)).ok
+    assert not Verifier(graph).outputs("runtime", runtime(graph, lambda y: y + 2e-3)).ok
+    assert not Verifier(graph).outputs("runtime", runtime(graph, lambda y: y * (1 + 3e-4))).ok
+
+
+class Bright(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 1.7 * 0.3).mean((2, 3))
+
+
+def test_equal_numbers_err_alike() -> None:
+    """On a grey image no mean over the positions takes the errors of a kernel off."""
+    graph = capture(Bright().eval(), (torch.randn(2, 64, 32, 32),))
+    grey = [Case("grey", (torch.rand(2, 64, 1, 1).expand(2, 64, 32, 32).clone(),))]
+    ((exact,),) = run_float64(graph, grey)
+    apart, together = (
+        largest_error(exact, run_rounded(graph, grey, 0, 1e-6, alike)[0][0])[0]
+        for alike in (False, True)
+    )
+    assert apart < 1.5e-6, "the error of the mean itself"
+    assert together > 2.5e-6, "those of the products as well"
 
 
 class Detector(nn.Module):

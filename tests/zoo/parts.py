@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo import bn_table, certificate_table, folder_table, ln_table, trt_table
+from tests.zoo import bn_table, certificate_table, folder_table, ln_table, size_table, trt_table
 from tests.zoo.certificate_trial import CertificateRow, certificate_members, certificate_trial
 from tests.zoo.folder_trial import FolderRow, folder_members, folder_trial
 from tests.zoo.ln_models import is_layer_norm, ln_members
 from tests.zoo.ln_trial import NormRow, ln_trial
 from tests.zoo.models import Member, is_batch_norm, members
+from tests.zoo.size_trial import SizeRow, size_members, size_trial
 from tests.zoo.trial import Row, trial
 from tests.zoo.trt_trial import EngineRow, engine_members, engine_trial
 
@@ -76,6 +77,14 @@ PARTS = {
         certificate_table.HEADER,
         certificate_table.line,
         certificate_table.summary,
+    ),
+    "sizes": Part(
+        size_members,
+        lambda member, _: size_trial(member),
+        SizeRow,
+        size_table.HEADER,
+        size_table.line,
+        size_table.summary,
     ),
     "trt": _engines("fp32"),
     "trt-fp16": _engines("fp16"),
