@@ -82,32 +82,31 @@ class Resized(Field):
                 tensor = tensor.index_select(axis, rows)
         return Elements(tensor) if isinstance(value, Elements) else tensor
 
-    def _fitted(
-        self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        """Arguments that are sizes as they are now."""
+    def _fitted(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments that are sizes as they are now; what the graph computes is so already."""
         args, kwargs = list(args), dict(kwargs)
         for index, spec in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-            place: Any = index if index < len(args) else spec.name
-            held: Any = args if index < len(args) else kwargs
-            if spec.name not in _SIZES or (held is kwargs and spec.name not in kwargs):
+            if spec.name not in _SIZES:
                 continue
-            value = held[place]
-            if isinstance(value, int):
-                now = self._now(value)
-                held[place] = value if now is None else now
-            elif isinstance(value, (list, tuple)):
-                held[place] = self._sizes(value, args[0] if spec.name in _WHOLE and args else None)
+            held: Any = args if index < len(args) else kwargs
+            place: Any = index if index < len(args) else spec.name
+            given = node.args[index] if held is args else node.kwargs.get(spec.name)
+            if isinstance(given, int):
+                held[place] = self._now(given) or given
+            elif isinstance(given, (list, tuple)):
+                whole = args[0] if spec.name in _WHOLE and args else None
+                held[place] = self._sizes(given, held[place], whole)
         return tuple(args), kwargs
 
-    def _sizes(self, sizes: Sequence[Any], whole: Any) -> list[Any]:
-        now = [self._now(size) if isinstance(size, int) and size > 1 else size for size in sizes]
-        found = [size if other is None else other for size, other in zip(sizes, now, strict=True)]
+    def _sizes(self, given: Sequence[Any], values: Sequence[Any], whole: Any) -> list[Any]:
+        literal = [isinstance(size, int) and size > 1 for size in given]
+        now = [
+            self._now(size) if known else None for size, known in zip(given, literal, strict=True)
+        ]
+        found = [other or size for size, other in zip(values, now, strict=True)]
         count = whole.value.numel() if isinstance(whole, Elements) else math.prod(found)
         if -1 not in found and math.prod(found) != count:
-            doubtful = [
-                place for place, size in enumerate(now) if size is None or size != sizes[place]
-            ]
+            doubtful = [at for at, known in enumerate(literal) if known and now[at] != given[at]]
             if len(doubtful) == 1:
                 found[doubtful[0]] = -1
         return found

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from normfold.errors import NormfoldError
 from normfold.ir import Graph
 from normfold.judge.layers import compare_layers
-from normfold.judge.verifier import Run, Verifier
+from normfold.judge.runs import Run
+from normfold.judge.verifier import Verifier
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Check, PassReport
 from normfold.report.layers import Layer

@@ -184,3 +184,9 @@ def distance(reference: Tensor, result: Tensor) -> tuple[float, float]:
         return float("inf"), float("inf")
     error = float(difference.norm()) / (float(known.norm()) or 1.0)
     return error, float(difference.abs().max()) if difference.numel() else 0.0
+
+
+def unit_of(y: Tensor) -> float:
+    """The distance of 1 to the next number of a type; of float32 for integers."""
+    real = y.is_floating_point() or y.is_complex()
+    return torch.finfo(y.dtype).eps if real else torch.finfo(torch.float32).eps

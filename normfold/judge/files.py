@@ -9,7 +9,8 @@ from typing import Any
 
 from normfold.errors import EnvironmentMissing
 from normfold.judge.agreement import Promise
-from normfold.judge.verifier import Run, Verifier
+from normfold.judge.runs import Run
+from normfold.judge.verifier import Verifier
 from normfold.report.objects import AnyCheck
 from normfold.report.verdict import Artefact, Budget, Verdict
 from normfold.targets.order import Draft, sha256

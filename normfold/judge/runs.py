@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from normfold.ir.expressions import late
 from normfold.ir.fresh import fresh
 from normfold.judge.comparison import Outputs, tensors
 from normfold.judge.inputs import Case
+
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 def original_of(graph: Graph) -> Any:
@@ -77,3 +79,12 @@ def _drawn_by(value: Tensor, random: torch.Generator) -> Tensor:
     bits = value.float().contiguous().view(torch.int32).long()
     drawn: Tensor = (bits * (2 * factor + 1) + offset) >> 31 & 1
     return drawn
+
+
+def called(call: Run, of: Sequence[Case]) -> list[Outputs]:
+    """Outputs of anything that maps flat input tensors to flat output tensors."""
+    results = []
+    for case in of:
+        with torch.no_grad():
+            results.append(list(call([leaf for leaf in case.leaves if isinstance(leaf, Tensor)])))
+    return results

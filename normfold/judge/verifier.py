@@ -41,10 +41,11 @@ from normfold.judge.comparison import (
     parts,
     tensors,
     undecided,
+    unit_of,
 )
 from normfold.judge.inputs import TYPICAL, Case, cases, entered
 from normfold.judge.kept import Kept, computed_at
-from normfold.judge.runs import original_of, run, run_float64, run_rounded
+from normfold.judge.runs import Run, called, original_of, run, run_float64, run_rounded
 from normfold.judge.trials import refusal, trials
 from normfold.report import Check, OutputCheck
 from normfold.report.certificate import Certificate
@@ -53,8 +54,6 @@ ALGEBRA_TOLERANCE = 1e-10
 APPROXIMATION = "approximation"
 DRAWS = 4
 _KERNELS = 4.0  # ulps that a kernel may err by
-
-Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class Verifier:
@@ -199,16 +198,16 @@ class Verifier:
         """
         start = time.perf_counter()
         if budget is not None:
-            results = _called(call, [case for case, _ in self.typical])
+            results = called(call, [case for case, _ in self.typical])
             return self._within(kind, results, start, budget)
-        results = _called(call, self.cases)
+        results = called(call, self.cases)
         check = self._judge(kind, results, start)
         if check.ok and not strict:
             return check
         other = plain()
         if other is None:
             return check
-        runs = _called(other, entered(self.graph, self.cases, self._entries))
+        runs = called(other, entered(self.graph, self.cases, self._entries))
         own = list(map(self._outputs.left, runs))
         again = self._judge(kind, results, start, plain=own)
         return replace(again, note="; ".join(filter(None, [again.note, self._said(check, own)])))
@@ -281,7 +280,7 @@ class Verifier:
         if index in self._rounded:
             return self._rounded[index]
         case, reference = self.cases[index], self.reference[index]
-        unit = max((_unit(y) for y in own), default=0.0) * _KERNELS
+        unit = max((unit_of(y) for y in own), default=0.0) * _KERNELS
         given = entered(self.graph, [case], self._entries, exact=True)
         runs = [
             self._outputs.left(run_rounded(self.graph, given, self.seed + draw, unit, alike)[0])
@@ -392,16 +391,3 @@ def _own(count: int, runs: Sequence[Outputs], plain: Outputs) -> list[Own]:
         Own(tuple(outputs[place] for outputs in runs), plain[place] if fits else None)
         for place in range(count)
     ]
-
-
-def _called(call: Run, of: Sequence[Case]) -> list[Outputs]:
-    results = []
-    for case in of:
-        with torch.no_grad():
-            results.append(list(call([leaf for leaf in case.leaves if isinstance(leaf, Tensor)])))
-    return results
-
-
-def _unit(y: Tensor) -> float:
-    real = y.is_floating_point() or y.is_complex()
-    return torch.finfo(y.dtype).eps if real else torch.finfo(torch.float32).eps
