@@ -27,6 +27,7 @@ from normfold.ops.arithmetic import HIDDEN, NoMeaning
 _LARGEST, _SMALLEST = 2**20, 2**19
 _SMALL = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 _FAR = 1e30  # a number below minus this stands for minus infinity
+_CACHED = 1 << 16  # numbers that are worked on at once
 _MANY = 4096  # different real numbers that are read one by one
 
 
@@ -192,15 +193,18 @@ class PrimeField:
 
     def reduce(self, x: Tensor, terms: int = 1) -> Tensor:
         # floor((x + 1/2) / p) is right up to 2^50: the quotient is 1/2p away from every whole number, more than
-        # float64 errs by. Above, it may be off by one, and what is left is reduced again.
-        found = torch.add(self._half_a_step, x, alpha=self._step).floor_()
-        torch.add(x, found, alpha=-self.prime, out=found)
-        return found if terms <= self.short else self.reduce(found)
+        # float64 errs by. Above, it may be off by one, and what is left is reduced again. In place and piece by
+        # piece, as fresh memory costs more than the arithmetic.
+        for part in x.view(-1).split(_CACHED) if x.is_contiguous() else (x,):
+            for _ in range(1 if terms <= self.short else 2):
+                quotient = torch.add(self._half_a_step, part, alpha=self._step).floor_()
+                part.add_(quotient, alpha=-self.prime)
+        return x
 
     def _visible(self, x: Tensor, *operands: Tensor) -> Tensor:
         """Reduced; what is hidden in an operand is hidden in the result."""
-        found = self.reduce(x)
-        if not _is_finite(x):
+        finite, found = _is_finite(x), self.reduce(x)
+        if not finite:
             for operand in operands:
                 found = torch.where(operand == HIDDEN, HIDDEN, found)
         return found
@@ -216,8 +220,8 @@ class PrimeField:
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         product = x * y
-        found = self._visible(product, x, y)
-        if not _is_finite(product):  # a mask times minus infinity hides where it is not 0
+        finite, found = _is_finite(product), self._visible(product, x, y)
+        if not finite:  # a mask times minus infinity hides where it is not 0
             found = torch.where((x == 0) | (y == 0), 0.0, found)
         return found
 

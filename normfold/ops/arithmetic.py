@@ -35,7 +35,10 @@ class Arithmetic(Protocol):
         """The elements for a tensor of real numbers, each of them read as a Python number is."""
 
     def reduce(self, x: Tensor, terms: int = 1) -> Tensor:
-        """The elements for float64 integers: sums of so many products of two elements, at most `longest`."""
+        """The elements for float64 integers: sums of so many products of two elements, at most `longest`.
+
+        They take the place of the integers.
+        """
 
     def add(self, x: Tensor, y: Tensor) -> Tensor: ...
 
