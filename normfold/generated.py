@@ -173,7 +173,7 @@ def convert(
         input_names: names of the inputs in ONNX files, in order, as `image,mask`.
         output_names: names of the outputs in ONNX files, in order, as `boxes,scores`.
         output: folder for the files and the report.
-        verify: judge at the end, after every pass, at the end with a certificate and beside the original's own
+        verify: judge at the end, after every pass, at the end at full sizes and beside the original's own
             export (strict), or never.
         tries: judge at this size, too, of what is dynamic: `x:1x3x128x96`; repeatable.
         require: fail (exit 1) unless the pass rewrote so many sites; repeatable.

@@ -32,7 +32,7 @@ from normfold.ops.table import row_of
 
 _SMALL = 64  # a constant of integers up to this is what it is: masks, identity kernels, Hadamard matrices
 _FEW = 4096  # numbers that a pass adds, which may be rationals
-_CACHED = 1 << 16  # numbers that are worked on at once
+_CACHED = 1 << 15  # numbers that are worked on at once: torch does not divide so few among threads
 _FAR = -1e30
 
 

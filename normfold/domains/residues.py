@@ -27,7 +27,7 @@ from normfold.ops.arithmetic import HIDDEN, NoMeaning
 _LARGEST, _SMALLEST = 2**20, 2**19
 _SMALL = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 _FAR = 1e30  # a number below minus this stands for minus infinity
-_CACHED = 1 << 16  # numbers that are worked on at once
+_CACHED = 1 << 15  # numbers that are worked on at once: torch does not divide so few among threads
 _MANY = 4096  # different real numbers that are read one by one
 
 

@@ -20,7 +20,7 @@ class Policy(Options):
 
     verify: Literal["final", "each", "strict", "off"] = option(
         "final",
-        "Judge at the end, after every pass, at the end with a certificate and beside the original's own export "
+        "Judge at the end, after every pass, at the end at full sizes and beside the original's own export "
         "(strict), or never.",
     )
     tries: tuple[str, ...] = option(
