@@ -6,14 +6,8 @@ import torch
 from torch import Tensor, fx
 
 from normfold.ir import Graph
-from normfold.ir.graph import argument, op_name, shape_of
-from normfold.ops.table import row_of
-
-# ops that take any id for what it is: they compare it, read its shape, or give it on in another shape or type
-_HARMLESS = {
-    *("eq", "ne", "lt", "le", "gt", "ge", "sym_size", "view", "reshape", "unsqueeze", "squeeze", "expand"),
-    *("slice", "select", "clone", "contiguous", "to", "_to_copy", "alias", "detach", "flatten", "transpose"),
-}  # fmt: skip
+from normfold.ir.graph import argument, shape_of
+from normfold.ops.table import Kind, row_of
 
 
 def table_rows(graph: Graph) -> list[int]:
@@ -26,19 +20,18 @@ def _rows(start: fx.Node) -> int:
     while stack:
         node = stack.pop()
         for user in node.users:
-            if row_of(user).lookup and argument(user, "indices") is node:
+            row, value = row_of(user), user.meta.get("val")
+            if row.lookup and argument(user, "indices") is node:
                 found.append(shape_of(user.args[0])[0])  # type: ignore[arg-type]
-            elif user.op == "call_function" and op_name(user) in _HARMLESS:
-                value = user.meta.get("val")
-                if not isinstance(value, Tensor) or value.dtype == torch.bool:
-                    continue
-                if value.is_floating_point():
-                    return 0
-                if user not in seen:
-                    seen.add(user)
-                    stack.append(user)
-            else:
+            elif user.op != "call_function" or isinstance(value, (list, tuple)):
                 return 0
+            elif not isinstance(value, Tensor) or value.dtype == torch.bool:
+                continue  # a size, a comparison: any id will do
+            elif row.kind is not Kind.MOVE or value.is_floating_point():
+                return 0
+            elif user not in seen:
+                seen.add(user)
+                stack.append(user)
     return min(found, default=0)
 
 
