@@ -148,6 +148,11 @@ def _placed(f: Arithmetic, c: Call) -> Tensor:
     return result
 
 
+def _written(f: Arithmetic, c: Call) -> Tensor:
+    """Other elements in the place of all that there are."""
+    return f.element(c.get("src", c.get("value"))).expand(c["self"].shape)
+
+
 def _as_is(f: Arithmetic, c: Call) -> Any:
     return c.run()
 
@@ -246,6 +251,7 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("glu", _gated),
     ("eq ne lt le gt ge", signs.compared),
     ("isinf isneginf isposinf isnan isfinite", _finite),
+    ("copy fill", _written),
     ("where", _where),
     ("masked_fill", _masked_fill),
     ("pad constant_pad_nd", _pad),

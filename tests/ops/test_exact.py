@@ -96,6 +96,8 @@ SMALL_CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.ne.Scalar, (X, 0.0), {}),
     (aten.where.self, (X > 1, X, X + 5), {}),
     (aten.masked_fill.Scalar, (X, X > 1, -0.5), {}),
+    (aten.copy.default, (X, small(4, 1, 5, seed=1)), {}),
+    (aten.fill.Scalar, (X, 0.75), {}),
     (aten.pad.default, (X, [1, 0, 2, 1], "constant", 1.5), {}),
     (aten.pad.default, (X, [1, 0, 2, 1], "reflect"), {}),
     (aten.cat.default, ([X, X + 1], 1), {}),
