@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph
 from normfold.ir.expressions import is_static
+from normfold.ir.graph import concrete
 from normfold.ir.sizes import Sizes
 from normfold.judge.inputs import SMALL, Case
 
@@ -54,7 +55,9 @@ def _windows(graph: Graph) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         made = pytree.tree_leaves(node.meta.get("val"))[0]
         for value, reach in ((x.meta.get("val"), [side // 2 for side in sides]), (made, [0, 0])):
             if isinstance(value, Tensor) and value.dim() == 4:
-                extents = [int(size) for size in value.shape[2:]]
+                extents = [
+                    concrete(size) for size in value.shape[2:]
+                ]  # `int` would fix a free size
                 needs = [max(LEAST, one + 1) for one in reach]
                 yield extents, list(map(min, extents, needs))
 
