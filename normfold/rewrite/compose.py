@@ -36,16 +36,23 @@ def into_constant(value: fx.Node, flow: Flow, user: fx.Node) -> Edit:
     return edit
 
 
+def _laid_along(flow: Flow, node: fx.Node) -> tuple[int, Any, Any]:
+    """The axis of channels of an affine or border, and a flow's scale and shift laid along it."""
+    dim = int(node.args[3])  # type: ignore[arg-type]
+    size = shape_of(node)[dim]
+    scale, shift = (
+        along(part, dim, size, node) if part else None for part in (flow.scale, flow.shift)
+    )
+    return dim, scale, shift
+
+
 def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: bool) -> Edit:
     """Edit that composes a flow with the channel affine ``node`` (a, b), which then stands for ``sites`` too.
 
     behind:   s (a x + b) + t    a' = a s    b' = b s + t
     in front: a (s x + t) + b    a' = a s    b' = a t + b
     """
-    dim = int(node.args[3])  # type: ignore[arg-type]
-    size = shape_of(node)[dim]
-    scale = along(flow.scale, dim, size, node) if flow.scale else None
-    shift = along(flow.shift, dim, size, node) if flow.shift else None
+    dim, scale, shift = _laid_along(flow, node)
 
     def edit(rewriter: Rewriter) -> None:
         s, t = _vectors(rewriter, flow, scale, shift)
@@ -63,10 +70,7 @@ def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: b
 
 def into_border(node: fx.Node, flow: Flow) -> Edit:
     """s pad_v(x) + t = pad_w(s x + t), w = s v + t: edit for the border, as the flow goes on to x."""
-    dim = int(node.args[3])  # type: ignore[arg-type]
-    size = shape_of(node)[dim]
-    scale = along(flow.scale, dim, size, node) if flow.scale else None
-    shift = along(flow.shift, dim, size, node) if flow.shift else None
+    _, scale, shift = _laid_along(flow, node)
 
     def edit(rewriter: Rewriter) -> None:
         s, t = _vectors(rewriter, flow, scale, shift)
