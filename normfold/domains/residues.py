@@ -267,9 +267,9 @@ class PrimeField:
         return found.double()
 
     def squares(self, place: int, count: int) -> Tensor:
-        """Random squares (float32) that stand in a memory from a place on, at most p: a long table again and again.
+        """Random squares, in float32, that stand in a memory from a place on: a long table again and again.
 
-        What is far away in memory, such as another parameter, starts anywhere in it.
+        At most p of them. What is far away in memory, such as another parameter, starts anywhere in it.
         """
         if self._squares is None:
             found = torch.randint(1, self.prime, (self.prime,), generator=self.generator("squares"))

@@ -98,6 +98,15 @@ def _all(left_out: Tensor | None) -> bool:
     return left_out is not None and left_out.numel() > 0 and bool(left_out.all())
 
 
+def owned(count: int, runs: Sequence[Outputs], plain: Outputs) -> list[Own]:
+    """For each output what the original itself makes of a case."""
+    fits = len(plain) == count
+    return [
+        Own(tuple(outputs[place] for outputs in runs), plain[place] if fits else None)
+        for place in range(count)
+    ]
+
+
 def undecided(case: Case, reference: Tensor, others: Sequence[Tensor], size: float = 0.0) -> Tensor:
     """Elements that are another answer, not another rounding, in one of some runs of the same network.
 

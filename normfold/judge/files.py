@@ -47,7 +47,9 @@ class Judge:
     _made: list[dict[str, Run]] = field(default_factory=list, init=False, compare=False)
 
     def judge(self, draft: Draft, emit: Callable[[Any], None]) -> Verdict:
-        """Run a file in each of its ways and compare; every comparison is emitted.
+        """Run a file as its users do and compare; every comparison is emitted.
+
+        In its other ways where that is outside its tolerance, for integers, and for ``strict``.
 
         Raises:
             ExportError: its runtime refuses it.
@@ -60,6 +62,8 @@ class Judge:
             for kind, run in draft.runs():
                 checks.append(self._check(kind, draft.name, run))
                 emit(checks[-1])
+                if self.promise is None and not self.strict and not checks[-1].failures():
+                    break
         except EnvironmentMissing as error:
             why = error.what + (f": {error.found}" if error.found else "")
             return Verdict("not judged", runtime, f"not judged here ({why})")

@@ -33,11 +33,17 @@ TYPICAL = ("random", "constant")
 
 @dataclass(frozen=True)
 class Case:
-    """Flat inputs of one forward pass; ``rows`` names each row of the batch, or is None for one whole."""
+    """Flat inputs of one forward pass.
+
+    Attributes:
+        rows: names of the rows of the batch; None for one whole.
+        usual: half precision is judged on it, or on those of its rows that are `TYPICAL`.
+    """
 
     name: str
     leaves: tuple[Any, ...]
     rows: tuple[str, ...] | None = None
+    usual: bool = False
 
 
 def cases(
@@ -69,15 +75,35 @@ def cases(
             else torch.cat([made[kind][place].narrow(axis, 0, 1) for kind in kinds], axis)
             for place, (leaf, axis) in enumerate(zip(leaves, batched, strict=True))
         )
-        found = [Case("rows", rows, tuple(kinds))]
+        found = [Case("rows", rows, tuple(kinds), usual=True)]
     else:
-        found = [Case(kind, values) for kind, values in made.items()]
+        found = [Case(kind, values, usual=kind in TYPICAL) for kind, values in made.items()]
     for trial in graph.trials:
         shapes = [leaf.shape for leaf in trial]
-        found.append(Case(_text(zip(sizes.names, shapes, strict=True)), trial))
+        found.append(Case(_text(zip(sizes.names, shapes, strict=True)), trial, usual=True))
     return found + [
-        Case(f"sample {index}", tuple(sample)) for index, sample in enumerate(samples or [])
+        Case(f"sample {index}", tuple(sample), usual=True)
+        for index, sample in enumerate(samples or [])
     ]
+
+
+def fewest(of: Sequence[Case]) -> int:
+    """The place of the case of the fewest numbers."""
+    sizes = [sum(leaf.numel() for leaf in case.leaves if isinstance(leaf, Tensor)) for case in of]
+    return sizes.index(min(sizes))
+
+
+def typical(graph: Graph, case: Case) -> tuple[Case | None, list[int]]:
+    """The part of a case that half precision is judged on, None for nothing; and which of its rows that is."""
+    if case.rows is None or not case.usual:
+        return case if case.usual else None, []
+    sizes, rows = Sizes(graph), [i for i, row in enumerate(case.rows) if row in TYPICAL]
+    leaves = []
+    for place, leaf in enumerate(case.leaves):
+        axis = sizes.axis_of_batch(place)
+        leaves.append(leaf if axis is None else leaf.index_select(axis, torch.tensor(rows)))
+    names = tuple(case.rows[row] for row in rows)
+    return Case(case.name, tuple(leaves), names, usual=True) if rows else None, rows
 
 
 def _text(shapes: Iterable[tuple[str, Sequence[int]]]) -> str:

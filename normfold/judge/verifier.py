@@ -17,7 +17,7 @@ most half the square), against a budget.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -38,12 +38,13 @@ from normfold.judge.comparison import (
     distance,
     largest_error,
     last_bit,
+    owned,
     parts,
     tensors,
     undecided,
     unit_of,
 )
-from normfold.judge.inputs import TYPICAL, Case, cases, entered
+from normfold.judge.inputs import Case, entered, fewest, typical
 from normfold.judge.kept import Kept, computed_at
 from normfold.judge.runs import Run, called, original_of, run, run_float64, run_rounded
 from normfold.judge.trials import refusal, trials
@@ -81,7 +82,8 @@ class Verifier:
         tries: Sequence[str] = (),
     ) -> None:
         self.graph, self.seed, self.samples = original, seed, samples
-        self.cases, self.notes = trials(original, seed, samples, tries)
+        self._trials = trials(original, seed, samples, tries)
+        self.cases, self.notes = self._trials.cases, self._trials.notes
         self._entries: dict[str, Entry] = {}
         self._outputs = Kept(original.output_names, original.output_names)
         self._reference: list[Outputs] | None = None
@@ -102,25 +104,35 @@ class Verifier:
     def reference(self) -> list[Outputs]:
         """Float64 outputs of the original for every case."""
         if self._reference is None:
-            own = entered(self.graph, self.cases, self._entries, exact=True)
-            self._reference = list(map(self._outputs.left, run_float64(self.graph, own)))
+            self._reference = self._of_original(self._trials.reference, run_float64, exact=True)
         return self._reference
+
+    def _of_original(
+        self,
+        known: Mapping[str, Outputs],
+        call: Callable[[Graph, Sequence[Case]], list[Outputs]],
+        exact: bool = False,
+    ) -> list[Outputs]:
+        """Outputs of the original for every case, but for those that are ``known`` by its name."""
+        known = {} if self._entries else known  # which are of its own inputs
+        rest = [case for case in self.cases if case.name not in known]
+        made = call(self.graph, entered(self.graph, rest, self._entries, exact))
+        every = {**known, **dict(zip((case.name for case in rest), made, strict=True))}
+        return [self._outputs.left(every[case.name]) for case in self.cases]
 
     @cached_property
     def typical(self) -> list[tuple[Case, Outputs]]:
         """What half precision is judged on: typical inputs only, and float64 outputs of the original."""
-        known = dict(zip((case.name for case in self.cases), self.reference, strict=True))
         found = []
-        for case in cases(self.graph, self.seed, self.samples, TYPICAL):
-            if case.name not in known:
+        for whole, outputs in zip(self.cases, self.reference, strict=True):
+            case, rows = typical(self.graph, whole)
+            if case is None:
                 continue
-            outputs, rows = known[case.name], self.cases[0].rows
-            if case.rows is not None and rows is not None:
-                if all(y.dim() and len(y) == len(rows) for y in outputs):
-                    outputs = [y[[rows.index(row) for row in case.rows]] for y in outputs]
-                else:  # one that mixes the rows, or does not have them in front
-                    own = entered(self.graph, [case], self._entries, exact=True)
-                    outputs = self._outputs.left(run_float64(self.graph, own)[0])
+            if rows and all(y.dim() and len(y) == len(whole.rows or ()) for y in outputs):
+                outputs = [y[rows] for y in outputs]
+            elif rows:  # one that mixes the rows, or does not have them in front
+                own = entered(self.graph, [case], self._entries, exact=True)
+                outputs = self._outputs.left(run_float64(self.graph, own)[0])
             found.append((case, outputs))
         return found
 
@@ -129,9 +141,8 @@ class Verifier:
         """Outputs of the original in its own dtype."""
         if self._baseline is None:
             try:
-                own = entered(self.graph, self.cases, self._entries)
-                self._baseline = list(
-                    map(self._outputs.left, run(self.graph, original_of(self.graph), own))
+                self._baseline = self._of_original(
+                    self._trials.own, lambda graph, given: run(graph, original_of(graph), given)
                 )
             except Exception as error:  # anything that a network can raise
                 refused = next((case for case in self.cases if refusal(self.graph, case)), None)
@@ -160,26 +171,26 @@ class Verifier:
         """Un-baked algebra in float64; of a graph that is ``certified``, on the smallest case alone."""
         start = time.perf_counter()
         self._enter(graph)
-        of = (
-            [min(range(len(self.cases)), key=self._weight)] if certified else range(len(self.cases))
-        )
-        results = run_float64(graph, [self.cases[index] for index in of])
+        of = [fewest(self.cases)] if certified else None
+        results = run_float64(graph, self._only(of))
         return self._judge("algebra", results, start, tolerance=ALGEBRA_TOLERANCE, of=of)
 
-    def _weight(self, index: int) -> int:
-        return sum(leaf.numel() for leaf in self.cases[index].leaves if isinstance(leaf, Tensor))
+    def _only(self, of: Sequence[int] | None) -> list[Case]:
+        return self.cases if of is None else [self.cases[index] for index in of]
 
     def certificate(self, graph: Graph, small: bool = True) -> Certificate:
         """Is an un-baked graph the original's expression? Tested in prime fields, without a tolerance."""
         return certify(self.graph, graph, self.seed, small=small)
 
-    def rounding(self, result: Graph | nn.Module) -> Check:
-        """The result in its own dtype, against four times the original's own error."""
+    def rounding(self, result: Graph | nn.Module, smallest: bool = False) -> Check:
+        """The result in its own dtype, against four times the original's own error; of one whose files are judged
+        too, on the ``smallest`` case alone."""
         start = time.perf_counter()
+        of = [fewest(self.cases)] if smallest else None
         if isinstance(result, Graph):
             self._enter(result)
         module = result.module if isinstance(result, Graph) else result
-        return self._judge("rounding", run(self.graph, module, self.cases), start)
+        return self._judge("rounding", run(self.graph, module, self._only(of)), start, of=of)
 
     def outputs(
         self,
@@ -329,7 +340,8 @@ class Verifier:
         """Compare results of the cases ``of``, or of all."""
         found: list[OutputCheck] = []
         notes, results = [self._outputs.note], self._outputs.known(results)
-        for index, got in zip(of or range(len(self.cases)), results, strict=True):
+        places = range(len(self.cases)) if of is None else of
+        for index, got in zip(places, results, strict=True):
             case, reference = self.cases[index], self.reference[index]
             if len(got) != len(reference):
                 notes.append(f"{len(got)} outputs instead of {len(reference)}")
@@ -340,10 +352,10 @@ class Verifier:
                 known = self.baseline if baseline is None else baseline
                 runs = [known[index]] if known else []
             others = plain[index] if plain is not None else []
-            own = _own(len(reference), runs, others)
+            own = owned(len(reference), runs, others)
             checks = self._compared(case, reference, got, own, tolerance)
             if runs and not all(check.ok for check in checks):
-                own = _own(len(reference), [*runs, *self._nearby(case)], others)
+                own = owned(len(reference), [*runs, *self._nearby(case)], others)
                 checks = self._compared(case, reference, got, own, tolerance)
             if runs and not all(check.ok for check in checks):
                 drawn, masks = self._perturbed(index, runs[0])
@@ -382,12 +394,3 @@ class Verifier:
             notes = ["every output overflows or is NaN in the original: nothing to judge"]
             found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed, "; ".join(notes))
-
-
-def _own(count: int, runs: Sequence[Outputs], plain: Outputs) -> list[Own]:
-    """For each output what the original itself makes of a case."""
-    fits = len(plain) == count
-    return [
-        Own(tuple(outputs[place] for outputs in runs), plain[place] if fits else None)
-        for place in range(count)
-    ]

@@ -51,13 +51,15 @@ def run_judged(
     copy: bool = True,
     capture: bool = True,
     max_error: float | None = None,
+    files: bool = False,
 ) -> Graph:
     """Run passes on ``graph`` (a copy unless ``copy`` is off), judge and record.
 
     ``each`` judges after every pass, ``final`` the algebra before baking and the result at the end, ``strict``
     likewise, but the algebra at the full sizes of the capture and on every case. ``capture`` also judges the
     captured graph against the module. From an approximate pass on that rewrote something, a result
-    is judged by its budget, or by ``max_error``; what is in front of it stays exact.
+    is judged by its budget, or by ``max_error``; what is in front of it stays exact. Where ``files`` of the result
+    are judged next, what is certified is run in its own types on the smallest case only.
 
     Raises:
         UsageError: an approximate pass has no budget, and none is given.
@@ -69,10 +71,10 @@ def run_judged(
     if verifier is not None and verify != "off" and capture:
         say(Progress("checking the capture"))
         record.emit(verifier.capture())
-    done = 0
+    done, certified = 0, False
 
     def after(item: Pass, current: Graph, report: PassReport) -> None:
-        nonlocal done
+        nonlocal done, certified
         index, done = done, done + 1
         if index in budgets and report.modified:
             spent.append(budgets[index])
@@ -83,11 +85,12 @@ def run_judged(
                 budget = sum(spent) if max_error is None else max_error
                 report.check = verifier.within(current, budget)
             elif current.baked:
-                report.check = verifier.rounding(current)
+                report.check = verifier.rounding(current, smallest=files and certified)
             else:
                 strict = verify == "strict"
                 report.certificate = verifier.certificate(current, small=not strict)
-                report.check = verifier.algebra(current, bool(report.certificate) and not strict)
+                certified = bool(report.certificate) and not strict
+                report.check = verifier.algebra(current, certified)
 
     result, reports = run_pipeline(graph, passes, after, copy)
     sites = site_statuses(result, [*record.report().passes, *reports])
@@ -138,6 +141,7 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
         say=work.say,
         copy=keep,
         max_error=policy.max_error,
+        files=_are_judged(step, work),
     )
     made = [item.check for item in work.record.report().passes if item.check is not None]
     if made and made[-1].kind == APPROXIMATION:  # files too are judged by what the passes may cost
@@ -149,6 +153,12 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
         if work.verifier is not None:
             work.record.emit(work.verifier.rounding(result))
     return result
+
+
+def _are_judged(step: Rewrite, work: Work) -> bool:
+    """True if a file is written in the types of the result, and is run and compared here."""
+    files = [item for item in work.job.export.requests if item.format == "onnx"]
+    return step is work.job.steps[-1] and any(item.target.times_here for item in files)
 
 
 def requirements(texts: Sequence[str], passes: Sequence[Pass]) -> list[Requirement]:
