@@ -22,7 +22,8 @@ from tests.judge.nets import FOLDED, UNBAKED, Wrapped, images, nudged, small
 
 EPS = torch.finfo(torch.float32).eps
 ALGEBRA_TOLERANCE = 1e-10  # as the README says
-SINGLE = "x:1x3x6x7"  # the case of a batch of one
+ROWS = KINDS[1:]  # of one batch
+SINGLE = "x:1x3x6x7"  # the case of a batch of one, of random numbers
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def folded(graph: Graph) -> Graph:
 
 def scale(verifier: Verifier, row: str) -> float:
     """Largest magnitude of the first output in one row."""
-    return float(verifier.reference[0][0][KINDS.index(row)].abs().max())
+    return float(verifier.reference[0][0][ROWS.index(row)].abs().max())
 
 
 def test_a_right_rewrite_passes_with_both_errors_per_row(
@@ -50,12 +51,12 @@ def test_a_right_rewrite_passes_with_both_errors_per_row(
 ) -> None:
     check = verifier.rounding(folded)
     assert check
-    assert [item.inputs for item in check.outputs] == [*KINDS, SINGLE]
+    assert [item.inputs for item in check.outputs] == [*ROWS, SINGLE]
     rows = verifier.cases[0].leaves[0]
     with torch.no_grad():
         exact = small().double()(rows.double())
         own, result = small()(rows), folded(rows)
-    for index, item in enumerate(check.outputs[: len(KINDS)]):
+    for index, item in enumerate(check.outputs[: len(ROWS)]):
         top = exact[index].abs().max()
         assert item.baseline == pytest.approx(float((own[index] - exact[index]).abs().max() / top))
         assert item.error == pytest.approx(float((result[index] - exact[index]).abs().max() / top))
@@ -92,7 +93,7 @@ def nudged_file(path: Path, name: str, amount: float) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["algebra", "rounding", "runtime"])
-@pytest.mark.parametrize("row", KINDS)
+@pytest.mark.parametrize("row", ROWS)
 def test_ten_tolerances_on_one_weight_fail_and_a_tenth_does_not(
     kind: str,
     row: str,
@@ -117,7 +118,8 @@ def test_ten_tolerances_on_one_weight_fail_and_a_tenth_does_not(
 
     by_row = {item.inputs: item for item in judge(10).outputs}
     assert not by_row[row].ok
-    assert 8 < by_row[row].error / by_row[row].tolerance < 12
+    # what is outside its tolerance is judged by more draws of the original's own error, which may allow more
+    assert 5 < by_row[row].error / by_row[row].tolerance < 12
     assert {item.inputs: item for item in judge(0.1).outputs}[row].ok
     failing = judge(10)
     assert not failing
@@ -129,7 +131,7 @@ def test_the_same_file_unchanged_passes(verifier: Verifier, written: Path) -> No
         assert verifier.outputs(level, RuntimeSession(written, level).run).ok
 
 
-@pytest.mark.parametrize("row", range(len(KINDS)))
+@pytest.mark.parametrize("row", range(len(ROWS)))
 def test_every_kind_of_input_counts(row: int, verifier: Verifier) -> None:
     """A result that is wrong in one row only fails, there."""
 
@@ -139,22 +141,26 @@ def test_every_kind_of_input_counts(row: int, verifier: Verifier) -> None:
         inputs = x.flatten(1)
         is_kind = torch.stack(
             [
-                (inputs.std(1) > 0) & (inputs.abs().amax(1) < 10),
                 inputs.abs().amax(1) > 100,
                 (inputs.std(1) == 0) & (inputs[:, 0] != 0),
                 inputs.abs().amax(1) == 0,
             ]
         )
-        assert int(is_kind.sum()) == len(KINDS)
+        assert int(is_kind.sum()) == len(ROWS)
         return y * torch.where(is_kind[row], 1.001, 1.0)[:, None]
 
     check = verifier.rounding(Wrapped(small(), spoil))
-    assert [item.inputs for item in check.outputs if not item.ok] == [KINDS[row]]
+    assert [item.inputs for item in check.outputs if not item.ok] == [ROWS[row]]
     assert check.worst is not None
-    assert check.worst.inputs == KINDS[row]
+    assert check.worst.inputs == ROWS[row]
 
 
-@pytest.mark.parametrize("row", range(len(KINDS)))
+def test_a_batch_of_one_counts(verifier: Verifier) -> None:
+    wrong = Wrapped(small(), lambda y, x: y * (1.001 if len(x) == 1 else 1.0))
+    assert [item.inputs for item in verifier.rounding(wrong).outputs if not item.ok] == [SINGLE]
+
+
+@pytest.mark.parametrize("row", range(len(ROWS)))
 def test_nan_fails_and_is_what_the_check_reports(row: int, verifier: Verifier) -> None:
     def spoil(y: Tensor, _: Tensor) -> Tensor:
         y = y.clone()
@@ -163,11 +169,11 @@ def test_nan_fails_and_is_what_the_check_reports(row: int, verifier: Verifier) -
         return y
 
     check = verifier.rounding(Wrapped(small(), spoil))
-    assert [item.inputs for item in check.outputs if not item.ok] == [KINDS[row]]
+    assert [item.inputs for item in check.outputs if not item.ok] == [ROWS[row]]
     assert math.isnan(check.max_rel)
     assert math.isnan(check.needed_tolerance)
     assert check.worst is not None
-    assert check.worst.inputs == KINDS[row]
+    assert check.worst.inputs == ROWS[row]
 
 
 def test_the_worst_output_is_a_failing_one_even_where_nothing_is_allowed() -> None:
@@ -217,7 +223,7 @@ def test_an_overflow_of_the_original_is_noted_and_not_judged() -> None:
     check = judging.rounding(result)
     assert math.isinf(next(o.tolerance for o in check.outputs if o.inputs == "x100"))
     judged = [o.inputs for o in check.outputs if math.isfinite(o.tolerance)]
-    assert judged == ["random", "constant", "zeros", "x:1x6"]
+    assert judged == ["constant", "zeros", "x:1x6"]
     assert check.note == "1 outputs overflow or are NaN in the original: not judged"
     assert not judging.rounding(Wrapped(module, lambda y, _: y * 1.05))
 
@@ -289,10 +295,10 @@ def test_outputs_of_a_dictionary_are_judged_by_name() -> None:
     assert report.ok
     names = [item.output for item in judging.rounding(result).outputs]
     assert names == [
-        *["logits"] * 4,
+        *["logits"] * 3,
         "loss",
-        *["label"] * 4,
-        *["wave"] * 4,
+        *["label"] * 3,
+        *["wave"] * 3,
         *["logits", "loss", "label", "wave"],
     ]
     for name, change in {"loss": 1.001, "wave": 1.001, "logits": 1.001}.items():
