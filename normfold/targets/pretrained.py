@@ -17,6 +17,7 @@ from normfold.ir import Graph
 from normfold.progress import without_bars
 from normfold.report.events import Noted
 from normfold.targets.order import Draft, Order, Runs
+from normfold.targets.reloaded import runner, unloaded
 from normfold.targets.surgery import Surgery
 
 _BESIDE = (".json", ".txt", ".model", ".jinja")  # tokenizers, image processors, generation
@@ -68,8 +69,6 @@ def why_not(surgery: Surgery, name: str) -> str:
 def _write(source: Path, folder: Path, captured: Graph, surgery: Surgery) -> None:
     import torch
 
-    from normfold.targets.module import unloaded
-
     assert captured.original is not None
     model: Any = unloaded(captured.original)
     state = dict(surgery.own)
@@ -95,8 +94,6 @@ def _arguments(original: Any) -> dict[str, Any]:
 
 
 def _runs(captured: Graph, folder: Path) -> Runs:
-    from normfold.targets.module import runner
-
     original: Any = captured.original
     try:
         with without_bars():

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import normfold
 from normfold.ir.fresh import fresh
-from normfold.targets.module import unloaded
+from normfold.targets.reloaded import unloaded
 
 IMAGE = torch.randn(2, 3, 32, 32)
 
