@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.judge.inputs import Case
-from normfold.report import OutputCheck
+from normfold.report import Check, OutputCheck
 
 FACTOR = 4.0
 ULPS = 16.0
@@ -54,17 +54,23 @@ def compare(
     own: Own,
     tolerance: float | None,
     size: float = 0.0,
+    typed: bool = False,
 ) -> list[OutputCheck]:
     """The checks of one output: one for each part of a case that is judged by itself.
 
     Args:
         tolerance: None for four times the error of the original and a few ulps.
         size: at which the op that makes the output computes, where its results may be smaller.
+        typed: floats are of the original's type, which they need not be in a file.
     """
+    other = ""
+    known = own.runs[0].dtype if typed and own.runs else None
     if expected.shape != got.shape:
-        return [
-            OutputCheck(name, f"shape {tuple(got.shape)}", 0.0, float("inf"), 0.0, float("inf"))
-        ]
+        other = f"shape {tuple(got.shape)}"
+    elif not _is_of_type(got, expected, known):
+        other = f"type {str(got.dtype).removeprefix('torch.')}"
+    if other:
+        return [OutputCheck(name, other, 0.0, float("inf"), 0.0, float("inf"))]
     checks = []
     for label, part in parts(case, expected):
         left_out = None if own.undecided is None else own.undecided[part]
@@ -72,7 +78,7 @@ def compare(
         of = partial(largest_error, reference, size=size, left_out=left_out)
         error, absolute = of(got[part])
         mine = own.runs[0] if own.runs else got
-        exact = not (mine.is_floating_point() or mine.is_complex())
+        exact = not _is_real(mine)
         unit = 0.0 if exact else torch.finfo(mine.dtype).eps
         errors = [of(run[part])[0] for run in own.runs]
         # what loses half of the digits by one bit is a jump, not rounding: no excuse for the result
@@ -92,6 +98,36 @@ def compare(
             error = 0.0
         checks.append(OutputCheck(name, label, baseline, error, allowed, absolute))
     return checks
+
+
+def checked(check: Check, reference: Sequence[Outputs], notes: Sequence[str]) -> Check:
+    """A check with the notes on what it leaves out; failed where that is everything."""
+    found, notes = list(check.outputs), list(filter(None, dict.fromkeys(notes)))
+    dropped = [item for item in found if item.tolerance == float("inf")]
+    if dropped and not notes:
+        spoilt = len({item.output for item in dropped})
+        notes.append(f"{spoilt} outputs overflow or are NaN in the original: not judged")
+    nan = {place for case in reference for place, y in enumerate(case) if torch.isnan(y).any()}
+    if nan and not notes:
+        notes.append(f"{len(nan)} outputs hold NaN in the original: not judged there")
+    if dropped and len(dropped) == len(found):  # a verdict on nothing is none
+        notes = ["every output overflows or is NaN in the original: nothing to judge"]
+        found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
+    return replace(check, outputs=tuple(found), note="; ".join(notes))
+
+
+def _is_of_type(got: Tensor, expected: Tensor, known: torch.dtype | None) -> bool:
+    """Integers and booleans have the type of the reference, floats that which is ``known``, or any."""
+    if not _is_real(expected):
+        return got.dtype == expected.dtype
+    return (
+        _is_real(got) and got.is_complex() == expected.is_complex() and known in (None, got.dtype)
+    )
+
+
+def _is_real(y: Tensor) -> bool:
+    """True for floats and complex numbers, which may be of another width in a file."""
+    return y.is_floating_point() or y.is_complex()
 
 
 def _all(left_out: Tensor | None) -> bool:
@@ -119,7 +155,7 @@ def undecided(case: Case, reference: Tensor, others: Sequence[Tensor], size: flo
         for _, part in parts(case, reference):
             mine, yours = reference[part], other[part]
             apart = mine != yours
-            if reference.is_floating_point() or reference.is_complex():
+            if _is_real(reference):
                 far = (mine - yours).abs() > EXCUSED / FACTOR * max(_size_of(mine), size)
                 apart = far | (mine.isnan() != yours.isnan())
             found[part] |= apart
@@ -150,7 +186,7 @@ def largest_error(
     if reference.numel() == 0:
         return 0.0, 0.0
     counts = torch.ones_like(reference, dtype=torch.bool) if left_out is None else ~left_out
-    if not reference.is_floating_point() and not reference.is_complex():
+    if not _is_real(reference):
         wrong = float(((reference != result) & counts).double().max())
         return wrong, wrong
     wide = torch.complex128 if reference.is_complex() else torch.float64
@@ -197,5 +233,4 @@ def distance(reference: Tensor, result: Tensor) -> tuple[float, float]:
 
 def unit_of(y: Tensor) -> float:
     """The distance of 1 to the next number of a type; of float32 for integers."""
-    real = y.is_floating_point() or y.is_complex()
-    return torch.finfo(y.dtype).eps if real else torch.finfo(torch.float32).eps
+    return torch.finfo(y.dtype).eps if _is_real(y) else torch.finfo(torch.float32).eps

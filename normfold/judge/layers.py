@@ -18,7 +18,7 @@ from normfold.judge.comparison import distance
 from normfold.judge.inputs import cases
 from normfold.judge.matching import GraphNetwork, Matching, limit_of, network_of
 from normfold.report.layers import Layer, LayerReport
-from normfold.targets.feeds import in_its_types
+from normfold.targets.feeds import fed
 from normfold.targets.probes import with_layers
 from normfold.targets.runtime import RuntimeSession
 
@@ -131,7 +131,7 @@ def _of_file(path: Path, leaves: tuple[Any, ...]) -> tuple[dict[str, Tensor], di
     with tempfile.TemporaryDirectory() as folder:
         copy, names = with_layers(path, Path(folder))
         session: Any = RuntimeSession(copy, "none")
-        run = in_its_types(session.run, session.signature())
+        run = fed(session)
         outputs = run([leaf for leaf in leaves if isinstance(leaf, Tensor)])
         values = dict(zip(session.output_names, outputs, strict=True))
     return {module: values[name] for module, name in names.items()}, names

@@ -15,6 +15,7 @@ from normfold.ir.expressions import late
 from normfold.ir.fresh import fresh
 from normfold.judge.comparison import Outputs, tensors
 from normfold.judge.inputs import Case
+from normfold.ops.table import row_of
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -47,7 +48,8 @@ def run_float64(graph: Graph, of: Sequence[Case]) -> list[Outputs]:
 def run_rounded(
     graph: Graph, of: Sequence[Case], seed: int, unit: float, alike: bool = False
 ) -> list[Outputs]:
-    """Outputs in float64, where every op errs at random by ``unit`` of each number, as kernels do.
+    """Outputs in float64, where every op errs at random by ``unit`` of each number, as kernels do; or of the size
+    at which the op computes where that is larger, which is 1 for a sigmoid.
 
     Whole numbers are exact in every type, and stay: counts, grids, masks, zeros.
 
@@ -65,8 +67,9 @@ def run_rounded(
             if alike
             else torch.randint(0, 2, value.shape, generator=random)
         )
+        size = value.abs().clamp_min(row_of(node).computed_at)
         return torch.where(
-            value == value.round(), value, value * (1 + (2 * draw - 1).to(value) * unit)
+            value == value.round(), value, value + (2 * draw - 1).to(value) * size * unit
         )
 
     evaluator = Evaluator(graph.module, Float64(), rounded, graph=late(graph.module.graph))

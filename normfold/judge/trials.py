@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normfold.errors import UsageError, last_line
@@ -24,6 +25,7 @@ from normfold.judge.inputs import (
     single_sizes,
 )
 from normfold.judge.runs import original_of, run, run_float64
+from normfold.judge.tables import table_rows
 
 _ROUGH = 0.01  # what no rounding does between two runs of one network
 
@@ -69,7 +71,18 @@ def trials(
     if alone and own[0].rows is None:  # no batch of so many rows: each kind is a case
         own = cases(graph, seed, samples)
     found.cases[:0] = [case for case in own if not is_single(graph, case, left_out)]
+    found.notes += _unread(graph, found.cases)
     return found
+
+
+def _unread(graph: Graph, of: Sequence[Case]) -> Iterator[str]:
+    """Of inputs that are looked up in tables: how many rows are read."""
+    names = graph.input_names
+    for place, rows in enumerate(table_rows(graph)):
+        if rows:
+            ids = torch.cat([case.leaves[place].reshape(-1) for case in of]).unique()
+            if len(ids) < rows:
+                yield f"`{names[place]}` reads {len(ids)} of the {rows} rows of its table; others are not judged"
 
 
 def refusal(graph: Graph, case: Case) -> str:

@@ -34,6 +34,7 @@ from normfold.judge.certificate import certify
 from normfold.judge.comparison import (
     Outputs,
     Own,
+    checked,
     compare,
     distance,
     largest_error,
@@ -316,6 +317,7 @@ class Verifier:
         results: Outputs,
         own: Sequence[Own],
         tolerance: float | None,
+        typed: bool,
     ) -> list[OutputCheck]:
         # the algebra is compared at the size of what comes out: float64 has digits enough
         sizes = self._sizes if tolerance is None else [0.0] * len(reference)
@@ -323,7 +325,14 @@ class Verifier:
             check
             for place, (expected, got) in enumerate(zip(reference, results, strict=True))
             for check in compare(
-                self._outputs.name(place), case, expected, got, own[place], tolerance, sizes[place]
+                self._outputs.name(place),
+                case,
+                expected,
+                got,
+                own[place],
+                tolerance,
+                sizes[place],
+                typed,
             )
         ]
 
@@ -353,44 +362,22 @@ class Verifier:
                 runs = [known[index]] if known else []
             others = plain[index] if plain is not None else []
             own = owned(len(reference), runs, others)
-            checks = self._compared(case, reference, got, own, tolerance)
+            checks = self._compared(case, reference, got, own, tolerance, kind == "rounding")
             if runs and not all(check.ok for check in checks):
                 own = owned(len(reference), [*runs, *self._nearby(case)], others)
-                checks = self._compared(case, reference, got, own, tolerance)
+                checks = self._compared(case, reference, got, own, tolerance, kind == "rounding")
             if runs and not all(check.ok for check in checks):
                 drawn, masks = self._perturbed(index, runs[0])
                 own = [
                     replace(item, rounded=tuple(draw[place] for draw in drawn), undecided=mask)
                     for place, (item, mask) in enumerate(zip(own, masks, strict=True))
                 ]
-                checks = self._compared(case, reference, got, own, tolerance)
+                checks = self._compared(case, reference, got, own, tolerance, kind == "rounding")
                 tied = sum(int(mask.sum()) for mask in masks)
                 if tied:
                     notes.append(
                         f"{case.name}: {tied} numbers are decided by rounding, and not judged"
                     )
             found += checks
-        return self._checked(kind, found, start, list(filter(None, dict.fromkeys(notes))))
-
-    def _checked(
-        self, kind: str, found: list[OutputCheck], start: float, notes: list[str]
-    ) -> Check:
-        """The checks with a note on what they leave out; failed where they leave out everything."""
-        dropped = [check for check in found if check.tolerance == float("inf")]
-        if dropped and not notes:
-            spoilt = len({check.output for check in dropped})
-            notes.append(f"{spoilt} outputs overflow or are NaN in the original: not judged")
-        holes = len(
-            {
-                place
-                for case in self.reference
-                for place, y in enumerate(case)
-                if torch.isnan(y).any()
-            }
-        )
-        if holes and not notes:
-            notes.append(f"{holes} outputs hold NaN in the original: not judged there")
-        if dropped and len(dropped) == len(found):  # a verdict on nothing is none
-            notes = ["every output overflows or is NaN in the original: nothing to judge"]
-            found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
-        return Check(kind, tuple(found), time.perf_counter() - start, self.seed, "; ".join(notes))
+        seconds = time.perf_counter() - start
+        return checked(Check(kind, tuple(found), seconds, self.seed), self.reference, notes)

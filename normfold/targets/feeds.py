@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,19 +46,78 @@ DTYPES = {
 }
 
 
-def in_its_types(
-    run: Callable[[Sequence[Tensor]], list[Tensor]], signature: Signature
-) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """A run of a file whose floats may be of other types than those of the network that it is judged by."""
-    types = [DTYPES.get(kind) for _, _, kind in signature]
+Call = Callable[[Sequence[Tensor]], list[Tensor]]
 
-    def cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        both = dtype is not None and dtype.is_floating_point and x.is_floating_point()
-        return x.to(dtype) if both else x
 
-    def fed(inputs: Sequence[Tensor]) -> list[Tensor]:
-        if len(inputs) != len(types):
-            return run(inputs)  # which says what it takes
-        return run([cast(x, dtype) for x, dtype in zip(inputs, types, strict=True)])
+@dataclass(frozen=True)
+class Fed:
+    """A run of a file on flat tensors, whose floats may be of other types than the file's.
 
-    return fed
+    Attributes:
+        inputs, outputs: their names, in the file's order.
+    """
+
+    run: Call
+    signature: Signature
+    outputs: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(name for name, _, _ in self.signature)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if len(inputs) != len(self.signature):
+            return self.run(inputs)  # which says what it takes
+        types = [DTYPES.get(kind) for _, _, kind in self.signature]
+        return self.run([_cast(x, dtype) for x, dtype in zip(inputs, types, strict=True)])
+
+    def in_order(self, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[Call, str]:
+        """This run with inputs and outputs in the order of these names; and a note where they are others.
+
+        Those are taken by their place.
+        """
+        notes = [
+            f"{kind} by their place, not by name: the file's are {', '.join(own)}"
+            for kind, names, own in (
+                ("inputs", inputs, self.inputs),
+                ("outputs", outputs, self.outputs),
+            )
+            if set(names) != set(own)
+        ]
+        fed = _places(self.inputs, inputs)
+        given = _places(outputs, self.outputs)
+
+        def run(values: Sequence[Tensor]) -> list[Tensor]:
+            if len(values) != len(fed):
+                return self(values)
+            found = self([values[place] for place in fed])
+            return [found[place] for place in given] if len(found) == len(given) else found
+
+        return run, "; ".join(notes)
+
+
+class Session(Protocol):
+    """A file that is loaded by a runtime."""
+
+    output_names: tuple[str, ...]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def signature(self) -> Signature: ...
+
+
+def fed(session: Session) -> Fed:
+    """How a loaded file is run."""
+    return Fed(session.run, session.signature(), tuple(session.output_names))
+
+
+def _places(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Where each of the wanted names is; its own place where the names are others."""
+    if set(wanted) != set(names):
+        return list(range(len(wanted)))
+    return [names.index(name) for name in wanted]
+
+
+def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    both = dtype is not None and dtype.is_floating_point and x.is_floating_point()
+    return x.to(dtype) if both else x

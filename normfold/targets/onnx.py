@@ -35,6 +35,7 @@ from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
     write_activations,
     write_batch_norms,
+    write_booleans,
     write_casts,
     write_clamps,
     write_global_pools,
@@ -192,6 +193,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
     write_activations(program.graph)
     write_clamps(program.graph)
+    write_booleans(program.graph)
     stable.write_all(program.graph)
     images.write_group_norms(program.graph)
     write_slices(program.graph)

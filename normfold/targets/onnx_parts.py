@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normfold.targets.feeds import in_its_types
+from normfold.targets.feeds import fed
 from normfold.targets.probes import PATH
 from normfold.targets.runtime import RuntimeSession
 
@@ -93,7 +93,7 @@ class OnnxNetwork:
             path = Path(folder) / "part.onnx"
             onnx.save(model, path, save_as_external_data=model.ByteSize() > 1 << 30)
             session: Any = RuntimeSession(path, "none")
-            values = in_its_types(session.run, session.signature())(leaves)
+            values = fed(session)(leaves)
         return dict(zip(session.output_names, values, strict=True))
 
     def _part(self, given: Mapping[str, Tensor], outputs: Iterable[str]) -> Any:

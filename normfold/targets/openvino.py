@@ -17,7 +17,7 @@ from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, UsageError
 from normfold.files import atomic
-from normfold.targets.feeds import by_name, in_its_types
+from normfold.targets.feeds import by_name, fed
 
 Precision = Literal["f32", "bf16", "f16", "auto"]
 _TYPES = {  # OpenVINO's names and onnxruntime's, which signatures are written in
@@ -193,7 +193,7 @@ def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list
         EnvironmentMissing, ExportError: as `OpenvinoSession`.
     """
     session = OpenvinoSession(path)
-    yield "openvino", in_its_types(session.run, session.signature())
+    yield "openvino", fed(session)
 
 
 def write_ir(onnx_path: str | os.PathLike[str], path: str | os.PathLike[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Ops that are better written by us than by the exporter: pooling, norms, casts, activations.
+"""Ops that are better written by us than by the exporter: pooling, norms, casts, activations, booleans.
 
 torch's global average pooling of a channels-last tensor restores the memory format by a gather over all
 elements: a mean is enough. A frozen batch norm has a translation only under its functional name, for which the
@@ -21,6 +21,7 @@ from normfold.targets.calls import call, size_of
 _aten = torch.ops.aten
 _ADD = _aten.add.Tensor
 _HALF = (torch.float16, torch.bfloat16)
+_NO_WHERE = (torch.bool, torch.int16)
 _CLAMPS = {
     _aten.clamp_min.default: (_aten.maximum.default, "min"),
     _aten.clamp_max.default: (_aten.minimum.default, "max"),
@@ -232,6 +233,48 @@ def write_clamps(graph: fx.Graph) -> int:
     return len(found)
 
 
-def _full(graph: fx.Graph, origin: fx.Node, sizes: list[int], number: float) -> fx.Node:
+def write_booleans(graph: fx.Graph) -> int:
+    """Write what onnxruntime has no kernel for in its type, in place; returns how many.
+
+    A choice of booleans is (mask and x) or (not mask and y), that of 16-bit integers is made in 32 bits, and a sum
+    of booleans is an or.
+    """
+    found = [node for node in graph.nodes if _has_no_kernel(node)]
+    for node in found:
+        with graph.inserting_before(node):
+            result = _written(graph, node)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(found)
+
+
+def _has_no_kernel(node: fx.Node) -> bool:
+    types = {"where": _NO_WHERE, "masked_fill": _NO_WHERE, "add": (torch.bool,)}
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in types.get(op_name(node), ())
+
+
+def _written(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    if op_name(node) == "add":
+        return call(graph, node, _aten.logical_or.default, *node.args[:2])
+    parts: list[Any]
+    mask, *parts = node.args
+    if op_name(node) == "masked_fill":
+        x, mask, value = node.args
+        parts = [value, x]
+    operands = [
+        item if isinstance(item, fx.Node) else _full(graph, node, [], item) for item in parts
+    ]
+    if node.meta["val"].dtype != torch.bool:
+        wide = [call(graph, node, _aten.to.dtype, part, torch.int32) for part in operands]
+        chosen = call(graph, node, _aten.where.self, mask, *wide)
+        return call(graph, node, _aten.to.dtype, chosen, node.meta["val"].dtype)
+    hidden = call(graph, node, _aten.logical_not.default, mask)
+    mine = call(graph, node, _aten.logical_and.default, mask, operands[0])
+    other = call(graph, node, _aten.logical_and.default, hidden, operands[1])
+    return call(graph, node, _aten.logical_or.default, mine, other)
+
+
+def _full(graph: fx.Graph, origin: fx.Node, sizes: list[int], number: Any) -> fx.Node:
     """A constant of the type of ``origin``."""
     return call(graph, origin, _aten.full.default, sizes, number, dtype=origin.meta["val"].dtype)

@@ -14,7 +14,7 @@ import torch.utils.dlpack
 from torch import Tensor
 
 from normfold.errors import EnvironmentMissing, ExportError, NormfoldError, UsageError
-from normfold.targets.feeds import by_name, in_its_types
+from normfold.targets.feeds import by_name, fed
 
 Level = Literal["all", "none"]
 _CPU = "CPUExecutionProvider"
@@ -133,7 +133,7 @@ def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list
     levels: tuple[Level, ...] = ("all", "none")
     for level in levels:
         session: Any = RuntimeSession(path, level)
-        yield f"onnxruntime-{level}", in_its_types(session.run, session.signature())
+        yield f"onnxruntime-{level}", fed(session)
         del session  # before the next one reads the weights again
 
 
@@ -173,6 +173,6 @@ def _refused(error: Exception, path: str | os.PathLike[str]) -> NormfoldError:
             f"onnxruntime has no CPU kernel for {op} in its type",
             where=str(path),
             found=text,
-            hint="`--precision fp32` computes in float32, for which it has kernels",
+            hint="where it computes in half precision, `--precision fp32` computes in float32",
         )
     return ExportError("onnxruntime refuses the file or the inputs", where=str(path), found=text)

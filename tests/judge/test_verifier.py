@@ -206,6 +206,32 @@ def test_another_number_or_shape_of_outputs_fails(
     assert check.note == note
 
 
+@pytest.mark.parametrize(
+    ("of", "other"),
+    [
+        ("label", torch.int32),
+        ("label", torch.float32),
+        ("logits", torch.float64),
+        ("loss", torch.complex64),
+    ],
+)
+def test_another_type_of_an_output_fails(of: str, other: torch.dtype) -> None:
+    module = Named().eval()
+    judging = Verifier(capture(module, (images(),)))
+    check = judging.rounding(Wrapped(module, lambda y, _: {**y, of: y[of].to(other)}))
+    wrong = {item.output: item.inputs for item in check.outputs if not item.ok}
+    assert wrong == {of: f"type {str(other).removeprefix('torch.')}"}
+
+
+def test_how_many_rows_of_a_table_are_read_is_said() -> None:
+    module = nn.Sequential(nn.Embedding(90, 4), nn.Linear(4, 2)).eval()
+    (note,) = Verifier(capture(module, (torch.arange(10).reshape(2, 5),))).notes
+    assert "reads" in note
+    assert "of the 90 rows of its table" in note
+    module[0] = nn.Embedding(2, 4)
+    assert Verifier(capture(module, (torch.tensor([[0, 1], [1, 0]]),))).notes == []
+
+
 def test_an_overflow_of_the_original_is_noted_and_not_judged() -> None:
     class Large(nn.Module):
         def __init__(self) -> None:
