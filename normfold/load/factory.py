@@ -219,7 +219,7 @@ def optional(name: str, why: str) -> ModuleType:
             f"`{name}` is installed but cannot be imported",
             found=last_line(error),
             hint="`torchvision` is of another build than `torch`: install the one that belongs to it, "
-            f"or none, with which `{name}` works too"
+            f"or none where `{name}` works without it"
             if torchvision
             else None,
         ) from error
