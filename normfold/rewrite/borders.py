@@ -23,9 +23,9 @@ def write_border(node: fx.Node, border: Border, rewriter: Rewriter) -> None:
         data = rewriter.insert_before(node, _aten.slice.Tensor, data, dim, low, end)
     axes = range(len(shape_of(node)) - 1, min(border.widths) - 1, -1)
     pad = [width for dim in axes for width in border.widths.get(dim, (0, 0))]
-    if border.channel is None:
-        fill = _aten.constant_pad_nd.default
-        rewriter.replace(node, rewriter.insert_before(node, fill, data, pad, border.value))
+    if border.channel is None or border.value == 0:  # what `F.pad` makes: folds know zeros
+        args = data, pad, "constant", border.value
+        rewriter.replace(node, rewriter.insert_before(node, _aten.pad.default, *args))
         return
     size = int(shape_of(node)[border.channel])
     if isinstance(border.value, fx.Node):

@@ -25,7 +25,8 @@ def write_pads(module: fx.GraphModule) -> int:
         low, high = evaluate(module, value).aminmax()
         if low == high and bool(low.isfinite()):
             with module.graph.inserting_before(node):
-                result = call(module.graph, node, _aten.constant_pad_nd.default, x, pad, float(low))
+                args = x, pad, "constant", float(low)
+                result = call(module.graph, node, _aten.pad.default, *args)
             node.replace_all_uses_with(result)
             module.graph.erase_node(node)
             found += 1
