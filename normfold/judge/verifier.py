@@ -68,6 +68,7 @@ class Verifier:
 
     Attributes:
         notes: what could not be tried.
+        brief: no excuse is looked for once an input has failed, the smallest first: the verdicts are the same.
 
     Raises:
         UsageError: a size in ``tries`` that the network does not take.
@@ -87,6 +88,7 @@ class Verifier:
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
         self._rounded: dict[int, tuple[list[Outputs], list[Tensor]]] = {}
+        self.brief = False
 
     def _enter(self, result: Graph) -> None:
         """Let the original read what a result's inputs stand for; so do the files that are made of it."""
@@ -329,7 +331,8 @@ class Verifier:
         """Compare results of the cases ``of``, or of all."""
         found: list[OutputCheck] = []
         notes, results = [self._outputs.note], self._outputs.known(results)
-        for index, got in zip(of or range(len(self.cases)), results, strict=True):
+        pairs = zip(of or range(len(self.cases)), results, strict=True)
+        for index, got in sorted(pairs, key=lambda pair: self._weight(pair[0]) * self.brief):
             case, reference = self.cases[index], self.reference[index]
             if len(got) != len(reference):
                 notes.append(f"{len(got)} outputs instead of {len(reference)}")
@@ -342,6 +345,7 @@ class Verifier:
             others = plain[index] if plain is not None else []
             own = _own(len(reference), runs, others)
             checks = self._compared(case, reference, got, own, tolerance)
+            runs = [] if self.brief and not all(check.ok for check in found) else runs
             if runs and not all(check.ok for check in checks):
                 own = _own(len(reference), [*runs, *self._nearby(case)], others)
                 checks = self._compared(case, reference, got, own, tolerance)
