@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normfold.domains.numbers import Surd, factors, recognised
+from normfold.domains.numbers import Form, factors, recognised
 from normfold.ops.arithmetic import HIDDEN, NoMeaning
 
 _LARGEST, _SMALLEST = 2**20, 2**19
@@ -100,6 +100,7 @@ class PrimeField:
     Args:
         prime: see `suitable_primes`.
         seed: of everything that is random.
+        radicands: of the numbers that the networks are written with (see `recognised`).
 
     Attributes:
         singular: a division by zero, or a root of it, happened: what is compared then says less.
@@ -109,8 +110,8 @@ class PrimeField:
     longest = 8192
     short = 1024
 
-    def __init__(self, prime: int, seed: int = 0) -> None:
-        self.prime, self.seed = prime, seed
+    def __init__(self, prime: int, seed: int = 0, radicands: Iterable[Fraction] = ()) -> None:
+        self.prime, self.seed, self._radicands = prime, seed, tuple(radicands)
         self._step = 1.0 / prime
         self._half_a_step = torch.tensor(0.5 / prime, dtype=torch.float64)
         self.singular = False
@@ -144,26 +145,29 @@ class PrimeField:
         return value
 
     def _read(self, x: float | Fraction) -> int | None:
-        found = x if isinstance(x, Fraction) else recognised(float(x))
+        found = x if isinstance(x, Fraction) else recognised(float(x), self._radicands)
         if isinstance(found, Fraction):
-            return found.numerator * self._over(found.denominator) % self.prime
+            return self._ratio(found)
         if found is not None:
             r = self._read(found.radicand)
             if r is not None and int(self._tables.sign[r]) == 1:
-                return self._of_surd(found, int(self._tables.root[r]))
+                unit = self._unit(found.form, int(self._tables.root[r]))
+                return self._ratio(found.factor) * unit % self.prime
         return None
 
-    def _of_surd(self, x: Surd, root: int) -> int:
-        match x.form:
+    def _ratio(self, x: Fraction) -> int:
+        return x.numerator * self._over(x.denominator) % self.prime
+
+    def _unit(self, form: Form, root: int) -> int:
+        match form:
             case "root":
-                value = root
+                return root
             case "fourth":
-                value = int(self._tables.root[root])
+                return int(self._tables.root[root])
             case "rest":
-                value = 1 - root
-            case _:
-                value = self._over((1 + root) % self.prime)
-        return x.sign * value % self.prime
+                return 1 - root
+            case "share":
+                return self._over(1 + root)
 
     def _over(self, bottom: int) -> int:
         if bottom % self.prime == 0:

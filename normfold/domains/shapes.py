@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
@@ -39,8 +40,8 @@ class Shapes(Domain):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """No tensor is made in memory."""
-        with self.mode, torch.no_grad():
+        """No tensor is made in memory. Free sizes stay symbols in ops that are written in C++ (`pad`), too."""
+        with enable_python_dispatcher(), self.mode, torch.no_grad():
             yield
 
     def infer(self, node: fx.Node) -> None:

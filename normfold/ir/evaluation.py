@@ -68,10 +68,10 @@ class Evaluator(fx.Interpreter):
         """Flat outputs for flat inputs, without gradients."""
         return pytree.tree_leaves(self.evaluate(*leaves))
 
-    def evaluate(self, *leaves: Any) -> Any:
-        """What the graph returns for flat inputs."""
-        with self.domain.active():
-            return self.run(*leaves, enable_io_processing=False)
+    def evaluate(self, *leaves: Any, known: dict[fx.Node, Any] | None = None) -> Any:
+        """What the graph returns for flat inputs; nodes with ``known`` values are not evaluated."""
+        with self.domain.active(), torch.no_grad():
+            return self.run(*leaves, initial_env=known, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
         match n.op:

@@ -4,6 +4,7 @@ first layer that is another one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +83,8 @@ def bisect(
     Raises:
         ExportError, EnvironmentMissing: the file cannot be written, or not be run here.
     """
-    current = graph.copy()
+    current, verifier = graph.copy(), copy(verifier)
+    verifier.brief = True
     before: Check | None = None
     for item in passes:
         step = current.copy()

@@ -60,8 +60,9 @@ def certify(
     if result.baked:
         raise ValueError("a certificate is about un-baked algebra: the weights are rounded")
     start = time.perf_counter()
-    trial = _Trial(original, result, seed)
-    orders = suitable_primes(primes, *_numbers((original, result)))
+    radicands, rationals = _numbers((original, result))
+    trial = _Trial(original, result, seed, radicands)
+    orders = suitable_primes(primes, radicands, rationals)
     of, found = trial.smallest(orders, small)
     outputs = tuple(map(_worst, zip(*(draw.outputs for draw in found), strict=True)))
     states = {output.state for output in outputs}
@@ -113,8 +114,11 @@ class _Run:
 class _Trial:
     """Two networks, to be compared in several fields."""
 
-    def __init__(self, original: Graph, result: Graph, seed: int) -> None:
+    def __init__(
+        self, original: Graph, result: Graph, seed: int, radicands: tuple[Fraction, ...]
+    ) -> None:
         self.original, self.result, self.seed = original, result, seed
+        self.radicands = radicands
         names = original.output_names
         self.kept = Kept(names, result.output_sources or names)
         self.steps = {id(graph): late(graph.module.graph) for graph in (original, result)}
@@ -152,7 +156,7 @@ class _Trial:
     def draw(self, prime: int, case: Case, kind: type[Field] = Field) -> _Draw:
         """Random elements, drawn again where a difference may come from one that happened to be zero."""
         for attempt in range(DRAWS):
-            arithmetic = PrimeField(prime, self.seed + 1000003 * attempt)
+            arithmetic = PrimeField(prime, self.seed + 1000003 * attempt, self.radicands)
             found = self._compared(kind(arithmetic, self.readings), case)
             if not arithmetic.singular or all(y.state != "differs" for y in found.outputs):
                 break
@@ -233,19 +237,20 @@ def _storages(graph: Graph) -> Iterable[int]:
                 yield value.untyped_storage().data_ptr()
 
 
-def _numbers(graphs: Iterable[Graph]) -> tuple[set[Fraction], set[Fraction]]:
-    """What the numbers in graphs are roots of, and the rationals among them."""
-    radicands, rationals = set(), set()
-    for graph in graphs:
-        for node in graph.nodes:
-            for leaf in pytree.tree_leaves((node.args, node.kwargs)):
-                if isinstance(leaf, float) and 0 < abs(leaf) < 1e30:
-                    read = recognised(leaf)
-                    if isinstance(read, Surd):
-                        radicands.add(read.radicand)
-                    elif read is not None:
-                        rationals.add(abs(read))
-    return radicands, rationals
+def _numbers(graphs: Iterable[Graph]) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
+    """What the numbers in graphs are roots of, and the rationals among them and in front of the roots."""
+    written = {
+        leaf
+        for graph in graphs
+        for node in graph.nodes
+        for leaf in pytree.tree_leaves((node.args, node.kwargs))
+        if isinstance(leaf, float) and 0 < abs(leaf) < 1e30
+    }
+    surds = [read for read in map(recognised, written) if isinstance(read, Surd)]
+    radicands = tuple(sorted({read.radicand for read in surds}))
+    found = [recognised(leaf, radicands) for leaf in written]
+    rationals = {abs(read.factor if isinstance(read, Surd) else read) for read in found if read}
+    return radicands, tuple(sorted(rationals))
 
 
 # -- comparison -------------------------------------------------------------------------------------

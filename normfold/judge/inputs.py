@@ -89,8 +89,13 @@ def cases(
 
 def fewest(of: Sequence[Case]) -> int:
     """The place of the case of the fewest numbers."""
-    sizes = [sum(leaf.numel() for leaf in case.leaves if isinstance(leaf, Tensor)) for case in of]
+    sizes = list(map(count, of))
     return sizes.index(min(sizes))
+
+
+def count(case: Case) -> int:
+    """How many numbers a case has."""
+    return sum(leaf.numel() for leaf in case.leaves if isinstance(leaf, Tensor))
 
 
 def typical(graph: Graph, case: Case) -> tuple[Case | None, list[int]]:

@@ -49,7 +49,7 @@ class Network(Protocol):
         """Every tensor by its name."""
 
     def outputs_with(self, leaves: Sequence[Tensor], name: str, value: Tensor) -> list[Tensor]:
-        """The outputs where one tensor is another."""
+        """The outputs where one tensor is another; behind `run` on the same inputs."""
 
     def write(self, path: Path, given: Mapping[str, Tensor], output: str) -> None:
         """Write what is between some tensors and another."""
@@ -89,8 +89,14 @@ class GraphNetwork:
 
     def outputs_with(self, leaves: Sequence[Tensor], name: str, value: Tensor) -> list[Tensor]:
         place = self._nodes[name]
-        run = Evaluator(self._graph.module, watch=lambda n, _: value if n is place else None)
-        return tensors(run(*self._leaves(leaves)))
+        later, known = {place}, {place: value}
+        for node in self._graph.nodes:  # what is in front of it, or beside it, is as it was
+            if later.intersection(node.all_input_nodes):
+                later.add(node)
+            elif node in self._values and node is not place:
+                known[node] = self._values[node]
+        run = Evaluator(self._graph.module)
+        return tensors(run.evaluate(*self._leaves(leaves), known=known))
 
     def write(self, path: Path, given: Mapping[str, Tensor], output: str) -> None:
         part, copies = fx.Graph(), dict[fx.Node, Any]()
@@ -225,7 +231,8 @@ class Matching:
             same = [
                 mine
                 for mine in near
-                if abs(lengths[mine] - length) <= 1e-2 * lengths[mine] and self.agrees(mine, value)
+                if abs(lengths[mine] - length) <= 2 * self._limits[mine] * lengths[mine]
+                and self.agrees(mine, value)
             ]
             if same:
                 path = self.result.path(name)

@@ -45,7 +45,7 @@ from normfold.judge.comparison import (
     undecided,
     unit_of,
 )
-from normfold.judge.inputs import Case, entered, fewest, typical
+from normfold.judge.inputs import Case, count, entered, fewest, typical
 from normfold.judge.kept import Kept, computed_at
 from normfold.judge.runs import Run, called, original_of, run, run_float64, run_rounded
 from normfold.judge.trials import refusal, trials
@@ -70,6 +70,7 @@ class Verifier:
 
     Attributes:
         notes: what could not be tried.
+        brief: no excuse is looked for once an input has failed, the smallest first: the verdicts are the same.
 
     Raises:
         UsageError: a size in ``tries`` that the network does not take.
@@ -90,6 +91,7 @@ class Verifier:
         self._reference: list[Outputs] | None = None
         self._baseline: list[Outputs] | None = None
         self._rounded: dict[int, tuple[list[Outputs], list[Tensor]]] = {}
+        self.brief = False
 
     def _enter(self, result: Graph) -> None:
         """Let the original read what a result's inputs stand for; so do the files that are made of it."""
@@ -349,8 +351,9 @@ class Verifier:
         """Compare results of the cases ``of``, or of all."""
         found: list[OutputCheck] = []
         notes, results = [self._outputs.note], self._outputs.known(results)
-        places = range(len(self.cases)) if of is None else of
-        for index, got in zip(places, results, strict=True):
+        pairs = zip(range(len(self.cases)) if of is None else of, results, strict=True)
+        size = {index: count(case) * self.brief for index, case in enumerate(self.cases)}
+        for index, got in sorted(pairs, key=lambda pair: size[pair[0]]):
             case, reference = self.cases[index], self.reference[index]
             if len(got) != len(reference):
                 notes.append(f"{len(got)} outputs instead of {len(reference)}")
@@ -363,6 +366,7 @@ class Verifier:
             others = plain[index] if plain is not None else []
             own = owned(len(reference), runs, others)
             checks = self._compared(case, reference, got, own, tolerance, kind == "rounding")
+            runs = [] if self.brief and not all(check.ok for check in found) else runs
             if runs and not all(check.ok for check in checks):
                 own = owned(len(reference), [*runs, *self._nearby(case)], others)
                 checks = self._compared(case, reference, got, own, tolerance, kind == "rounding")

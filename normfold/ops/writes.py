@@ -1,10 +1,11 @@
 """Assignments to slices, as capture leaves them: scatters of copies of expanded constants into slices of slices.
 
-A border of one number per channel is a padding.
+A border of one number per channel is a padding: whether it is written around data, or data into a constant.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
 from normfold.ops.selection import takes_all
 
 _END = 2**62  # what `x[1:]` is captured as
-_SOURCES = {"fill": "value", "copy": "src", "expand": "self"}
+_SOURCES = {"fill": "value", "copy": "src", "expand": "self", "clone": "self"}
+_SOURCES |= {"full": "fill_value", "new_full": "fill_value", "full_like": "fill_value"}
+_FILLED = {"zero": 0.0, "zeros": 0.0, "new_zeros": 0.0, "zeros_like": 0.0}
+_FILLED |= {"ones": 1.0, "new_ones": 1.0, "ones_like": 1.0}
 _RESHAPES = ("view", "reshape", "_unsafe_view", "expand", "squeeze", "unsqueeze", "clone")
 
 
@@ -39,12 +43,12 @@ class Border:
     """``data``, of which ``cropped`` is taken off, with ``value`` around it.
 
     ``widths`` and ``cropped`` hold the number of elements at both ends of an axis. A value that is no number has
-    an entry for each index of ``channel``.
+    an entry for each index of ``channel``; a number has None where every axis has a border or a free size.
     """
 
     data: fx.Node
     value: fx.Node | float
-    channel: int
+    channel: int | None
     widths: dict[int, tuple[int, int]]
     cropped: dict[int, tuple[int, int]]
 
@@ -91,12 +95,12 @@ def _value(node: fx.Node, writer: fx.Node) -> fx.Node | float:
     dtype = writer.meta["val"].dtype
     while True:
         name = op_name(node)
-        if name == "zero":
-            return 0.0
+        if name in _FILLED:
+            return _FILLED[name]
         source = argument(node, _SOURCES[name]) if name in _SOURCES else None
         if isinstance(source, bool | int | float):
             return float(source)
-        if not isinstance(source, fx.Node) or source.meta["val"].dtype != dtype:
+        if not isinstance(source, fx.Node) or getattr(source.meta["val"], "dtype", None) != dtype:
             return node
         node = source
 
@@ -104,10 +108,13 @@ def _value(node: fx.Node, writer: fx.Node) -> fx.Node | float:
 def border_of(node: fx.Node, module: nn.Module) -> Border | None:
     """The border that the last of a chain of writes completes.
 
-    All write the same constant from an end of an axis on, and one of several entries along an axis without border.
+    All write the same constant from an end of an axis on, and one of several entries along an axis without border;
+    or all write data into a constant.
     """
     if write_of(node) is None or any(_goes_on(user, node) for user in node.users):
         return None
+    if (border := _around(node, module)) is not None:
+        return border
     widths: dict[int, tuple[int, int]] = {}
     values: list[Write] = []
     data = node
@@ -123,14 +130,73 @@ def border_of(node: fx.Node, module: nn.Module) -> Border | None:
     roots = {_constant(write.value, module) for write in values}
     if len(roots) > 1 or (value := roots.pop()) is None:
         return None
-    channels = {_channel(write, rank) for write in values}
+    channels = {_channel(write.value, rank, write) for write in values}
     data, cropped = _cropped(data, widths)
-    channel = channels.pop()
-    if cropped is None or channels or channel is None or channel in widths or channel >= rank:
+    if cropped is None:
         return None
-    if is_symbolic(shape_of(node)[channel]):
+    return _bordered(node, data, value, channels, widths, cropped)
+
+
+def _bordered(
+    node: fx.Node,
+    data: fx.Node,
+    value: fx.Node | float,
+    channels: set[int | None],
+    widths: dict[int, tuple[int, int]],
+    cropped: dict[int, tuple[int, int]],
+) -> Border | None:
+    """With the axis of the entries of a value; a number takes any."""
+    sizes = shape_of(node)
+    rest = [axis for axis, size in enumerate(sizes) if axis not in widths and not is_symbolic(size)]
+    if not isinstance(value, fx.Node):
+        channel = 1 if 1 in rest else next(reversed(rest), None)
+        return Border(data, value, channel, widths, cropped)
+    (channel, *others) = channels
+    return None if others or channel not in rest else Border(data, value, channel, widths, cropped)
+
+
+def _around(node: fx.Node, module: nn.Module) -> Border | None:
+    """The border that a constant is around the data that are written into it, slice in slice."""
+    widths: dict[int, tuple[int, int]] = {}
+    constants: list[fx.Node | float] = []
+    data = node
+    while (write := write_of(data)) is not None:
+        inside = _inside(data)
+        if write.single or write.dim in widths or inside is None:
+            return None
+        source, widths[write.dim] = inside
+        constants.append(_value(_unsliced(write.base), data))
+        data = source
+    if is_static(data) or len({_constant(value, module) for value in constants}) > 1:
         return None
-    return Border(data, value, channel, widths, cropped)
+    value = _constant(constants[0], module)
+    if value is None:
+        return None
+    channel = _channel(constants[0], len(shape_of(node)))
+    widths = {dim: width for dim, width in widths.items() if width != (0, 0)}
+    return _bordered(node, data, value, {channel}, widths, {})
+
+
+def _inside(node: fx.Node) -> tuple[fx.Node, tuple[int, int]] | None:
+    """What is written to a slice, and how many elements are left in front of it and behind."""
+    while (source := replaced_by(node)) is not None:
+        node = source
+    source, start = argument(node, "src"), argument(node, "start") or 0
+    dim = int(argument(node, "dim", 0))
+    whole, part = node.meta["val"].shape[dim], source.meta["val"].shape[dim]
+    if not isinstance(start, int):
+        return None
+    before: Any = start if start >= 0 else whole + start
+    behind: Any = whole - before - part
+    if is_symbolic(before) or is_symbolic(behind) or before < 0 or behind < 0:
+        return None
+    return source, (int(before), int(behind))
+
+
+def _unsliced(node: fx.Node) -> fx.Node:
+    while op_name(node) == "slice":
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def _goes_on(user: fx.Node, node: fx.Node) -> bool:
@@ -157,20 +223,20 @@ def _ends(write: Write) -> tuple[int, int] | None:
     return (0, -start) if start < 0 and end is None else None
 
 
-def _channel(write: Write, rank: int) -> int | None:
+def _channel(value: fx.Node | float, rank: int, write: Write | None = None) -> int | None:
     """The axis along which a constant has several entries, the second for one number; None for several axes."""
-    sizes = list(shape_of(write.value)) if isinstance(write.value, fx.Node) else []
+    sizes = list(shape_of(value)) if isinstance(value, fx.Node) else []
     axes = [axis - len(sizes) for axis, size in enumerate(sizes) if size != 1]
     if len(axes) != 1:
         return None if axes else 1
     axis = axes[0] + rank
-    return axis - 1 if write.single and axis <= write.dim else axis
+    return axis - 1 if write and write.single and axis <= write.dim else axis
 
 
 def _constant(value: fx.Node | float, module: nn.Module) -> fx.Node | float | None:
     """The number, or the expression of finite numbers whose reshapes are written; None for other values."""
     if not isinstance(value, fx.Node):
-        return value
+        return value if math.isfinite(value) else None
     if not is_static(value):
         return None
     while op_name(value) in _RESHAPES:
@@ -181,7 +247,7 @@ def _constant(value: fx.Node | float, module: nn.Module) -> fx.Node | float | No
         ):
             break
         value = source
-    numbers = evaluate(module, value)
+    numbers = evaluate(module, value).to(value.meta["val"].dtype)
     if not bool(numbers.isfinite().all()):
         return None
     return value if bool(numbers.any()) else 0.0

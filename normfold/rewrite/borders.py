@@ -1,4 +1,4 @@
-"""Borders that were assigned, as paddings with a constant per channel."""
+"""Borders that were assigned, as paddings with a constant, or one per channel."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def write_border(node: fx.Node, border: Border, rewriter: Rewriter) -> None:
         data = rewriter.insert_before(node, _aten.slice.Tensor, data, dim, low, end)
     axes = range(len(shape_of(node)) - 1, min(border.widths) - 1, -1)
     pad = [width for dim in axes for width in border.widths.get(dim, (0, 0))]
+    if border.channel is None or border.value == 0:  # what `F.pad` makes: folds know zeros
+        args = data, pad, "constant", border.value
+        rewriter.replace(node, rewriter.insert_before(node, _aten.pad.default, *args))
+        return
     size = int(shape_of(node)[border.channel])
     if isinstance(border.value, fx.Node):
         value = rewriter.expression(_aten.reshape.default, border.value, [-1])

@@ -261,6 +261,10 @@ class Transport:
             self.absorbed.append((linear, self._pushed[linear.data]))
             edits.append(into_input(linear, self._pushed[linear.data], self.padding))
             return None
+        if node.target is channel_pad:  # pad_v(f(x)) = f(pad_w(x)), v = f(w)
+            flow = self._pushed[node.args[0]]  # type: ignore[index]
+            edits.append(into_border(node, flow.inverse(node)))
+            return flow
         if kind is Kind.STOP:
             raise blocked_by(node)
         sources = operands(node)

@@ -42,7 +42,7 @@ from normfold.targets.plain import (
     write_rms_norms,
 )
 from normfold.targets.program import exported_program, with_tensors_only
-from normfold.targets.slices import write_slices
+from normfold.targets.slices import write_pads, write_slices
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -168,6 +168,7 @@ class _Recorder(logging.Handler):
 def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
     graph = graph.copy()
+    write_pads(graph.module)
     write_attention(graph.module, only_unfused=attention)
     if attention:
         suit_fused(graph.module)

@@ -36,6 +36,10 @@ class OnnxNetwork:
 
         self._model = onnx.load(path)
         graph = self._model.graph
+        self._empty = onnx.ModelProto()  # all but what is in the graph
+        self._empty.CopyFrom(self._model)
+        for field in ("input", "output", "node", "initializer", "value_info"):
+            del getattr(self._empty.graph, field)[:]
         self._weights = {item.name: item for item in graph.initializer}
         self.inputs = tuple(item.name for item in graph.input if item.name not in self._weights)
         self.outputs = tuple(item.name for item in graph.output)
@@ -75,9 +79,24 @@ class OnnxNetwork:
         return {name: values[name] for name in (*self.inputs, *made) if name in self._data}
 
     def outputs_with(self, leaves: Sequence[Tensor], name: str, value: Tensor) -> list[Tensor]:
-        """The outputs where one tensor is another; behind `run`."""
-        given = dict(zip(self.inputs, leaves, strict=True)) | {name: value}
-        found = self._run(self._part(given, self.outputs), list(given.values()))
+        """The outputs where one tensor is another; behind `run` on the same inputs.
+
+        What is in front of it, or beside it, is not run again.
+        """
+        later, read = {name}, set[str]()
+        for node in self._model.graph.node:
+            if later.intersection(operands := _read(node)):
+                later.update(set(node.output) - {""})
+                read.update(operands)
+        given = {item: x for item, x in self._values.items() if item in (read & self._data) - later}
+        if name in read:
+            given[name] = value
+        found, asked = (
+            {**self._values, name: value},
+            [y for y in self.outputs if y in later - {name}],
+        )
+        if asked:
+            found |= self._run(self._part(given, asked), list(given.values()))
         return [found[output] for output in self.outputs]
 
     def write(self, path: Path, given: Mapping[str, Tensor], output: str) -> None:
@@ -101,7 +120,7 @@ class OnnxNetwork:
         from onnx import helper, numpy_helper
 
         part = onnx.ModelProto()
-        part.CopyFrom(self._model)
+        part.CopyFrom(self._empty)
         graph, wanted, stack = part.graph, set[str](), list(outputs)
         while stack:
             name = stack.pop()
@@ -110,8 +129,6 @@ class OnnxNetwork:
             wanted.add(name)
             if name not in given and name in self._maker and not self._known(name):
                 stack += _read(self._maker[name])
-        for field in ("input", "output", "node", "initializer", "value_info"):
-            del getattr(graph, field)[:]
         for name in wanted.difference(given):
             if name in self._weights:
                 graph.initializer.append(self._weights[name])

@@ -1,4 +1,4 @@
-"""Assignments to slices, written as a cat: the exporter would scatter them by computed indices."""
+"""Assignments to slices as a cat, which the exporter would scatter by computed indices; paddings as one Pad."""
 
 from __future__ import annotations
 
@@ -8,11 +8,31 @@ from typing import Any
 import torch
 from torch import fx
 
+from normfold.ir.custom_ops import channel_pad
+from normfold.ir.expressions import evaluate
 from normfold.ir.graph import argument, is_symbolic
 from normfold.targets.calls import call, size_of
 
 _aten = torch.ops.aten
 _WRITES = (_aten.slice_scatter.default, _aten.select_scatter.default)
+
+
+def write_pads(module: fx.GraphModule) -> int:
+    """Write every padding with one constant for all channels as such; returns how many."""
+    found = 0
+    for node in [node for node in module.graph.nodes if node.target is channel_pad]:
+        x, pad, value, _ = node.args
+        low, high = evaluate(module, value).aminmax()
+        if low == high and bool(low.isfinite()):
+            with module.graph.inserting_before(node):
+                args = x, pad, "constant", float(low)
+                result = call(module.graph, node, _aten.pad.default, *args)
+            node.replace_all_uses_with(result)
+            module.graph.erase_node(node)
+            found += 1
+    if found:
+        module.graph.eliminate_dead_code()
+    return found
 
 
 def write_slices(graph: fx.Graph) -> int:

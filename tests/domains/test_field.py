@@ -67,12 +67,12 @@ def test_primes_are_chosen_for_roots() -> None:
         (1e-6 * 768 / 767, Fraction(768, 767 * 10**6)),
         (1 / 49, Fraction(1, 49)),
         (64**-0.5, Fraction(1, 8)),
-        (48**-0.5, Surd("root", 1, Fraction(1, 48))),
-        (-(2**0.5), Surd("root", -1, Fraction(2))),
-        (48**-0.25, Surd("fourth", 1, Fraction(1, 48))),
-        (1 - 768**-0.5, Surd("rest", 1, Fraction(1, 768))),
-        (1 / (768**0.5 + 1), Surd("share", 1, Fraction(768))),
-        ((768 / 767) ** 0.5, Surd("root", 1, Fraction(768, 767))),
+        (48**-0.5, Surd("root", Fraction(1), Fraction(1, 48))),
+        (-(2**0.5), Surd("root", Fraction(-1), Fraction(2))),
+        (48**-0.25, Surd("fourth", Fraction(1), Fraction(1, 48))),
+        (1 - 768**-0.5, Surd("rest", Fraction(1), Fraction(1, 768))),
+        (1 / (768**0.5 + 1), Surd("share", Fraction(1), Fraction(768))),
+        ((768 / 767) ** 0.5, Surd("root", Fraction(1), Fraction(768, 767))),
         (torch.finfo(torch.float32).eps, Fraction(1, 2**23)),
         (float(torch.tensor(0.1)), Fraction(13421773, 2**27)),
         (2.718281828459045, None),
@@ -81,6 +81,42 @@ def test_primes_are_chosen_for_roots() -> None:
 )
 def test_numbers(x: float, wanted: Fraction | Surd | None) -> None:
     assert recognised(x) == wanted
+
+
+@pytest.mark.parametrize(
+    ("x", "wanted"),
+    [
+        (2 / (96**0.5 + 1), Surd("rest", Fraction(-2, 95), Fraction(96))),
+        (-1.001 / (96**0.5 + 1), Surd("rest", Fraction(1001, 95000), Fraction(96))),
+        (1.001 * 24**-0.5, Surd("root", Fraction(1001, 1000), Fraction(1, 24))),
+        (1.25 * (1 - 24**-0.5), Surd("rest", Fraction(5, 4), Fraction(1, 24))),
+        (1.001 * 12**-0.25, Surd("fourth", Fraction(1001, 1000), Fraction(1, 12))),
+        (2 / (48**0.5 + 1), None),
+        (1 / 3, Fraction(1, 3)),
+    ],
+)
+def test_multiples_of_what_is_written_beside_them(x: float, wanted: Fraction | Surd | None) -> None:
+    radicands = Fraction(1, 24), Fraction(1, 12), Fraction(96)
+    assert recognised(x, radicands) == wanted
+    assert recognised(x) == (wanted if isinstance(wanted, Fraction) else None)
+
+
+def test_multiples_are_the_products() -> None:
+    radicands = Fraction(24), Fraction(1, 24)
+    f = PrimeField(suitable_primes(1, radicands, [Fraction(1001, 1000)])[0], radicands=radicands)
+    gamma = 1 / (24**0.5 + 1)
+    for factor, unit in ((1.001, gamma), (-2.0, gamma), (1.001, 24**-0.5), (0.75, 1 - 24**-0.5)):
+        assert f.element(factor * unit) == f.mul(f.element(factor), f.element(unit))
+    assert not f.opaque
+
+
+def test_random_numbers_are_rarely_read_as_something() -> None:
+    """1 in 200 as a rational, 1 in 10,000 as a root and 1 in 200,000 as a multiple of each of the radicands."""
+    numbers = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    radicands = tuple(Fraction(1, width) for width in range(2, 12))
+    found = [recognised(x, radicands) for x in numbers.tolist()]
+    assert sum(isinstance(read, Surd) for read in found) <= 3
+    assert sum(isinstance(read, Fraction) for read in found) <= 40
 
 
 def test_numbers_as_elements() -> None:

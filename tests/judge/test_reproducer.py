@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from torch import nn
 import normfold
 from normfold.errors import LoadError, UsageError
 from normfold.ir import Graph
+from normfold.judge import verifier
 from tests.judge.broken_passes import DropBias, ScaleLinears
 from tests.judge.test_layers import X, faulty, net
 from tests.nets import Encoder, perturb
@@ -125,6 +127,27 @@ def test_two_faults_leave_one_part(graph: Graph, file: Path, tmp_path: Path) -> 
     found = normfold.bisect(graph, FOLDED, file=bad, reproducer=tmp_path / "fault")
     assert found is not None
     assert reproduced(tmp_path / "fault", ".onnx")
+
+
+def test_excuses_are_looked_for_on_one_input(
+    graph: Graph, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verdict that fails on one input fails: the others are not run eight times each."""
+    runs, run_rounded = [], verifier.run_rounded
+
+    def counted(*args: Any) -> Any:
+        runs.append(args)
+        return run_rounded(*args)
+
+    monkeypatch.setattr(verifier, "run_rounded", counted)
+    judge = verifier.Verifier(graph)
+    assert len(judge.cases) > 1
+    bad = faulty(file, "head.weight", tmp_path)
+    found = normfold.bisect(graph, FOLDED, file=bad, verifier=judge)
+    assert found is not None
+    assert len(found.after.outputs) == sum(len(case.rows or [1]) for case in judge.cases)
+    assert len(runs) == 2 * verifier.DRAWS
+    assert not judge.brief
 
 
 def test_what_is_right_leaves_nothing(graph: Graph, file: Path, tmp_path: Path) -> None:
