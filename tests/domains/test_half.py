@@ -18,6 +18,8 @@ from normfold.judge.comparison import distance
 from tests.judge.nets import Small, Wrapped, images, nudged
 from tests.nets import perturb
 
+SINGLE = "x:1x3x6x7"  # a batch of one, of random numbers
+
 SHAPE = (3, 6, 5, 4)
 NORMS: dict[str, Any] = {
     "layer": lambda: nn.LayerNorm(4),
@@ -166,7 +168,7 @@ def test_typical_inputs_are_judged_against_the_budget() -> None:
     verifier = Verifier(graph)
     check = verifier.half("float16", graph, 0.02)
     assert check
-    assert [item.inputs for item in check.outputs] == ["random", "constant"]
+    assert [item.inputs for item in check.outputs] == ["constant", SINGLE]
     assert {item.tolerance for item in check.outputs} == {0.02}
     damaged = verifier.half("float16", nudged(graph, "fc.weight", 10.0), 0.02)
     assert not damaged
@@ -211,4 +213,4 @@ def test_user_samples_are_judged_too() -> None:
     graph = capture(small(), (images(),))
     verifier = Verifier(graph, samples=[(images() * 2,)])
     check = verifier.half("float16", graph, 0.02)
-    assert [item.inputs for item in check.outputs] == ["random", "constant", "sample 0"]
+    assert [item.inputs for item in check.outputs] == ["constant", "sample 0", SINGLE]

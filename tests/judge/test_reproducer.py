@@ -15,6 +15,7 @@ import normfold
 from normfold.errors import LoadError, UsageError
 from normfold.ir import Graph
 from normfold.judge import verifier
+from normfold.judge.runs import run_rounded
 from tests.judge.broken_passes import DropBias, ScaleLinears
 from tests.judge.test_layers import X, faulty, net
 from tests.nets import Encoder, perturb
@@ -133,7 +134,7 @@ def test_excuses_are_looked_for_on_one_input(
     graph: Graph, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verdict that fails on one input fails: the others are not run eight times each."""
-    runs, run_rounded = [], verifier.run_rounded
+    runs: list[Any] = []
 
     def counted(*args: Any) -> Any:
         runs.append(args)
