@@ -32,13 +32,13 @@ from normfold.ops.table import row_of
 
 _SMALL = 64  # a constant of integers up to this is what it is: masks, identity kernels, Hadamard matrices
 _FEW = 4096  # numbers that a pass adds, which may be rationals
-_CACHED = 1 << 15  # numbers that are worked on at once: torch does not divide so few among threads
+_PIECE = 1 << 18  # numbers that are drawn at once
 _FAR = -1e30
 
 
 @dataclass(frozen=True)
 class Elements:
-    """A tensor of elements: float64 integers from 0, and `HIDDEN`."""
+    """A tensor of elements: float64 integers, and `HIDDEN`; -x is p - x."""
 
     value: Tensor
 
@@ -157,14 +157,14 @@ class Field(Domain):
         last = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
         memory = value.as_strided((last + 1 if value.numel() else 0,), (1,))
         found = torch.empty(len(memory), dtype=torch.float64)
-        place, prime = reading.place, self.arithmetic.prime
-        for part, numbers in zip(found.split(_CACHED), memory.split(_CACHED), strict=True):
+        place = reading.place
+        for part, numbers in zip(found.split(_PIECE), memory.split(_PIECE), strict=True):
             squares = self.arithmetic.squares(place, len(part))
-            if reading.plain:  # x for 1 and p - x for -1
-                part.copy_(numbers.sign()).mul_(squares - prime / 2).add_(prime / 2)
+            if reading.plain:
+                torch.copysign(squares, numbers, out=part)  # one pass: fresh memory costs enough
             else:
-                torch.where(numbers < 0, prime - squares, squares, out=part)
-                part.masked_fill_(numbers == 0, 0.0).masked_fill_(numbers <= _FAR, HIDDEN)
+                torch.mul(squares, numbers.sign(), out=part)
+                part.masked_fill_(numbers <= _FAR, HIDDEN)
             place += len(part)
         return found.as_strided(value.shape, value.stride())
 
@@ -205,7 +205,7 @@ class Field(Domain):
                 raise NoMeaning("it has no meaning in exact arithmetic")
             result = meaning(self.arithmetic, Call(node, op_name(node), bound(node, args, kwargs)))
         except NoMeaning as why:
-            args, kwargs = pytree.tree_map(_plain, (args, kwargs))
+            args, kwargs = pytree.tree_map(self._counted, (args, kwargs))
             return self._hashed(node, args, kwargs, str(why))
         return pytree.tree_map(_as_elements, result)
 
@@ -214,6 +214,10 @@ class Field(Domain):
             return value.value
         real = isinstance(value, Tensor) and value.is_floating_point()
         return self.arithmetic.exact(value) if real else value
+
+    def _counted(self, value: Any) -> Any:
+        """Elements from 0 on, as one that is written in two ways is to be the same for an unknown op."""
+        return self.arithmetic.counted(value.value) if isinstance(value, Elements) else value
 
     def _hashed(
         self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], why: str

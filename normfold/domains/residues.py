@@ -235,9 +235,16 @@ class PrimeField:
     def sign(self, x: Tensor) -> Tensor:
         return self._looked_up(self._tables.sign, x)
 
+    def counted(self, x: Tensor) -> Tensor:
+        """Elements as integers from 0 on."""
+        return torch.where(x < 0, x + self.prime, x)
+
     def _looked_up(self, table: Tensor, x: Tensor) -> Tensor:
-        if not _is_finite(x):
+        least = float(x.min()) if x.numel() else 0.0
+        if least == HIDDEN:
             raise NoMeaning("it reads what a mask hides")
+        if least < 0:
+            x = self.counted(x)
         return table.index_select(0, x.reshape(-1).int()).reshape(x.shape)
 
     # -- unknown functions --------------------------------------------------------------------------
@@ -260,18 +267,15 @@ class PrimeField:
         return found.double()
 
     def squares(self, place: int, count: int) -> Tensor:
-        """Random squares that stand in a memory from a place on, at most p: a long table again and again.
+        """Random squares (float32) that stand in a memory from a place on, at most p: a long table again and again.
 
         What is far away in memory, such as another parameter, starts anywhere in it.
         """
         if self._squares is None:
             found = torch.randint(1, self.prime, (self.prime,), generator=self.generator("squares"))
-            self._squares = found.mul_(found).remainder_(self.prime).double()
+            self._squares = found.mul_(found).remainder_(self.prime).float().repeat(2)
         block = zlib.crc32(f"{place >> 40} {self.seed} {self.prime}".encode())
-        start = (block + place) % self.prime
-        if start + count <= self.prime:
-            return self._squares.narrow(0, start, count)
-        return torch.cat([self._squares[start:], self._squares[: start + count - self.prime]])
+        return self._squares.narrow(0, (block + place) % self.prime, count)
 
 
 def are_simple(x: Tensor) -> bool:

@@ -6,8 +6,6 @@ Shapes other than those tried, rounding, and numbers too large for their types a
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from normfold.ir import Graph
 from normfold.judge.identity import Trial
 from normfold.report.certificate import Certificate

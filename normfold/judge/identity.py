@@ -265,8 +265,9 @@ def equal(field: Field, mine: Any, yours: Any) -> tuple[State, str]:
             if same
             else ("differs", "it depends on no element, and is another number")
         )
+    f = field.arithmetic
     mine, yours = (
-        x.value if isinstance(x, Elements) else field.arithmetic.exact(x) for x in (mine, yours)
+        f.counted(x.value) if isinstance(x, Elements) else f.exact(x) for x in (mine, yours)
     )
     if mine.shape != yours.shape:
         return "differs", f"shape {tuple(yours.shape)}, not {tuple(mine.shape)}"

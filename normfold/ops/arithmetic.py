@@ -52,6 +52,9 @@ class Arithmetic(Protocol):
     def root(self, x: Tensor) -> Tensor:
         """The positive square root: root(a^2 x) = |a| root(x)."""
 
+    def counted(self, x: Tensor) -> Tensor:
+        """Elements as integers from 0 on: equal ones as equal numbers."""
+
     def sign(self, x: Tensor) -> Tensor:
         """1, 0 or -1, as an integer: that of a product is the product of the signs."""
 

@@ -104,15 +104,17 @@ def batch_norm(f: Arithmetic, c: Call) -> Any:
 
 
 def _frozen(f: Arithmetic, c: Call) -> Tensor:
-    """By running statistics."""
+    """By running statistics: one scale and one shift for each channel."""
     x = c["input"]
     rank = max(x.dim(), 2)
     mean, variance = _wide(c["running_mean"], rank), _wide(c["running_var"], rank)
     assert mean is not None
     assert variance is not None
     scale = f.inverse(f.root(f.add(variance, f.element(_eps(c)))))
-    centred = f.sub(x, mean)
-    return _affine(f, f.mul(centred, scale), _wide(c["weight"], rank), _wide(c["bias"], rank))
+    weight, bias = _wide(c["weight"], rank), _wide(c["bias"], rank)
+    scale = scale if weight is None else f.mul(scale, weight)
+    shift = f.mul(mean, scale)
+    return f.add(f.mul(x, scale), f.sub(number(f, 0) if bias is None else bias, shift))
 
 
 def variance(f: Arithmetic, c: Call) -> Tensor:

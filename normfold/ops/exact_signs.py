@@ -124,7 +124,8 @@ def clamp(f: Arithmetic, c: Call) -> Tensor:
 
 
 def relu(f: Arithmetic, c: Call) -> Tensor:
-    return leaking(f, c["self"], number(f, 0))
+    x = c["self"]
+    return torch.where(f.sign(x) == 1, x, 0.0)
 
 
 def leaking(f: Arithmetic, x: Tensor, slope: Tensor) -> Tensor:
@@ -175,6 +176,7 @@ def relu6(f: Arithmetic, c: Call) -> Tensor:
 def compared(f: Arithmetic, c: Call) -> Tensor:
     left, right = sides(f, c)
     if c.name in ("eq", "ne"):
+        left, right = f.counted(left), f.counted(right)
         return (left == right) if c.name == "eq" else (left != right)
     sign = f.sign(f.sub(left, right))
     return {"lt": sign < 0, "le": sign <= 0, "gt": sign > 0, "ge": sign >= 0}[c.name]
