@@ -89,7 +89,7 @@ class Trial:
         orders = suitable_primes(primes, *_numbers((self.original, self.result)))
         of, found = self.smallest(orders, small)
         outputs = tuple(map(_worst, zip(*(draw.outputs for draw in found), strict=True)))
-        covered, left = _sites(self.original, self.result, outputs)
+        covered, left = sites_of(self.original, self.result, outputs)
         return Certificate(
             state=state_of(outputs),
             primes=orders,
@@ -340,7 +340,7 @@ def uncovered_of(*networks: Sequence[tuple[fx.Node, str]]) -> tuple[Uncovered, .
     )
 
 
-def _sites(
+def sites_of(
     original: Graph, result: Graph, outputs: Sequence[OutputIdentity]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Sites whose every output is equal, and the others."""
