@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -171,7 +171,8 @@ class Trial:
         self, state: State, why: str, before: Run, source: fx.Node, after: Run, place: fx.Node
     ) -> tuple[State, str]:
         """What is said of an output that two nodes give, where it may come from an op without a meaning."""
-        found = excuse(before, source, after, place) if state == "differs" else ""
+        reason = {"differs": excuse, "equal": chance}.get(state)
+        found = reason(before, source, after, place) if reason is not None else ""
         return ("unknown", found) if found else (state, why)
 
     def _run(self, field: Field, graph: Graph, leaves: Sequence[Any]) -> Run:
@@ -254,8 +255,7 @@ def _numbers(graphs: Iterable[Graph]) -> tuple[set[Fraction], set[Fraction]]:
 def equal(field: Field, mine: Any, yours: Any) -> tuple[State, str]:
     for value in (mine, yours):
         if isinstance(value, Unknown):
-            line = source_line(value.node)
-            return "unknown", f"`{op_name(value.node)}`: {value.why}{f' at {line}' if line else ''}"
+            return "unknown", f"`{op_name(value.node)}`: {value.why}{_at(value.node)}"
     if isinstance(mine, Tensor) and isinstance(yours, Tensor):
         same = mine.shape == yours.shape and torch.allclose(
             mine.double(), yours.double(), rtol=_NEAR, atol=_NEAR, equal_nan=True
@@ -277,21 +277,45 @@ def equal(field: Field, mine: Any, yours: Any) -> tuple[State, str]:
 
 def excuse(before: Run, source: fx.Node, after: Run, place: fx.Node) -> str:
     """What may be between a difference and the op that made it; nothing where all that is known is the same."""
+    for node, mark, of in _unmatched(before, source, after, place):
+        why = f"`{op_name(node)}` ({mark.why})"
+        text = f"it differs behind {why}" if of is after else f"it differs, and {why} is gone"
+        return text + _at(node)
+    only = before.opaque ^ after.opaque
+    return f"it differs, and {min(only)!r} stands for nothing simple" if only else ""
+
+
+def chance(before: Run, source: fx.Node, after: Run, place: fx.Node) -> str:
+    """A decision by value behind which equal outputs may be equal by chance: it reads other elements, whose order
+    says nothing."""
+    for node, _, _ in _unmatched(before, source, after, place):
+        made = [y for y in pytree.tree_leaves(node.meta.get("val")) if isinstance(y, Tensor)]
+        if any(not (y.is_floating_point() or y.is_complex()) for y in made):
+            return f"`{op_name(node)}` decides on other numbers{_at(node)}"
+    return ""
+
+
+def _at(node: fx.Node) -> str:
+    line = source_line(node)
+    return f" at {line}" if line else ""
+
+
+def _unmatched(
+    before: Run, source: fx.Node, after: Run, place: fx.Node
+) -> Iterator[tuple[fx.Node, Uninterpreted, Run]]:
+    """Ops without a meaning in front of a result that read what no such op of the other network reads."""
     mine, yours = _behind(before, source), _behind(after, place)
     left = Counter(mark.fingerprint for _, mark in mine)
     for node, mark in yours:
         if not left[mark.fingerprint]:
-            line = source_line(node)
-            return (
-                f"it differs behind `{op_name(node)}` ({mark.why}){f' at {line}' if line else ''}"
-            )
+            yield node, mark, after
         left[mark.fingerprint] -= 1
+    left = Counter(mark.fingerprint for _, mark in mine)
+    left.subtract(mark.fingerprint for _, mark in yours)
     for node, mark in mine:
-        if left[mark.fingerprint]:
-            line = source_line(node)
-            return f"it differs, and `{op_name(node)}` ({mark.why}) is gone{f' at {line}' if line else ''}"
-    only = before.opaque ^ after.opaque
-    return f"it differs, and {min(only)!r} stands for nothing simple" if only else ""
+        if left[mark.fingerprint] > 0:
+            left[mark.fingerprint] -= 1
+            yield node, mark, before
 
 
 def _behind(run: Run, end: fx.Node) -> list[tuple[fx.Node, Uninterpreted]]:

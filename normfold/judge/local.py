@@ -64,8 +64,8 @@ class Parts(Trial):
     """Two networks, to be compared part by part.
 
     Attributes:
-        count: of the parts in the first field, and ``largest`` the number of ops of the original in one; 0 where
-            nothing was cut.
+        count: of the parts in the first field in which all of them are equal, and ``largest`` the number of ops of
+            the original in one; 0 where there is no such field.
     """
 
     def __init__(self, original: Graph, result: Graph, seed: int) -> None:
@@ -86,6 +86,8 @@ class Parts(Trial):
         assert isinstance(field, Decided)
         found = self._side_by_side(field, case, True)
         if all(output.state == "equal" for output in found.outputs):
+            if not self.count:
+                self.count, self.largest = self._sizes()
             return found
         again = type(field)(
             PrimeField(field.arithmetic.prime, field.arithmetic.seed), self.readings
@@ -107,7 +109,8 @@ class Parts(Trial):
         behind |= {self.others.get(node) for node in sources(place)} & self._doubtful
         if state == "equal" and behind:
             first = next(node for node, name in self.names.items() if name in behind)
-            return "unknown", f"{_words(first)} decides on other numbers, {self._origin(first)}"
+            why = f"`{op_name(first)}` decides on other numbers"
+            return "unknown", f"{why}; {self._origin(first)}"
         state, why = super().excused(
             state, why, _without(before, self.names, behind), source,
             _without(after, self.others, behind), place,
@@ -140,12 +143,10 @@ class Parts(Trial):
             before, after = (run_of(walk.field, walk.rest()) for walk in (mine, yours))
         self._doubtful = other.decisions.doubtful
         field.arithmetic.singular |= other.arithmetic.singular
-        if cut and not self.count:
-            self.count, self.largest = self._sizes()
         return self.said(field, before, after)
 
     def _origin(self, end: fx.Node) -> str:
-        """Where the part begins that gives a tensor, in words."""
+        """Where the part begins that gives a tensor that is not the same, in words."""
         seen, stack = {end}, [end]
         while stack:
             for node in stack.pop().all_input_nodes:
@@ -153,7 +154,7 @@ class Parts(Trial):
                     seen.add(node)
                     stack.append(node)
         first = next(node for node in self.names if node in seen)
-        return f"which begins at {_words(first)}"
+        return f"it begins at `{op_name(first)}`, {place_of(first)}"
 
     def _sizes(self) -> tuple[int, int]:
         """How many parts there are, and how many ops of the original are in the largest one."""
@@ -293,7 +294,3 @@ def _without(run: Run, names: Mapping[fx.Node, str], dropped: Collection[str | N
         node: mark for node, mark in run.uninterpreted.items() if names.get(node) not in dropped
     }
     return replace(run, uninterpreted=left)
-
-
-def _words(node: fx.Node) -> str:
-    return f"`{op_name(node)}` ({place_of(node)})"
