@@ -1,4 +1,4 @@
-"""``python -m benchmarks.certify_large [--layers 28] [--width 2048] [--vocabulary 50304] [--primes 3] [--whole]``.
+"""``python -m benchmarks.certify_large [--layers 28] [--width 2048] [--vocabulary 50304] [--tied] [--whole]``.
 
 A GPT-NeoX of random bfloat16 weights in a file, which is mapped into memory and deleted in the end; LayerNorms
 become RMSNorms, and the result is certified. Prints for each stage its seconds and the peak of anonymous memory
@@ -13,7 +13,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def stage(name: str) -> Iterator[None]:
         )
 
 
-def empty(layers: int, width: int, vocabulary: int) -> nn.Module:
+def empty(layers: int, width: int, vocabulary: int) -> Any:
     """A network without weights."""
     mend_torchvision()
     import transformers
@@ -81,7 +81,7 @@ def empty(layers: int, width: int, vocabulary: int) -> nn.Module:
         model: Any = transformers.GPTNeoXForCausalLM(config).to(torch.bfloat16)
     rotary = model.gpt_neox.rotary_emb
     model.gpt_neox.rotary_emb = type(rotary)(config)  # its table is no parameter
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def write(model: nn.Module, path: Path) -> None:
@@ -107,20 +107,21 @@ def mapped(model: nn.Module, path: Path) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.certify_large")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=50304)
     parser.add_argument("--primes", type=int, default=3)
+    parser.add_argument("--tied", action="store_true", help="one table for the ids and the head")
     parser.add_argument("--whole", action="store_true", help="both networks as a whole, to compare")
     parser.add_argument("--folder", type=Path, help="where the weights are written")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         path = Path(folder) / "model.safetensors"
         model = empty(asked.layers, asked.width, asked.vocabulary)
         count = sum(value.numel() for value in model.parameters())
-        block = sum(value.numel() for value in model.gpt_neox.layers[0].parameters())  # type: ignore
+        block = sum(value.numel() for value in model.gpt_neox.layers[0].parameters())
         print(
             f"{count / 1e9:.2f}e9 parameters, {2 * count / MB:.0f} MB of weights; a block's are "
             f"{2 * block / MB:.0f} MB, its elements {8 * block / MB:.0f} MB"
@@ -129,6 +130,8 @@ def main() -> None:
             write(model, path)
         with stage("open"):
             mapped(model, path)
+            if asked.tied:
+                model.get_output_embeddings().weight = model.get_input_embeddings().weight
         ids = torch.randint(0, asked.vocabulary, (2, 8))
         with stage("capture"):
             graph = capture(model, (), {"input_ids": ids, "use_cache": False})
