@@ -150,7 +150,8 @@ class Parts(Trial):
         seen, stack = {end}, [end]
         while stack:
             for node in stack.pop().all_input_nodes:
-                if node in self.names and node not in seen | self._same:
+                known = node in seen or node in self._same
+                if node in self.names and node.op == "call_function" and not known:
                     seen.add(node)
                     stack.append(node)
         first = next(node for node in self.names if node in seen)

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from examples.gpt import GPT
 from normfold.ir import Graph, capture
 from normfold.ir.evaluation import Evaluator, Float64
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import op_name
+from normfold.ir.provenance import module_path
 from normfold.judge import certificate
 from normfold.judge.certificate import certify
-from normfold.judge.local import certify_parts
+from normfold.judge.local import _separate, certify_parts
 from normfold.rewrite import Rewriter, parse, run_pipeline
 from tests.judge.mutants import mutants
 from tests.judge.test_certificate import CENTRED, FOLD, NETS, rewritten
@@ -97,8 +99,6 @@ def test_a_difference_is_located(place: int) -> None:
 
 
 def _last(graph: Graph, op: str, path: str) -> fx.Node:
-    from normfold.ir.provenance import module_path
-
     found = [
         n
         for n in graph.nodes
@@ -295,3 +295,21 @@ def test_a_baked_result_is_refused() -> None:
     baked, _ = run_pipeline(result, parse("bake"))
     with pytest.raises(ValueError, match="un-baked"):
         certify_parts(graph, baked)
+
+
+def test_weights_are_freed_behind_each_use() -> None:
+    """Of a tied table, too, nothing is kept between the first layer and the last one."""
+    graph = capture(GPT(31, 12, 24, 2, 2).eval(), (torch.zeros(2, 7, dtype=torch.int64),))
+    steps, names = _separate(graph.module.graph)
+    alive, most, last = set[fx.Node](), 0, {}
+    for node in steps.nodes:
+        last.update(dict.fromkeys(node.all_input_nodes, node))
+    tables = []
+    for node in steps.nodes:
+        alive.add(node)
+        most = max(most, sum(other not in names for other in alive))
+        alive -= {other for other in alive if last.get(other) is node}
+        if node.op == "get_attr" and tuple(node.meta["val"].shape) == (31, 24):
+            tables.append(node)
+    assert len(tables) == 2
+    assert most <= 3, "the weight, the bias and an expression of one op"
