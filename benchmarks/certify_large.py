@@ -50,11 +50,11 @@ def stage(name: str) -> Iterator[None]:
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     try:
         yield
     finally:
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - used
         over.set()
         sampler.join()
         more = max(peak - before, 0.0)

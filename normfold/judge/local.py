@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from normfold.domains.decided import Decided, Decisions, ResizedDecided
-from normfold.domains.field import Elements, Field
+from normfold.domains.field import Elements, Field, Unknown
 from normfold.domains.residues import PrimeField
 from normfold.domains.resized import Resized
 from normfold.ir import Graph
@@ -89,6 +89,8 @@ class Parts(Trial):
             if not self.count:
                 self.count, self.largest = self._sizes()
             return found
+        if self._stuck:
+            return found
         again = type(field)(
             PrimeField(field.arithmetic.prime, field.arithmetic.seed), self.readings
         )
@@ -142,6 +144,7 @@ class Parts(Trial):
                     mine.values[one], yours.values[another] = fresh, relation(fresh)
             before, after = (run_of(walk.field, walk.rest()) for walk in (mine, yours))
         self._doubtful = other.decisions.doubtful
+        self._stuck = all(isinstance(y, Unknown) for y in (*before.outputs, *after.outputs))
         field.arithmetic.singular |= other.arithmetic.singular
         return self.said(field, before, after)
 
