@@ -15,11 +15,16 @@ from torch import nn
 
 def import_timm() -> Any:
     """timm, with torchvision mended if need be."""
+    mend_torchvision()
+    return importlib.import_module("timm")
+
+
+def mend_torchvision() -> None:
+    """What timm and transformers import, if they find it."""
     try:
         importlib.import_module("torchvision")
     except Exception:  # a RuntimeError about a missing operator, mostly
         importlib.import_module("tests.torchvision_shim")
-    return importlib.import_module("timm")
 
 
 class Tiny(nn.Module):

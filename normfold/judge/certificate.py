@@ -1,45 +1,23 @@
 """The certificate: is the un-baked result the same expression as the original? Tested in prime fields, exactly.
 
-Both graphs are evaluated on the same random elements of three prime fields, in place of parameters and inputs.
-What is an identity agrees to the bit; what is none differs but for a rare chance, however small the fault is in
-floats: a writer that was left uncentred under a LayerScale of 1e-6 is as plain as any other. There is no
-tolerance, and no proved bound either: signs and unknown functions are not polynomials of a low degree.
-
-An op that has no meaning there stands for an unknown function of its operands. A difference behind one is not
-called a fault unless its operands are the same in both networks. Shapes other than those tried, rounding, and
-numbers too large for their types are other lines of the verdict.
+There is no tolerance, and no proved bound either: signs and unknown functions are not polynomials of a low degree.
+Where the networks as a whole do not settle it, they are compared part by part (`normfold.judge.local`), and large
+ones are so at once. Shapes other than those tried, rounding, and numbers too large for their types are other lines
+of the verdict.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from dataclasses import replace
 
-import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from normfold.domains.field import Elements, Field, Readings, Uninterpreted, Unknown
-from normfold.domains.numbers import Surd, recognised
-from normfold.domains.residues import PrimeField, suitable_primes
-from normfold.domains.resized import Resized
 from normfold.ir import Graph
-from normfold.ir.evaluation import Evaluator
-from normfold.ir.expressions import fetch, late
-from normfold.ir.graph import Entry, op_name
-from normfold.ir.provenance import module_path, source_line
-from normfold.judge.inputs import Case, cases, smallest
-from normfold.judge.kept import Kept
-from normfold.judge.smaller import smaller
-from normfold.load.specs import is_mask
-from normfold.report.certificate import Certificate, OutputIdentity, Uncovered
+from normfold.judge.identity import Trial, sites_of, state_of
+from normfold.judge.local import certify_parts
+from normfold.report.certificate import Certificate
 
-DRAWS = 3  # of elements, where some happened to be zero in a denominator
-_NEAR = 1e-9  # of real numbers that depend on no element
+LARGE = 10**9  # numbers among the parameters: a network that is compared part by part at once
 
 
 def certify(
@@ -51,6 +29,8 @@ def certify(
     exchanged with the batch shows, in the others at batch 1; where it takes no such batch, at the example's.
 
     Args:
+        original: above `LARGE` parameters it is compared part by part at once, a smaller one where the whole is
+            not certified; then an output that differs comes with the place where the difference begins.
         small: where sizes are fixed, evaluate both networks at smaller ones all the same, with so much of what is
             stored for each place as there are places left. What is not equal there is tried at the full sizes.
 
@@ -59,300 +39,40 @@ def certify(
     """
     if result.baked:
         raise ValueError("a certificate is about un-baked algebra: the weights are rounded")
-    start = time.perf_counter()
-    radicands, rationals = _numbers((original, result))
-    trial = _Trial(original, result, seed, radicands)
-    orders = suitable_primes(primes, radicands, rationals)
-    of, found = trial.smallest(orders, small)
-    outputs = tuple(map(_worst, zip(*(draw.outputs for draw in found), strict=True)))
-    states = {output.state for output in outputs}
-    covered, left = _sites(original, result, trial.kept, outputs)
-    return Certificate(
-        state="failed" if "differs" in states else "partly" if "unknown" in states else "certified",
-        primes=orders,
+    if _count(original) > LARGE:
+        return certify_parts(original, result, seed, primes, small)
+    found = Trial(original, result, seed).certificate(primes, small)
+    if found:
+        return found
+    if not found.ok:
+        return _located(found, certify_parts(original, result, seed, 1, small))
+    parts = certify_parts(original, result, seed, primes, small)
+    both = zip(found.outputs, parts.outputs, strict=True)
+    outputs = tuple(whole if whole.state == "equal" else part for whole, part in both)
+    covered, left = sites_of(original, result, outputs)
+    return replace(
+        parts,
+        state=state_of(outputs),
         outputs=outputs,
-        uncovered=found[0].uncovered,
         covered=covered,
         left=left,
-        sizes=" and ".join(dict.fromkeys(_shapes(original, case) for case in of)),
-        seconds=time.perf_counter() - start,
-        seed=seed,
-        evaluations=trial.evaluations,
-        note=trial.kept.note,
+        seconds=found.seconds + parts.seconds,
+        evaluations=found.evaluations + parts.evaluations,
     )
 
 
-def _shapes(graph: Graph, case: Case) -> str:
-    return " ".join(
-        f"{name}:{'x'.join(map(str, leaf.shape))}"
-        for name, leaf in zip(graph.input_names, case.leaves, strict=False)
-        if isinstance(leaf, Tensor)
+def _located(found: Certificate, parts: Certificate) -> Certificate:
+    """A certificate that failed, with the places where the parts begin that differ."""
+    outputs = tuple(
+        part if whole.state == part.state == "differs" else whole
+        for whole, part in zip(found.outputs, parts.outputs, strict=True)
+    )
+    seconds = found.seconds + parts.seconds
+    return replace(
+        found, outputs=outputs, seconds=seconds, evaluations=found.evaluations + parts.evaluations
     )
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """What one field says."""
-
-    outputs: tuple[OutputIdentity, ...]
-    uncovered: tuple[Uncovered, ...]
-
-    @property
-    def unknown(self) -> int:
-        return sum(output.state == "unknown" for output in self.outputs)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One network in one field."""
-
-    outputs: list[Any]
-    uninterpreted: dict[fx.Node, Uninterpreted]
-    opaque: set[float]
-
-
-class _Trial:
-    """Two networks, to be compared in several fields."""
-
-    def __init__(
-        self, original: Graph, result: Graph, seed: int, radicands: tuple[Fraction, ...]
-    ) -> None:
-        self.original, self.result, self.seed = original, result, seed
-        self.radicands = radicands
-        names = original.output_names
-        self.kept = Kept(names, result.output_sources or names)
-        self.steps = {id(graph): late(graph.module.graph) for graph in (original, result)}
-        self.readings = Readings(frozenset(_storages(original)))
-        self.evaluations = 0
-
-    def smallest(self, orders: Sequence[int], small: bool) -> tuple[list[Case], list[_Draw]]:
-        """The smallest case for which there is an answer and what it says, for each field."""
-        two, one = (smallest(self.original, self.seed, batch) for batch in (2, 1))
-        others = [smaller(self.original, case) if small else None for case in (two, one)]
-        if others[0] is not None and others[1] is not None:
-            of = [others[0], *[others[1]] * (len(orders) - 1)]
-            found = []
-            for prime, case in zip(orders, of, strict=True):
-                found.append(self.draw(prime, case, Resized))
-                if any(output.state != "equal" for output in found[-1].outputs):
-                    break
-            else:
-                return of, found
-        of, found = [two], [self.draw(orders[0], two)]
-        if found[0].unknown and (whole := cases(self.original, self.seed, kinds=("random",))):
-            again = self.draw(orders[0], whole[0])  # perhaps it takes no such batch
-            if again.unknown < found[0].unknown:
-                of, found = [whole[0]], [again]
-        for prime in orders[1:]:
-            if found[0].unknown == len(found[0].outputs):
-                break  # other fields know no more
-            drawn = self.draw(prime, one)
-            if drawn.unknown > found[0].unknown:
-                one = of[0]
-                drawn = self.draw(prime, one)
-            of, found = [*of, one], [*found, drawn]
-        return of, found
-
-    def draw(self, prime: int, case: Case, kind: type[Field] = Field) -> _Draw:
-        """Random elements, drawn again where a difference may come from one that happened to be zero."""
-        for attempt in range(DRAWS):
-            arithmetic = PrimeField(prime, self.seed + 1000003 * attempt, self.radicands)
-            found = self._compared(kind(arithmetic, self.readings), case)
-            if not arithmetic.singular or all(y.state != "differs" for y in found.outputs):
-                break
-        return found
-
-    def _compared(self, field: Field, case: Case) -> _Draw:
-        leaves = self._inputs(field, case)
-        before = self._run(field, self.original, self._entered(field, leaves))
-        after = self._run(field, self.result, leaves)
-        expected = list(
-            zip(self.kept.left(before.outputs), self._places(self.original), strict=True)
-        )
-        (results,) = self.kept.known([after.outputs])
-        (places,) = self.kept.known([self._places(self.result)])
-        if len(expected) != len(results):
-            why = f"{len(results)} outputs instead of {len(expected)}"
-            return _Draw((OutputIdentity("*", "differs", why),), ())
-        found = []
-        for index, ((mine, source), yours, place) in enumerate(
-            zip(expected, results, places, strict=True)
-        ):
-            state, why = _equal(field, mine, yours)
-            if state == "differs":
-                excuse = _excuse(before, source, after, place)
-                state, why = ("unknown", excuse) if excuse else (state, why)
-            found.append(OutputIdentity(self.kept.name(index), state, why))
-        return _Draw(tuple(found), _uncovered(_bad(before), _bad(after)))
-
-    def _run(self, field: Field, graph: Graph, leaves: Sequence[Any]) -> _Run:
-        self.evaluations += 1
-        field.uninterpreted, field.arithmetic.opaque = {}, set()
-        outputs = Evaluator(graph.module, field, graph=self.steps[id(graph)])(*leaves)
-        left = [y for y in outputs if isinstance(y, Elements | Unknown | Tensor)]
-        return _Run(left, field.uninterpreted, field.arithmetic.opaque)
-
-    def _inputs(self, field: Field, case: Case) -> list[Any]:
-        names = self.original.input_names
-        return [
-            field.random_input(leaf, str(index))
-            if isinstance(leaf, Tensor)
-            and leaf.is_floating_point()
-            and not is_mask(names[index], torch.bool)
-            else leaf
-            for index, leaf in enumerate(case.leaves)
-        ]
-
-    def _entered(self, field: Field, leaves: Sequence[Any]) -> list[Any]:
-        """What the original reads, where the result's inputs are others."""
-        entries = self.result.entries
-        names = self.original.input_names
-        return [
-            _read(field, entries[name], leaf) if name in entries else leaf
-            for name, leaf in zip(names, leaves, strict=True)
-        ]
-
-    def _places(self, graph: Graph) -> list[fx.Node]:
-        """The nodes that give the outputs that are tensors, in order; the original's as the result has them."""
-        (end,) = [node for node in self.steps[id(graph)].nodes if node.op == "output"]
-        nodes = [leaf for leaf in pytree.tree_leaves(end.args) if isinstance(leaf, fx.Node)]
-        nodes = [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
-        if graph is self.original and len(nodes) == len(self.kept.names):
-            return self.kept.left(nodes)
-        return nodes
-
-
-def _read(field: Field, entry: Entry, leaf: Elements) -> Elements:
-    """(x - mean) / std."""
-    f, rank = field.arithmetic, leaf.value.dim() - 2
-    mean, std = (f.exact(part).reshape(-1, *[1] * rank) for part in (entry.mean, entry.std))
-    return Elements(f.mul(f.sub(leaf.value, mean), f.inverse(std)))
-
-
-def _storages(graph: Graph) -> Iterable[int]:
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            value = fetch(graph.module, str(node.target))
-            if isinstance(value, Tensor):
-                yield value.untyped_storage().data_ptr()
-
-
-def _numbers(graphs: Iterable[Graph]) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
-    """What the numbers in graphs are roots of, and the rationals among them and in front of the roots."""
-    written = {
-        leaf
-        for graph in graphs
-        for node in graph.nodes
-        for leaf in pytree.tree_leaves((node.args, node.kwargs))
-        if isinstance(leaf, float) and 0 < abs(leaf) < 1e30
-    }
-    surds = [read for read in map(recognised, written) if isinstance(read, Surd)]
-    radicands = tuple(sorted({read.radicand for read in surds}))
-    found = [recognised(leaf, radicands) for leaf in written]
-    rationals = {abs(read.factor if isinstance(read, Surd) else read) for read in found if read}
-    return radicands, tuple(sorted(rationals))
-
-
-# -- comparison -------------------------------------------------------------------------------------
-
-
-def _equal(field: Field, mine: Any, yours: Any) -> tuple[Any, str]:
-    for value in (mine, yours):
-        if isinstance(value, Unknown):
-            line = source_line(value.node)
-            return "unknown", f"`{op_name(value.node)}`: {value.why}{f' at {line}' if line else ''}"
-    if isinstance(mine, Tensor) and isinstance(yours, Tensor):
-        same = mine.shape == yours.shape and torch.allclose(
-            mine.double(), yours.double(), rtol=_NEAR, atol=_NEAR, equal_nan=True
-        )
-        return (
-            ("equal", "")
-            if same
-            else ("differs", "it depends on no element, and is another number")
-        )
-    f = field.arithmetic
-    mine, yours = (
-        f.counted(x.value) if isinstance(x, Elements) else f.exact(x) for x in (mine, yours)
-    )
-    if mine.shape != yours.shape:
-        return "differs", f"shape {tuple(yours.shape)}, not {tuple(mine.shape)}"
-    other = int((mine != yours).sum())
-    return ("differs", f"{other} of {mine.numel()} elements") if other else ("equal", "")
-
-
-def _excuse(before: _Run, source: fx.Node, after: _Run, place: fx.Node) -> str:
-    """What may be between a difference and the op that made it; nothing where all that is known is the same."""
-    mine, yours = _behind(before, source), _behind(after, place)
-    left = Counter(mark.fingerprint for _, mark in mine)
-    for node, mark in yours:
-        if not left[mark.fingerprint]:
-            line = source_line(node)
-            return (
-                f"it differs behind `{op_name(node)}` ({mark.why}){f' at {line}' if line else ''}"
-            )
-        left[mark.fingerprint] -= 1
-    for node, mark in mine:
-        if left[mark.fingerprint]:
-            line = source_line(node)
-            return f"it differs, and `{op_name(node)}` ({mark.why}) is gone{f' at {line}' if line else ''}"
-    only = before.opaque ^ after.opaque
-    return f"it differs, and {min(only)!r} stands for nothing simple" if only else ""
-
-
-def _behind(run: _Run, end: fx.Node) -> list[tuple[fx.Node, Uninterpreted]]:
-    seen = _sources(end)
-    return [(node, mark) for node, mark in run.uninterpreted.items() if node in seen]
-
-
-def _sources(end: fx.Node) -> set[fx.Node]:
-    seen, stack = {end}, [end]
-    while stack:
-        fresh = set(stack.pop().all_input_nodes) - seen
-        seen |= fresh
-        stack += fresh
-    return seen
-
-
-def _worst(same: Sequence[OutputIdentity]) -> OutputIdentity:
-    return max(same, key=lambda output: ("equal", "unknown", "differs").index(output.state))
-
-
-# -- what was not covered ---------------------------------------------------------------------------
-
-
-def _bad(run: _Run) -> list[tuple[fx.Node, str]]:
-    found = [(node, mark.why) for node, mark in run.uninterpreted.items()]
-    return found + [(y.node, y.why) for y in run.outputs if isinstance(y, Unknown)]
-
-
-def _uncovered(*networks: Sequence[tuple[fx.Node, str]]) -> tuple[Uncovered, ...]:
-    """Each op once, with the number of calls in the network that has more of them."""
-    count: Counter[tuple[str, str]] = Counter()
-    lines: dict[tuple[str, str], dict[str, None]] = {}
-    for found in networks:
-        count |= Counter((op_name(node), why) for node, why in found)
-        for node, why in found:
-            lines.setdefault((op_name(node), why), {})[source_line(node)] = None
-    return tuple(
-        Uncovered(op, why, times, tuple(filter(None, lines[op, why])))
-        for (op, why), times in count.items()
-    )
-
-
-def _sites(
-    original: Graph, result: Graph, kept: Kept, outputs: Sequence[OutputIdentity]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Sites whose every output is equal, and the others."""
-    (end,) = [node for node in original.nodes if node.op == "output"]
-    ends = [leaf for leaf in pytree.tree_leaves(end.args) if isinstance(leaf, fx.Node)]
-    names = original.output_names
-    state = {output.output: output.state for output in outputs}
-    placeholders = [node for node in original.nodes if node.op == "placeholder"]
-    inputs = dict(zip(placeholders, original.input_names, strict=False))
-    behind: dict[str, set[str]] = {}
-    for name, node in zip(names, ends, strict=False):
-        for source in _sources(node):
-            for path in {module_path(source), inputs.get(source, source.name)}:
-                behind.setdefault(path, set()).add(state.get(name, "unknown"))
-    covered = [path for path in result.sites if behind.get(path.split("#")[0]) == {"equal"}]
-    return tuple(covered), tuple(path for path in result.sites if path not in covered)
+def _count(graph: Graph) -> int:
+    seen = {str(node.target): node.meta.get("val") for node in graph.nodes if node.op == "get_attr"}
+    return sum(value.numel() for value in seen.values() if isinstance(value, Tensor))

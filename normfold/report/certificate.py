@@ -40,6 +40,8 @@ class Certificate:
         covered: sites whose every output is equal.
         left: the other sites; another line of the verdict has to stand in.
         evaluations: of one network in one field; more than two for a prime where elements happened to be zero.
+        parts: that were compared one by one, between tensors that are the same in both; 0 for networks as a whole.
+        largest: the number of the original's ops in the largest of them.
     """
 
     state: Literal["certified", "failed", "partly"]
@@ -53,6 +55,8 @@ class Certificate:
     seed: int = 0
     evaluations: int = 0
     note: str = ""
+    parts: int = 0
+    largest: int = 0
 
     def __bool__(self) -> bool:
         return self.state == "certified"
@@ -77,6 +81,8 @@ class Certificate:
             f"over {len(self.primes)} primes: random weights of the same signs and zeros, random inputs, "
             f"these shapes ({self.sizes})"
         )
+        if self.parts:
+            how += f", in {self.parts} parts of at most {self.largest} ops"
         if self.state == "failed":
             return f"NOT the original's expression {how}"
         if self.state == "certified":

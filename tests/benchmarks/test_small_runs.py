@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks import (
     bare_export,
+    certify_large,
     compile_cost,
     gpu,
     gpu_norms,
@@ -118,6 +119,16 @@ def test_a_stage_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert missing == ["normfold.judge.inputs.Gone.run"]
         assert verifier.cases is not cases
     assert verifier.cases is cases
+
+
+@pytest.mark.parametrize("more", [[], ["--tied", "--whole"]])
+def test_a_large_certificate(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--layers", "2", "--width", "32", "--vocabulary", "50", "--primes", "1"]
+    certify_large.main([*size, *more])
+    printed = capsys.readouterr().out
+    assert "certified over 1 primes" in printed
+    assert ("parts" in printed) is not bool(more)
+    assert "5 of 5 sites" in printed
 
 
 def test_reading(capsys: pytest.CaptureFixture[str]) -> None:
