@@ -70,7 +70,7 @@ class Evaluator(fx.Interpreter):
 
     def evaluate(self, *leaves: Any, known: dict[fx.Node, Any] | None = None) -> Any:
         """What the graph returns for flat inputs; nodes with ``known`` values are not evaluated."""
-        with self.domain.active(), torch.no_grad():
+        with self.domain.active():
             return self.run(*leaves, initial_env=known, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:

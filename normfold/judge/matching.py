@@ -96,7 +96,8 @@ class GraphNetwork:
             elif node in self._values and node is not place:
                 known[node] = self._values[node]
         run = Evaluator(self._graph.module)
-        return tensors(run.evaluate(*self._leaves(leaves), known=known))
+        with torch.no_grad():
+            return tensors(run.evaluate(*self._leaves(leaves), known=known))
 
     def write(self, path: Path, given: Mapping[str, Tensor], output: str) -> None:
         part, copies = fx.Graph(), dict[fx.Node, Any]()

@@ -111,14 +111,14 @@ def test_the_profile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def test_a_stage_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    verifier: Any = importlib.import_module("normfold.judge.verifier")
-    cases = verifier.cases
+    trials: Any = importlib.import_module("normfold.judge.trials")
+    cases = trials.cases
     points = [("a", "normfold.judge.inputs", "cases"), ("b", "normfold.judge.inputs", "Gone.run")]
     monkeypatch.setattr(stages, "POINTS", points)
     with stages.Stages().installed() as missing:
         assert missing == ["normfold.judge.inputs.Gone.run"]
-        assert verifier.cases is not cases
-    assert verifier.cases is cases
+        assert trials.cases is not cases
+    assert trials.cases is cases
 
 
 @pytest.mark.parametrize("more", [[], ["--tied", "--whole"]])
