@@ -118,8 +118,7 @@ def verify(
     source = Source.of({"model": original, "inputs": inputs, **options})
     require_checkpoint(source.key, original, result)
     graph = capture_source(replace(source, key=key_of(original, source.key)))
-    given = source.inputs or ((graph.args, graph.kwargs) if source.inputs_from else ())
-    verifier = Verifier(graph, source.seed, own_samples(graph, given), tries)
+    verifier = Verifier(graph, source.seed, own_samples(graph, source), tries)
     if tries and graph.original is not None:
         captured = verifier.capture()
         if not captured.ok:  # at a size that was asked for the network is not what was captured

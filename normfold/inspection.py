@@ -27,6 +27,7 @@ from normfold.ir.text import graph_text
 from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
+from normfold.judge.inputs import own_samples
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.types import Loaded
 from normfold.ops.reads import operands, producer
@@ -227,20 +228,20 @@ def _held_by(space: Space) -> tuple[str, ...]:
 
 
 def find_culprit(
-    graph: Graph,
+    source: Source,
     pipeline: str | None,
     to: str,
     progress: Listener,
     *,
-    seed: int = 0,
     tries: Sequence[str] = (),
     **options: Any,
 ) -> Culprit | None:
     """`bisect` for a pipeline text or a preset, and the file of its result; ``options`` are its own."""
+    graph = capture_source(source)
     return bisect(
         graph,
         pipeline if pipeline is not None else preset(to),
-        verifier=Verifier(graph, seed, tries=tries),
+        verifier=Verifier(graph, source.seed, own_samples(graph, source), tries),
         progress=progress,
         export=True,
         **options,

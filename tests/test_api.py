@@ -64,7 +64,8 @@ def test_the_public_names() -> None:
         ("layers", "(original, result, inputs=(), **options)"),
         (
             "bisect",
-            "(graph, pipeline, *, verifier=None, progress=None, file=None, export=False, reproducer=None)",
+            "(graph, pipeline, *, verifier=None, progress=None, file=None, export=False, reproducer=None, "
+            "max_error=None)",
         ),
         ("inspect", "(graph)"),
         ("plan", "(graph, pipeline=None, to='folded')"),

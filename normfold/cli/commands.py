@@ -133,32 +133,34 @@ def verify(given: Given) -> int:
 def bisect(given: Given) -> int:
     from normfold.report import json_text
     from normfold.report.table import print_line
-    from normfold.report.text import print_checks
+    from normfold.report.text import print_certificate, print_checks
 
     as_json, to, passes = _json_to_passes(given)
     warn_pickle(given)
+    own = {name: given.pop(name, None) for name in ("file", "reproducer", "max_error")}
     with progress() as say:
         from normfold import inspection
+        from normfold.progress import Progress
 
         inspection.require_pipeline(passes, to)
-        own = {name: given.pop(name, None) for name in ("file", "reproducer")}
         tries = given.pop("tries", ())
-        graph, seed = _capture(given, say), given.get("seed", 0)
-        culprit = inspection.find_culprit(graph, passes, to, say, seed=seed, tries=tries, **own)
+        say(Progress("loading and capturing"))
+        culprit = inspection.find_culprit(Source.of(given), passes, to, say, tries=tries, **own)
     if as_json:
         typer.echo(json_text(None if culprit is None else culprit.to_dict()))
     elif culprit is None:
         also = "" if own["file"] is None else f", and so does {own['file']}"
         typer.echo(f"every pass keeps the verdict{also}")
     else:
-        if culprit.file:
-            typer.echo(f"every pass keeps the verdict, {culprit.file} does not")
-        else:
-            typer.echo(f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}")
+        typer.echo(culprit.words)
         if culprit.layer is not None:
             print_line(console(), f"layer     {culprit.layer.words}")
         print_checks([culprit.after], console())
-        if own["reproducer"] is not None:
+        if culprit.certificate is not None:
+            print_certificate(culprit.certificate, console())
+        if culprit.no_reproducer:
+            print_line(console(), f"no part written: {culprit.no_reproducer}")
+        elif own["reproducer"] is not None:
             print_line(console(), f"wrote {own['reproducer']}: the smallest part that fails")
     return 0 if culprit is None else 1
 

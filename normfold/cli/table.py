@@ -118,7 +118,7 @@ TABLE = (
             _MODEL,
             Argument("file", "[FILE]", "Its .onnx file; without one it is made.", optional=True),
         ],
-        [*_WHAT, *options_of(Fault), *_CAPTURE, *_TRY, *_JSON],
+        [*_WHAT, *options_of(Fault), *_CAPTURE, *_TRY, *_some(Policy, "max_error"), *_JSON],
         (
             "normfold bisect model.pt --to rmsnorm",
             "normfold bisect model.pt out/model.onnx --reproducer fault/",

@@ -35,7 +35,6 @@ from normfold.judge.comparison import (
     Outputs,
     Own,
     compare,
-    distance,
     largest_error,
     last_bit,
     owned,
@@ -48,11 +47,13 @@ from normfold.judge.inputs import Case, entered, fewest, typical
 from normfold.judge.kept import Kept, computed_at
 from normfold.judge.runs import Run, called, original_of, run, run_float64, run_rounded
 from normfold.judge.trials import refusal, trials
+from normfold.judge.within import within
 from normfold.report import Check, OutputCheck
 from normfold.report.certificate import Certificate
 
 ALGEBRA_TOLERANCE = 1e-10
-APPROXIMATION = "approximation"
+# of what approximate passes made: in float64 before weights are baked, and then in its own types
+APPROXIMATIONS = ("approximation-unbaked", "approximation-baked")
 DRAWS = 4
 _KERNELS = 4.0  # ulps that a kernel may err by
 
@@ -253,21 +254,11 @@ class Verifier:
         given = [case for case, _ in self.typical]
         baked = result.baked
         results = run(self.graph, result.module, given) if baked else run_float64(result, given)
-        return self._within(APPROXIMATION, results, start, budget)
+        return self._within(APPROXIMATIONS[baked], results, start, budget)
 
     def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
-        found = []
-        for (case, reference), got in zip(self.typical, self._outputs.known(results), strict=True):
-            if [x.shape for x in reference] != [x.shape for x in got]:
-                found.append(OutputCheck("*", case.name, 0.0, float("inf"), budget, float("inf")))
-                continue
-            for place, (expected, mine) in enumerate(zip(reference, got, strict=True)):
-                for label, part in parts(case, expected):
-                    error, absolute = distance(expected[part], mine[part])
-                    check = OutputCheck(
-                        self._outputs.name(place), label, 0.0, error, budget, absolute
-                    )
-                    found.append(check)
+        got = self._outputs.known(results)
+        found = within(self.typical, got, self._outputs.name, budget)
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed)
 
     def _nearby(self, case: Case) -> list[Outputs]:
