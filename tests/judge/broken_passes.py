@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from normfold.ir import Graph, Site
 from normfold.ir.expressions import is_static
@@ -71,6 +72,7 @@ class SpoilRow(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         table = match.node.args[0]
+        assert isinstance(table, fx.Node)
         factors = torch.ones(table.meta["val"].shape[0], 1)
         factors[self.row] = 1.5
         factor = rewriter.constant(factors, "factors")
