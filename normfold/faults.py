@@ -18,6 +18,8 @@ from normfold.ir.randomness import random_note
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.bisect import Written
+from normfold.judge.fixed import require_its_sizes
+from normfold.judge.half import allowed, half_types
 from normfold.judge.parts import Part, failing_parts
 from normfold.judge.rules import Rules, budgets
 from normfold.progress import Listener, Progress, silent
@@ -44,6 +46,7 @@ def bisect(
     export: bool = False,
     reproducer: str | Path | None = None,
     max_error: float | None = None,
+    half_budget: float | None = None,
 ) -> Culprit | None:
     """The first pass, rewrite in it and layer after which the verdict fails; None if none does.
 
@@ -55,11 +58,12 @@ def bisect(
         reproducer: a folder for the smallest part that fails, which must not hold anything yet; left alone where
             nothing fails, or where no part can be written (`Culprit.no_reproducer` says why).
         max_error: relative error that approximate passes may cost, in place of the budgets that they declare.
+        half_budget: relative error that half precision in ``file`` may cost besides.
 
     Raises:
         LoadError: there is no such file, or it is not ONNX.
-        UsageError: a folder that is not empty; the network draws random numbers, so that no two calls of it
-            compare; or as `normfold.judge.rules.budgets`.
+        UsageError: a folder that is not empty; a file of other sizes; the network draws random numbers, so that
+            no two calls of it compare; or as `normfold.judge.rules.budgets` and `normfold.judge.half.allowed`.
         ExportError: the file cannot be written. EnvironmentMissing: onnxruntime is not here.
     """
     say, judge, passes = progress or silent, verifier or Verifier(graph), passes_of(pipeline)
@@ -69,7 +73,8 @@ def bisect(
     folder = None if reproducer is None else Path(reproducer)
     if folder is not None:
         _require_empty(folder)
-    given = None if file is None else _given(Path(file))
+    given = None if file is None else _given(Path(file), graph, half_budget)
+    allowed(set() if given is None else given.halves, half_budget)
     with TemporaryDirectory() as hidden:
 
         def write(result: Graph) -> Written | None:
@@ -155,13 +160,20 @@ def _require_empty(folder: Path) -> None:
     require_writable(folder)
 
 
-def _given(path: Path) -> Written:
+def _given(path: Path, graph: Graph, half_budget: float | None) -> Written:
     if not path.is_file():
         raise LoadError("there is no such file", where=str(path))
     if path.suffix != ".onnx":
         raise LoadError("not an .onnx file", where=str(path), hint="`normfold verify` takes others")
     require_own_data(path)
-    return Written(path, lambda: runs_of(target("ort-x86"), path))
+    require_its_sizes(graph, path)
+    halves = frozenset(half_types(path))
+    return Written(
+        path,
+        lambda: runs_of(target("ort-x86"), path),
+        halves=halves,
+        half_budget=half_budget,
+    )
 
 
 def _exported(graph: Graph, result: Graph, folder: Path, say: Listener) -> Written | None:

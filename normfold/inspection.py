@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from normfold.ir.text import graph_text
 from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
+from normfold.judge.fixed import at_its_batch
 from normfold.judge.inputs import own_samples
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.types import Loaded
@@ -41,6 +43,7 @@ from normfold.rewrite.registry import find
 from normfold.spaces.spaces import Space, spaces
 from normfold.spaces.symmetry import words
 from normfold.targets.environment import environment
+from normfold.targets.untrusted import require_own_data
 
 __all__ = [
     "NormInfo",
@@ -237,6 +240,9 @@ def find_culprit(
     **options: Any,
 ) -> Culprit | None:
     """`bisect` for a pipeline text or a preset, and the file of its result; ``options`` are its own."""
+    if options.get("file") is not None and Path(options["file"]).is_file():
+        require_own_data(Path(options["file"]))
+        source = at_its_batch(source, Path(options["file"]))
     graph = capture_source(source)
     return bisect(
         graph,

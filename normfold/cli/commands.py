@@ -112,7 +112,8 @@ def verify(given: Given) -> int:
         check = normfold.verify(original, result, **given)
         if wanted:
             say(Progress("comparing layers"))
-            given.pop("tries", None)
+            for name in ("tries", "half_budget", "max_error"):
+                given.pop(name, None)
             layers = normfold.layers(original, result, **given)
     if as_json:
         data = {
@@ -137,7 +138,9 @@ def bisect(given: Given) -> int:
 
     as_json, to, passes = _json_to_passes(given)
     warn_pickle(given)
-    own = {name: given.pop(name, None) for name in ("file", "reproducer", "max_error")}
+    own = {
+        name: given.pop(name, None) for name in ("file", "reproducer", "max_error", "half_budget")
+    }
     with progress() as say:
         from normfold import inspection
         from normfold.progress import Progress

@@ -10,6 +10,7 @@ from typing import Any
 
 from normfold.errors import NormfoldError
 from normfold.ir import Graph
+from normfold.judge.half import allowed, noted
 from normfold.judge.layers import compare_layers
 from normfold.judge.rules import Judged, Rules
 from normfold.judge.runs import Run
@@ -68,11 +69,14 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a result: how it is run, and the original's own export, by the kind of the check."""
+    """A file of a result: how it is run, and the original's own export, by the kind of the check; types of half
+    precision in it, and what those may cost (None: nothing)."""
 
     path: Path
     runs: Callable[[], Iterator[tuple[str, Run]]]
     plain: Callable[[], dict[str, Run]] = dict
+    halves: frozenset[str] = frozenset()
+    half_budget: float | None = None
 
 
 def bisect(
@@ -116,6 +120,7 @@ def _file(
     written: Written, verifier: Verifier, budget: float | None, before: Check | None, say: Listener
 ) -> Culprit | None:
     own: dict[str, Run] = {}
+    budget = allowed(written.halves, written.half_budget, budget)
 
     def plain(kind: str) -> Run | None:
         if not own:
@@ -126,7 +131,7 @@ def _file(
         check = verifier.outputs(kind, run, budget, lambda kind=kind: plain(kind))  # type: ignore[misc]
         say(Progress(written.path.name, text="ok" if check.ok else "over tolerance"))
         if not check.ok:
-            name = written.path.name
+            name, check = written.path.name, noted(check, written.halves, verifier.graph)
             layer = _first_layer(verifier.graph, written.path)
             return Culprit("", "", "", before, check, name, layer, written.path)
     return None

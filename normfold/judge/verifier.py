@@ -52,8 +52,8 @@ from normfold.report import Check, OutputCheck
 from normfold.report.certificate import Certificate
 
 ALGEBRA_TOLERANCE = 1e-10
-# of what approximate passes made: in float64 before weights are baked, and then in its own types
-APPROXIMATIONS = ("approximation-unbaked", "approximation-baked")
+# of what may err by a budget: an un-baked graph in float64, and the result in its own types
+APPROXIMATIONS = ("approximation-unbaked", "approximation")
 DRAWS = 4
 _KERNELS = 4.0  # ulps that a kernel may err by
 
@@ -246,15 +246,17 @@ class Verifier:
             kind, [tensors(run(*case.leaves)) for case, _ in self.typical], start, budget
         )
 
-    def within(self, result: Graph, budget: float) -> Check:
-        """A graph that approximates the original, against a budget of |y - r| / |r|, on typical inputs: in float64
-        before it is baked, and then in its own types."""
+    def within(self, result: Graph | nn.Module, budget: float, own_types: bool = False) -> Check:
+        """What approximates the original, against a budget of |y - r| / |r|, on typical inputs: a graph in float64
+        before it is baked (unless its ``own_types`` are asked for), and anything else in its own types."""
         start = time.perf_counter()
-        self._enter(result)
+        if isinstance(result, Graph):
+            self._enter(result)
         given = [case for case, _ in self.typical]
-        baked = result.baked
-        results = run(self.graph, result.module, given) if baked else run_float64(result, given)
-        return self._within(APPROXIMATIONS[baked], results, start, budget)
+        if isinstance(result, Graph) and not (own_types or result.baked):
+            return self._within(APPROXIMATIONS[0], run_float64(result, given), start, budget)
+        module = result.module if isinstance(result, Graph) else result
+        return self._within(APPROXIMATIONS[1], run(self.graph, module, given), start, budget)
 
     def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
         got = self._outputs.known(results)

@@ -54,7 +54,10 @@ def test_verify_and_bisect_judge_a_file_on_them(cli: Cli, bright: str) -> None:
     """A file that clips what is larger than any generated input makes."""
     assert cli("convert", TINY, "--verify", "off").status == 0
     model = onnx.load("out/tiny.onnx")
-    name, limit = model.graph.input[0].name, onnx.numpy_helper.from_array(np.float32(190), "limit")
+    name, limit = (
+        model.graph.input[0].name,
+        onnx.numpy_helper.from_array(np.array(190, "f"), "limit"),
+    )
     model.graph.initializer.append(limit)
     for node in model.graph.node:
         node.input[:] = ["clipped" if item == name else item for item in node.input]
