@@ -8,7 +8,7 @@ from pathlib import Path
 
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
-from normfold.cli.local import Bench, Comparison, Configured, Fault, Inspection, Printing
+from normfold.cli.local import Bench, Budgets, Comparison, Configured, Fault, Inspection, Printing
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Policy, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
@@ -49,7 +49,7 @@ def _why_not(given: Given) -> str | None:
 
 _CAPTURE = list(options_of(Source))
 _TRY = _some(Policy, "tries")
-_BUDGETS = _some(Policy, "max_error", "half_budget")
+_BUDGETS = list(options_of(Budgets))
 _WHAT = _some(Rewrite, "to", "passes")
 _ONE: Sequence[Argument] = [_MODEL]
 
