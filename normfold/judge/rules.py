@@ -62,6 +62,7 @@ class Rules:
         budgets: as `budgets` gives them.
         small: certify at the smallest sizes, and then run the algebra on the smallest case only.
         files: files of the result are judged next, so that what is certified is rounded on the smallest case only.
+        spent: budgets of the approximate passes that changed something so far.
     """
 
     verifier: Verifier
@@ -69,20 +70,20 @@ class Rules:
     max_error: float | None = None
     small: bool = True
     files: bool = False
-    _spent: list[float] = field(default_factory=list, init=False)
+    spent: list[float] = field(default_factory=list)
     _certified: bool = field(default=False, init=False)
 
     @property
     def budget(self) -> float | None:
         """Relative error that the result, and its files, may have so far; None where it is exact."""
-        if not self._spent:
+        if not self.spent:
             return None
-        return sum(self._spent) if self.max_error is None else self.max_error
+        return sum(self.spent) if self.max_error is None else self.max_error
 
     def ran(self, index: int, report: PassReport) -> None:
         """Take note of a pass, by its place: an approximate one may have spent its budget."""
         if index in self.budgets and report.modified:
-            self._spent.append(self.budgets[index])
+            self.spent.append(self.budgets[index])
 
     def judge(self, graph: Graph) -> Judged:
         """Judge the graph behind the passes that ran."""

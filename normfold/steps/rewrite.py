@@ -53,6 +53,7 @@ def run_judged(
     capture: bool = True,
     max_error: float | None = None,
     files: bool = False,
+    spent: float | None = None,
 ) -> Graph:
     """Run passes on ``graph`` (a copy unless ``copy`` is off), judge and record.
 
@@ -60,7 +61,8 @@ def run_judged(
     likewise, but the algebra at the full sizes of the capture and on every case. ``capture`` also judges the
     captured graph against the module. From an approximate pass on that rewrote something, a result
     is judged by its budget, or by ``max_error``; what is in front of it stays exact. Where ``files`` of the result
-    are judged next, what is certified is run in its own types on the smallest case only.
+    are judged next, what is certified is run in its own types on the smallest case only. ``spent`` is what passes
+    that ran before these may have cost.
 
     Raises:
         UsageError: as `normfold.judge.rules.budgets`.
@@ -69,6 +71,7 @@ def run_judged(
     if verifier is not None:
         spends = budgets(passes, max_error)
         rules = Rules(verifier, spends, max_error, small=verify != "strict", files=files)
+        rules.spent += [] if spent is None else [spent]
     bakes = [index for index, item in enumerate(passes) if Effect.BAKES in item.effects]
     judged = {(bakes[0] if bakes else len(passes)) - 1, len(passes) - 1}
     if verifier is not None and verify != "off" and capture:

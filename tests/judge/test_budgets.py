@@ -97,6 +97,21 @@ def test_what_the_export_bakes_is_judged_by_the_budget_too(tmp_path: Path) -> No
     ]
 
 
+def test_what_migration_changes_behind_it_is_judged_by_the_budget_too() -> None:
+    made = normfold.convert(
+        net(),
+        passes=passes(OwnBudget()),
+        inputs=X,
+        quantize="int8",
+        migrate=True,
+        evidence="noise",
+        export=(),
+    )
+    checks = [item.check for item in made.report.passes if item.check is not None]
+    assert {check.kind for check in checks} == set(APPROXIMATIONS)
+    assert all(check.ok for check in checks)
+
+
 def test_what_is_in_front_of_it_stays_exact() -> None:
     _, report = normfold.run(normfold.capture(net(), X), passes(OwnBudget()), verify="each")
     kinds = [item.check.kind for item in report.passes if item.check is not None]
