@@ -101,7 +101,7 @@ def verify(
     Args:
         original: a module, a captured graph, or any MODEL that `convert` takes.
         result: a graph, a module, what `convert` returned, an ``.onnx`` file, OpenVINO's IR (``.xml``), or another
-            MODEL. Where the batch of an ``.onnx`` file is fixed, that of the original is too.
+            MODEL. Where the batch of a file is fixed, that of the original is too.
         inputs: example inputs (tensors, which are judged too, and so are those of ``inputs_from``) or `--input`
             texts; not needed for a captured graph.
         tries: sizes to judge at, as texts of `--try`.

@@ -16,12 +16,20 @@ from normfold.job import Source
 from normfold.load.specs import suffix
 
 _Shape = tuple[int | None, ...]
+_PARAMETER = re.compile(r'<layer [^>]*type="Parameter"[^>]*>\s*<data shape="([^"]*)"')
 
 
 def sizes_in(file: Path) -> list[_Shape]:
-    """The shapes of an ONNX file's inputs, None for a size that is free; nothing for a file of another kind."""
-    if file.suffix != ".onnx":
-        return []
+    """The shapes of a file's inputs, None for a size that is free; nothing where they are not known.
+
+    Of an ONNX file, and of OpenVINO's format, in which a free size is ``?`` or has bounds.
+    """
+    if file.suffix == ".xml":
+        shapes = _PARAMETER.findall(file.read_text(errors="replace"))
+        return [
+            tuple(int(size) if size.isdigit() else None for size in shape.split(",") if size)
+            for shape in shapes
+        ]
     import onnx
 
     model = onnx.load(file, load_external_data=False).graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 import normfold
 from normfold.errors import UsageError
+from normfold.judge.fixed import sizes_in
 from tests.cli.conftest import TINY, Cli
 from tests.cli.nets import tiny
 from tests.judge.nets import FOLDED
 
 
-def static(folder: Path, batch: int) -> Path:
+def static(folder: Path, batch: int, export: Literal["onnx", "openvino"] = "onnx") -> Path:
     """A file of `tiny` for one batch."""
     made = normfold.convert(
-        tiny(), inputs=[f"{batch}x3x8x8"], batch="static", output=folder, export="onnx"
+        tiny(), inputs=[f"{batch}x3x8x8"], batch="static", output=folder, export=export
     )
     assert made.ok
-    return made.artifacts[0]
+    return next(path for path in made.artifacts if path.suffix in (".onnx", ".xml"))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -34,6 +35,18 @@ def test_the_batch_of_the_file_is_taken(what: Any, batch: int, tmp_path: Path) -
     assert found.ok if what is normfold.verify else found.first is None
     with pytest.raises(UsageError, match=r"(?s)`x` .x3x8x8 instead of .x3x8x8.*--batch static"):
         what(tiny(), file, ["2x3x8x8"])
+
+
+def test_of_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    file = static(tmp_path, 3, "openvino")
+    assert normfold.verify(tiny(), file, ["3x3x8x8"]).ok
+    with pytest.raises(UsageError, match="`x` 3x3x8x8 instead of 1x3x8x8"):
+        normfold.verify(tiny(), file, ["1x3x8x8"])
+    free = normfold.convert(tiny(), inputs=["2x3x8x8"], output=tmp_path / "free", export="openvino")
+    (other,) = (path for path in free.artifacts if path.suffix == ".xml")
+    assert sizes_in(other) == [(None, 3, 8, 8)]
+    assert normfold.verify(tiny(), other, ["2x3x8x8"]).ok
 
 
 def test_the_command_that_the_message_names_works(cli: Cli, tmp_path: Path) -> None:
