@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,13 +11,17 @@ import numpy as np
 import torch
 
 from normfold.api import verify
-from normfold.errors import EnvironmentMissing, ExportError, LoadError, UsageError
+from normfold.errors import EnvironmentMissing, ExportError, LoadError, NormfoldError, UsageError
 from normfold.files import publish, require_writable, staging
 from normfold.ir import Graph
+from normfold.ir.randomness import random_note
 from normfold.judge import Culprit, Verifier
 from normfold.judge import bisect as _bisect
 from normfold.judge.bisect import Written
+from normfold.judge.fixed import require_its_sizes
+from normfold.judge.half import allowed, half_types
 from normfold.judge.parts import Part, failing_parts
+from normfold.judge.rules import Rules, budgets
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Check
 from normfold.report.machine import versions
@@ -40,25 +45,36 @@ def bisect(
     file: str | Path | None = None,
     export: bool = False,
     reproducer: str | Path | None = None,
+    max_error: float | None = None,
+    half_budget: float | None = None,
 ) -> Culprit | None:
     """The first pass, rewrite in it and layer after which the verdict fails; None if none does.
+
+    Passes, and their file, are judged by the rules of a conversion (`normfold.judge.rules`).
 
     Args:
         file: an ONNX file of the result, judged where every pass keeps the verdict.
         export: write that file, out of sight, where none is given and the passes bake.
         reproducer: a folder for the smallest part that fails, which must not hold anything yet; left alone where
-            nothing fails.
+            nothing fails, or where no part can be written (`Culprit.no_reproducer` says why).
+        max_error: relative error that approximate passes may cost, in place of the budgets that they declare.
+        half_budget: relative error that half precision in ``file`` may cost besides.
 
     Raises:
         LoadError: there is no such file, or it is not ONNX.
-        UsageError: a folder that is not empty, or no part that fails by itself.
-        ExportError: the file, or a part, cannot be written. EnvironmentMissing: onnxruntime is not here.
+        UsageError: a folder that is not empty; a file of other sizes; the network draws random numbers, so that
+            no two calls of it compare; or as `normfold.judge.rules.budgets` and `normfold.judge.half.allowed`.
+        ExportError: the file cannot be written. EnvironmentMissing: onnxruntime is not here.
     """
-    say, judge = progress or silent, verifier or Verifier(graph)
+    say, judge, passes = progress or silent, verifier or Verifier(graph), passes_of(pipeline)
+    rules = Rules(judge, budgets(passes, max_error), max_error)
+    if drawn := random_note(graph):
+        raise UsageError("there is nothing to bisect", found=drawn[0])
     folder = None if reproducer is None else Path(reproducer)
     if folder is not None:
         _require_empty(folder)
-    given = None if file is None else _given(Path(file))
+    given = None if file is None else _given(Path(file), graph, half_budget)
+    allowed(set() if given is None else given.halves, half_budget)
     with TemporaryDirectory() as hidden:
 
         def write(result: Graph) -> Written | None:
@@ -66,10 +82,13 @@ def bisect(
                 return given
             return _exported(graph, result, Path(hidden), say) if export and result.baked else None
 
-        culprit = _bisect(graph, passes_of(pipeline), judge, say, write)
+        culprit = _bisect(graph, passes, rules, say, write)
         if culprit is not None and folder is not None:
             say(Progress("looking for the smallest part that fails"))
-            write_reproducer(graph, culprit, folder, judge.seed)
+            try:
+                write_reproducer(graph, culprit, folder, judge.seed)
+            except NormfoldError as error:  # what was found stands without
+                return replace(culprit, no_reproducer=error.what)
     return culprit
 
 
@@ -81,7 +100,9 @@ def write_reproducer(graph: Graph, culprit: Culprit, folder: Path, seed: int = 0
         ExportError: a part cannot be written; nothing is left of it.
     """
     result = culprit.result
-    if result is None or (isinstance(result, Graph) and (result.entries or result.output_sources)):
+    if result is None:
+        raise UsageError("it is the capture that fails, not a part of a result")
+    if isinstance(result, Graph) and (result.entries or result.output_sources):
         raise UsageError(
             "the result takes other inputs, or gives others outputs, than the original"
         )
@@ -105,9 +126,9 @@ def write_reproducer(graph: Graph, culprit: Culprit, folder: Path, seed: int = 0
             for path in hidden.iterdir():
                 path.unlink()
     raise UsageError(
-        "no part of the network fails by itself, in its own type",
+        "no part of the network fails by itself, in its own type; the fault may be smaller than the rounding of "
+        "that (`model.double()` shows more)",
         found=f"a fault of {culprit.after.max_rel:.1e} in the outputs",
-        hint="it may be smaller than the rounding of float32: `model.double()` shows more",
     )
 
 
@@ -139,13 +160,20 @@ def _require_empty(folder: Path) -> None:
     require_writable(folder)
 
 
-def _given(path: Path) -> Written:
+def _given(path: Path, graph: Graph, half_budget: float | None) -> Written:
     if not path.is_file():
         raise LoadError("there is no such file", where=str(path))
     if path.suffix != ".onnx":
         raise LoadError("not an .onnx file", where=str(path), hint="`normfold verify` takes others")
     require_own_data(path)
-    return Written(path, lambda: runs_of(target("ort-x86"), path))
+    require_its_sizes(graph, path)
+    halves = frozenset(half_types(path))
+    return Written(
+        path,
+        lambda: runs_of(target("ort-x86"), path),
+        halves=halves,
+        half_budget=half_budget,
+    )
 
 
 def _exported(graph: Graph, result: Graph, folder: Path, say: Listener) -> Written | None:

@@ -183,7 +183,7 @@ def convert(
             or of --metric; exit 1 beyond.
         metric: fn(outputs, labels) on samples that are not trained on: reported, and what --max-drop judges;
             more is better.
-        half_budget: relative error that half precision may cost.
+        half_budget: relative error that half precision may cost, beside --max-error.
         keep_if_faster: write the original's own export instead, unless the result is faster (onnxruntime, CPU).
         gpu_arch: GPUs that a TensorRT-RTX engine is for, as `sm89,sm120`.
         workspace: memory that tactics may use.

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from normfold.ir.text import graph_text
 from normfold.job import Source
 from normfold.job.presets import preset
 from normfold.judge import Culprit, Verifier
+from normfold.judge.fixed import at_its_batch
+from normfold.judge.inputs import own_samples
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.types import Loaded
 from normfold.ops.reads import operands, producer
@@ -40,6 +43,7 @@ from normfold.rewrite.registry import find
 from normfold.spaces.spaces import Space, spaces
 from normfold.spaces.symmetry import words
 from normfold.targets.environment import environment
+from normfold.targets.untrusted import require_own_data
 
 __all__ = [
     "NormInfo",
@@ -227,20 +231,23 @@ def _held_by(space: Space) -> tuple[str, ...]:
 
 
 def find_culprit(
-    graph: Graph,
+    source: Source,
     pipeline: str | None,
     to: str,
     progress: Listener,
     *,
-    seed: int = 0,
     tries: Sequence[str] = (),
     **options: Any,
 ) -> Culprit | None:
     """`bisect` for a pipeline text or a preset, and the file of its result; ``options`` are its own."""
+    if options.get("file") is not None and Path(options["file"]).is_file():
+        require_own_data(Path(options["file"]))
+        source = at_its_batch(source, Path(options["file"]))
+    graph = capture_source(source)
     return bisect(
         graph,
         pipeline if pipeline is not None else preset(to),
-        verifier=Verifier(graph, seed, tries=tries),
+        verifier=Verifier(graph, source.seed, own_samples(graph, source), tries),
         progress=progress,
         export=True,
         **options,

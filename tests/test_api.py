@@ -60,11 +60,15 @@ def test_the_public_names() -> None:
     [
         ("capture", "(module, args=(), kwargs=None, dynamic='batch')"),
         ("run", "(graph, pipeline, verify='final', *, verifier=None, progress=None, copy=True)"),
-        ("verify", "(original, result, inputs=(), *, tries=(), **options)"),
+        (
+            "verify",
+            "(original, result, inputs=(), *, tries=(), half_budget=None, max_error=None, **options)",
+        ),
         ("layers", "(original, result, inputs=(), **options)"),
         (
             "bisect",
-            "(graph, pipeline, *, verifier=None, progress=None, file=None, export=False, reproducer=None)",
+            "(graph, pipeline, *, verifier=None, progress=None, file=None, export=False, reproducer=None, "
+            "max_error=None, half_budget=None)",
         ),
         ("inspect", "(graph)"),
         ("plan", "(graph, pipeline=None, to='folded')"),

@@ -11,7 +11,7 @@ import typer
 
 from normfold.cli.local import Bench
 from normfold.cli.show import console, emit, progress, warn_pickle
-from normfold.errors import UsageError
+from normfold.errors import ExportError, UsageError
 from normfold.job import Source, options_of
 
 Given = dict[str, Any]
@@ -101,6 +101,7 @@ def verify(given: Given) -> int:
     from normfold.report.text import print_checks, print_layers
 
     as_json, wanted = given.pop("as_json", False), given.pop("layers", False)
+    budgets = [given[name] for name in ("half_budget", "max_error") if name in given]
     warn_pickle(given)
     layers = None
     with progress() as say:
@@ -112,8 +113,13 @@ def verify(given: Given) -> int:
         check = normfold.verify(original, result, **given)
         if wanted:
             say(Progress("comparing layers"))
-            given.pop("tries", None)
-            layers = normfold.layers(original, result, **given)
+            for name in ("tries", "half_budget", "max_error"):
+                given.pop(name, None)
+            try:
+                layers = normfold.layers(original, result, **given)
+            except ExportError as error:  # the verdict stands without them
+                note = f"layers were not compared: {error.found or error.what}"
+                check = dataclasses.replace(check, note="; ".join(filter(None, [check.note, note])))
     if as_json:
         data = {
             **dataclasses.asdict(check),
@@ -126,39 +132,49 @@ def verify(given: Given) -> int:
         if layers is not None:
             print_layers(layers, console())
         print_checks([check], console())
-        console().print(f"verdict: {'equivalent' if check.ok else 'NOT equivalent'}")
+        console().print(f"verdict: {_compared(check.ok, budgets)}")
     return 0 if check.ok else 1
+
+
+def _compared(ok: bool, budgets: list[float]) -> str:
+    """Two models in words: by what both may differ, where they need not be equivalent."""
+    what = f"within {sum(budgets):g} of the original" if budgets else "equivalent"
+    return what if ok else f"NOT {what}"
 
 
 def bisect(given: Given) -> int:
     from normfold.report import json_text
     from normfold.report.table import print_line
-    from normfold.report.text import print_checks
+    from normfold.report.text import print_certificate, print_checks
 
     as_json, to, passes = _json_to_passes(given)
     warn_pickle(given)
+    own = {
+        name: given.pop(name, None) for name in ("file", "reproducer", "max_error", "half_budget")
+    }
     with progress() as say:
         from normfold import inspection
+        from normfold.progress import Progress
 
         inspection.require_pipeline(passes, to)
-        own = {name: given.pop(name, None) for name in ("file", "reproducer")}
         tries = given.pop("tries", ())
-        graph, seed = _capture(given, say), given.get("seed", 0)
-        culprit = inspection.find_culprit(graph, passes, to, say, seed=seed, tries=tries, **own)
+        say(Progress("loading and capturing"))
+        culprit = inspection.find_culprit(Source.of(given), passes, to, say, tries=tries, **own)
     if as_json:
         typer.echo(json_text(None if culprit is None else culprit.to_dict()))
     elif culprit is None:
         also = "" if own["file"] is None else f", and so does {own['file']}"
         typer.echo(f"every pass keeps the verdict{also}")
     else:
-        if culprit.file:
-            typer.echo(f"every pass keeps the verdict, {culprit.file} does not")
-        else:
-            typer.echo(f"{culprit.spec}: {culprit.site or 'the pass as a whole'} {culprit.detail}")
+        typer.echo(culprit.words)
         if culprit.layer is not None:
             print_line(console(), f"layer     {culprit.layer.words}")
         print_checks([culprit.after], console())
-        if own["reproducer"] is not None:
+        if culprit.certificate is not None:
+            print_certificate(culprit.certificate, console())
+        if culprit.no_reproducer:
+            print_line(console(), f"no part written: {culprit.no_reproducer}")
+        elif own["reproducer"] is not None:
             print_line(console(), f"wrote {own['reproducer']}: the smallest part that fails")
     return 0 if culprit is None else 1
 

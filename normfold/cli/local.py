@@ -47,6 +47,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Budgets:
+    """What `verify` and `bisect` allow a result that is not exact; both add up."""
+
+    max_error: float | None = option(
+        None,
+        "Relative error that approximate passes may cost: |y - r| / |r| of every output.",
+        metavar="X",
+        low=0,
+    )
+    half_budget: float | None = option(
+        None,
+        "Relative error that half precision in a result may cost, beside --max-error; `convert` allows 0.02 for "
+        "float16 and 0.1 for bfloat16.",
+        low=0,
+        default_text="none: only rounding may differ",
+    )
+
+
+@dataclass(frozen=True)
 class Fault:
     """What `bisect` writes."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
-from normfold.cli.local import Bench, Comparison, Configured, Fault, Inspection, Printing
+from normfold.cli.local import Bench, Budgets, Comparison, Configured, Fault, Inspection, Printing
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Policy, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
@@ -49,6 +49,7 @@ def _why_not(given: Given) -> str | None:
 
 _CAPTURE = list(options_of(Source))
 _TRY = _some(Policy, "tries")
+_BUDGETS = list(options_of(Budgets))
 _WHAT = _some(Rewrite, "to", "passes")
 _ONE: Sequence[Argument] = [_MODEL]
 
@@ -103,7 +104,7 @@ TABLE = (
             Argument("original", "ORIGINAL", MODEL_HELP),
             Argument("result", "RESULT", "Another MODEL, an .onnx file, or OpenVINO's .xml."),
         ],
-        [*options_of(Comparison), *_CAPTURE, *_TRY, *_JSON],
+        [*options_of(Comparison), *_CAPTURE, *_TRY, *_BUDGETS, *_JSON],
         (
             "normfold verify model.pt out/model.onnx --layers",
             "normfold verify timm:resnet18 out/resnet18.pt2",
@@ -118,7 +119,7 @@ TABLE = (
             _MODEL,
             Argument("file", "[FILE]", "Its .onnx file; without one it is made.", optional=True),
         ],
-        [*_WHAT, *options_of(Fault), *_CAPTURE, *_TRY, *_JSON],
+        [*_WHAT, *options_of(Fault), *_CAPTURE, *_TRY, *_BUDGETS, *_JSON],
         (
             "normfold bisect model.pt --to rmsnorm",
             "normfold bisect model.pt out/model.onnx --reproducer fault/",

@@ -63,7 +63,7 @@ class Policy(Options):
     )
     half_budget: float | None = option(
         None,
-        "Relative error that half precision may cost.",
+        "Relative error that half precision may cost, beside --max-error.",
         low=0,
         when="half",
         default_text="fp16 0.02, bf16 0.1",

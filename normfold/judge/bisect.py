@@ -1,4 +1,4 @@
-"""Bisect: the first pass whose result is over tolerance, then the first site within it, or else the file; and the
+"""Bisect: the first pass whose verdict fails, then the first site within it, or else the file; and the
 first layer that is another one."""
 
 from __future__ import annotations
@@ -7,37 +7,38 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from normfold.errors import NormfoldError
 from normfold.ir import Graph
+from normfold.judge.half import allowed, noted
 from normfold.judge.layers import compare_layers
+from normfold.judge.rules import Judged, Rules
 from normfold.judge.runs import Run
 from normfold.judge.verifier import Verifier
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Check, PassReport
+from normfold.report.certificate import Certificate
 from normfold.report.layers import Layer
-
-
-class Runnable(Protocol):
-    """What bisect needs of a pass."""
-
-    def run(self, graph: Graph, limit: int | None = None) -> PassReport:
-        """Apply at most ``limit`` rewrites."""
+from normfold.rewrite import Pass
 
 
 @dataclass(frozen=True)
 class Culprit:
-    """The first pass over tolerance and the rewrite in it that brought the error; or the file, where no pass does.
+    """The first pass whose verdict fails and the rewrite in it that brought the error; or the file, where no pass
+    does; or the capture.
 
     Attributes:
-        spec: the pass; empty where it is the file.
+        spec: the pass; empty where it is the file or the capture.
         site: empty when the pass does not work site by site.
-        before: the last verdict that passed, ``after`` the first that did not.
+        before: the last verdict that passed, ``after`` the first that did not; where the ``certificate`` fails,
+            the float64 algebra ``after`` the same pass may have passed.
         file: its name; empty where it is a pass.
         layer: the first that is over its limit, with its op and the user's line; None where none is by itself, or
             the file does not say which modules it is made of.
         result: what fails.
+        certificate: of the result of an exact pass before weights are baked.
+        no_reproducer: why there is none, where one was asked for and could not be made.
     """
 
     spec: str
@@ -48,6 +49,17 @@ class Culprit:
     file: str = ""
     layer: Layer | None = None
     result: Graph | Path | None = None
+    certificate: Certificate | None = None
+    no_reproducer: str = ""
+
+    @property
+    def words(self) -> str:
+        """What fails, in a line."""
+        if self.file:
+            return f"every pass keeps the verdict, {self.file} does not"
+        if not self.spec:
+            return "the captured graph does not compute what the network computes"
+        return f"{self.spec}: {self.site or 'the pass as a whole'} {self.detail}".rstrip()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the network."""
@@ -58,24 +70,27 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a result: how it is run, and the original's own export, by the kind of the check."""
+    """A file of a result: how it is run, and the original's own export, by the kind of the check; types of half
+    precision in it, and what those may cost (None: nothing)."""
 
     path: Path
     runs: Callable[[], Iterator[tuple[str, Run]]]
     plain: Callable[[], dict[str, Run]] = dict
+    halves: frozenset[str] = frozenset()
+    half_budget: float | None = None
 
 
 def bisect(
     graph: Graph,
-    passes: Sequence[Runnable],
-    verifier: Verifier,
+    passes: Sequence[Pass],
+    rules: Rules,
     say: Listener = silent,
     write: Callable[[Graph], Written | None] = lambda result: None,
 ) -> Culprit | None:
-    """Find what breaks: None if every pass keeps the verdict, and so does the file.
+    """Find what breaks: None if the capture and every pass keep the verdict, and so does the file.
 
-    Passes run one by one, each judged in float64 until weights are baked, in their own dtype after. In the
-    first bad one, a binary search over "apply only the first k rewrites" finds the rewrite.
+    Passes run one by one, each judged by the rules of a conversion. In the first bad one, a binary search over
+    "apply only the first k rewrites" finds the rewrite.
 
     Args:
         write: gives the file of what the passes made, if there is one; it is judged where every pass is fine.
@@ -83,25 +98,32 @@ def bisect(
     Raises:
         ExportError, EnvironmentMissing: the file cannot be written, or not be run here.
     """
-    current, verifier = graph.copy(), copy(verifier)
+    verifier = copy(rules.verifier)
     verifier.brief = True
+    rules = replace(rules, verifier=verifier)
+    captured = verifier.capture()
+    if not captured.ok:
+        return Culprit("", "", "", None, captured)
+    current = graph.copy()
     before: Check | None = None
-    for item in passes:
+    for index, item in enumerate(passes):
         step = current.copy()
         report = item.run(step)
-        check = _judge(verifier, step)
-        say(Progress(str(item), text="ok" if check.ok else "over tolerance"))
-        if not check.ok:
-            return _first_site(current, item, report, verifier, before, check)
-        current, before = step, check
+        rules.ran(index, report)
+        found = rules.judge(step)
+        say(Progress(str(item), text="ok" if found.ok else "over tolerance"))
+        if not found.ok:
+            return _first_site(current, item, report, rules, before, found)
+        current, before = step, found.check
     written = write(current)
-    return None if written is None else _file(written, verifier, before, say)
+    return None if written is None else _file(written, verifier, rules.budget, before, say)
 
 
 def _file(
-    written: Written, verifier: Verifier, before: Check | None, say: Listener
+    written: Written, verifier: Verifier, budget: float | None, before: Check | None, say: Listener
 ) -> Culprit | None:
     own: dict[str, Run] = {}
+    budget = allowed(written.halves, written.half_budget, budget)
 
     def plain(kind: str) -> Run | None:
         if not own:
@@ -109,10 +131,10 @@ def _file(
         return own.get(kind)
 
     for kind, run in written.runs():
-        check = verifier.outputs(kind, run, plain=lambda kind=kind: plain(kind))  # type: ignore[misc]
+        check = verifier.outputs(kind, run, budget, lambda kind=kind: plain(kind))  # type: ignore[misc]
         say(Progress(written.path.name, text="ok" if check.ok else "over tolerance"))
         if not check.ok:
-            name = written.path.name
+            name, check = written.path.name, noted(check, written.halves, verifier.graph)
             layer = _first_layer(verifier.graph, written.path)
             return Culprit("", "", "", before, check, name, layer, written.path)
     return None
@@ -130,28 +152,24 @@ def _first_layer(original: Graph, result: Graph | Path) -> Layer | None:
         return None
 
 
-def _judge(verifier: Verifier, graph: Graph) -> Check:
-    return verifier.rounding(graph) if graph.baked else verifier.algebra(graph)
-
-
 def _first_site(
     graph: Graph,
-    item: Runnable,
+    item: Pass,
     report: PassReport,
-    verifier: Verifier,
+    rules: Rules,
     before: Check | None,
-    after: Check,
+    after: Judged,
 ) -> Culprit:
     low, high = 0, report.rewrites
     while high - low > 1:
         middle = (low + high) // 2
         step = graph.copy()
         item.run(step, limit=middle)
-        check = _judge(verifier, step)
-        if check.ok:
-            low, before = middle, check
+        found = rules.judge(step)
+        if found.ok:
+            low, before = middle, found.check
         else:
-            high, after = middle, check
+            high, after = middle, found
     step = graph.copy()
     last = item.run(step, limit=high) if report.rewrites else item.run(step)
     applied = last.applied[-1] if report.rewrites and last.applied else None
@@ -160,7 +178,8 @@ def _first_site(
         applied.site if applied else "",
         applied.detail if applied else "",
         before,
-        after,
-        layer=_first_layer(verifier.graph, step),
+        after.check,
+        layer=_first_layer(rules.verifier.graph, step),
         result=step,
+        certificate=after.certificate,
     )

@@ -20,6 +20,7 @@ from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.graph import Entry
 from normfold.ir.sizes import Sizes
+from normfold.job import Source
 from normfold.judge.tables import spread, table_rows
 from normfold.load.specs import is_mask, mask, parse
 
@@ -295,20 +296,27 @@ def _fill(
     )
 
 
-def own_samples(graph: Graph, inputs: Any) -> list[tuple[Any, ...]] | None:
-    """The user's own tensors as a case of the verdict, if there is one for each input of the graph.
+def own_samples(graph: Graph, source: Source) -> list[tuple[Any, ...]] | None:
+    """The user's own inputs as a case of the verdict: tensors given in Python, a file or a function of `--inputs`.
 
-    Floats get the type of the example inputs, in which the graph was captured.
+    None where inputs are texts, or none are given. Of a part (``source.part``), and where there is not one tensor
+    for each input of the graph, what the graph was captured with stands for them. Floats get the type of that.
     """
     own = pytree.tree_leaves((graph.args, graph.kwargs))
-    given = [] if callable(inputs) else pytree.tree_leaves(inputs)
-    tensors = all(isinstance(item, Tensor) for item in (*own, *given))
-    if not given or len(given) != len(own) or not tensors:
+    made = callable(source.inputs) or source.inputs_from is not None
+    given = own if made else pytree.tree_leaves(source.inputs)
+    if not given or any(isinstance(item, str) for item in given):
         return None
+    captured = isinstance(source.model, Graph)
+    tensors = all(isinstance(item, Tensor) for item in given)
+    if captured and (made or len(given) != len(own) or not tensors):
+        return None  # it was captured with other inputs
+    if source.part is not None or len(given) != len(own) or not tensors:
+        given = own
     return [
         tuple(
             value.to(leaf.dtype)
-            if value.is_floating_point() and leaf.is_floating_point()
+            if isinstance(leaf, Tensor) and value.is_floating_point() and leaf.is_floating_point()
             else value
             for value, leaf in zip(given, own, strict=True)
         )

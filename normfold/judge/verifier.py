@@ -36,7 +36,6 @@ from normfold.judge.comparison import (
     Own,
     checked,
     compare,
-    distance,
     largest_error,
     last_bit,
     owned,
@@ -49,11 +48,13 @@ from normfold.judge.inputs import Case, count, entered, fewest, typical
 from normfold.judge.kept import Kept, computed_at
 from normfold.judge.runs import Run, called, original_of, run, run_float64, run_rounded
 from normfold.judge.trials import refusal, trials
+from normfold.judge.within import within
 from normfold.report import Check, OutputCheck
 from normfold.report.certificate import Certificate
 
 ALGEBRA_TOLERANCE = 1e-10
-APPROXIMATION = "approximation"
+# of what may err by a budget: an un-baked graph in float64, and the result in its own types
+APPROXIMATIONS = ("approximation-unbaked", "approximation")
 DRAWS = 4
 _KERNELS = 4.0  # ulps that a kernel may err by
 
@@ -248,29 +249,21 @@ class Verifier:
             kind, [tensors(run(*case.leaves)) for case, _ in self.typical], start, budget
         )
 
-    def within(self, result: Graph, budget: float) -> Check:
-        """A graph that approximates the original, against a budget of |y - r| / |r|, on typical inputs: in float64
-        before it is baked, and then in its own types."""
+    def within(self, result: Graph | nn.Module, budget: float, own_types: bool = False) -> Check:
+        """What approximates the original, against a budget of |y - r| / |r|, on typical inputs: a graph in float64
+        before it is baked (unless its ``own_types`` are asked for), and anything else in its own types."""
         start = time.perf_counter()
-        self._enter(result)
+        if isinstance(result, Graph):
+            self._enter(result)
         given = [case for case, _ in self.typical]
-        baked = result.baked
-        results = run(self.graph, result.module, given) if baked else run_float64(result, given)
-        return self._within(APPROXIMATION, results, start, budget)
+        if isinstance(result, Graph) and not (own_types or result.baked):
+            return self._within(APPROXIMATIONS[0], run_float64(result, given), start, budget)
+        module = result.module if isinstance(result, Graph) else result
+        return self._within(APPROXIMATIONS[1], run(self.graph, module, given), start, budget)
 
     def _within(self, kind: str, results: list[Outputs], start: float, budget: float) -> Check:
-        found = []
-        for (case, reference), got in zip(self.typical, self._outputs.known(results), strict=True):
-            if [x.shape for x in reference] != [x.shape for x in got]:
-                found.append(OutputCheck("*", case.name, 0.0, float("inf"), budget, float("inf")))
-                continue
-            for place, (expected, mine) in enumerate(zip(reference, got, strict=True)):
-                for label, part in parts(case, expected):
-                    error, absolute = distance(expected[part], mine[part])
-                    check = OutputCheck(
-                        self._outputs.name(place), label, 0.0, error, budget, absolute
-                    )
-                    found.append(check)
+        got = self._outputs.known(results)
+        found = within(self.typical, got, self._outputs.name, budget)
         return Check(kind, tuple(found), time.perf_counter() - start, self.seed)
 
     def _nearby(self, case: Case) -> list[Outputs]:

@@ -81,6 +81,7 @@ class Check:
     """A verdict: truthy when every output was inside its tolerance.
 
     ``kind`` is ``capture``, ``algebra`` (float64, un-baked), ``rounding`` (the result in its own dtype),
+    ``approximation-unbaked`` / ``approximation`` (the same two, where the result may err by a budget),
     ``onnxruntime-all`` / ``onnxruntime-none`` / ``tensorrt`` (a file or engine as it runs), or ``float16`` /
     ``bfloat16`` (every op rounded to its type). ``needed_tolerance`` is what would have passed, ``artefact`` the
     name of the file that it is about.

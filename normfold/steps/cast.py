@@ -14,6 +14,7 @@ from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.provenance import place_of
 from normfold.job import Cast
+from normfold.judge.half import BUDGETS
 from normfold.judge.inputs import TYPICAL, cases
 from normfold.report import Check, Range
 from normfold.report.events import Rewritten
@@ -22,8 +23,6 @@ from normfold.steps.work import Work
 if TYPE_CHECKING:
     from normfold.targets.typed import Typed
 
-# |y - r| / |r| that a network in half precision may be off by: five to ten times what sound networks show
-BUDGETS = {"float16": 0.02, "bfloat16": 0.1}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

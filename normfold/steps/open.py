@@ -53,7 +53,7 @@ def begin(job: Job, record: Recorder, say: Listener) -> Work:
     graph, seed = source.graph, job.source.seed
     record.emit(Loaded(source.text, source.inputs, source.size, graph.parameter_bytes()))
     named(graph, job.export)  # refuses a wrong number of names
-    samples = own_samples(graph, job.source.inputs)
+    samples = own_samples(graph, job.source)
     judges = job.policy.verify != "off"
     verifier = Verifier(graph, seed, samples, job.policy.tries) if judges else None
     for text in verifier.notes if verifier is not None else ():

@@ -15,6 +15,7 @@ from normfold.errors import UsageError
 from normfold.files import require_writable
 from normfold.ir import Graph
 from normfold.job import EngineOptions, Job
+from normfold.judge.rules import budgets
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import passes_of
@@ -46,13 +47,15 @@ def prepare(job: Job) -> Prepared:
     """Read the texts of a job.
 
     Raises:
-        UsageError: a wrong pipeline, requirement or axis, options that the builder of engines has not, a folder
-            that cannot be written to. EnvironmentMissing: a GPU is asked for, and torch sees none.
+        UsageError: a wrong pipeline, requirement, budget or axis, options that the builder of engines has not, a
+            folder that cannot be written to. EnvironmentMissing: a GPU is asked for, and torch sees none.
     """
     _require_model(job.source.model)
     passes: list[Pass] = []
     if job.rewrite is not None:
         passes = passes_of(job.rewrite.pipeline, job.rewrite.untie)
+    if job.policy.verify != "off":
+        budgets(passes, job.policy.max_error)  # refuses one that is missing, or that means nothing
     names = [item.name for item in passes]
     requirements = [Requirement.parse(text, names) for text in job.policy.require]
     _, ranges = parse_dynamic(job.source.dynamic)

@@ -59,6 +59,7 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
             verifier=work.verifier,
             say=work.say,
             capture=False,
+            spent=work.half_budget,
         )
     data = source.data is not None
     found = find_ranges(graph, inputs, step, data=data, seed=source.seed, **given)

@@ -11,13 +11,14 @@ from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.job import Rewrite
 from normfold.judge import Verifier
-from normfold.judge.verifier import APPROXIMATION
+from normfold.judge.rules import Rules, budgets
+from normfold.judge.verifier import APPROXIMATIONS
 from normfold.progress import Listener, Progress, silent
-from normfold.report import PassReport
+from normfold.report import Check, PassReport
 from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
-from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
+from normfold.rewrite import Effect, Pass, parse, run_pipeline
 from normfold.rewrite.baker import needs_baking
 from normfold.rewrite.pipeline import require_passes
 from normfold.steps.work import Work
@@ -52,6 +53,7 @@ def run_judged(
     capture: bool = True,
     max_error: float | None = None,
     files: bool = False,
+    spent: float | None = None,
 ) -> Graph:
     """Run passes on ``graph`` (a copy unless ``copy`` is off), judge and record.
 
@@ -59,38 +61,35 @@ def run_judged(
     likewise, but the algebra at the full sizes of the capture and on every case. ``capture`` also judges the
     captured graph against the module. From an approximate pass on that rewrote something, a result
     is judged by its budget, or by ``max_error``; what is in front of it stays exact. Where ``files`` of the result
-    are judged next, what is certified is run in its own types on the smallest case only.
+    are judged next, what is certified is run in its own types on the smallest case only. ``spent`` is what passes
+    that ran before these may have cost.
 
     Raises:
-        UsageError: an approximate pass has no budget, and none is given.
+        UsageError: as `normfold.judge.rules.budgets`.
     """
-    budgets = _budgets(passes, max_error) if verifier is not None else {}
-    spent: list[float] = []
+    rules = None
+    if verifier is not None:
+        spends = budgets(passes, max_error)
+        rules = Rules(verifier, spends, max_error, small=verify != "strict", files=files)
+        rules.spent += [] if spent is None else [spent]
     bakes = [index for index, item in enumerate(passes) if Effect.BAKES in item.effects]
     judged = {(bakes[0] if bakes else len(passes)) - 1, len(passes) - 1}
     if verifier is not None and verify != "off" and capture:
         say(Progress("checking the capture"))
         record.emit(verifier.capture())
-    done, certified = 0, False
+    done = 0
 
     def after(item: Pass, current: Graph, report: PassReport) -> None:
-        nonlocal done, certified
+        nonlocal done
         index, done = done, done + 1
-        if index in budgets and report.modified:
-            spent.append(budgets[index])
         text = f"{report.rewrites} rewrites, {len(report.declined)} declined"
         say(Progress(str(item), done, len(passes), text))
-        if verifier is not None and (verify == "each" or (verify != "off" and index in judged)):
-            if spent:
-                budget = sum(spent) if max_error is None else max_error
-                report.check = verifier.within(current, budget)
-            elif current.baked:
-                report.check = verifier.rounding(current, smallest=files and certified)
-            else:
-                strict = verify == "strict"
-                report.certificate = verifier.certificate(current, small=not strict)
-                certified = bool(report.certificate) and not strict
-                report.check = verifier.algebra(current, certified)
+        if rules is None:
+            return
+        rules.ran(index, report)
+        if verify == "each" or (verify != "off" and index in judged):
+            found = rules.judge(current)
+            report.check, report.certificate = found.check, found.certificate
 
     result, reports = run_pipeline(graph, passes, after, copy)
     sites = site_statuses(result, [*record.report().passes, *reports])
@@ -98,21 +97,6 @@ def run_judged(
     for text in [*result.notes, *_nothing_done(reports)]:
         record.emit(Noted(text))
     return result
-
-
-def _budgets(passes: Sequence[Pass], max_error: float | None) -> dict[int, float]:
-    """What each approximate pass may cost, by its place."""
-    found = {}
-    for index, item in enumerate(passes):
-        if item.exactness is Exactness.APPROXIMATE:
-            budget = item.budget if max_error is None else max_error
-            if budget is None:
-                raise UsageError(
-                    f"`{item.name}` is approximate, and nothing says what it may cost",
-                    hint="give `--max-error 0.01` (a relative error), or `--verify off`",
-                )
-            found[index] = budget
-    return found
 
 
 def _nothing_done(reports: Sequence[PassReport]) -> list[str]:
@@ -144,15 +128,19 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
         files=_are_judged(step, work),
     )
     made = [item.check for item in work.record.report().passes if item.check is not None]
-    if made and made[-1].kind == APPROXIMATION:  # files too are judged by what the passes may cost
+    if made and made[-1].kind in APPROXIMATIONS:  # files too are judged by what the passes may cost
         work.half_budget = made[-1].outputs[0].tolerance
     if work.job.export.export and needs_baking(result):
         for item in passes_of("bake"):
             item.run(result)
         work.record.emit(Noted("the pipeline does not bake: baked before the export"))
         if work.verifier is not None:
-            work.record.emit(work.verifier.rounding(result))
+            work.record.emit(_baked(work.verifier, result, work.half_budget))
     return result
+
+
+def _baked(verifier: Verifier, result: Graph, budget: float | None) -> Check:
+    return verifier.rounding(result) if budget is None else verifier.within(result, budget)
 
 
 def _are_judged(step: Rewrite, work: Work) -> bool:

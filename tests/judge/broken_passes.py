@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from normfold.ir import Graph, Site
 from normfold.ir.expressions import is_static
@@ -55,3 +56,26 @@ class DropBias(Pass):
         Rewriter(graph).set_argument(node, 2, None)
         graph.recompile()
         return PassReport(str(self), self.exactness.value, modified=True)
+
+
+@dataclass(frozen=True)
+class SpoilRow(Pass):
+    """One row of every embedding table times 1.5: float64 sees it only where an input reads the row."""
+
+    name: ClassVar[str] = "spoil-row"
+    row: int = 537
+
+    def match(self, graph: Graph) -> Iterable[Match]:
+        for node in list(graph.nodes):
+            if op_name(node) == "embedding":
+                yield Match(node, (Site(module_path(node), "constant"),))
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> None:
+        table = match.node.args[0]
+        assert isinstance(table, fx.Node)
+        factors = torch.ones(table.meta["val"].shape[0], 1)
+        factors[self.row] = 1.5
+        factor = rewriter.constant(factors, "factors")
+        spoilt = rewriter.expression(torch.ops.aten.mul.Tensor, table, factor)
+        rewriter.set_argument(match.node, 0, spoilt)
+        rewriter.record("a row spoilt")

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normfold
+from normfold.errors import UsageError
 from normfold.ir import Graph, capture
 from normfold.ir.text import graph_text
 from normfold.progress import Progress
 from normfold.rewrite import Pass, parse
-from tests.judge.broken_passes import DropBias, ScaleLinears
+from tests.judge.broken_passes import DropBias, ScaleLinears, SpoilRow
 from tests.judge.nets import FOLDED, images, small
+from tests.judge.test_budgets import OwnBudget, Shrink
 
 SITES = tuple(f"layers.{index}" for index in range(6))
 
@@ -97,3 +99,70 @@ def test_a_right_pipeline_has_no_culprit_and_nothing_is_changed() -> None:
         f"{name}: ok" for name in FOLDED.split(",")
     ]
     assert graph_text(graph) == before
+
+
+def test_what_the_certificate_alone_sees_is_found() -> None:
+    """No input reads the row, so that the algebra agrees: the pass and its site are named all the same."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(1000, 4), nn.Linear(4, 3)).eval()
+    graph = capture(net, (torch.randint(0, 500, (2, 5)),))
+    pipeline = [*parse("canonicalize"), SpoilRow(), *parse("bake")]
+    _, report = normfold.run(graph, pipeline)
+    assert [text.partition(":")[0] for text in report.failures()] == ["certificate"]
+    culprit = normfold.bisect(graph, pipeline)
+    assert culprit is not None
+    assert (culprit.spec, culprit.site) == ("spoil-row", "0")
+    assert culprit.after.ok
+    assert culprit.certificate is not None
+    assert not culprit.certificate.ok
+
+
+@pytest.mark.parametrize(
+    ("item", "right"),
+    [
+        (OwnBudget(0.01), True),
+        (OwnBudget(0.1), False),
+        (OwnBudget(0.0), True),
+        (ScaleLinears(), True),
+        (ScaleLinears(("layers.3",)), False),
+    ],
+)
+def test_a_conversion_and_bisect_judge_alike(chain: Graph, item: Pass, right: bool) -> None:
+    pipeline = [*parse("canonicalize"), item, *parse("bake")]
+    _, report = normfold.run(chain, pipeline, verify="each")
+    culprit = normfold.bisect(chain, pipeline)
+    assert (report.ok, culprit is None) == (right, right)
+    if culprit is not None:
+        failed = next(check for check in report.all_checks() if not check.ok)
+        assert (culprit.spec, culprit.after.kind) == (str(item), failed.kind)
+
+
+def test_the_error_that_is_given_replaces_the_budgets(chain: Graph) -> None:
+    pipeline = [*parse("canonicalize"), Shrink(0.01), *parse("bake")]
+    with pytest.raises(UsageError, match="`shrink` is approximate, and nothing says"):
+        normfold.bisect(chain, pipeline)
+    assert normfold.bisect(chain, pipeline, max_error=0.1, export=True) is None
+    culprit = normfold.bisect(chain, pipeline, max_error=1e-4)
+    assert culprit is not None
+    assert culprit.spec == "shrink"
+    assert normfold.bisect(chain, [OwnBudget(0.01)], max_error=1e-4) is not None
+    with pytest.raises(UsageError, match="`--max-error`: no pass is approximate"):
+        normfold.bisect(chain, FOLDED, max_error=0.1)
+
+
+def test_a_wrong_capture_is_no_fault_of_a_pass(chain: Graph) -> None:
+    graph = chain.copy()
+    graph.original = nn.Sequential(Chain(), nn.Linear(6, 6)).eval()
+    culprit = normfold.bisect(graph, "canonicalize")
+    assert culprit is not None
+    assert (culprit.spec, culprit.file, culprit.after.kind) == ("", "", "capture")
+    assert culprit.words.startswith("the captured graph does not compute")
+
+
+def test_random_numbers_are_no_fault_of_a_pass() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    with pytest.raises(UsageError, match=r"(?s)nothing to bisect.*draws random numbers"):
+        normfold.bisect(capture(Noisy(), (torch.randn(2, 6),)), "canonicalize")

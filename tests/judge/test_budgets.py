@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 import normfold
 from normfold.errors import UsageError
 from normfold.ir import Graph
+from normfold.judge.verifier import APPROXIMATIONS
 from normfold.ops.integers import weighted
 from normfold.report import Check
 from normfold.rewrite import Exactness, Match, Pass, Rewriter, parse
@@ -68,7 +69,7 @@ def test_a_pass_with_a_budget_of_its_own(share: float, ok: bool) -> None:
     _, report = normfold.run(normfold.capture(net(), X), passes(OwnBudget(share)))
     assert report.ok == ok
     kinds = [item.check.kind for item in report.passes if item.check is not None]
-    assert set(kinds) == ({"approximation"} if share else {"algebra", "rounding"})
+    assert set(kinds) == (set(APPROXIMATIONS) if share else {"algebra", "rounding"})
 
 
 def test_a_budget_must_come_from_somewhere() -> None:
@@ -79,10 +80,43 @@ def test_a_budget_must_come_from_somewhere() -> None:
     normfold.run(normfold.capture(net(), X), passes(Shrink()), verify="off")
 
 
+@pytest.mark.parametrize("given", [{}, {"to": "baked"}, {"precision": "fp16"}])
+def test_a_budget_that_nothing_may_spend_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="`--max-error`: no pass is approximate"):
+        normfold.convert(net(), inputs=X, max_error=0.1, **given)
+
+
+def test_what_the_export_bakes_is_judged_by_the_budget_too(tmp_path: Path) -> None:
+    pipeline = [*parse("canonicalize"), OwnBudget()]
+    made = normfold.convert(net(), passes=pipeline, inputs=X, output=tmp_path, export="onnx")
+    assert made.ok
+    assert [item.kind for item in made.report.all_checks()][:3] == [
+        APPROXIMATIONS[0],
+        "capture",
+        APPROXIMATIONS[1],
+    ]
+
+
+def test_what_migration_changes_behind_it_is_judged_by_the_budget_too() -> None:
+    made = normfold.convert(
+        net(),
+        passes=passes(OwnBudget()),
+        inputs=X,
+        quantize="int8",
+        migrate=True,
+        evidence="noise",
+        export=(),
+    )
+    checks = [item.check for item in made.report.passes if item.check is not None]
+    assert {check.kind for check in checks} == set(APPROXIMATIONS)
+    assert all(check.ok for check in checks)
+
+
 def test_what_is_in_front_of_it_stays_exact() -> None:
     _, report = normfold.run(normfold.capture(net(), X), passes(OwnBudget()), verify="each")
     kinds = [item.check.kind for item in report.passes if item.check is not None]
-    assert kinds == ["algebra", "algebra", "approximation", "approximation", "approximation"]
+    unbaked, baked = APPROXIMATIONS
+    assert kinds == ["algebra", "algebra", unbaked, unbaked, baked]
 
 
 @pytest.mark.parametrize(("limit", "code"), [(0.05, True), (0.001, False)])

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 import normfold
 from normfold.ir.graph import op_name, shape_of
 from normfold.job.presets import PRESETS
-from normfold.judge import Verifier, bisect
-from normfold.rewrite import parse
 from normfold.rewrite.centering import Centering
 from normfold.rewrite.centred_parameters import center_along, center_writer
 from normfold.rewrite.rewriter import Rewriter
@@ -53,7 +51,7 @@ def fails(built: tuple[nn.Module, Tensor], pipeline: str = PRESET) -> None:
     for verify in ("final", "each"):
         _, report = normfold.run(graph, pipeline, verify=verify)
         assert not report.ok
-    culprit = bisect(graph, parse(pipeline), Verifier(graph))
+    culprit = normfold.bisect(graph, pipeline)
     assert culprit is not None
     assert culprit.spec.startswith("center-stream")
     assert culprit.before is not None
