@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from normfold.report.layers import LayerReport
 from normfold.rewrite import Pass
 from normfold.steps.rewrite import Verify, passes_of, require_mode, run_judged
 from normfold.target import target
+from normfold.targets.originals import OwnExport, named_runs
 from normfold.targets.untrusted import require_own_data
 
 # files that a runtime runs, by suffix
@@ -212,10 +214,17 @@ def _of_network(verifier: Verifier, result: Graph | nn.Module, budget: float | N
 
 def _of_file(verifier: Verifier, file: Path, budget: float | None) -> Check:
     try:
-        runs = target(_RUNTIMES[file.suffix]).runner()(file)
-        return max((verifier.outputs(kind, call, budget) for kind, call in runs), key=_excess)
+        return max(_checks(verifier, file, budget), key=_excess)
     except ExportError as error:
         raise LoadError(error.what, where=error.where, found=error.found) from error
+
+
+def _checks(verifier: Verifier, file: Path, budget: float | None) -> Iterator[Check]:
+    row, graph = target(_RUNTIMES[file.suffix]), verifier.graph
+    own = OwnExport(graph, row)
+    for kind, run, note in named_runs(row, file, graph):
+        check = verifier.outputs(kind, run, budget, partial(own, kind))
+        yield replace(check, note="; ".join(filter(None, [check.note, note])))
 
 
 def _excess(check: Check) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from normfold.api import verify
-from normfold.errors import EnvironmentMissing, ExportError, LoadError, NormfoldError, UsageError
+from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError
 from normfold.files import publish, require_writable, staging
 from normfold.ir import Graph
 from normfold.ir.randomness import random_note
@@ -31,6 +31,7 @@ from normfold.target import target
 from normfold.targets import export_onnx
 from normfold.targets.floats import widened
 from normfold.targets.order import runs_of
+from normfold.targets.originals import OwnExport, named_runs
 from normfold.targets.untrusted import require_own_data
 
 _TRIED = 10  # parts, the smallest first, that are written and judged
@@ -167,10 +168,11 @@ def _given(path: Path, graph: Graph, half_budget: float | None) -> Written:
         raise LoadError("not an .onnx file", where=str(path), hint="`normfold verify` takes others")
     require_own_data(path)
     require_its_sizes(graph, path)
-    halves = frozenset(half_types(path))
+    halves, row = frozenset(half_types(path)), target("ort-x86")
     return Written(
         path,
-        lambda: runs_of(target("ort-x86"), path),
+        lambda: ((kind, run) for kind, run, _ in named_runs(row, path, graph)),
+        OwnExport(graph, row),
         halves=halves,
         half_budget=half_budget,
     )
@@ -180,20 +182,11 @@ def _exported(graph: Graph, result: Graph, folder: Path, say: Listener) -> Writt
     """The file of a result; None where this machine has nothing to write or to run it with."""
     row = target("ort-x86")
 
-    def export(network: Graph, name: str) -> Path:
-        return export_onnx(widened(network, row)[0], folder / name, target=row).path
-
-    def plain() -> dict[str, object]:
-        try:
-            return dict(runs_of(row, export(graph, "original.onnx")))
-        except (ExportError, EnvironmentMissing):  # then nothing excuses the file
-            return {}
-
     try:
         import onnxruntime  # noqa: F401
 
-        path = export(result, "result.onnx")
+        path = export_onnx(widened(result, row)[0], folder / "result.onnx", target=row).path
     except (ImportError, EnvironmentMissing) as error:
         say(Progress("result.onnx", text=f"not judged here ({error})"))
         return None
-    return Written(path, lambda: runs_of(row, path), plain)  # type: ignore[arg-type]
+    return Written(path, lambda: runs_of(row, path), OwnExport(graph, row))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Written:
 
     path: Path
     runs: Callable[[], Iterator[tuple[str, Run]]]
-    plain: Callable[[], dict[str, Run]] = dict
+    plain: Callable[[str], Run | None] = lambda kind: None
     halves: frozenset[str] = frozenset()
     half_budget: float | None = None
 
@@ -122,16 +123,9 @@ def bisect(
 def _file(
     written: Written, verifier: Verifier, budget: float | None, before: Check | None, say: Listener
 ) -> Culprit | None:
-    own: dict[str, Run] = {}
     budget = allowed(written.halves, written.half_budget, budget)
-
-    def plain(kind: str) -> Run | None:
-        if not own:
-            own.update(written.plain())
-        return own.get(kind)
-
     for kind, run in written.runs():
-        check = verifier.outputs(kind, run, budget, lambda kind=kind: plain(kind))  # type: ignore[misc]
+        check = verifier.outputs(kind, run, budget, partial(written.plain, kind))
         say(Progress(written.path.name, text="ok" if check.ok else "over tolerance"))
         if not check.ok:
             name, check = written.path.name, noted(check, written.halves, verifier.graph)
