@@ -111,13 +111,14 @@ def engine_runs(
 
     def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         try:
-            return opened.run(inputs)
+            outputs = opened.run(inputs)
         except UsageError as error:  # sizes beyond the profile
             raise EnvironmentMissing(error.what, found=error.found) from error
+        order.emit(replace(report, ran=True))
+        return outputs
 
     ready: Run = run
     yield "tensorrt", ready
-    order.emit(replace(report, ran=True))
 
 
 def wanted(options: EngineOptions, backend: Backend | None) -> Target:
