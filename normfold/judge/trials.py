@@ -36,20 +36,20 @@ class Trials:
 
     Attributes:
         notes: what could not be tried.
-        own, reference: outputs of the original that were needed to find the cases, by their names, in its own
-            types and in float64.
+        own, reference: outputs of the original that were needed to find the cases, by the `id` of the case (other
+            cases may have its name), in its own types and in float64.
     """
 
     cases: list[Case] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    own: dict[str, Outputs] = field(default_factory=dict)
-    reference: dict[str, Outputs] = field(default_factory=dict)
+    own: dict[int, Outputs] = field(default_factory=dict)
+    reference: dict[int, Outputs] = field(default_factory=dict)
 
     def add(self, case: Case, own: Outputs, reference: Outputs | None = None) -> None:
         self.cases.append(case)
-        self.own[case.name] = own
+        self.own[id(case)] = own
         if reference is not None:
-            self.reference[case.name] = reference
+            self.reference[id(case)] = reference
 
 
 def trials(

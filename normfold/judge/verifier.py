@@ -113,16 +113,16 @@ class Verifier:
 
     def _of_original(
         self,
-        known: Mapping[str, Outputs],
+        known: Mapping[int, Outputs],
         call: Callable[[Graph, Sequence[Case]], list[Outputs]],
         exact: bool = False,
     ) -> list[Outputs]:
-        """Outputs of the original for every case, but for those that are ``known`` by its name."""
+        """Outputs of the original for every case; those that are ``known`` are not made again."""
         known = {} if self._entries else known  # which are of its own inputs
-        rest = [case for case in self.cases if case.name not in known]
-        made = call(self.graph, entered(self.graph, rest, self._entries, exact))
-        every = {**known, **dict(zip((case.name for case in rest), made, strict=True))}
-        return [self._outputs.left(every[case.name]) for case in self.cases]
+        rest = [case for case in self.cases if id(case) not in known]
+        made = iter(call(self.graph, entered(self.graph, rest, self._entries, exact)))
+        every = [known[id(case)] if id(case) in known else next(made) for case in self.cases]
+        return list(map(self._outputs.left, every))
 
     @cached_property
     def typical(self) -> list[tuple[Case, Outputs]]:

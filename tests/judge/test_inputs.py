@@ -157,3 +157,12 @@ def test_a_short_length_is_tried_at_a_longer_one() -> None:
     ids = torch.ones(2, 2, dtype=torch.int64)
     shapes = [case.leaves[0].shape for case in Verifier(captured(module, ids)).cases]
     assert shapes == [(len(KINDS), 2), (2, 3), (1, 2), (2, 1)]
+
+
+def test_cases_of_one_name_have_outputs_of_their_own() -> None:
+    graph = capture(nn.Linear(4, 2), (torch.randn(2, 4),))
+    graph.trials = [(torch.full((1, 4), 3.0),)]
+    judging = Verifier(graph)
+    names = [case.name for case in judging.cases]
+    assert names.count("input:1x4") == 2
+    assert judging.capture()
