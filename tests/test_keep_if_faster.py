@@ -105,7 +105,7 @@ def test_a_result_that_is_not_faster_gives_way(
     assert data["census"]["BatchNormalization"] == 2
     assert "gone" not in data["counts"]["batch-norm"]
     kinds = [check["kind"] for check in data["checks"]]
-    judged = ["capture", "rounding", "onnxruntime-all", "pt2"]
+    judged = ["capture", "rounding", "onnxruntime-all", "onnxruntime-none", "pt2"]
     assert kinds == (judged if verify == "final" else [])
     names = ["tiny.onnx", *["tiny.onnx.data"] * beside, "tiny.pt2", "tiny.report.json"]
     names.append("tiny.statistics.safetensors")

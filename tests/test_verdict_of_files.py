@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 import normfold
 from normfold.judge.files import Judge
@@ -312,3 +312,35 @@ def test_openvino_runs_files_and_takes_its_own(tmp_path: Path) -> None:
     assert ir.report.artefacts[0].verdict.why.startswith("equivalent in OpenVINO ")
     both = normfold.convert(tiny(), target=["ort-x86", "openvino"], **options)
     assert [path.name for path in both.artifacts] == ["tiny.onnx", "tiny.openvino.onnx"]
+
+
+class Residual(nn.Module):
+    """A sum in front of a LayerNorm, which onnxruntime fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x + self.body(x)))  # type: ignore[no-any-return]
+
+
+def over_two_axes(path: Path) -> None:
+    model = onnx.load(path)
+    (norm,) = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    (axis,) = [item for item in norm.attribute if item.name == "axis"]
+    axis.i = -2
+    onnx.save(model, path)
+
+
+def test_a_fault_that_the_runtime_optimises_away(
+    tmp_path: Path, damaged: Callable[[Damage], None]
+) -> None:
+    """onnxruntime fuses a sum and a LayerNorm whatever the axis, and other runtimes do as the file says."""
+    torch.manual_seed(0)
+    damaged(over_two_axes)
+    inputs = [torch.randn(2, 5, 16)]
+    result = normfold.convert(Residual().eval(), inputs=inputs, output=tmp_path / "out")
+    assert refused(result, tmp_path / "out").startswith("onnxruntime-none")
+    kinds = {check.kind: check.ok for check in result.report.checks}
+    assert (kinds["onnxruntime-all"], kinds["onnxruntime-none"]) == (True, False)

@@ -88,10 +88,10 @@ def cases(
     ]
 
 
-def fewest(of: Sequence[Case]) -> int:
-    """The place of the case of the fewest numbers."""
-    sizes = list(map(count, of))
-    return sizes.index(min(sizes))
+def fewest(of: Sequence[Case], usual: bool = False) -> int:
+    """The place of the case of the fewest numbers; of those that are ``usual``, if any is."""
+    places = [place for place, case in enumerate(of) if case.usual or not usual] or range(len(of))
+    return min(places, key=lambda place: count(of[place]))
 
 
 def count(case: Case) -> int:

@@ -203,6 +203,7 @@ class Verifier:
         budget: float | None = None,
         plain: Callable[[], Run | None] = lambda: None,
         strict: bool = False,
+        one: bool = False,
     ) -> Check:
         """Anything that maps flat input tensors to flat output tensors, such as a runtime session.
 
@@ -210,30 +211,33 @@ class Verifier:
             budget: it is judged as a network in half precision, on typical inputs only.
             plain: makes the original's own export, run in the same way: what the runtime errs there by is no fault
                 of the result. Asked for where the result is outside its tolerance, or always with ``strict``.
+            one: judge it on one usual input, the smallest.
         """
         start = time.perf_counter()
         if budget is not None:
             results = called(call, [case for case, _ in self.typical])
             return self._within(kind, results, start, budget)
-        results = called(call, self.cases)
-        check = self._judge(kind, results, start)
+        of = [fewest(self.cases, usual=True)] if one else None
+        results = called(call, self._only(of))
+        check = self._judge(kind, results, start, of=of)
         if check.ok and not strict:
             return check
         other = plain()
         if other is None:
             return check
-        runs = called(other, entered(self.graph, self.cases, self._entries))
-        own = list(map(self._outputs.left, runs))
-        again = self._judge(kind, results, start, plain=own)
+        runs = called(other, entered(self.graph, self._only(of), self._entries))
+        own = dict(zip(of or range(len(runs)), map(self._outputs.left, runs), strict=True))
+        again = self._judge(kind, results, start, plain=own, of=of)
         return replace(again, note="; ".join(filter(None, [again.note, self._said(check, own)])))
 
-    def _said(self, check: Check, own: list[Outputs]) -> str:
+    def _said(self, check: Check, own: Mapping[int, Outputs]) -> str:
         """What the original's own export does where a file was outside its tolerance without it."""
         worst = check.worst
         if check.ok or worst is None:
             return ""
         errors = []
-        for case, reference, outputs in zip(self.cases, self.reference, own, strict=True):
+        for index, outputs in own.items():
+            case, reference = self.cases[index], self.reference[index]
             for label, part in parts(case, reference[0]) if reference else ():
                 for place, (expected, got) in enumerate(zip(reference, outputs, strict=False)):
                     if (self._outputs.name(place), label) == (worst.output, worst.inputs):
@@ -338,7 +342,7 @@ class Verifier:
         start: float,
         tolerance: float | None = None,
         baseline: list[Outputs] | None = None,
-        plain: list[Outputs] | None = None,
+        plain: Mapping[int, Outputs] | None = None,
         of: Sequence[int] | None = None,
     ) -> Check:
         """Compare results of the cases ``of``, or of all."""

@@ -48,7 +48,7 @@ def test_the_shipped_resnet(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     assert made["verdict"]["state"] == "pass"
     assert normfold.Job.from_toml(str(report["job"])).source.model == model
     kinds = [check["kind"] for check in report["checks"]]  # type: ignore[attr-defined]
-    assert kinds == ["capture", "onnxruntime-all"]
+    assert kinds == ["capture", "onnxruntime-all", "onnxruntime-none"]
 
 
 def test_the_shipped_state_dict(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

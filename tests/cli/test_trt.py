@@ -66,7 +66,7 @@ def test_an_engine_is_built_and_not_run(cli: Cli) -> None:
     assert lines[-1].endswith(f"out/tiny.engine: not judged here ({NO_GPU})")
     report = checked_report(OUT / "tiny.report.json")
     kinds = [check["kind"] for check in report["checks"]]  # type: ignore[attr-defined]
-    assert kinds == ["capture", "onnxruntime-all"]
+    assert kinds == ["capture", "onnxruntime-all", "onnxruntime-none"]
     sidecar = Sidecar.read(OUT / "tiny.engine")
     sidecar.check(OUT / "tiny.engine", sidecar.version, "sm120")
     assert sidecar.onnx_sha256 == sha256(OUT / sidecar.onnx)

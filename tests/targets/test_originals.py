@@ -28,7 +28,7 @@ class Encoder(nn.Module):
         return {"mu": self.mu(hidden), "logvar": self.logvar(hidden)}
 
 
-INPUTS = [torch.randn(2, 6), torch.randn(2, 6)]
+INPUTS = (torch.randn(2, 6), torch.randn(2, 6))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_verify_excuses_what_convert_does(tmp_path: Path) -> None:
             nn.Flatten(),
         )
     )
-    inputs = [torch.randn(1, 3, 224, 224)]
+    inputs = (torch.randn(1, 3, 224, 224),)
     result = normfold.convert(module, inputs=inputs, output=tmp_path, name="net", batch="static")
     assert result.ok
     judged = [check for check in result.report.all_checks() if check.kind == "onnxruntime-all"]
