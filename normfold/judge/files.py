@@ -64,6 +64,7 @@ class Judge:
                 one = bool(checks) and not self.strict and not checks[0].failures()
                 checks.append(self._check(kind, draft.name, run, one))
                 emit(checks[-1])
+                del run  # it holds the weights, which the next way reads again
         except EnvironmentMissing as error:
             why = error.what + (f": {error.found}" if error.found else "")
             return Verdict("not judged", runtime, f"not judged here ({why})")
