@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import gc
 import json
 import os
 import signal
@@ -119,6 +120,8 @@ def main() -> None:
     """Run the command line and exit with its status."""
     # before torch is loaded: threads that wait must not spin where cores are shared (CI runners)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # a captured network is some 100,000 objects that stay: the defaults walk through all of them time and again
+    gc.set_threshold(200_000, 50, 1_000)
     global _json_by_file
     _json_by_file = False
     _require_streams()

@@ -92,24 +92,29 @@ def product_of(node: fx.Node) -> Product | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """Elements of ``tensors`` and ``numbers``, each chosen by ``mask``."""
+    """``chosen`` where ``mask`` is true, ``other`` elsewhere: nodes or numbers."""
 
     mask: fx.Node
-    tensors: list[fx.Node]
-    numbers: list[Any]
+    chosen: Any
+    other: Any
+
+    @property
+    def tensors(self) -> list[fx.Node]:
+        return [part for part in (self.chosen, self.other) if isinstance(part, fx.Node)]
+
+    @property
+    def numbers(self) -> list[Any]:
+        return [part for part in (self.chosen, self.other) if not isinstance(part, fx.Node)]
 
 
 def choice_of(node: fx.Node) -> Choice | None:
     """View of an op that chooses elements by a mask."""
     match op_name(node), *node.args:
-        case "where", fx.Node() as mask, left, right:
-            parts = (left, right)
-        case "masked_fill", fx.Node() as source, fx.Node() as mask, int() | float() as number:
-            parts = (source, number)
-        case _:
-            return None
-    tensors = [part for part in parts if isinstance(part, fx.Node)]
-    return Choice(mask, tensors, [part for part in parts if not isinstance(part, fx.Node)])
+        case "where", fx.Node() as mask, chosen, other:
+            return Choice(mask, chosen, other)
+        case "masked_fill", source, fx.Node() as mask, filling:
+            return Choice(mask, filling, source)
+    return None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import fx
 from normfold.errors import ExportError
 from normfold.ir.graph import argument, is_symbolic, op_name
 from normfold.ir.provenance import source_line
+from normfold.ops.reads import choice_of
 from normfold.targets.calls import call, size_of
 
 _aten = torch.ops.aten
@@ -249,30 +250,30 @@ def write_booleans(graph: fx.Graph) -> int:
 
 
 def _has_no_kernel(node: fx.Node) -> bool:
-    types = {"where": _NO_WHERE, "masked_fill": _NO_WHERE, "add": (torch.bool,)}
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype in types.get(op_name(node), ())
+    if not isinstance(value, torch.Tensor):
+        return False
+    if node.target is _ADD:
+        return value.dtype == torch.bool
+    return value.dtype in _NO_WHERE and choice_of(node) is not None
 
 
 def _written(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    if op_name(node) == "add":
-        return call(graph, node, _aten.logical_or.default, *node.args[:2])
-    parts: list[Any]
-    mask, *parts = node.args
-    if op_name(node) == "masked_fill":
-        x, mask, value = node.args
-        parts = [value, x]
-    operands = [
-        item if isinstance(item, fx.Node) else _full(graph, node, [], item) for item in parts
-    ]
+    choice = choice_of(node)
+    pair = node.args[:2] if choice is None else (choice.chosen, choice.other)
+    chosen, other = (
+        part if isinstance(part, fx.Node) else _full(graph, node, [], part) for part in pair
+    )
+    if choice is None:
+        return call(graph, node, _aten.logical_or.default, chosen, other)
     if node.meta["val"].dtype != torch.bool:
-        wide = [call(graph, node, _aten.to.dtype, part, torch.int32) for part in operands]
-        chosen = call(graph, node, _aten.where.self, mask, *wide)
-        return call(graph, node, _aten.to.dtype, chosen, node.meta["val"].dtype)
-    hidden = call(graph, node, _aten.logical_not.default, mask)
-    mine = call(graph, node, _aten.logical_and.default, mask, operands[0])
-    other = call(graph, node, _aten.logical_and.default, hidden, operands[1])
-    return call(graph, node, _aten.logical_or.default, mine, other)
+        wide = [call(graph, node, _aten.to.dtype, part, torch.int32) for part in (chosen, other)]
+        result = call(graph, node, _aten.where.self, choice.mask, *wide)
+        return call(graph, node, _aten.to.dtype, result, node.meta["val"].dtype)
+    hidden = call(graph, node, _aten.logical_not.default, choice.mask)
+    chosen = call(graph, node, _aten.logical_and.default, choice.mask, chosen)
+    other = call(graph, node, _aten.logical_and.default, hidden, other)
+    return call(graph, node, _aten.logical_or.default, chosen, other)
 
 
 def _full(graph: fx.Graph, origin: fx.Node, sizes: list[int], number: Any) -> fx.Node:

@@ -25,6 +25,7 @@ SHORT = torch.tensor(2, dtype=torch.int16)
         (lambda y: (y > 0).masked_fill(y > 1, False), "Where"),
         (lambda y: (y > 0).masked_fill(y[:, :1] < 0, True), "Where"),
         (lambda y: (y > 0) + (y < -1), "Add"),
+        (lambda y: (y > 1) + True, "Add"),
         (lambda y: torch.where(y > 0, (y * 9).to(torch.int16), SHORT), ""),
         (lambda y: (y * 9).to(torch.int16).masked_fill(y > 0, 3), ""),
     ],
