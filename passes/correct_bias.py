@@ -17,8 +17,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
+from normfold.domains.batches import Batches, changed, joined
 from normfold.ir import Graph
-from normfold.ir.evaluation import Evaluator
+from normfold.ir.evaluation import Domain, Evaluator
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import shape_of
 from normfold.ir.intervals import mean_shift, measured_mean
@@ -132,23 +133,24 @@ def _measured(graph: Graph, wanted: set[fx.Node], limit: float) -> dict[fx.Node,
     samples = graph.sample_inputs()
     if not samples:
         return {}
-    inputs = [torch.cat(parts) for parts in zip(*samples, strict=True)]
     shifts: dict[fx.Node, Tensor] = {}
 
-    def watch(node: fx.Node, value: Any) -> Tensor | None:
+    def watch(node: fx.Node, value: Any) -> Any:
         """The result without the op's mean error, for the ops behind it."""
         target = measured_mean(node) if node in wanted else None
         if target is None:
             return None
         linear = linear_of(node)
         assert linear is not None
-        rest = [dim for dim in range(value.dim()) if dim != linear.out_dim]
-        variance, mean = torch.var_mean(value.double(), rest)
+        whole = joined(value, 0 if linear.out_dim else 1)
+        rest = [dim for dim in range(whole.dim()) if dim != linear.out_dim]
+        variance, mean = torch.var_mean(whole.double(), rest)
         most = limit * variance.sqrt()
         shifts[node] = shift = torch.minimum(torch.maximum(mean - target, -most), most)
-        shape = [-1 if dim == linear.out_dim else 1 for dim in range(value.dim())]
-        corrected: Tensor = value - shift.to(value).reshape(shape)
-        return corrected
+        shift = shift.to(whole).reshape(
+            [-1 if dim == linear.out_dim else 1 for dim in range(whole.dim())]
+        )
+        return changed(value, lambda part: part - shift)
 
-    Evaluator(graph.module, watch=watch)(*inputs)
+    Evaluator(graph.module, Batches(Domain()), watch)(*zip(*samples, strict=True))
     return shifts

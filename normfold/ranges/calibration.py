@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.data.samples import load_data
+from normfold.domains.batches import fixed_batch, split
 from normfold.domains.observed import measure
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
@@ -92,7 +93,7 @@ def find_inputs(
         return Inputs(made, None, Evidence("none needed"), ranges=False)
     bounds = pixel_bounds(options, normalisation)
     if options.evidence == "noise":
-        return Inputs([_noise(graph, options, source.seed, bounds)], None, Evidence("noise"))
+        return Inputs(_noise(graph, options, source.seed, bounds), None, Evidence("noise"))
     if reads_tokens(graph):
         made = prompts(graph, source.seed, options.images)
         count = sum(len(x[0]) for x in made)
@@ -129,7 +130,7 @@ def find_ranges(
     joined = derived.keys() - assumed(graph) if union else ()
     evidence = replace(evidence, **merge_ranges(found, derived, joined))
     if union and evidence.doubtful:
-        widen(graph, [_noise(graph, options, seed, bounds)], device)
+        widen(graph, _noise(graph, options, seed, bounds), device)
         text = f"{evidence.source}; its statistics do not fit, so noise widens the ranges"
         evidence = replace(evidence, source=text)
     if options.clip_ranges and options.activation_bits < 8 and batches:
@@ -219,15 +220,19 @@ def _synthesised(
         Patches: "synthesised patches",
     }
     text = f"{words[type(objective)]}: {len(found.inputs[0])} images, {found.steps} steps"
+    batches = split(found.inputs, fixed_batch(graph))
     if not isinstance(objective, Matching):  # on another scale
-        return Inputs([found.inputs], None, Evidence(text))
-    return Inputs([found.inputs], None, Evidence(text, found.loss, found.noise))
+        return Inputs(batches, None, Evidence(text))
+    return Inputs(batches, None, Evidence(text, found.loss, found.noise))
 
 
-def _noise(graph: Graph, options: Quantize, seed: int, bounds: Bounds | None) -> tuple[Tensor, ...]:
-    """What the synthesis starts from."""
+def _noise(
+    graph: Graph, options: Quantize, seed: int, bounds: Bounds | None
+) -> list[tuple[Tensor, ...]]:
+    """What the synthesis starts from, in batches."""
     shapes = image_shapes(graph, options.images)
-    return tuple(Pixels(shape, options, seed, bounds).plain() for shape in shapes)
+    images = [Pixels(shape, options, seed, bounds).plain() for shape in shapes]
+    return split(images, fixed_batch(graph))
 
 
 def _objective(graph: Graph, evidence: str) -> Objective:
@@ -259,9 +264,20 @@ def _given(graph: Graph, source: Source, normalisation: Any) -> Inputs:
         normalisation=normalisation,
         trust_modules=source.trust_modules,
     )
-    inputs, labels = [], []
-    for rows, targets in data.batches(64):
-        inputs.append(tuple(rows))
-        labels.append(targets)
+    fixed = fixed_batch(graph)
+    used = len(data) if fixed is None else len(data) - len(data) % fixed
+    if not used:
+        raise UsageError(
+            "there are fewer samples than one batch of the network",
+            where=data.source,
+            found=f"{len(data)} samples, and a fixed batch of {fixed}",
+            hint="give more samples, or capture the network without `--batch static`",
+        )
+    inputs, labels = list[tuple[Tensor, ...]](), list[Tensor | None]()
+    for rows, targets in data.batches(fixed or 64):
+        if len(inputs) * (fixed or 64) < used:
+            inputs.append(tuple(rows))
+            labels.append(targets)
     whole = torch.cat(labels) if labels and labels[0] is not None else None  # type: ignore[arg-type]
-    return Inputs(inputs, whole, Evidence(f"{data.source}: {len(data)} samples"))
+    count = f"{used} samples" if used == len(data) else f"{used} of {len(data)} samples"
+    return Inputs(inputs, whole, Evidence(f"{data.source}: {count}"))

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from normfold.domains.batches import Batches, fixed_batch, joined, split
 from normfold.domains.placed import Placed
 from normfold.errors import UsageError
 from normfold.ir import Graph
@@ -192,12 +193,13 @@ def synthesise(
 
 
 def image_shapes(graph: Graph, images: int) -> list[tuple[int, ...]]:
-    """Shapes of the inputs to make: ``images`` of them; 0: 64 up to 128 x 128 pixels, 16 above.
+    """Shapes of the inputs to make: ``images`` of them; 0: 64 up to 128 x 128 pixels, 16 above; and whole batches
+    where the batch is fixed.
 
     Raises:
         UsageError: an input is not (N,C,H,W) in floats.
     """
-    shapes = []
+    shapes, size = [], fixed_batch(graph) or 1
     for name, node in zip(graph.input_names, placeholders(graph), strict=True):
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 4:
@@ -207,7 +209,7 @@ def image_shapes(graph: Graph, images: int) -> list[tuple[int, ...]]:
             )
         _, *rest = shape_of(node)
         count = images or (64 if rest[-1] * rest[-2] <= 128 * 128 else 16)
-        shapes.append((count, *rest))
+        shapes.append((-(-count // size) * size, *rest))
     return shapes
 
 
@@ -271,19 +273,20 @@ class Tap:
         self, graph: Graph, nodes: Sequence[fx.Node], device: torch.device | str = "cpu"
     ) -> None:
         self.wanted, self.values = set(nodes), dict[fx.Node, Tensor]()
-        self._run = Evaluator(graph.module, Placed(device), self._watch)
+        self._batch = fixed_batch(graph)
+        self._run = Evaluator(graph.module, Batches(Placed(device)), self._watch)
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
         self.values = {}
         with contextlib.suppress(_Enough):
-            self._run.evaluate(*inputs)
+            self._run.evaluate(*zip(*split(inputs, self._batch), strict=True))
         return self.values
 
     def _watch(self, node: fx.Node, value: Any) -> Tensor | None:
         if node.op == "get_attr" and isinstance(value, Tensor):
             return value.detach()
         if node in self.wanted:
-            self.values[node] = value
+            self.values[node] = joined(value)
             if len(self.values) == len(self.wanted):
                 raise _Enough
         return None
