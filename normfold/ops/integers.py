@@ -13,6 +13,7 @@ from normfold.ir.facts import Fact
 from normfold.ir.graph import Graph, shape_of
 from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
+from normfold.ops.padding import is_taken, source_of
 from normfold.ops.reads import operands
 from normfold.ops.table import Kind, bounds, kind_of, row_of
 from normfold.target import Grids
@@ -104,6 +105,7 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
     """Integer kernels read and write integers: every tensor between them is on a grid."""
     integer = {linear.node for linear in linears}
     integer |= {node for node in graph.nodes if _glue(node, grids)}
+    taken = {node for node in graph.nodes if is_taken(node)}
     while True:  # the largest set of ops that can run in integers together
         ends = {fused_output(node) for node in integer}
         out = {
@@ -122,7 +124,7 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
             (n for n in (node, *node.all_input_nodes) if n in integer and fused_output(n) is node),
             None,
         )
-        if start is None:
+        if start is None or node in taken:
             continue
         conv = weighted(start) is not None and linear_of(start).kernel > 0  # type: ignore[union-attr]
         if made or (conv and not _is_output(node)):
@@ -155,7 +157,7 @@ def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
 def _activations(node: fx.Node) -> list[fx.Node]:
     linear = weighted(node)
     sources = operands(node) if linear is None else [linear.data]
-    return [source for source in sources if not is_static(source)]
+    return [source_of(source) for source in sources if not is_static(source)]
 
 
 def _origin(node: fx.Node) -> fx.Node:
@@ -174,8 +176,11 @@ def _inputs_only(linears: list[Linear]) -> Plan:
     found = Plan(linears)
     ops = {linear.node for linear in linears}
     for linear in linears:
-        found.tensors[linear.data] = linear.data
-        found.readers.setdefault(linear.data, set()).add(linear.node)
+        data = source_of(linear.data)
+        found.tensors[data] = data
+        found.readers.setdefault(data, set()).add(
+            linear.node if data is linear.data else linear.data
+        )
     for tensor in list(found.tensors):
         for user in tensor.users:
             if row_of(user).integers.kernel == "sum" and user not in ops:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx
 
 from normfold.ir.provenance import module_path, source_line
+from normfold.targets.pads import take_pads
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,7 +31,8 @@ def clean(model: ir.Model) -> None:
     3. small constant expressions are evaluated (`onnxscript.optimizer.fold_constants`, which has no rewrite
        rules for layers);
     4. a target shape of which one size is unknown is written with -1 instead of computed at run time;
-    5. unused nodes, identities and repeated constants go, constants become initialisers.
+    5. zero pads go into the pads of the convolutions and pools that read them;
+    6. unused nodes, identities and repeated constants go, constants become initialisers.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer
@@ -43,6 +45,7 @@ def clean(model: ir.Model) -> None:
         model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
     )
     _static_reshapes(model)
+    take_pads(model)
     for step in (
         common.RemoveUnusedNodesPass(),
         common.IdentityEliminationPass(),
