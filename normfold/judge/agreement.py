@@ -30,7 +30,8 @@ _ORDERED = (Kind.ADD, Kind.PRODUCT, Kind.AFFINE)
 class Promise:
     """What an integer file must keep: inputs, labels, what the float original answers, and what the simulation
     does; outputs are those in floats, by batch. ``metric`` is the user's, of outputs and labels; ``scores``
-    says that the first output are scores of classes, whose answers can agree."""
+    says that the first output are scores of classes, whose answers can agree; ``coarse`` that weights have so few
+    bits that answers change."""
 
     inputs: Sequence[Sequence[Tensor]]
     labels: Tensor | None
@@ -38,6 +39,7 @@ class Promise:
     simulated: list[list[Tensor]]
     metric: str | None = None
     scores: bool = True
+    coarse: bool = False
 
     @classmethod
     def of(

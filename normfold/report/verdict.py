@@ -13,7 +13,8 @@ class Budget:
     """What an integer file may lose against the float original, on the samples that it is judged on.
 
     Attributes:
-        agreement: least share of equal answers (top-1), or within two standard errors of it.
+        agreement: least share of equal answers (top-1), or within two standard errors of it; None where it is said
+            only, as of weights of few bits, which change answers and are chosen for their size.
         snr_db: least signal-to-noise ratio in dB, of every output.
         below_simulation_db: how far it may lie below that of the simulation in torch,
         clear_db: unless it is at least this: what a runtime rounds differently there is no fault of the file.
@@ -21,7 +22,7 @@ class Budget:
             others.
     """
 
-    agreement: float = 0.97
+    agreement: float | None = 0.97
     snr_db: float = 10.0
     below_simulation_db: float = 3.0
     clear_db: float = 30.0
@@ -30,9 +31,14 @@ class Budget:
     def __str__(self) -> str:
         if self.max_drop is not None:
             return f"{self.max_drop:g} points may be lost"
+        answers = (
+            "weights of few bits: `--max-drop` limits what they lose"
+            if self.agreement is None
+            else f"agreement {self.agreement:.0%} within two standard errors"
+        )
         return (
-            f"agreement {self.agreement:.0%} within two standard errors, {self.snr_db:g} dB, at most "
-            f"{self.below_simulation_db:g} dB below the simulation where under {self.clear_db:g} dB"
+            f"{answers}, {self.snr_db:g} dB, at most {self.below_simulation_db:g} dB below the simulation where "
+            f"under {self.clear_db:g} dB"
         )
 
 
@@ -71,8 +77,8 @@ class AgreementCheck:
             lost = f"{self.lost:.3g} points lost, {budget.max_drop:g} allowed"
             return [] if self.lost <= budget.max_drop else [lost]
         found = []
-        if budget.max_drop is None and self.agreement is not None:
-            least = self._least_agreement()
+        if budget.max_drop is None and budget.agreement is not None and self.agreement is not None:
+            least = self._least_agreement(budget.agreement)
             if self.agreement < least:
                 found.append(f"agreement {self.agreement:.1%}, at least {least:.1%} asked for")
         for mine, promised in zip(self.snr_db, self.simulated_db, strict=True):
@@ -82,9 +88,8 @@ class AgreementCheck:
                 found.append(f"{mine:.1f} dB, the simulation has {promised:.1f} dB")
         return found
 
-    def _least_agreement(self) -> float:
+    def _least_agreement(self, share: float) -> float:
         """The budget's share less two standard errors of it on so many samples."""
-        share = self.budget.agreement
         return share - 2 * math.sqrt(share * (1 - share) / max(1, self.samples))
 
     @property

@@ -14,6 +14,7 @@ from normfold.files import publish, staging
 from normfold.ir import Graph
 from normfold.job import Job, Request
 from normfold.judge import Verifier
+from normfold.judge.agreement import Promise
 from normfold.judge.bench import time_against_original
 from normfold.judge.files import Judge, artefact
 from normfold.judge.layers import compare_layers
@@ -101,7 +102,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.verifier,
         work.half_budget,
         promise,
-        budget=Budget(max_drop=job.policy.max_drop),
+        budget=_budget(promise, job.policy.max_drop),
         plain=lambda: _own_export(order, request, work),
         strict=job.policy.verify == "strict",
         trained=job.train is not None and work.kept is None,
@@ -121,6 +122,12 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
+
+
+def _budget(promise: Promise | None, max_drop: float | None) -> Budget:
+    """What integers may lose; where weights have few bits, agreement is said and asked for by nobody."""
+    budget = Budget(max_drop=max_drop)
+    return replace(budget, agreement=None) if promise is not None and promise.coarse else budget
 
 
 def _compare_layers(draft: Draft, work: Work) -> None:

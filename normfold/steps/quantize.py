@@ -31,6 +31,7 @@ _WEIGHTS = {
     "int4-weights": "quantize-weights{bits=4 block=32 rounding=squant},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
 }
+_FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
 
 
@@ -115,10 +116,11 @@ def make_integers(
         The integer network, the passes that made it, the report, and what a file of it must keep.
     """
     start = time.perf_counter()
-    bits = mixed.bits if mixed is not None else None
-    result, passes = run_pipeline(calibrated.graph, parse(pipeline(step, target, bits)))
+    chosen = parse(pipeline(step, target, mixed.bits if mixed is not None else None))
+    result, passes = run_pipeline(calibrated.graph, chosen)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
+    promise = replace(promise, coarse=any(getattr(item, "bits", 8) < _FINE for item in chosen))
     scheme = step.scheme or "int8"
     grids = [node for node in result.nodes if node.target in (quantize_op, on_grid)]
     covered = [node for node in grids if str(node.args[0]) in calibrated.covered]
