@@ -31,6 +31,9 @@ sys.path.append(
 
 for _name in [name for name in os.environ if name.startswith("NORMFOLD_")]:
     del os.environ[_name]
+# Else every process that a test starts compiles all of normfold, and every run rewrites all assertions.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("normfold", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("normfold")
