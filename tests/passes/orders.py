@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from normfold.ir import Graph, capture
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
 
-Build = type[nn.Module]
+Build = Callable[[], nn.Module]
 Shape = tuple[int, ...]
 
 BEFORE = {

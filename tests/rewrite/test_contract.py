@@ -31,7 +31,7 @@ from normfold.rewrite import (
 )
 from tests.nets import Encoder, Norms, RepBlock, Residual
 from tests.passes.declined import REFUSALS
-from tests.passes.orders import captured, prepared_for
+from tests.passes.orders import Build, captured, prepared_for
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(BUILT_IN)
@@ -100,7 +100,7 @@ NETS = [
 
 
 @functools.cache
-def behind(count: int, build: type[nn.Module], shape: tuple[int, ...]) -> Graph:
+def behind(count: int, build: Build, shape: tuple[int, ...]) -> Graph:
     """What the first ``count`` passes make of a canonical network: each needs the one in front of it only once."""
     if count == 0:
         return run_pipeline(captured(build, shape)[1], parse("canonicalize"))[0]
@@ -109,7 +109,7 @@ def behind(count: int, build: type[nn.Module], shape: tuple[int, ...]) -> Graph:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("build", "shape"), NETS)
-def test_the_input_is_untouched(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_the_input_is_untouched(name: str, build: Build, shape: tuple[int, ...]) -> None:
     """Neither the module, nor its parameters, nor the given graph, nor its sites."""
     module, _ = captured(build, shape)
     prepared = behind(NAMES.index(name), build, shape).copy()
@@ -136,9 +136,7 @@ def everything_about(graph: Graph) -> list[object]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("build", "shape"), ALONE)
-def test_match_and_check_read_only(
-    name: str, build: type[nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_match_and_check_read_only(name: str, build: Build, shape: tuple[int, ...]) -> None:
     graph = prepared_for(name, build, shape)
     item = registry.find(name)()
     before = everything_about(graph)
@@ -155,7 +153,7 @@ def test_match_and_check_read_only(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("build", "shape"), ALONE)
-def test_a_limit_counts_rewrites(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_a_limit_counts_rewrites(name: str, build: Build, shape: tuple[int, ...]) -> None:
     graph = prepared_for(name, build, shape)
     item = registry.find(name)()
     most = item.run(graph.copy()).rewrites
