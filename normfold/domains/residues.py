@@ -94,6 +94,17 @@ def tables(p: int) -> Tables:
     return Tables(sign, inverse, root)
 
 
+def _generator(what: str, seed: int, prime: int) -> torch.Generator:
+    number = zlib.crc32(f"{what} {seed} {prime}".encode())  # torch uses 32 bits of it
+    return torch.Generator().manual_seed(number)
+
+
+@lru_cache(maxsize=3)  # the primes of one certificate; every verdict begins with the same ones
+def _squares(p: int, seed: int) -> Tensor:
+    found = torch.randint(1, p, (p,), generator=_generator("squares", seed, p))
+    return found.mul_(found).remainder_(p).float().repeat(2)
+
+
 class PrimeField:
     """The integers modulo a prime.
 
@@ -117,7 +128,6 @@ class PrimeField:
         self.singular = False
         self.opaque: set[float] = set()
         self._tables = tables(prime)
-        self._squares: Tensor | None = None
         self._scrambled: dict[tuple[str, bool], Tensor] = {}
         self._numbers: dict[Any, int | None] = {}
 
@@ -255,8 +265,7 @@ class PrimeField:
 
     def generator(self, what: str) -> torch.Generator:
         """Random numbers for a name, the same ones whenever it is asked for."""
-        seed = zlib.crc32(f"{what} {self.seed} {self.prime}".encode())  # torch uses 32 bits of it
-        return torch.Generator().manual_seed(seed)
+        return _generator(what, self.seed, self.prime)
 
     def scramble(self, x: Tensor, what: str, positive: bool = False) -> Tensor:
         key = what, positive
@@ -275,11 +284,9 @@ class PrimeField:
 
         At most p of them. What is far away in memory, such as another parameter, starts anywhere in it.
         """
-        if self._squares is None:
-            found = torch.randint(1, self.prime, (self.prime,), generator=self.generator("squares"))
-            self._squares = found.mul_(found).remainder_(self.prime).float().repeat(2)
         block = zlib.crc32(f"{place >> 40} {self.seed} {self.prime}".encode())
-        return self._squares.narrow(0, (block + place) % self.prime, count)
+        table = _squares(self.prime, self.seed)
+        return table.narrow(0, (block + place) % self.prime, count)
 
 
 def are_simple(x: Tensor) -> bool:

@@ -14,8 +14,8 @@ from normfold.domains.shapes import Shapes
 from normfold.ir import Graph, capture
 from normfold.passes import BUILT_IN
 from normfold.rewrite import Rewriter, parse, run_pipeline
-from tests.nets import Encoder, Norms, RepBlock, Residual, perturb
-from tests.passes.orders import BEFORE
+from tests.nets import Encoder, Norms, RepBlock, Residual
+from tests.passes.orders import prepared_for
 from tests.shapes import Describer, untrue_shapes
 
 aten = torch.ops.aten
@@ -38,12 +38,7 @@ TYPES = [
 def test_every_pass_keeps_shapes_and_types_true(
     name: str, build: type[nn.Module], shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    torch.manual_seed(0)
-    graph = capture(perturb(build()).to(dtype), (torch.randn(shape, dtype=dtype),))
-    graph.samples = [(graph.args, {})]
-    if BEFORE[name]:
-        graph, _ = run_pipeline(graph, parse(BEFORE[name]))
-    after, _ = run_pipeline(graph, parse(name))
+    after, _ = run_pipeline(prepared_for(name, build, shape, dtype), parse(name))
     assert untrue_shapes(after) == []
 
 

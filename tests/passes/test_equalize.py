@@ -50,7 +50,7 @@ def test_equal() -> None:
 
 def test_both_sides_are_equally_large() -> None:
     graph = capture(perturb(Depthwise()).double(), (torch.randn(IMAGE, dtype=torch.float64),))
-    after, _ = run_pipeline(graph, parse("equalize{sweeps=30},bake"))
+    after, _ = run_pipeline(graph, parse("equalize{sweeps=18},bake"))
     found = {str(node.args[1]): linear_of(node) for node in after.nodes if weighted(node)}
     expand, depthwise, project = (
         next(linear for name, linear in found.items() if part in name)

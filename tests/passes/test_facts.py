@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from normfold.ir import Graph, capture, facts
+from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
 from normfold.ir.intervals import Interval
 from normfold.ir.statistics import Statistics
 from normfold.ops.groups import Centred
 from normfold.passes import BUILT_IN
 from normfold.rewrite import parse, run_pipeline
-from tests.nets import Encoder, Residual, perturb
-from tests.passes.orders import BEFORE
+from tests.nets import Encoder, Residual
+from tests.passes.orders import BEFORE, prepared_for
 
 NETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv": (Residual, (6, 4, 8, 8)),
@@ -67,8 +67,7 @@ def test_what_is_known_is_true(name: str, net: str) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if "quantize" in BEFORE[name] or "quantize" in name else torch.float64
     x = torch.randn(shape, dtype=dtype)
-    graph = capture(perturb(make()).to(dtype), (x[:2],))
-    graph, _ = run_pipeline(graph, parse(BEFORE[name])) if BEFORE[name] else (graph, None)
+    graph = prepared_for(name, make, (2, *shape[1:]), dtype)
     graph.samples = [((x,), {})]
     for node, value in values(graph, x).items():
         facts.drop(node)

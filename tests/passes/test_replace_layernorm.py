@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -37,10 +38,17 @@ def net() -> nn.Module:
     return pre_norm(wiring)
 
 
-def graph_with_samples(module: nn.Module | None = None, *shape: int) -> Graph:
+@functools.cache
+def _captured() -> Graph:
     torch.manual_seed(1)
-    graph = capture(module or net(), (torch.randn(shape or TOKENS),))
-    graph.samples = [((torch.randn(4, *(shape or TOKENS)[1:]),), {}) for _ in range(5)]
+    return capture(net(), (torch.randn(TOKENS),))
+
+
+def graph_with_samples(module: nn.Module | None = None) -> Graph:
+    """Of `net`, which is captured once, where no module is given."""
+    torch.manual_seed(1)
+    graph = capture(module, (torch.randn(TOKENS),)) if module else _captured().copy()
+    graph.samples = [((torch.randn(4, *TOKENS[1:]),), {}) for _ in range(5)]
     return graph
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import re
@@ -10,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from normfold.errors import UsageError
@@ -29,9 +29,9 @@ from normfold.rewrite import (
     registry,
     run_pipeline,
 )
-from tests.nets import Encoder, Norms, RepBlock, Residual, perturb
+from tests.nets import Encoder, Norms, RepBlock, Residual
 from tests.passes.declined import REFUSALS
-from tests.passes.orders import BEFORE
+from tests.passes.orders import Build, captured, prepared_for
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(BUILT_IN)
@@ -99,15 +99,20 @@ NETS = [
 ]
 
 
+@functools.cache
+def behind(count: int, build: Build, shape: tuple[int, ...]) -> Graph:
+    """What the first ``count`` passes make of a canonical network: each needs the one in front of it only once."""
+    if count == 0:
+        return run_pipeline(captured(build, shape)[1], parse("canonicalize"))[0]
+    return run_pipeline(behind(count - 1, build, shape), parse(NAMES[count - 1]))[0]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("build", "shape"), NETS)
-def test_the_input_is_untouched(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_the_input_is_untouched(name: str, build: Build, shape: tuple[int, ...]) -> None:
     """Neither the module, nor its parameters, nor the given graph, nor its sites."""
-    module = perturb(build())
-    graph = capture(module, (torch.randn(shape),))
-    prepared, _ = run_pipeline(
-        graph, parse(",".join(["canonicalize", *NAMES[: NAMES.index(name)]]))
-    )
+    module, _ = captured(build, shape)
+    prepared = behind(NAMES.index(name), build, shape).copy()
     before = [digest(module), digest(prepared.module), graph_text(prepared), dict(prepared.sites)]
     modes = [part.training for part in module.modules()]
     after, reports = run_pipeline(prepared, parse(name))
@@ -129,18 +134,9 @@ def everything_about(graph: Graph) -> list[object]:
     return [graph_text(graph), digest(graph.module), nodes, dict(graph.sites), graph.states]
 
 
-def prepared_for(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> Graph:
-    torch.manual_seed(0)
-    graph = capture(perturb(build()), (torch.randn(shape),))
-    graph.samples = [(graph.args, {})]
-    return run_pipeline(graph, parse(BEFORE[name]))[0] if BEFORE[name] else graph
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("build", "shape"), ALONE)
-def test_match_and_check_read_only(
-    name: str, build: type[nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_match_and_check_read_only(name: str, build: Build, shape: tuple[int, ...]) -> None:
     graph = prepared_for(name, build, shape)
     item = registry.find(name)()
     before = everything_about(graph)
@@ -157,7 +153,7 @@ def test_match_and_check_read_only(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("build", "shape"), ALONE)
-def test_a_limit_counts_rewrites(name: str, build: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_a_limit_counts_rewrites(name: str, build: Build, shape: tuple[int, ...]) -> None:
     graph = prepared_for(name, build, shape)
     item = registry.find(name)()
     most = item.run(graph.copy()).rewrites
@@ -180,7 +176,7 @@ def test_a_limit_counts_rewrites(name: str, build: type[nn.Module], shape: tuple
     ],
 )
 def test_a_wrong_order_is_refused_before_anything_runs(text: str, words: str) -> None:
-    graph = capture(perturb(Encoder()), (torch.randn(2, 5, 8),))
+    _, graph = captured(Encoder, (2, 5, 8))
     seen: list[object] = []
     with pytest.raises(UsageError, match=re.escape(words)):
         run_pipeline(graph, parse(text), lambda *step: seen.append(step))

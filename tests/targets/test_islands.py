@@ -22,6 +22,7 @@ from normfold.ir import Graph, capture
 from normfold.job.presets import preset
 from normfold.judge import Verifier
 from normfold.report import Check
+from normfold.rewrite import parse, run_pipeline
 from normfold.targets import export_onnx
 from tests.nets import perturb
 from tests.targets.halves import Lowered, lowered, x
@@ -66,8 +67,10 @@ def test_a_stream_whose_squares_overflow(to: str, tmp_path: Path) -> None:
     net = loud()
     images = x(2, 3, 8, 8)
     pipeline = preset("rmsnorm") if to == "rms_norm" else "canonicalize,restore,bake"
-    found = lowered(net, images, pipeline=pipeline)
-    verifier = Verifier(capture(net, (images,)))
+    graph = capture(net, (images,))
+    rewritten, _ = run_pipeline(graph, parse(pipeline))
+    found = lowered(rewritten)
+    verifier = Verifier(graph)
     reported = {island.site: (island.op, island.why) for island in found.typed.islands}
     assert set(reported) >= {f"blocks.{i}.norm{j}" for i in (0, 1) for j in (1, 2)} | {"norm"}
     assert {op for op, _ in reported.values()} == {to}
@@ -75,7 +78,7 @@ def test_a_stream_whose_squares_overflow(to: str, tmp_path: Path) -> None:
     assert evaluated(found.typed.graph, verifier, tmp_path / "net.onnx")
     assert verifier.half("float16", found.typed.graph, BUDGET)
 
-    without = lowered(net, images, pipeline=pipeline, islands=False)
+    without = lowered(rewritten, islands=False)
     assert without.typed.islands == ()
     check = evaluated(without.typed.graph, verifier, tmp_path / "without.onnx")
     assert not check
@@ -87,11 +90,11 @@ def test_a_stream_whose_squares_overflow(to: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", [pytest.param("layer_norm", marks=pytest.mark.zoo), "rms_norm"])
 def test_the_same_network_at_an_ordinary_scale_has_no_islands(to: str, tmp_path: Path) -> None:
     pipeline = preset("rmsnorm") if to == "rms_norm" else "canonicalize,restore,bake"
-    net, images = loud(1.0), x(2, 3, 8, 8)
-    found = lowered(net, images, pipeline=pipeline)
+    graph = capture(loud(1.0), (x(2, 3, 8, 8),))
+    found = lowered(run_pipeline(graph, parse(pipeline))[0])
     assert found.islands == []
     assert len(found.casts()) == 2
-    verifier = Verifier(capture(net, (images,)))
+    verifier = Verifier(graph)
     assert evaluated(found.typed.graph, verifier, tmp_path / "net.onnx")
 
 
@@ -187,7 +190,7 @@ def test_squares(name: str) -> None:
     assert found.dtype(op) == {torch.float32}
     assert found.dtype("linear") == {HALF}
     assert found.error(given) < 5e-3
-    without = lowered(Around(inner, 500.0), given, pipeline="bake", islands=False)
+    without = lowered(found.graph, islands=False)
     assert not without.error(given) < 0.1
 
 
@@ -247,7 +250,7 @@ def test_a_power_next_to_zero(norm: Any) -> None:
     assert all("divides by the root of" in why for why in found.why.values())
     assert found.error(given) < 5e-3
     assert lowered(Around(inner, 1.0), given).islands == []
-    assert lowered(Around(inner, 1e-3), given, dtype=torch.bfloat16).islands == []
+    assert lowered(found.graph, dtype=torch.bfloat16).islands == []
 
 
 NUMBERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -79,11 +80,16 @@ def data(rows: int = 200) -> Data:
     return load_data(samples(rows), ["x"])
 
 
+@functools.cache
+def _canonical() -> Graph:
+    graph = capture(classifier(), (torch.zeros(2, *TOKENS[1:]),))
+    return run_pipeline(graph, parse("canonicalize"))[0]
+
+
 def pair(kind: str, norms: str = "") -> tuple[Graph, Graph]:
-    """Teacher, canonical, and a student whose norms are replaced."""
-    teacher, _ = run_pipeline(
-        capture(classifier(), (torch.zeros(2, *TOKENS[1:]),)), parse("canonicalize")
-    )
+    """Teacher, canonical, and a student whose norms are replaced: both of the caller's own."""
+    teacher = own_tensors(_canonical())
+    teacher.original = classifier()  # the same numbers
     x, _ = samples()
     teacher.samples = [((x,), {})]
     student = own_tensors(teacher)
