@@ -13,7 +13,9 @@ same, and marked.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -159,7 +161,10 @@ def onnxruntime_row(prepared: bool = True, percentile: float = 0.0) -> Quantise:
             more["calibrate_method"] = CalibrationMethod.Percentile
             more["extra_options"] = {"CalibPercentile": percentile}
         try:
-            quantize_static(str(source), str(target), Reader(), **more)
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # it reports its progress into the table
+                quantize_static(str(source), str(target), Reader(), **more)
         except Exception as error:  # of any type: its own, numpy's, the runtime's
             raise Refused(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         return "", cpu() - start
@@ -199,6 +204,7 @@ def made(row: str, job: Job) -> tuple[Path, Result]:
     if record.is_file():
         return target, Result(job.name, job.seed, row, **json.loads(record.read_text()))
     kept: dict[str, Any] = {}
+    target.unlink(missing_ok=True)  # of a run that was stopped
     try:
         kept["refused"], kept["seconds"] = ROWS[row](job, target)
     except Refused as refusal:
