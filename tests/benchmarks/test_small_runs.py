@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -86,16 +87,22 @@ def test_a_file_that_is_refused_is_measured(
 ) -> None:
     """The verdict's refusal is a stand-in: which network fails changes with every better rounding."""
     real = subprocess.run
+    given = trained_networks.NETWORKS["tiny"]
+    monkeypatch.setitem(
+        trained_networks.NETWORKS, "tiny", dataclasses.replace(given, bounds="[-3..3]")
+    )
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[command.index("--pixels") + 1 :][:2] == ["-3", "3"]
         if "off" in command:
             return real(command, **options)
         return subprocess.CompletedProcess(command, 1, "NOT written: too far off\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    trained.main(["--network", "tiny", "--rows", "normfold", "--crops", "8", "--rounds", "6"])
+    rows = ["--rows", "normfold-pixels"]
+    trained.main(["--network", "tiny", *rows, "--crops", "8", "--rounds", "6"])
     *_, line = capsys.readouterr().out.splitlines()
-    assert line.startswith("| tiny | 0 | normfold (exit 1: NOT written: too far off) | ")
+    assert line.startswith("| tiny | 0 | normfold-pixels (exit 1: NOT written: too far off) | ")
     assert line.endswith(" 0.01 |")
 
 
