@@ -273,6 +273,7 @@ def test_an_engine_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["timing"]["b_seconds"] > 0
 
 
+@pytest.mark.zoo
 def test_the_script_for_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     command = ["bash", "benchmarks/gpu.sh", "--dry-run", "--out", str(file), "--parts", "tests"]
