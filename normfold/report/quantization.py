@@ -31,7 +31,7 @@ class Evidence:
 
     @property
     def doubtful(self) -> bool:
-        """True if no inputs were found that fit the statistics: they are not those of these weights."""
+        """True if no inputs were found that fit the statistics."""
         return self.loss is not None and self.loss > self.SUSPICIOUS
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.ir import Graph
-from normfold.job import Quantize
+from normfold.job import Quantize, Source
 from normfold.judge.agreement import Promise, gives_scores
+from normfold.load.specs import parse as parse_inputs
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
@@ -46,6 +47,7 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
             hint="give `--metric pkg.mod:fn` and `--data`, or leave `--max-drop` out: outputs are then judged by "
             "their signal-to-noise ratio",
         )
+    step = _within_stated(step, source)
     given: dict[str, Any] = {"normalisation": work.normalisation, "say": work.say}
     work.tell("finding inputs to measure on")
     inputs = find_inputs(graph, step, source, **given)
@@ -66,6 +68,19 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     found = find_ranges(graph, inputs, step, data=data, seed=source.seed, **given)
     work.calibrated = replace(found, seconds=time.perf_counter() - start)
     return graph
+
+
+def _within_stated(step: Quantize, source: Source) -> Quantize:
+    """The step with the range of valid pixels that `--input` states behind the shape of an image."""
+    texts = [text for text in source.inputs if isinstance(text, str)]
+    stated = {
+        spec.range
+        for spec in parse_inputs(texts)
+        if spec.range is not None and len(spec.shape) == 4 and spec.range[0] < spec.range[1]
+    }
+    if step.pixels is not None or len(stated) != 1:
+        return step
+    return replace(step, pixels=stated.pop())
 
 
 def to_grids(target: str, work: Work) -> tuple[Graph, Promise]:
@@ -201,8 +216,9 @@ def _doubts(evidence: Evidence, trust: Confidence | None) -> list[str]:
     found = []
     if evidence.doubtful:
         found.append(
-            f"no inputs were found that fit the statistics of the norms (loss {evidence.loss:.2f}, sound networks "
-            f"come below {Evidence.SUSPICIOUS:g}): the statistics are not those of these weights. Give `--data`"
+            f"the statistics of the norms are not matched (loss {evidence.loss:.2f}, sound networks come below "
+            f"{Evidence.SUSPICIOUS:g}; {evidence.source}): more `--synthesis-steps`, the range of valid pixels "
+            "(`--pixels`), or `--data`"
         )
     elif trust is not None and trust.score < Confidence.TRUSTED:
         weakest = min(trust.parts, key=trust.parts.__getitem__) if trust.parts else "nothing known"

@@ -49,6 +49,15 @@ def test_without_any_data(cli: Any, tmp_path: Path) -> None:
     assert (out / "made_residual.statistics.safetensors").is_file()
 
 
+def test_pixels_stay_in_the_range_of_the_input(cli: Any, tmp_path: Path) -> None:
+    out, images = tmp_path / "out", tmp_path / "images.npz"
+    network = [RESIDUAL[0], "--input", "2x3x12x10[-0.5..0.25]"]
+    ran = cli("quantize", *network, *QUICK, "--save-synthetic", str(images), "-o", str(out))
+    assert ran.status == 0, ran.err
+    (saved,) = np.load(images).values()
+    assert (saved.min(), saved.max()) == (-0.5, 0.25)
+
+
 def test_as_a_step_of_convert(cli: Any, tmp_path: Path) -> None:
     samples = tmp_path / "samples.npz"
     np.savez(

@@ -111,7 +111,7 @@ def test_statistics_that_lie(mobilenet: Network, factor: int, better: float) -> 
     together, report = lying.made(lying.options())
     alone, _ = lying.made(lying.options(evidence="analytic"))
     assert together > alone + better
-    assert any("statistics are not those of these weights" in text for text in report.warnings)
+    assert any("the statistics of the norms are not matched" in text for text in report.warnings)
     assert report.confidence is not None
     assert report.confidence.score < report.confidence.TRUSTED
 
