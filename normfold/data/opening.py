@@ -12,6 +12,7 @@ from torch import nn
 from normfold.data.samples import load_data
 from normfold.ir import Graph
 from normfold.job import Source
+from normfold.job.option import options_of
 from normfold.load import load, probe
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.guess import float_dtype
@@ -53,11 +54,31 @@ def capture_source(source: Source) -> Graph:
     """Load and capture; a graph is returned as it is.
 
     Raises:
-        UsageError, EnvironmentMissing, LoadError, CaptureError: as the parts.
+        UsageError, EnvironmentMissing, LoadError, CaptureError: as the parts; UsageError for options of a capture
+            beside a graph.
     """
     if isinstance(source.model, Graph):
+        require_means_something(source, ("batch", "dynamic", "task"))
         return source.model
     return capture_loaded(load_source(source), source.batch, axes_of(source))
+
+
+def require_means_something(source: Source, names: Collection[str]) -> None:
+    """Refuse options of loading and capturing, by their fields, for a graph that is captured already.
+
+    The sizes that an engine is built for, as ``x:0=1..8..64``, are no such option.
+
+    Raises:
+        UsageError: one that is given.
+    """
+    plain = [text for text in source.dynamic if "=" not in text]
+    given = {**vars(source), "dynamic": tuple(plain)}
+    for item in options_of(type(source)):
+        if item.name in names and given[item.name] != item.default:
+            raise item.error(
+                f"`{item.keyword}={given[item.name]!r}`: a graph is captured already",
+                hint="give the model, and the option with it",
+            )
 
 
 def axes_of(source: Source) -> list[str]:

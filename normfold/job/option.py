@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,7 @@ class Option:
                 raise self._wrong(given, "a text")
             return self._chosen(given)
         number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        number = number and math.isfinite(given)
         if not number or (self.kind == "int" and given != int(given)):
             raise self._wrong(given, "a whole number" if self.kind == "int" else "a number")
         low, high = self.declared.low, self.declared.high

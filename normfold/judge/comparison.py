@@ -100,8 +100,10 @@ def compare(
     return checks
 
 
-def checked(check: Check, reference: Sequence[Outputs], notes: Sequence[str]) -> Check:
-    """A check with the notes on what it leaves out; failed where that is everything."""
+def checked(
+    check: Check, reference: Sequence[Outputs], notes: Sequence[str], certified: bool = False
+) -> Check:
+    """A check with the notes on what it leaves out; failed where that is all and it is not ``certified``."""
     found, notes = list(check.outputs), list(filter(None, dict.fromkeys(notes)))
     dropped = [item for item in found if item.tolerance == float("inf")]
     if dropped and not notes:
@@ -111,7 +113,10 @@ def checked(check: Check, reference: Sequence[Outputs], notes: Sequence[str]) ->
     if nan and not notes:
         notes.append(f"{len(nan)} outputs hold NaN in the original: not judged there")
     if dropped and len(dropped) == len(found):  # a verdict on nothing is none
-        notes = ["every output overflows or is NaN in the original: nothing to judge"]
+        notes = [
+            "every output overflows, is NaN or rounding alone in the original: nothing to judge"
+        ]
+    if dropped and len(dropped) == len(found) and not certified:
         found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
     return replace(check, outputs=tuple(found), note="; ".join(notes))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -59,15 +61,27 @@ def allowed(
         halves: of the result, as `half_types` gives them.
 
     Raises:
-        UsageError: a budget for half precision, of which there is none.
+        UsageError: a budget for half precision, of which there is none; or one that is no number from 0 on.
     """
     if half_budget is not None and not halves:
         raise UsageError(
             "`--half-budget`: nothing is in half precision",
             hint="it goes with a result in float16 or bfloat16; what passes cost is `--max-error`",
         )
-    given = [budget for budget in (half_budget, max_error) if budget is not None]
+    named = {"`--half-budget`": half_budget, "`--max-error`": max_error}
+    given = [relative_error(value, name) for name, value in named.items() if value is not None]
     return sum(given) if given else None
+
+
+def relative_error(value: Any, name: str) -> float:
+    """A budget of |y - r| / |r|, by its name in messages.
+
+    Raises:
+        UsageError: it is no finite number from 0 on.
+    """
+    if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
+        return float(value)
+    raise UsageError(f"{name} is a relative error, a number of at least 0", found=f"{value!r}")
 
 
 def noted(check: Check, halves: Set[str], original: Graph) -> Check:

@@ -27,6 +27,7 @@ from normfold.load.specs import is_mask, mask, parse
 TRIES = 6  # sizes that are tried before it is said that the network takes no other
 REACH = 70  # steps from the example's size, at least
 SMALL, SMALL_IMAGE = 8, 64  # free sizes are not made smaller than this
+MANY = 16  # rows of a batch that is judged though nobody gave samples of it
 KINDS = ("random", "x100", "constant", "zeros")
 # what half precision is measured and judged on: the other cases overflow or underflow in half precision
 TYPICAL = ("random", "constant")
@@ -88,9 +89,10 @@ def cases(
     ]
 
 
-def fewest(of: Sequence[Case], usual: bool = False) -> int:
-    """The place of the case of the fewest numbers; of those that are ``usual``, if any is."""
+def fewest(of: Sequence[Case], usual: bool = False, skipped: Collection[int] = ()) -> int:
+    """The place of the case of the fewest numbers; of those that are ``usual``, and not ``skipped``, if any is."""
     places = [place for place, case in enumerate(of) if case.usual or not usual] or range(len(of))
+    places = [place for place in places if place not in skipped] or places
     return min(places, key=lambda place: count(of[place]))
 
 
@@ -145,6 +147,17 @@ def single_sizes(graph: Graph, seed: int = 0) -> Iterator[tuple[Any, Case]]:
         shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
         if sizes.axes_of(symbol) and all(size > 0 for shape in shapes for size in shape or ()):
             yield symbol, _case(graph, sizes.names, shapes, seed)
+
+
+def own_batch(graph: Graph, seed: int = 0) -> Case | None:
+    """Inputs of the example's batch, or of `MANY` where it is larger; None where other cases have as many rows."""
+    sizes = Sizes(graph)
+    asked = sizes.example.get(sizes.batch, 0)
+    values = {**sizes.example, sizes.batch: min(asked, MANY)}
+    if asked <= len(KINDS) or not sizes.accepts(values):
+        return None
+    shapes = [sizes.shape_at(place, values) for place in range(len(sizes.shapes))]
+    return _case(graph, sizes.names, shapes, seed)
 
 
 def smallest(graph: Graph, seed: int = 0, batch: int = 1) -> Case:

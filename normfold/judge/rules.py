@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from normfold.errors import UsageError
 from normfold.ir import Graph
+from normfold.judge.half import relative_error
 from normfold.judge.verifier import Verifier
 from normfold.report import Check, PassReport
 from normfold.report.certificate import Certificate
@@ -29,19 +31,19 @@ def budgets(passes: Sequence[Pass], max_error: float | None = None) -> dict[int,
     """What each approximate pass may cost, by its place: ``max_error``, or the budget that it declares.
 
     Raises:
-        UsageError: an approximate pass has no budget, and none is given; or one is given, and no pass is
-            approximate.
+        UsageError: an approximate pass has no budget, and none is given, or one that is no number from 0 on; or
+            one is given, and no pass is approximate.
     """
     found = {}
     for index, item in enumerate(passes):
         if item.exactness is Exactness.APPROXIMATE:
-            budget = item.budget if max_error is None else max_error
+            budget: Any = item.budget if max_error is None else max_error
             if budget is None:
                 raise UsageError(
                     f"`{item.name}` is approximate, and nothing says what it may cost",
                     hint="give `--max-error 0.01` (a relative error); `convert` also takes `--verify off`",
                 )
-            found[index] = budget
+            found[index] = relative_error(budget, f"the budget of `{item.name}`")
     if max_error is not None and not found:
         raise UsageError(
             "`--max-error`: no pass is approximate, and exact ones may cost nothing",

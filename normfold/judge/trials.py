@@ -22,6 +22,7 @@ from normfold.judge.inputs import (
     cases,
     is_single,
     other_sizes,
+    own_batch,
     single_sizes,
 )
 from normfold.judge.runs import original_of, run, run_float64
@@ -65,6 +66,10 @@ def trials(
         _asked(graph, tries, seed, found)
     else:
         _another_size(graph, seed, found)
+    many = own_batch(graph, seed) if samples is None and not tries else None
+    tried = None if many is None else _tried(graph, many)
+    if many is not None and not isinstance(tried, str) and tried is not None:
+        found.add(many, tried)
     left_out, alone = _single_sizes(graph, seed, found)
     kinds = [kind for kind in KINDS if kind != "random" or not alone]
     own = cases(graph, seed, samples, kinds)

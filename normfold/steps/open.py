@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from normfold.data.opening import axes_of, load_source
-from normfold.errors import UsageError
+from normfold.data.opening import axes_of, load_source, require_means_something
 from normfold.ir import Graph
 from normfold.job import Job, Source
 from normfold.judge import Verifier
@@ -24,6 +23,7 @@ from normfold.report.events import Loaded, Noted, Recorder
 from normfold.steps.names import named
 from normfold.steps.work import Work
 
+_OF_CAPTURE = ("factory", "part", "key", "task", "batch", "dynamic")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -73,11 +73,8 @@ def open_source(source: Source, say: Listener, floats: Sequence[Collection[str]]
     """
     model = source.model
     if isinstance(model, Graph):
-        if source.task is not None:
-            raise UsageError(
-                f"`task={source.task}`: a graph is captured already",
-                hint="give the model, and the task with it",
-            )
+        trust = () if source.data is not None else ("trust_modules", "trust_pickle")
+        require_means_something(source, (*_OF_CAPTURE, *trust))
         size, name = model.parameter_bytes(), type(model.original or model.module).__name__
         return Opened(
             model, f"a captured graph of `{name}`", "those of the capture", size, None, False

@@ -30,10 +30,7 @@ def take_pads(model: ir.Model) -> int:
         source, result = node.inputs[0], node.outputs[0]
         for reader, place in list(result.uses()):
             own = _own(reader) if place == 0 else None
-            if own is None:
-                continue
-            if len(own) != len(pads) or not _takes(reader, node, pads, own):
-                _unfused(model, node)
+            if own is None or len(own) != len(pads) or not _takes(reader, node, pads, own):
                 continue
             both = [mine + more for mine, more in zip(own, pads, strict=True)]
             reader.attributes["pads"] = ir.AttrInt64s("pads", both)
@@ -41,6 +38,8 @@ def take_pads(model: ir.Model) -> int:
                 reader.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
             reader.replace_input_with(0, source)
             taken += 1
+        if any("Pool" in reader.op_type for reader, _ in result.uses()):
+            _unfused(model, node)
     return taken
 
 

@@ -268,7 +268,7 @@ def test_where_nothing_can_be_judged_there_is_no_verdict() -> None:
     judging = Verifier(capture(module, (torch.randn(2, 2).half(),)))
     check = judging.rounding(judging.graph)
     assert not check
-    assert check.note == "every output overflows or is NaN in the original: nothing to judge"
+    assert check.note.endswith("rounding alone in the original: nothing to judge")
 
 
 def test_zero_over_zero_is_not_held_against_a_right_rewrite() -> None:

@@ -59,6 +59,12 @@ KEPT = {
     "transposed": lambda m, x: m.turned(F.pad(x, SAME)),
     "maximum of signs": lambda m, x: F.max_pool2d(F.pad(x - 1, SAME), 3, 2),
     "maximum of padding": lambda m, x: F.max_pool2d(F.pad(x, (3, 0)), 3, 2),
+    "two maxima": lambda m, x: (
+        F.max_pool2d(y := F.pad(x - 1, SAME), 3, 2).mean((2, 3), True) + F.max_pool2d(y, 2, 2)
+    ),
+    "a maximum and its place": lambda m, x: torch.cat(
+        [part.float() for part in F.max_pool2d(F.pad(x, SAME), 3, 2, return_indices=True)], 2
+    ),
     "maximum, rounded up": lambda m, x: F.max_pool2d(F.pad(x, SAME), 3, 2, ceil_mode=True),
     "mean that does not count": lambda m, x: F.avg_pool2d(
         F.pad(x, SAME), 3, 2, 1, count_include_pad=False
