@@ -245,7 +245,7 @@ def asked_sizes(graph: Graph, texts: Sequence[str], seed: int = 0) -> list[Case]
             raise UsageError(
                 f"`--try {spec.text}`: the captured network does not take this size",
                 found=f"`{name}` is {own}" + (f"; {rules[0]}" if rules else ""),
-                hint="sizes are free along the batch and the axes of `--dynamic`",
+                hint="sizes are free along the batch and the axes of `--dynamic`, from 2 on except for the batch",
             )
         shapes = [sizes.shape_at(index, values) for index in range(len(sizes.shapes))]
         found.append(_case(graph, sizes.names, shapes, seed))

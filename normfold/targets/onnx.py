@@ -246,16 +246,31 @@ def _refused(error: Exception, graph: Graph) -> ExportError:
             hint="write them as pairs of real numbers (a rotation as cosine and sine); "
             "`--export pt2` keeps them as they are",
         )
-    blamed = re.search(r"node %(\w+) :", str(error.__cause__ or error))
-    node = next((n for n in graph.nodes if blamed is not None and n.name == blamed[1]), None)
-    if node is not None:
-        return _untranslated(node)
+    blamed = _blamed(error)
+    if blamed is not None:
+        origins = {source.name for source in blamed.meta.get("from_node", ())}
+        own = (node for node in graph.nodes if node.name in origins or node.name == blamed.name)
+        return _untranslated(next(own, blamed))
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return ExportError(
         "torch.onnx could not translate the graph",
         found=f"{type(error).__name__}: {lines[0][:500] if lines else ''}",
         hint="an op without an ONNX form: `normfold inspect MODEL --graph` shows where it is",
     )
+
+
+def _blamed(error: BaseException | None) -> fx.Node | None:
+    """The node at which the exporter gave up, which decomposes ops in a copy of its own."""
+    found = None
+    while error is not None:
+        step = error.__traceback__
+        while step is not None:
+            node = step.tb_frame.f_locals.get("node")
+            is_exporter = step.tb_frame.f_code.co_name == "_translate_fx_graph"
+            found = node if is_exporter and isinstance(node, fx.Node) else found
+            step = step.tb_next
+        error = error.__cause__
+    return found
 
 
 def _untranslated(node: fx.Node) -> ExportError:

@@ -18,6 +18,7 @@ from normfold.errors import ExportError
 from normfold.ir import capture
 from normfold.targets import RuntimeSession, census, export_onnx
 from normfold.targets.tensorrt import build, find
+from tests.nets import Compose
 from tests.targets.nets import (
     ConvNet,
     Dictionary,
@@ -267,3 +268,21 @@ def test_maxima_of_parts_of_a_free_axis_are_refused(tmp_path: Path) -> None:
         export_onnx(free(net, 2), tmp_path / "other.onnx")
     assert "test_onnx.py" in str(caught.value.where)
     assert "--dynamic" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward"),
+    [
+        ("linalg_inv", lambda net, x: torch.linalg.inv(net.fc(x) + 9 * torch.eye(4))),
+        ("cumprod", lambda net, x: net.fc(x).cumprod(-1)),
+        ("isin", lambda net, x: torch.isin(net.fc(x), torch.ones(2)).float()),
+    ],
+)
+def test_an_op_without_a_form_is_named_as_the_user_wrote_it(
+    name: str, forward: Any, tmp_path: Path
+) -> None:
+    """The exporter fails at a part of it, which it has decomposed in a copy of its own."""
+    net = Compose(forward, fc=nn.Linear(4, 4)).eval()
+    with pytest.raises(ExportError, match=f"no form in ONNX for `{name}`") as caught:
+        export_onnx(capture(net, (torch.randn(2, 4, 4),)), tmp_path / "m.onnx")
+    assert "forward" in str(caught.value.where) or "nets.py" in str(caught.value.where)
