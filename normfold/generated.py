@@ -58,7 +58,7 @@ def convert(
     quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"] | None = None,
     evidence: Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"] = "auto",
     images: int = 0,
-    synthesis_steps: int = 25,
+    synthesis_steps: int | None = None,
     flip: bool = True,
     crop: int = 0,
     blur: float = 0.0,

@@ -103,6 +103,7 @@ def test_the_budget_of_integers() -> None:
     budget, text = Budget(), " ".join(TEXT["docs/integers.md"].split())
     assert budget.agreement is not None
     assert f"at least {budget.agreement * 100:g} % of the samples" in text
+    assert f"other answers cost at most {budget.forfeit * 100:g} %" in text
     assert f"signal-to-noise ratio of at least {budget.snr_db:g} dB" in text
     low, clear = budget.below_simulation_db, budget.clear_db
     assert f"at most {low:g} dB below the simulation's, unless it is above {clear:g} dB" in text

@@ -209,8 +209,13 @@ class Quantize(Options):
         group=RANGES,
         when="evidence",
     )
-    synthesis_steps: int = option(
-        25, "Steps of their synthesis.", low=1, group=RANGES, when="synthesis"
+    synthesis_steps: int | None = option(
+        None,
+        "Steps of their synthesis.",
+        low=1,
+        group=RANGES,
+        when="synthesis",
+        default_text="25, and up to 150 more until the statistics are matched",
     )
     flip: bool = option(True, "Mirror them every other step.", group=RANGES, when="synthesis")
     crop: int = option(

@@ -71,6 +71,7 @@ class Promise:
                 kind, artefact, 0, None, None, nothing, nothing, budget, note="other outputs"
             )
         found = compare(mine, self.original, self.labels, self.metric, self.scores)
+        forfeit = forfeited(mine, self.original) if self.scores else None
         return AgreementCheck(
             kind,
             artefact,
@@ -81,6 +82,7 @@ class Promise:
             tuple(ratios(self.simulated, self.original)),
             budget,
             time.perf_counter() - start,
+            forfeited=forfeit,
         )
 
 
@@ -105,6 +107,37 @@ def compare(
         at += len(expected)
         compared.add(got, expected, rows)
     return compared.drift().to_dict()
+
+
+def forfeited(
+    mine: Iterable[Sequence[Tensor]], theirs: Iterable[Sequence[Tensor]]
+) -> tuple[float, float]:
+    """What other answers cost, by the original's own probabilities, and its standard error.
+
+    An answer is worth its probability above chance. Of what the original's answers are worth together, that share
+    is lost: all of it by answers at random, little by another of two equal classes. Of a calibrated network it is
+    the expected loss of accuracy above chance; any scale of the scores gives much the same.
+    """
+    lost, worth = [], []
+    for outputs, references in zip(mine, theirs, strict=True):
+        p, got = probabilities(references[0]).flatten(0, -2), outputs[0].flatten(0, -2)
+        best = p.max(-1).values
+        lost.append(best - p.gather(-1, got.argmax(-1, keepdim=True))[:, 0])
+        worth.append(best - 1 / p.shape[-1])
+    costs, values = torch.cat(lost), torch.cat(worth)
+    whole = float(values.sum())
+    if not whole > 0:
+        return 0.0, 0.0
+    share = float(costs.sum()) / whole
+    error = float((costs - share * values).square().sum().sqrt()) / whole
+    return share, error
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """Scores of classes along the last axis as probabilities, in float64: as they are, or their softmax."""
+    wide = scores.double()
+    given = bool((wide >= 0).all()) and bool(((wide.sum(-1) - 1).abs() < 1e-3).all())
+    return wide if given else wide.softmax(-1)
 
 
 def ratios(mine: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> list[float]:

@@ -133,7 +133,8 @@ def find_ranges(
         widen(graph, _noise(graph, options, seed, bounds), device)
         text = f"{evidence.source}; its statistics do not fit, so noise widens the ranges"
         evidence = replace(evidence, source=text)
-    if options.clip_ranges and options.activation_bits < 8 and batches:
+    rests = (data or options.evidence not in ("analytic", "noise")) and not evidence.doubtful
+    if options.clip_ranges and batches and (rests or options.activation_bits < 8):
         clip(graph, batches, grids_of("ort-x86"), options.activation_bits, device)
     names = frozenset(node.name for node in derived)
     spent = time.perf_counter() - start

@@ -15,6 +15,8 @@ class Budget:
     Attributes:
         agreement: least share of equal answers (top-1), or within two standard errors of it; None where it is said
             only, as of weights of few bits, which change answers and are chosen for their size.
+        forfeit: most that other answers may cost, as a share of what all are worth by the original's own
+            probabilities, within two standard errors too; one of the two is enough.
         snr_db: least signal-to-noise ratio in dB, of every output.
         below_simulation_db: how far it may lie below that of the simulation in torch,
         clear_db: unless it is at least this: what a runtime rounds differently there is no fault of the file.
@@ -23,6 +25,7 @@ class Budget:
     """
 
     agreement: float | None = 0.97
+    forfeit: float = 0.05
     snr_db: float = 10.0
     below_simulation_db: float = 3.0
     clear_db: float = 30.0
@@ -34,7 +37,7 @@ class Budget:
         answers = (
             "weights of few bits: `--max-drop` limits what they lose"
             if self.agreement is None
-            else f"agreement {self.agreement:.0%} within two standard errors"
+            else f"agreement {self.agreement:.0%} or a cost of {self.forfeit:.0%} within two standard errors"
         )
         return (
             f"{answers}, {self.snr_db:g} dB, at most {self.below_simulation_db:g} dB below the simulation where "
@@ -55,6 +58,8 @@ class AgreementCheck:
         snr_db: signal-to-noise ratio of each output, in dB.
         simulated_db: the same of the simulation.
         budget: what it is judged by.
+        forfeited: what other answers cost and its standard error, as `normfold.judge.agreement.forfeited` says;
+            None without scores.
     """
 
     kind: str
@@ -67,6 +72,7 @@ class AgreementCheck:
     budget: Budget = field(default_factory=Budget)
     seconds: float = 0.0
     note: str = ""
+    forfeited: tuple[float, float] | None = None
 
     def failures(self) -> list[str]:
         """What breaks the budget, in words."""
@@ -79,8 +85,12 @@ class AgreementCheck:
         found = []
         if budget.max_drop is None and budget.agreement is not None and self.agreement is not None:
             least = self._least_agreement(budget.agreement)
-            if self.agreement < least:
-                found.append(f"agreement {self.agreement:.1%}, at least {least:.1%} asked for")
+            cost, error = self.forfeited or (math.inf, 0.0)
+            if self.agreement < least and cost > budget.forfeit + 2 * error:
+                text = f"agreement {self.agreement:.1%}, at least {least:.1%} asked for"
+                if self.forfeited is not None:
+                    text += f" (it costs {cost:.1%}, {budget.forfeit + 2 * error:.1%} allowed)"
+                found.append(text)
         for mine, promised in zip(self.snr_db, self.simulated_db, strict=True):
             if mine < budget.snr_db:
                 found.append(f"{mine:.1f} dB, at least {budget.snr_db:g} dB asked for")
@@ -103,6 +113,8 @@ class AgreementCheck:
     def words(self) -> str:
         """What was found: ``agreement 99.2 %, 24.1 dB on 64 samples``."""
         parts = [] if self.agreement is None else [f"agreement {self.agreement:.1%}"]
+        if self.forfeited is not None and self.agreement != 1.0:
+            parts.append(f"which costs {self.forfeited[0]:.1%}")
         parts += [f"{min(self.snr_db):.1f} dB"] if self.snr_db else []
         return f"{', '.join(parts)} on {self.samples} samples"
 

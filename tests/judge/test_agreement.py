@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normfold
-from normfold.judge.agreement import gives_scores
+from normfold.judge.agreement import forfeited, gives_scores
 from normfold.report.verdict import AgreementCheck
 from tests.nets import Compose, perturb
 
@@ -91,3 +91,40 @@ def test_answers_themselves_are_compared(tmp_path: Path) -> None:
     checks = [item for item in result.report.checks if isinstance(item, AgreementCheck)]
     assert [(item.samples, item.snr_db) for item in checks] == [(64, ()), (64, ())]
     assert all(item.agreement is not None and item.agreement > 0.9 for item in checks)
+
+
+def test_what_other_answers_cost() -> None:
+    torch.manual_seed(0)
+    scores = 3 * torch.randn(4000, 10)
+    assert forfeited([[scores]], [[scores]]) == (0.0, 0.0)
+    at_random, error = forfeited([[torch.randn(4000, 10)]], [[scores]])
+    assert at_random == pytest.approx(1.0, abs=5 * error)
+    assert 0 < error < 0.02
+    twins = scores.clone()  # the two best of each row change places, and are nearly equal
+    first, second = scores.topk(2).indices.T
+    rows = torch.arange(4000)
+    twins[rows, second] = scores[rows, first] - 1e-3
+    swapped = twins.clone()
+    swapped[rows, second] += 2e-3
+    assert forfeited([[swapped]], [[twins]])[0] < 2e-3
+
+
+def test_the_cost_hardly_depends_on_the_scale_of_scores() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(4000, 10)
+    noisy = scores + 0.1 * torch.randn(4000, 10)
+    shares = [forfeited([[noisy]], [[scores * scale]])[0] for scale in (1e-3, 1.0, 3.0)]
+    assert min(shares) > 1e-3
+    assert max(shares) < 3 * min(shares)
+    as_they_are = forfeited([[noisy]], [[scores.softmax(-1)]])[0]
+    assert as_they_are == pytest.approx(shares[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cost", "ok"), [(None, False), ((0.2, 0.01), False), ((0.02, 0.01), True)]
+)
+def test_agreement_or_its_cost(cost: tuple[float, float] | None, ok: bool) -> None:
+    check = AgreementCheck("k", "a", 1000, 0.8, 20.0, (30.0,), (30.0,), forfeited=cost)
+    assert check.ok == ok
+    if cost is not None:
+        assert f"which costs {cost[0]:.1%}" in check.words

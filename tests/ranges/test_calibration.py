@@ -71,7 +71,7 @@ def test_data_are_taken_alone_and_checked_against_the_statistics() -> None:
     first = next(node for node in calibrated.graph.nodes if node.op == "placeholder")
     interval = range_of(first)
     assert interval is not None
-    assert interval == Interval(float(quiet.min()), float(quiet.max()))
+    assert float(quiet.min()) <= interval.low < 0 < interval.high <= float(quiet.max())
     assert calibrated.evidence.apart  # a thousand times too quiet: tensors are named
     assert calibrated.evidence.source.endswith("8 samples")
 
