@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from torch import Tensor
 import normfold
 import normfold.judge.bench as bench_module
 from normfold.errors import UsageError
+from normfold.judge import Verifier
 from normfold.judge.pairs import Pair
-from normfold.report import Timing
+from normfold.report import Check, OutputCheck, Timing
 from normfold.report.timing import duration
 from normfold.targets import RuntimeSession, census
 from tests.cli.conftest import ROOT
@@ -119,8 +119,8 @@ def test_what_fails_its_verdict_is_not_timed(
     tmp_path: Path, judge: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge(0.8, 0.7, 0.9)
-    verifier = sys.modules["normfold.judge.verifier"]
-    monkeypatch.setattr(verifier, "ALGEBRA_TOLERANCE", 0.0)  # nothing meets it
+    wrong = OutputCheck("output", "every input", 0.0, 1.0, 1e-6, 1.0)
+    monkeypatch.setattr(Verifier, "rounding", lambda *_, **__: Check("rounding", (wrong,)))
     result = converted(tmp_path)
     assert not result.ok
     assert result.report.timing is None

@@ -215,7 +215,7 @@ class Quantize(Options):
         low=1,
         group=RANGES,
         when="synthesis",
-        default_text="25, and up to 150 more until the statistics are matched",
+        default_text="25, and up to 150 more until the statistics fit",
     )
     flip: bool = option(True, "Mirror them every other step.", group=RANGES, when="synthesis")
     crop: int = option(

@@ -34,6 +34,7 @@ from normfold.ir.statistics import Statistics, statistics_of
 from normfold.job import Quantize
 from normfold.ops.table import row_of
 from normfold.progress import Listener, Progress, silent
+from normfold.report.quantization import Evidence
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
 _PATIENCE = 25  # steps without a loss 1 % lower
@@ -41,7 +42,7 @@ _ROUNDS = (
     25,
     50,
     100,
-)  # steps, each round with a rate that falls to zero, until the statistics are matched
+)  # steps, each round with a rate that falls to zero, until the statistics fit
 MATCHED = 0.1  # the loss of natural images is 0.07 to 0.09 on trained networks
 
 
@@ -152,8 +153,8 @@ def synthesise(
 
     Args:
         graph: baked; it is run in the types of its inputs, and not changed.
-        options: how many images, how many steps (None: 25, then 50 and 100 more as long as `Matching` is above
-            `MATCHED`), and what an image goes through in every step, so that it holds
+        options: how many images, how many steps (None: 25, then up to 150 more as long as the statistics do
+            not fit), and what an image goes through in every step, so that it holds
             nothing that only one position explains: a mirror image every other time (``flip``), a shift by up to
             so many pixels (``crop``), a Gaussian of 3 x 3 with this deviation (``blur``).
         seed: of the noise that they start from.
@@ -177,11 +178,11 @@ def synthesise(
     def seen(inputs: list[Tensor]) -> Tensor:
         return objective.loss(inputs, watch(inputs))
 
-    noise = loss = best = math.inf
-    made = since = 0
+    noise = loss = math.inf
+    made = 0
     given = options.synthesis_steps
     for steps in _ROUNDS if given is None else (given,):
-        total = made + steps
+        total, best, since = made + steps, math.inf, 0
         while made < total and since < _PATIENCE:
             share = 0.5 * (1 + math.cos(math.pi * (steps - total + made) / steps))
             for group in optimizer.param_groups:
@@ -195,13 +196,14 @@ def synthesise(
             optimizer.step()
             for p in pixels:
                 p.clip()
-            since = 0 if loss < best - 0.01 * abs(best) or made == 1 else since + 1
+            lower = math.isinf(best) or loss < best - 0.01 * abs(best)
+            since = 0 if lower else since + 1
             best = min(best, loss)
             say(Progress("synthesising inputs", made, total, f"loss {loss:.4f}"))
         with torch.no_grad():
             inputs = [p.plain() for p in pixels]
             loss = float(seen(inputs))
-        if not isinstance(objective, Matching) or loss <= MATCHED or since >= _PATIENCE:
+        if not isinstance(objective, Matching) or loss <= Evidence.SUSPICIOUS:
             break
     return Synthesised(
         tuple(x.cpu() for x in inputs), noise, loss, made, time.perf_counter() - start

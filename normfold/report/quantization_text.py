@@ -69,6 +69,8 @@ def _print_census(made: QuantizationReport, line: Callable[[str], None], verbose
         counts = [(kind, made.integer.get(kind, 0), made.floats.get(kind, 0)) for kind in kinds]
         text = ", ".join(f"{kind} {whole} of {whole + floats}" for kind, whole, floats in counts)
         line(f"census    onnxruntime runs in integers: {text}")
+        both = sum(made.census.get(kind, 0) for kind in ("QuantizeLinear", "DequantizeLinear"))
+        line(f"census    {both} conversions between integers and floats are left")
     blocked = list(made.blocked.items())
     for name, rule in blocked if verbose else blocked[:_FEW]:
         line(f"          {name}: {rule}")

@@ -32,6 +32,8 @@ from normfold.targets.floats import widened
 from normfold.targets.order import Draft, Order, Run, drafts, runs_of
 from normfold.targets.tensorrt.write import builder, wanted
 
+_COARSE_DB = 3.0  # of weights of few bits: noise of half the size of the signal
+
 
 def deliver(graph: Graph, work: Work, prepared: Prepared) -> tuple[Graph, list[Path]]:
     """Write and judge the files of a job out of sight, and publish them if every verdict passes.
@@ -112,22 +114,24 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.tell(f"judging {draft.path.name}")
         verdict = judge.judge(draft, work.record.emit)
         _publish(draft, request, target, verdict, work)
+        if promise is not None and request.format == "onnx":
+            _count(draft, target, work)
         if verdict.state == "fail":
             exact = work.half_budget is None and promise is None and not graph.entries
             if request.format == "onnx" and work.verifier is not None and exact:
                 _compare_layers(draft, work)
             return graph
-        if promise is not None and request.format == "onnx":
-            _count(draft, target, work)
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
 
 
 def _budget(promise: Promise | None, max_drop: float | None) -> Budget:
-    """What integers may lose; where weights have few bits, agreement is said and asked for by nobody."""
-    budget = Budget(max_drop=max_drop)
-    return replace(budget, agreement=None) if promise is not None and promise.coarse else budget
+    """What integers may lose; of weights of few bits the file is judged by its simulation, and what they lose is
+    said."""
+    if promise is not None and promise.coarse:
+        return Budget(agreement=None, snr_db=_COARSE_DB, max_drop=max_drop)
+    return Budget(max_drop=max_drop)
 
 
 def _compare_layers(draft: Draft, work: Work) -> None:

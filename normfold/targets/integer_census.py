@@ -53,8 +53,9 @@ class IntegerCensus:
     """Ops of the optimised model.
 
     Attributes:
-        integer, floats: how many of each kind run in integers, and in floats: ``{"Conv": 20}``.
-        blocked: for every linear op and sum in floats, which rule keeps it there.
+        integer, floats: how many of each kind run in integers, and in floats: ``{"Conv": 20}``. In floats those
+            count that could run in integers, and whatever stands between integers.
+        blocked: for every one in floats, which rule keeps it there.
         ops: every op type, counted.
     """
 
@@ -87,19 +88,33 @@ def integer_census(path: str | os.PathLike[str]) -> IntegerCensus:
         graph = onnx.load(made).graph
     ops = Counter(node.op_type for node in graph.node)
     integer = Counter(_INTEGER[node.op_type] for node in graph.node if node.op_type in _INTEGER)
-    left = [node for node in graph.node if node.op_type in _FLOAT or node.op_type == "Add"]
-    floats = Counter(_NAMES.get(node.op_type, node.op_type) for node in left)
     makers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    left = [
+        node
+        for node in graph.node
+        if node.op_type in _FLOAT or node.op_type == "Add" or _is_between(node, makers, readers)
+    ]
+    floats = Counter(_NAMES.get(node.op_type, node.op_type) for node in left)
     blocked = {node.name or node.output[0]: _rule(node, makers, readers) for node in left}
     return IntegerCensus(dict(integer), dict(floats), blocked, dict(ops))
 
 
+def _is_between(node: Any, makers: dict[str, Any], readers: dict[str, list[Any]]) -> bool:
+    """True for an op in floats that integers are converted for, on either side: a Pad, a Sigmoid."""
+    before = {makers[name].op_type for name in node.input if name in makers}
+    after = {reader.op_type for name in node.output for reader in readers.get(name, [])}
+    own = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    return not own and "DequantizeLinear" in before and "QuantizeLinear" in after
+
+
 def _rule(node: Any, makers: dict[str, Any], readers: dict[str, list[Any]]) -> str:
     """Why a float op is one, by what surrounds it."""
+    if node.op_type not in _FLOAT and node.op_type != "Add":
+        return "integers are converted for it and back: it runs in floats between them"
 
     def dequantized(name: str) -> bool:
         return name in makers and makers[name].op_type == "DequantizeLinear"

@@ -82,6 +82,7 @@ def test_a_row_without_a_file(
     assert "int3" in row
 
 
+@pytest.mark.zoo
 def test_a_file_that_is_refused_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

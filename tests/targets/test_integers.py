@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import normfold
 from normfold.domains.observed import measure
 from normfold.ir import Graph, capture
 from normfold.ranges.ranges import merge_ranges
+from normfold.report.quantization_text import print_quantization
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.integer_census import IntegerCensus, integer_census
 from normfold.targets.onnx import export_onnx
@@ -134,3 +136,21 @@ def test_tensorrt_gets_what_it_takes(target: str) -> None:
         if op_name(node) == "normfold::dequantize" and node.args[5] == 32
     ]
     assert not wide  # no integer bias
+
+
+def test_the_census_names_what_stands_between_integers(tmp_path: Path) -> None:
+    """A border of ones is no padding of a convolution, and Pad has no integer kernel."""
+    module = Compose(
+        lambda m, x: m.last(F.pad(F.relu(m.first(x)), (1, 1, 1, 1), value=1.0)),
+        first=nn.Conv2d(3, 8, 3),
+        last=nn.Conv2d(8, 4, 3),
+    )
+    data = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    result = normfold.convert(module.eval(), quantize="int8", data=(data,), output=tmp_path)
+    (made,) = result.report.quantization
+    assert made.floats["Pad"] == 1
+    (rule,) = [text for name, text in made.blocked.items() if "Pad" in name or "pad" in name]
+    assert "between" in rule
+    said: list[str] = []
+    print_quantization(made, said.append)
+    assert any("conversions between integers and floats are left" in text for text in said)
