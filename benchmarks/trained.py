@@ -90,8 +90,8 @@ def cpu() -> float:
     return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
 
 
-def normfold_row(*options: str, data: bool = False, pixels: bool = False) -> Quantise:
-    """A row of normfold's command with these options; ``pixels``: the range of inputs as `--pixels`, too."""
+def normfold_row(*options: str, data: bool = False) -> Quantise:
+    """A row of normfold's command with these options."""
 
     def quantise(job: Job, target: Path) -> tuple[str, float]:
         shape = "x".join(map(str, (1, *job.network.shape)))
@@ -101,8 +101,6 @@ def normfold_row(*options: str, data: bool = False, pixels: bool = False) -> Qua
             command[-1] = "benchmarks.models:tiny"
         command += ["--input", shape + job.network.bounds, "--seed", str(job.seed)]
         command += ["--name", target.stem, "-o", str(target.parent), *options]
-        if pixels and job.network.bounds:
-            command += ["--pixels", *job.network.bounds.strip("[]").split("..")]
         if data:
             samples = job.folder / "samples.npy"
             np.save(samples, job.calibration.numpy())
@@ -177,7 +175,7 @@ def onnxruntime_row(prepared: bool = True, percentile: float = 0.0) -> Quantise:
 # A level of effort, or any other option, is one more line here.
 ROWS: dict[str, Quantise] = {
     "normfold": normfold_row(),
-    "normfold-pixels": normfold_row(pixels=True),
+    "normfold-75": normfold_row("--synthesis-steps", "75"),
     "normfold-data": normfold_row(data=True),
     "default": onnxruntime_row(prepared=False),
     "u8s8": onnxruntime_row(),

@@ -37,6 +37,7 @@ from normfold.progress import Listener, Progress, silent
 from normfold.report.quantization import Evidence
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
+_LARGE = 128 * 128  # positions from which on fewer images are made
 _PATIENCE = 25  # steps without a loss 1 % lower
 _ROUNDS = (
     25,
@@ -215,18 +216,25 @@ def image_shapes(graph: Graph, images: int) -> list[tuple[int, ...]]:
     where the batch is fixed.
 
     Raises:
-        UsageError: an input is not (N,C,H,W) in floats.
+        UsageError: an input is not (N,C,H,W) in floats, nor the only one and (N,...) in floats.
     """
     shapes, size = [], fixed_batch(graph) or 1
-    for name, node in zip(graph.input_names, placeholders(graph), strict=True):
+    nodes = placeholders(graph)
+    for name, node in zip(graph.input_names, nodes, strict=True):
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != 4:
+        # of several inputs one may be a mask or a time; one alone is the signal, whatever its axes are
+        if (
+            not isinstance(value, Tensor)
+            or not value.is_floating_point()
+            or (value.dim() != 4 if len(nodes) > 1 else value.dim() < 2)
+        ):
             raise UsageError(
                 f"`{name}` is not a batch of images: nothing can be synthesised for it",
                 hint="give `--data`, or quantise weights only",
             )
         _, *rest = shape_of(node)
-        count = images or (64 if rest[-1] * rest[-2] <= 128 * 128 else 16)
+        large = math.prod(rest) > (3 * _LARGE if len(rest) < 3 else rest[0] * _LARGE)
+        count = images or (16 if large else 64)
         shapes.append((-(-count // size) * size, *rest))
     return shapes
 
@@ -237,7 +245,8 @@ def placeholders(graph: Graph) -> list[fx.Node]:
 
 
 class Pixels:
-    """One input that is optimised: kept within bounds, and larger than what the network sees by the crop."""
+    """One input that is optimised: kept within bounds, and where it is an image, larger than what the network sees
+    by the crop."""
 
     def __init__(
         self,
@@ -248,21 +257,23 @@ class Pixels:
         device: torch.device | str = "cpu",
     ) -> None:
         self.options = options
-        count, channels, height, width = shape
-        self.size = (height, width)
+        self.size, self.image = shape[-2:], len(shape) == 4
         random = torch.Generator().manual_seed(seed)
-        grown = (count, channels, height + options.crop, width + options.crop)
-        start = 0.9 * torch.randn(grown, generator=random)
+        grown = tuple(size + options.crop for size in self.size) if self.image else self.size
+        start = 0.9 * torch.randn((*shape[:-2], *grown), generator=random)
         if bounds is not None:  # noise of the same place and width as the pixels may have
             middle, half = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
             start = torch.clamp(start / 2, -1, 1) * half + middle
         start = start.to(device)
-        self.values = start.contiguous(memory_format=torch.channels_last).requires_grad_()
+        layout = torch.channels_last if self.image else torch.contiguous_format
+        self.values = start.contiguous(memory_format=layout).requires_grad_()
         self.bounds = bounds and Bounds(bounds.low.to(device), bounds.high.to(device))
 
     def seen(self, step: int, random: torch.Generator) -> Tensor:
         """What the network sees in a step."""
         x = self.values
+        if not self.image:
+            return x
         if self.options.crop:
             down, right = torch.randint(self.options.crop + 1, (2,), generator=random).tolist()
             x = x[:, :, down : down + self.size[0], right : right + self.size[1]]
@@ -272,6 +283,8 @@ class Pixels:
 
     def plain(self) -> Tensor:
         """The images themselves."""
+        if not self.image:
+            return self.values.detach().clone()
         edge = self.options.crop // 2
         x = self.values.detach()[:, :, edge : edge + self.size[0], edge : edge + self.size[1]]
         x = _blurred(x, self.options.blur) if self.options.blur else x

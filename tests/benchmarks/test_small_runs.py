@@ -94,16 +94,16 @@ def test_a_file_that_is_refused_is_measured(
     )
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert command[command.index("--pixels") + 1 :][:2] == ["-3", "3"]
+        assert command[command.index("--synthesis-steps") + 1] == "75"
         if "off" in command:
             return real(command, **options)
         return subprocess.CompletedProcess(command, 1, "NOT written: too far off\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    rows = ["--rows", "normfold-pixels"]
+    rows = ["--rows", "normfold-75"]
     trained.main(["--network", "tiny", *rows, "--crops", "8", "--rounds", "6"])
     *_, line = capsys.readouterr().out.splitlines()
-    assert line.startswith("| tiny | 0 | normfold-pixels (exit 1: NOT written: too far off) | ")
+    assert line.startswith("| tiny | 0 | normfold-75 (exit 1: NOT written: too far off) | ")
     assert line.endswith(" 0.01 |")
 
 

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import normfold
 from normfold.errors import UsageError
 from normfold.ir import Graph, capture
 from normfold.job import Quantize
+from normfold.job.presets import preset
 from normfold.ranges.synthesis import (
     Bounds,
     Matching,
@@ -135,3 +137,22 @@ def test_tokens_are_not_images() -> None:
     graph = capture(module.eval(), (torch.randint(0, 5, (2, 3)),))
     with pytest.raises(UsageError, match="not a batch of images"):
         image_shapes(graph, 8)
+
+
+@pytest.mark.parametrize("shape", [(2, 32), (2, 3, 32), (2, 3, 4, 8, 8)])
+def test_one_signal_of_any_rank_is_synthesised(shape: tuple[int, ...]) -> None:
+    """Sounds and volumes: they are neither mirrored nor cropped."""
+    torch.manual_seed(0)
+    kinds: dict[int, tuple[type[nn.Module], type[nn.Module]]] = {
+        2: (nn.Linear, nn.BatchNorm1d),
+        3: (nn.Conv1d, nn.BatchNorm1d),
+        5: (nn.Conv3d, nn.BatchNorm3d),
+    }
+    layer, norm = kinds[len(shape)]
+    first = layer(shape[1], 6) if len(shape) == 2 else layer(shape[1], 6, 3)
+    module = perturb(nn.Sequential(first, norm(6), nn.ReLU()))
+    graph, _ = normfold.run(capture(module, (torch.randn(shape),)), preset("folded"), verify="off")
+    options = Quantize(images=32, synthesis_steps=30, crop=4)
+    found = synthesise(graph, Matching(graph), options)
+    assert found.inputs[0].shape == (32, *shape[1:])
+    assert found.loss < 0.5 * found.noise
