@@ -71,12 +71,15 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
 
 
 def _within_stated(step: Quantize, source: Source) -> Quantize:
-    """The step with the range of valid pixels that `--input` states behind the shape of an image."""
-    texts = [text for text in source.inputs if isinstance(text, str)]
+    """The step with the range of valid pixels that `--input` states behind the shape of an image, or of the only
+    input."""
+    specs = parse_inputs([text for text in source.inputs if isinstance(text, str)])
     stated = {
         spec.range
-        for spec in parse_inputs(texts)
-        if spec.range is not None and len(spec.shape) == 4 and spec.range[0] < spec.range[1]
+        for spec in specs
+        if spec.range is not None
+        and spec.range[0] < spec.range[1]
+        and (len(spec.shape) == 4 or len(specs) == 1)
     }
     if step.pixels is not None or len(stated) != 1:
         return step

@@ -92,7 +92,7 @@ def test_nothing_runs_in_floats_between_integers(name: str, tmp_path: Path) -> N
     options = {"quantize": "int8", "images": 8, "synthesis_steps": 2, "max_drop": 100}
     file, ops = convert(TAKEN[name], tmp_path, **options)
     assert ops["Pad"] == 0
-    assert not integer_census(file).blocked
+    assert not {"Conv", "MaxPool", "AveragePool", "Pad"} & integer_census(file).floats.keys()
 
 
 @pytest.mark.parametrize("name", ["conv", "maximum"])
