@@ -90,7 +90,7 @@ def convert(
     max_drop: float | None = None,
     metric: str | None = None,
     half_budget: float | None = None,
-    keep_if_faster: bool = False,
+    keep_if_faster: bool | None = None,
     gpu_arch: str | Sequence[str] = (),
     workspace: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
@@ -185,6 +185,7 @@ def convert(
             more is better.
         half_budget: relative error that half precision may cost, beside --max-error.
         keep_if_faster: write the original's own export instead, unless the result is faster (onnxruntime, CPU).
+            int8 without it: what is slower in integers stays in floats; --no-keep-if-faster: nothing is timed.
         gpu_arch: GPUs that a TensorRT-RTX engine is for, as `sm89,sm120`.
         workspace: memory that tactics may use.
         timing_cache: keep TensorRT's timings there, by version and GPU.

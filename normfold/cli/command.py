@@ -151,7 +151,7 @@ def _option(item: Option) -> inspect.Parameter:
         kind = list[kind]
     flags = list(item.flags)
     if item.kind == "bool":
-        flags[0] = f"{flags[0]}/--no-{item.key}" if item.default else flags[0]
+        flags[0] = f"{flags[0]}/--no-{item.key}" if item.default or item.optional else flags[0]
     said = typer.Option(
         *flags,
         metavar=item.declared.metavar or ("|".join(item.choices) or None),

@@ -34,6 +34,11 @@ def module_path(node: fx.Node) -> str:
     return call_path(node).split("@")[0]
 
 
+def layer_name(node: fx.Node) -> str:
+    """The module path, or the node's own name where it has none: what layers are called in files and reports."""
+    return module_path(node) or node.name
+
+
 def module_type(node: fx.Node) -> str:
     """Class name of the innermost module call that made ``node`` ("" if unknown)."""
     stack = node.meta.get("nn_module_stack")

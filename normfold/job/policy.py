@@ -68,8 +68,9 @@ class Policy(Options):
         when="half",
         default_text="fp16 0.02, bf16 0.1",
     )
-    keep_if_faster: bool = option(
-        False,
-        "Write the original's own export instead, unless the result is faster (onnxruntime, CPU).",
+    keep_if_faster: bool | None = option(
+        None,
+        "Write the original's own export instead, unless the result is faster (onnxruntime, CPU). int8 without "
+        "it: what is slower in integers stays in floats; --no-keep-if-faster: nothing is timed.",
         when="onnxruntime",
     )

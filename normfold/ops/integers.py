@@ -21,7 +21,7 @@ from normfold.target import Grids
 
 @dataclass(frozen=True)
 class StaysFloat(Fact):
-    """A product that stays in floats: it spreads the outliers of its input."""
+    """An op that stays in floats: a product that spreads the outliers of its input, or what integers make slower."""
 
     kind_name: ClassVar[str] = "stays-float"
     of_numbers: ClassVar[bool] = False
@@ -36,12 +36,14 @@ class Plan:
         tensors: activations on a grid, to the tensor whose grid it is (itself, or where its values come from).
         readers: the readers of an activation's integers; all of its readers if it has no entry.
         floats: linears whose result stays in floats.
+        integer: every op that runs in integers, where these stand between integer kernels.
     """
 
     linears: list[Linear] = field(default_factory=list)
     tensors: dict[fx.Node, fx.Node] = field(default_factory=dict)
     readers: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)
     floats: set[fx.Node] = field(default_factory=set)
+    integer: set[fx.Node] = field(default_factory=set)
 
 
 def plan(graph: Graph, grids: Grids) -> Plan:
@@ -114,7 +116,7 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
         if not out:
             break
         integer -= out
-    found = Plan(linears)
+    found = Plan(linears, integer=integer)
     for node in graph.nodes:  # in graph order: shared grids are there before they are shared
         if node in integer:
             for source in _activations(node):
@@ -136,7 +138,7 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
 
 
 def _glue(node: fx.Node, grids: Grids) -> bool:
-    if node.op != "call_function" or is_static(node):
+    if node.op != "call_function" or is_static(node) or facts.get(node, StaysFloat):
         return False
     return row_of(node).integers.kernel in grids.kernels or kind_of(node) is Kind.MOVE
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 def peak_memory_mb() -> float:
@@ -22,3 +25,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def processor() -> str:
+    """Model and usable cores of the processor: ``Intel(R) Xeon(R) Platinum 8481C, 2 cores``."""
+    name = platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        lines = (line.partition(":") for line in described.read_text().splitlines())
+        name = next((text.strip() for key, _, text in lines if key.strip() == "model name"), name)
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
+    return f"{name}, {cores} cores"

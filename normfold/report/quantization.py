@@ -76,6 +76,40 @@ class MixedReport:
     layers: tuple[tuple[str, int, dict[int, float]], ...]
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds that layers which kernels fuse take of a run: in integers with the conversions of their results, and
+    in floats."""
+
+    layers: tuple[str, ...]
+    integers: float
+    floats: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What stays in floats because integers were measured to be slower.
+
+    Attributes:
+        target: what the file is for.
+        ratio, interval: time of the file relative to the network in floats, and its 95 % interval; of the integer
+            file that was slower where the whole network stays in floats.
+        whole: the whole network stays in floats.
+        layers: that stay in floats.
+        network, machine: what was measured, and where.
+        reused: it was decided by an earlier run.
+    """
+
+    target: str
+    ratio: float
+    interval: tuple[float, float]
+    whole: bool
+    layers: tuple[LayerTime, ...]
+    network: str = ""
+    machine: str = ""
+    reused: bool = False
+
+
 @dataclass
 class QuantizationReport:
     """One quantised network.
@@ -88,6 +122,7 @@ class QuantizationReport:
         census: every op type of that model (of the typed network for TensorRT: layers by type), counted.
         blocked: linear ops and sums that stay in floats: name, and which rule keeps them there.
         mixed: the formats of the layers, where they differ.
+        placement: what stays in floats because integers are slower there; None where nothing was timed.
         max_drop: points that may be lost; None for no limit.
         warnings: what should be looked at before deployment.
     """
@@ -104,6 +139,7 @@ class QuantizationReport:
     census: dict[str, int] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     mixed: MixedReport | None = None
+    placement: Placement | None = None
     max_drop: float | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from normfold.report.quantization import Confidence, MixedReport, QuantizationReport
+from normfold.report.quantization import Confidence, MixedReport, Placement, QuantizationReport
 
 _FEW, _BARS, _WIDTH = 5, 12, 40
 
@@ -20,6 +20,8 @@ def print_quantization(
     _print_evidence(made, line)
     if made.mixed is not None:
         _print_mixed(made.mixed, line, verbose)
+    if made.placement is not None:
+        _print_placement(made.placement, line, verbose)
     _print_drift(made, line)
     _print_census(made, line, verbose)
     if made.confidence is not None:
@@ -41,6 +43,30 @@ def _print_evidence(made: QuantizationReport, line: Callable[[str], None]) -> No
     line(text)
     if evidence.covered is not None:
         line(f"ranges    the statistics reach {evidence.covered:.0%} of the activations")
+
+
+def _print_placement(
+    placement: Placement, line: Callable[[str], None], verbose: bool = False
+) -> None:
+    """How long the file takes beside floats, and what was left in floats for it."""
+    low, high = placement.interval
+    when = "measured by an earlier run" if placement.reused else "measured here"
+    ratio = f"{placement.ratio:.2f} of the time of floats ({low:.2f} to {high:.2f}, {when})"
+    if placement.whole:
+        line(
+            f"speed     integers take {ratio}: the whole network stays in floats (--no-keep-if-faster)"
+        )
+        return
+    line(f"speed     {ratio}")
+    shown = placement.layers if verbose else placement.layers[:_FEW]
+    if shown:
+        line(f"speed     {len(placement.layers)} layers stay in floats, which are faster there")
+    for item in shown:
+        line(
+            f"          {' + '.join(item.layers)}: {1e3 * item.integers:.3g} ms in integers, {1e3 * item.floats:.3g} ms in floats"
+        )
+    if len(placement.layers) > len(shown):
+        line(f"          ... and {len(placement.layers) - len(shown)} more (--verbose)")
 
 
 def _print_drift(made: QuantizationReport, line: Callable[[str], None]) -> None:

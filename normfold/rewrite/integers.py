@@ -14,6 +14,7 @@ from normfold.ir.expressions import is_static
 from normfold.ir.graph import shape_of
 from normfold.ir.intervals import set_range
 from normfold.ops.integer_ops import global_pool
+from normfold.ops.integers import StaysFloat
 from normfold.ops.mixing import averages_all
 from normfold.ops.table import TABLE, Op, bounds, row_of
 from normfold.rewrite.base import Match, Pass
@@ -33,7 +34,7 @@ class IntegerForms(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.nodes):
-            if node.op != "call_function" or is_static(node):
+            if node.op != "call_function" or is_static(node) or facts.get(node, StaysFloat):
                 continue
             if _gate(node) is not None or averages_all(node):
                 yield Match(node)

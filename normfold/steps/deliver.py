@@ -20,8 +20,10 @@ from normfold.judge.files import Judge, artefact
 from normfold.judge.layers import compare_layers
 from normfold.ranges import sidecar
 from normfold.report.events import Counted, KeptOriginal, Missing, Noted
+from normfold.report.quantization import Placement
 from normfold.report.timing import duration
 from normfold.report.verdict import Budget, Verdict
+from normfold.steps import placement
 from normfold.steps.earlier import remove_stale
 from normfold.steps.names import named, of_files
 from normfold.steps.prepare import Prepared
@@ -80,7 +82,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     job, target = work.job, _target(request, prepared)
     promise = None
     if work.calibrated is not None:
-        graph, promise = to_grids(target.name, work)
+        graph, promise = to_grids(target.name, work, _placement(request, graph, work, prepared))
     graph = _in_its_floats(graph, target, work)
     report = work.record.report()
     renamed = named(graph, job.export)
@@ -124,6 +126,20 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
             graph = _faster(draft, request, graph, work)
     return graph
+
+
+def _placement(request: Request, graph: Graph, work: Work, prepared: Prepared) -> Placement | None:
+    """What stays in floats, where the job does not ask for all that is possible in integers."""
+    job, step = work.job, work.job.quantize
+    assert step is not None
+    if (
+        job.policy.keep_if_faster is False
+        or request.format != "onnx"
+        or not placement.applies(step)
+    ):
+        return None
+    earlier = sidecar.sidecar_of(job.export.output / f"{prepared.name}.onnx")
+    return placement.place(graph, step, request.target, work, earlier)
 
 
 def _budget(promise: Promise | None, max_drop: float | None) -> Budget:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
-from normfold.ir import Graph
+from normfold.ir import Graph, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.provenance import layer_name
 from normfold.job import Quantize, Source
 from normfold.judge.agreement import Promise, gives_scores
 from normfold.load.specs import parse as parse_inputs
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
+from normfold.ops.integers import StaysFloat
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
 from normfold.ranges.mixed import pipeline as pipeline_of_bits
 from normfold.ranges.saturation import integer_ranges
 from normfold.report import PassReport
 from normfold.report.events import Rewritten
-from normfold.report.quantization import Confidence, Evidence, MixedReport, QuantizationReport
+from normfold.report.quantization import (
+    Confidence,
+    Evidence,
+    MixedReport,
+    Placement,
+    QuantizationReport,
+)
 from normfold.rewrite import Effect, parse, run_pipeline
 from normfold.steps.formats import choose
 from normfold.steps.rewrite import passes_of, run_judged
@@ -86,7 +96,7 @@ def _within_stated(step: Quantize, source: Source) -> Quantize:
     return replace(step, pixels=stated.pop())
 
 
-def to_grids(target: str, work: Work) -> tuple[Graph, Promise]:
+def to_grids(target: str, work: Work, placement: Placement | None = None) -> tuple[Graph, Promise]:
     """The integer network for a target, recorded with what made it, and what its file must keep."""
     step, calibrated = work.job.quantize, work.calibrated
     assert step is not None
@@ -106,6 +116,7 @@ def to_grids(target: str, work: Work) -> tuple[Graph, Promise]:
         step,
         target,
         mixed,
+        placement=placement,
         max_drop=work.job.policy.max_drop,
         metric=work.job.policy.metric,
         data=work.job.source.data is not None,
@@ -124,6 +135,7 @@ def make_integers(
     target: str,
     mixed: MixedReport | None = None,
     *,
+    placement: Placement | None = None,
     max_drop: float | None = None,
     metric: str | None = None,
     data: bool = False,
@@ -135,7 +147,12 @@ def make_integers(
     """
     start = time.perf_counter()
     chosen = parse(pipeline(step, target, mixed.bits if mixed is not None else None))
-    result, passes = run_pipeline(calibrated.graph, chosen)
+    left = (
+        [layer for item in placement.layers for layer in item.layers]
+        if placement is not None
+        else []
+    )
+    result, passes = run_pipeline(with_floats(calibrated.graph, left), chosen)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
     promise = replace(promise, coarse=any(getattr(item, "bits", 8) < _FINE for item in chosen))
@@ -157,6 +174,7 @@ def make_integers(
         drift=drift,
         confidence=trust,
         mixed=mixed,
+        placement=placement,
         max_drop=max_drop,
         warnings=_doubts(evidence, trust),
         seconds=calibrated.seconds + time.perf_counter() - start,
@@ -181,6 +199,18 @@ def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) ->
     if step.correct_bias:
         parts.append("correct-bias")
     return ",".join(part for part in [*parts, "bake"] if part)
+
+
+def with_floats(graph: Graph, layers: Iterable[str]) -> Graph:
+    """A graph of which these layers stay in floats; the same one for none."""
+    chosen = set(layers)
+    if not chosen:
+        return graph
+    graph = graph.copy()
+    for node in graph.nodes:
+        if node.op == "call_function" and not is_static(node) and layer_name(node) in chosen:
+            facts.put(node, StaysFloat())
+    return graph
 
 
 def _lost(calibrated: Calibrated, step: Quantize, bits: dict[str, int]) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from normfold.ir.provenance import module_path, source_line
+from normfold.ir.provenance import layer_name, module_path, source_line
 from normfold.targets.pads import take_pads
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def label(model: ir.Model, source_lines: bool = False) -> dict[str, Origin]:
         line = source_line(origin)
         if source_lines and line:
             node.metadata_props[_LINE] = line
-        name = f"{path or origin.name}/{node.op_type}"
+        name = f"{layer_name(origin)}/{node.op_type}"
         taken[name] = taken.get(name, 0) + 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
         origins[node.name] = Origin(origin.name, path, line)

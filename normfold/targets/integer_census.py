@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normfold.errors import EnvironmentMissing
+from normfold.targets.runtime import optimised
 
 # ops of onnxruntime with integer kernels, and what they are in floats
 _INTEGER = {
@@ -71,20 +71,11 @@ def integer_census(path: str | os.PathLike[str]) -> IntegerCensus:
     Raises:
         EnvironmentMissing: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EnvironmentMissing(
-            "onnxruntime is not installed", hint="`pip install onnxruntime`"
-        ) from error
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "optimised.onnx"
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(made)
-        options.log_severity_level = 3
-        onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        optimised(path, made)
         graph = onnx.load(made).graph
     ops = Counter(node.op_type for node in graph.node)
     integer = Counter(_INTEGER[node.op_type] for node in graph.node if node.op_type in _INTEGER)

@@ -36,6 +36,8 @@ class RuntimeSession:
         provider: the execution provider, by onnxruntime's name for it.
         spin: threads that wait within a run spin, as is onnxruntime's default: faster where no one shares the
             cores. They never do between runs.
+        profile: every run is profiled, into a file whose name begins with this path (`end_profile`).
+        optimised: a file for the model as it is run.
 
     Raises:
         EnvironmentMissing: onnxruntime is not installed, or cannot use the provider on this machine.
@@ -50,6 +52,8 @@ class RuntimeSession:
         threads: int | None = None,
         provider: str = _CPU,
         spin: bool = False,
+        profile: str | os.PathLike[str] | None = None,
+        optimised: str | os.PathLike[str] | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -72,6 +76,10 @@ class RuntimeSession:
         options.add_session_config_entry(entry, "1" if spin else "0")
         if threads is not None:
             options.intra_op_num_threads = threads
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, os.fspath(profile)
+        if optimised is not None:
+            options.optimized_model_filepath = os.fspath(optimised)
         try:
             self._session = onnxruntime.InferenceSession(
                 os.fspath(path), options, providers=list(dict.fromkeys((provider, _CPU)))
@@ -110,6 +118,10 @@ class RuntimeSession:
         }
         return lambda: self._session.run_with_ort_values(None, feeds)
 
+    def end_profile(self) -> str:
+        """Write the profile of all runs so far, as a trace of Chrome's, and return its path."""
+        return str(self._session.end_profiling())
+
     def signature(self) -> list[tuple[str, tuple[int | str | None, ...], str]]:
         """Name, shape (a text or None where a size is free) and type (``tensor(float)``) of each input."""
         inputs = self._session.get_inputs()
@@ -122,6 +134,15 @@ class RuntimeSession:
             bits = tensor.view(torch.int16).numpy().view(np.uint16)
             return value.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
         return value.ortvalue_from_numpy(tensor.numpy())
+
+
+def optimised(path: str | os.PathLike[str], made: str | os.PathLike[str]) -> None:
+    """Write the model that onnxruntime makes of a file with all of its optimisations, for this processor.
+
+    Raises:
+        EnvironmentMissing, ExportError: as `RuntimeSession`.
+    """
+    RuntimeSession(path, optimised=made)
 
 
 def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list[Tensor]]]]:
