@@ -70,7 +70,7 @@ def convert(
     simulate: bool = False,
     activation_bits: int = 8,
     migrate: bool = False,
-    correct_bias: bool = False,
+    correct_bias: bool | None = None,
     weights: str | None = None,
     vnni: bool = True,
     export: Literal["onnx", "pt2", "trt", "openvino", "module"]
@@ -163,7 +163,7 @@ def convert(
         simulate: 2, 4 or 8 bits for every layer, as in the ZeroQ paper; stored in 8.
         activation_bits: below 8: simulated, and nothing is written.
         migrate: move scales from behind norms into weights, by what was measured (exact).
-        correct_bias: take mean errors out of biases.
+        correct_bias: take the mean error of rounded weights out of biases (int8: on; --no-correct-bias).
         weights: what puts weights on grids, as `quantize-weights{bits=6 rounding=squant}`.
         vnni: --no-vnni: x86 without VNNI, weights in 7 bits.
         export: format to write; repeatable.

@@ -266,7 +266,10 @@ class Quantize(Options):
     migrate: bool = option(
         False, "Move scales from behind norms into weights, by what was measured (exact)."
     )
-    correct_bias: bool = option(False, "Take mean errors out of biases.")
+    correct_bias: bool | None = option(
+        None,
+        "Take the mean error of rounded weights out of biases (int8: on; --no-correct-bias).",
+    )
     weights: str | None = option(
         None,
         "What puts weights on grids, as `quantize-weights{bits=6 rounding=squant}`.",
@@ -284,6 +287,11 @@ class Quantize(Options):
                 "`--pixels` takes the smallest value of valid inputs, then the largest",
                 found=f"{self.pixels[0]:g} {self.pixels[1]:g}",
             )
+
+    @property
+    def corrects(self) -> bool:
+        """True if mean errors are taken out of biases; what ranges rest on tells the means."""
+        return self.correct_bias or (self.correct_bias is None and self.scheme in ("int8", None))
 
     @property
     def mixed(self) -> bool:

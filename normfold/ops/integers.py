@@ -21,7 +21,7 @@ from normfold.target import Grids
 
 @dataclass(frozen=True)
 class StaysFloat(Fact):
-    """An op that stays in floats: a product that spreads the outliers of its input, or what integers make slower."""
+    """An op that stays in floats: a product that spreads outliers, or what integers make slower."""
 
     kind_name: ClassVar[str] = "stays-float"
     of_numbers: ClassVar[bool] = False

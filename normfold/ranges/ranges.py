@@ -14,7 +14,14 @@ from normfold.domains.observed import Measured, measure
 from normfold.domains.placed import Placed
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
-from normfold.ir.intervals import Interval, note_mean, range_of, set_range
+from normfold.ir.intervals import (
+    Interval,
+    note_mean,
+    note_read_mean,
+    range_of,
+    read_mean,
+    set_range,
+)
 from normfold.ops.table import bounds
 from normfold.target import Grids
 
@@ -45,6 +52,8 @@ def merge_ranges(
         found, told = measured.get(node), derived.get(node)
         if found is not None and found.mean is not None:
             note_mean(node, found.mean)
+        if found is not None and found.read is not None and read_mean(node) is None:
+            note_read_mean(node, found.read)
         known = [found.interval] if found is not None else []
         if told is not None and (node in joined or not known):
             known.append(told)

@@ -62,9 +62,8 @@ def _print_placement(
     if shown:
         line(f"speed     {len(placement.layers)} layers stay in floats, which are faster there")
     for item in shown:
-        line(
-            f"          {' + '.join(item.layers)}: {1e3 * item.integers:.3g} ms in integers, {1e3 * item.floats:.3g} ms in floats"
-        )
+        times = f"{1e3 * item.integers:.3g} ms in integers, {1e3 * item.floats:.3g} ms in floats"
+        line(f"          {' + '.join(item.layers)}: {times}")
     if len(placement.layers) > len(shown):
         line(f"          ... and {len(placement.layers) - len(shown)} more (--verbose)")
 

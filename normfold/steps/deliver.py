@@ -27,7 +27,7 @@ from normfold.steps import placement
 from normfold.steps.earlier import remove_stale
 from normfold.steps.names import named, of_files
 from normfold.steps.prepare import Prepared
-from normfold.steps.quantize import to_grids
+from normfold.steps.quantize import Made, to_grids
 from normfold.steps.work import Work
 from normfold.target import Target
 from normfold.targets.floats import widened
@@ -82,7 +82,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     job, target = work.job, _target(request, prepared)
     promise = None
     if work.calibrated is not None:
-        graph, promise = to_grids(target.name, work, _placement(request, graph, work, prepared))
+        graph, promise = to_grids(target.name, work, *_placement(request, graph, work, prepared))
     graph = _in_its_floats(graph, target, work)
     report = work.record.report()
     renamed = named(graph, job.export)
@@ -128,7 +128,9 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     return graph
 
 
-def _placement(request: Request, graph: Graph, work: Work, prepared: Prepared) -> Placement | None:
+def _placement(
+    request: Request, graph: Graph, work: Work, prepared: Prepared
+) -> tuple[Placement | None, Made | None]:
     """What stays in floats, where the job does not ask for all that is possible in integers."""
     job, step = work.job, work.job.quantize
     assert step is not None
@@ -137,7 +139,7 @@ def _placement(request: Request, graph: Graph, work: Work, prepared: Prepared) -
         or request.format != "onnx"
         or not placement.applies(step)
     ):
-        return None
+        return None, None
     earlier = sidecar.sidecar_of(job.export.output / f"{prepared.name}.onnx")
     return placement.place(graph, step, request.target, work, earlier)
 

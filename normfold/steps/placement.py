@@ -1,17 +1,17 @@
 """Leave in floats what integers make slower on this machine, by measurement; and remember what was decided.
 
 The network in floats and the one in integers are written and timed in turn. Where a cut over their profiles
-(`normfold.steps.slower`) finds layers that would be faster in floats, a third file has them so, and counts if it is
-faster than the second; if the floats are faster than the better of the two, the network stays in floats. Nothing is
-decided where the 95 % interval of a ratio holds 1. The decision goes into the file of facts beside the result, and a
-later run of the same network, target and machine takes it from there: it writes the same file.
+(`normfold.steps.slower`) finds layers that would be faster in floats, a third file has them so, and counts if it
+is faster than the second; if the floats are faster than the better of the two, the network stays in floats.
+Nothing is decided where the 95 % interval of a ratio holds 1. The decision goes into the file of facts beside the
+result; a later run of the same network, target and machine takes it from there, and writes the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from normfold.report.quantization import LayerTime, Placement
 from normfold.report.timing import Timing
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.integers import IntegerForms
-from normfold.steps.quantize import pipeline, with_floats
+from normfold.steps.quantize import Made, pipeline, with_floats
 from normfold.steps.slower import every_group, slower_in_integers
 from normfold.steps.work import Work
 from normfold.target import Target, grids_of
@@ -67,15 +67,17 @@ def applies(step: Quantize) -> bool:
 
 def place(
     graph: Graph, step: Quantize, target: Target, work: Work, earlier: Path
-) -> Placement | None:
+) -> tuple[Placement | None, Made | None]:
     """What runs in floats of a calibrated graph on a target.
 
     Args:
         earlier: the file of facts that a run before this one may have left.
 
     Returns:
-        None where nothing is known and the target's runtime is not here.
+        The decision, None where nothing is known and the target's runtime is not here; and the integer network
+        where it has been made on the way.
     """
+    made: Made | None = None
     network, machine = _fingerprint(graph, pipeline(step, target.name)), _machine()
     known = [
         entry
@@ -87,20 +89,29 @@ def place(
         found = replace(mine[-1], reused=True)
     elif target.times_here:
         work.tell("timing integers against floats", target.name)
-        found = replace(_measured(graph, step, target), network=network, machine=machine)
+        found, made = _measured(graph, step, target)
+        found = replace(found, network=network, machine=machine)
     else:
-        return None
+        return None, None
     others = [entry for entry in known if entry.machine != found.machine]
-    first = next(iter(graph.nodes))
-    facts.put(first, Decided((*others, replace(found, reused=False))))
-    return found
+    for node in graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            facts.put(node, Decided((*others, replace(found, reused=False))))
+            break
+    return found, made
 
 
-def _measured(graph: Graph, step: Quantize, target: Target) -> Placement:
+def _measured(graph: Graph, step: Quantize, target: Target) -> tuple[Placement, Made | None]:
     """Write, profile and time the network in floats, in integers, and with layers left in floats."""
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     text = pipeline(step, target.name)
+    on_weights, _, rest = text.partition(",quantize-activations")
+    weights, passes = run_pipeline(graph, parse(on_weights))
+    whole, others = run_pipeline(weights, parse(f"quantize-activations{rest}"))
+    made: Made | None = (whole, [*passes, *others])
+    IntegerForms().run(weights)
+    found = plan(weights, grids_of(target.name))
     with tempfile.TemporaryDirectory() as folder:
 
         def write(name: str, network: Graph) -> Path:
@@ -108,32 +119,27 @@ def _measured(graph: Graph, step: Quantize, target: Target) -> Placement:
             export_onnx(network, path, target=target)
             return path
 
-        def integers(name: str, layers: Iterable[str] = ()) -> Path:
-            return write(name, run_pipeline(with_floats(graph, layers), parse(text))[0])
-
-        floats, whole = write("floats", graph), integers("integers")
-        timing = _time(floats, whole, tensors)
-        before, after = profile(floats, tensors), profile(whole, tensors)
-        weights = run_pipeline(graph, parse(text.partition(",quantize-activations")[0]))[0]
-        forms = weights.copy()
-        IntegerForms().run(forms)
-        found = plan(forms, grids_of(target.name))
-        choice = slower_in_integers(forms, found, before, after)
+        floats, integers = write("floats", graph), write("integers", whole)
+        timing = _time(floats, integers, tensors)
+        before, after = profile(floats, tensors), profile(integers, tensors)
+        choice = slower_in_integers(weights, found, before, after)
         left: tuple[tuple[str, ...], ...] = ()
         if choice.saves > _WORTH * timing.b_seconds and not choice.every:
-            other = integers("mixed", choice.layers)
-            if _time(whole, other, tensors).faster:
-                left, timing = choice.groups, _time(floats, other, tensors)
+            network, _ = run_pipeline(with_floats(graph, choice.layers), parse(text))
+            mixed = write("mixed", network)
+            if _time(integers, mixed, tensors).faster:
+                left, timing = choice.groups, _time(floats, mixed, tensors)
         slower = timing.interval[0] > 1
         if slower:
-            left = every_group(forms, found)
-    return Placement(
+            left = every_group(weights, found)
+    placement = Placement(
         target.name,
         ratio=timing.ratio,
         interval=timing.interval,
         whole=slower,
         layers=tuple(_layer_time(group, before, after) for group in left),
     )
+    return placement, None if left else made
 
 
 def _layer_time(group: tuple[str, ...], floats: Profile, integers: Profile) -> LayerTime:

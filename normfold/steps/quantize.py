@@ -42,6 +42,7 @@ _WEIGHTS = {
     "int4-weights": "quantize-weights{bits=4 block=32 rounding=squant},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
 }
+Made = tuple[Graph, list[PassReport]]  # a network on grids, and the passes that made it
 _FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
 
@@ -96,7 +97,9 @@ def _within_stated(step: Quantize, source: Source) -> Quantize:
     return replace(step, pixels=stated.pop())
 
 
-def to_grids(target: str, work: Work, placement: Placement | None = None) -> tuple[Graph, Promise]:
+def to_grids(
+    target: str, work: Work, placement: Placement | None = None, made: Made | None = None
+) -> tuple[Graph, Promise]:
     """The integer network for a target, recorded with what made it, and what its file must keep."""
     step, calibrated = work.job.quantize, work.calibrated
     assert step is not None
@@ -117,6 +120,7 @@ def to_grids(target: str, work: Work, placement: Placement | None = None) -> tup
         target,
         mixed,
         placement=placement,
+        made=made,
         max_drop=work.job.policy.max_drop,
         metric=work.job.policy.metric,
         data=work.job.source.data is not None,
@@ -136,23 +140,25 @@ def make_integers(
     mixed: MixedReport | None = None,
     *,
     placement: Placement | None = None,
+    made: Made | None = None,
     max_drop: float | None = None,
     metric: str | None = None,
     data: bool = False,
 ) -> tuple[Graph, list[PassReport], QuantizationReport, Promise]:
     """Put weights and activations on the grids that the runtime of a target wants.
 
+    Args:
+        placement: what stays in floats.
+        made: the network, where it has been made.
+
     Returns:
         The integer network, the passes that made it, the report, and what a file of it must keep.
     """
     start = time.perf_counter()
     chosen = parse(pipeline(step, target, mixed.bits if mixed is not None else None))
-    left = (
-        [layer for item in placement.layers for layer in item.layers]
-        if placement is not None
-        else []
-    )
-    result, passes = run_pipeline(with_floats(calibrated.graph, left), chosen)
+    left = placement.layers if placement is not None else ()
+    names = [layer for item in left for layer in item.layers]
+    result, passes = made or run_pipeline(with_floats(calibrated.graph, names), chosen)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
     promise = replace(promise, coarse=any(getattr(item, "bits", 8) < _FINE for item in chosen))
@@ -196,8 +202,9 @@ def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) ->
     if scheme == "int8":
         width = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
         parts.append(f"quantize-activations{{target={target}{width}}}")
-    if step.correct_bias:
-        parts.append("correct-bias")
+    if step.corrects:
+        few = scheme == "int8" and step.activation_bits < 8  # then rounded activations err most
+        parts.append("correct-bias" if few else "correct-bias{source=analytic}")
     return ",".join(part for part in [*parts, "bake"] if part)
 
 

@@ -1,8 +1,8 @@
 """Which layers of an integer network are slower in integers than in floats, by one minimum cut.
 
 A layer in integers saves what its ops take in floats less what they take in integers; a tensor that goes from one
-kind to the other is converted, which has a price. Layers that kernels fuse (a convolution and the activation behind
-it) choose together. What the cut proposes is measured before it is believed (`normfold.steps.placement`).
+kind to the other is converted, which has a price. Layers that kernels fuse (a convolution and its activation)
+choose together. What the cut proposes is measured before it is believed (`normfold.steps.placement`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from normfold.ir import Graph
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import concrete
 from normfold.ir.provenance import layer_name
-from normfold.ops.integers import Plan, weighted
+from normfold.ops.integers import Plan, fused_output, weighted
 from normfold.ops.table import row_of
 from normfold.rewrite.closure import Closure
 from normfold.targets.profile import Profile
@@ -44,6 +44,16 @@ class Choice:
         return (layer for group in self.groups for layer in group)
 
 
+@dataclass(frozen=True)
+class _Border:
+    """A tensor that goes from one group to another, and the seconds that its conversion takes."""
+
+    maker: str
+    reader: str
+    tensor: fx.Node
+    price: float
+
+
 def slower_in_integers(graph: Graph, found: Plan, floats: Profile, integers: Profile) -> Choice:
     """The layers that are better left in floats.
 
@@ -52,13 +62,32 @@ def slower_in_integers(graph: Graph, found: Plan, floats: Profile, integers: Pro
         found: what runs in integers if everything may.
         floats, integers: profiles of the file in floats, and of that of the whole plan.
     """
-    group = _groups(graph)
-    members: dict[str, list[fx.Node]] = defaultdict(list)
-    for node, name in group.items():
-        members[name].append(node)
-    all_of_them = {group[node] for node in found.integer}
-    gains = {name: _gain(members[name], group, found, floats, integers) for name in all_of_them}
-    prices = list(_borders(group, floats, integers))
+    group, members = _groups(graph)
+    every = {group[node] for node in found.integer}
+    gains = {name: _gain(members[name], group, found, floats, integers) for name in every}
+    borders = list(_borders(group, floats, integers))
+    chosen = _cut(members, gains, borders)
+    chosen |= set(_alone(every - chosen, chosen, borders, found))
+
+    def value(groups: set[str]) -> float:
+        crossed = [item for item in borders if (item.maker in groups) != (item.reader in groups)]
+        return sum(gains[name] for name in groups) - sum(item.price for item in crossed)
+
+    left = [_layers(members[name]) for name in members if name in every - chosen]
+    return Choice(tuple(left), value(chosen) - value(every), not chosen)
+
+
+def every_group(graph: Graph, found: Plan) -> tuple[tuple[str, ...], ...]:
+    """The layers of everything that runs in integers, grouped as they are chosen."""
+    group, members = _groups(graph)
+    every = {group[node] for node in found.integer}
+    return tuple(_layers(nodes) for name, nodes in members.items() if name in every)
+
+
+def _cut(
+    members: dict[str, list[fx.Node]], gains: dict[str, float], borders: list[_Border]
+) -> set[str]:
+    """The groups that are best in integers; what has no weights is there only between others that are."""
     cut = Closure()
     for name in (_INPUTS, *members):
         if name in gains:
@@ -66,40 +95,35 @@ def slower_in_integers(graph: Graph, found: Plan, floats: Profile, integers: Pro
         else:
             cut.forbid(name)
     glue = {name for name in gains if not any(weighted(node) for node in members[name])}
-    for one, other, price in prices:
-        for here, there in ((one, other), (other, one)):
-            cut.price(here, there, price)
+    for item in borders:
+        for here, there in ((item.maker, item.reader), (item.reader, item.maker)):
+            cut.price(here, there, item.price)
             if here in glue and there != _INPUTS:
                 cut.imply(here, there)
-    chosen = cut.solve() & all_of_them
-
-    def value(groups: set[str]) -> float:
-        crossed = sum(price for one, other, price in prices if (one in groups) != (other in groups))
-        return sum(gains[name] for name in groups) - crossed
-
-    return Choice(
-        tuple(_layers(members[name]) for name in members if name in all_of_them - chosen),
-        value(chosen) - value(all_of_them),
-        not chosen,
-    )
+    return cut.solve() & gains.keys()
 
 
-def every_group(graph: Graph, found: Plan) -> tuple[tuple[str, ...], ...]:
-    """The layers of everything that runs in integers, grouped as they are chosen."""
-    group = _groups(graph)
-    members: dict[str, list[fx.Node]] = defaultdict(list)
-    for node, name in group.items():
-        members[name].append(node)
-    runs = {group[node] for node in found.integer}
-    return tuple(_layers(nodes) for name, nodes in members.items() if name in runs)
+def _alone(left: set[str], chosen: set[str], borders: list[_Border], found: Plan) -> Iterator[str]:
+    """Groups that read and give nothing but integers: the runtime puts their weights on grids of its own."""
+    made = {fused_output(node) for node in found.integer}
+    for name in left:
+        reads = [item for item in borders if item.reader == name]
+        gives = [item for item in borders if item.maker == name]
+        if (
+            gives
+            and all(item.maker in chosen and item.tensor in made for item in reads)
+            and all(item.reader in chosen for item in gives)
+        ):
+            yield name
 
 
 def _layers(nodes: list[fx.Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(layer_name, nodes)))
 
 
-def _groups(graph: Graph) -> dict[fx.Node, str]:
-    """The group of every op: its layer, or that of the maker where it alone reads a tensor element by element."""
+def _groups(graph: Graph) -> tuple[dict[fx.Node, str], dict[str, list[fx.Node]]]:
+    """The group of every op, and the ops of every group: its layer, or that of the maker where it alone reads a
+    tensor element by element."""
     found: dict[fx.Node, str] = {}
     same: dict[str, str] = {}
 
@@ -118,7 +142,11 @@ def _groups(graph: Graph) -> dict[fx.Node, str]:
             one, other = root(found[node]), root(found[sources[0]])
             if one != other:
                 same[one] = other
-    return {node: root(name) for node, name in found.items()}
+    group = {node: root(name) for node, name in found.items()}
+    members: dict[str, list[fx.Node]] = defaultdict(list)
+    for node, name in group.items():
+        members[name].append(node)
+    return group, members
 
 
 def _gain(
@@ -140,11 +168,8 @@ def _gain(
     return sum(floats.layers.get(layer, 0.0) for layer in layers) - spent
 
 
-def _borders(
-    group: dict[fx.Node, str], floats: Profile, integers: Profile
-) -> Iterator[tuple[str, str, float]]:
-    """Pairs of groups between which a tensor goes, and the price of its conversion, which is
-    one to other numbers and one to another layout; each tensor once a pair."""
+def _borders(group: dict[fx.Node, str], floats: Profile, integers: Profile) -> Iterator[_Border]:
+    """Each tensor once for every group that reads it. What is converted goes to another layout, too."""
     seen = set[tuple[fx.Node, str]]()
     for node, here in group.items():
         for source in node.all_input_nodes:
@@ -154,4 +179,5 @@ def _borders(
             if (source, here) not in seen:
                 seen.add((source, here))
                 count = math.prod(map(concrete, value.shape))
-                yield here, there, integers.conversion(count) + floats.conversion(count)
+                price = integers.conversion(count) + floats.conversion(count)
+                yield _Border(there, here, source, price)

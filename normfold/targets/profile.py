@@ -1,7 +1,7 @@
 """What each layer of an ONNX file takes in onnxruntime on the CPU: the runtime's own profile, by module path.
 
-The runtime fuses, reorders and renames ops. Its optimised model is therefore written out, its nodes are given names
-of our own and it is run as it is, so that every time in the profile belongs to a node that is known. A node stands
+The runtime fuses, reorders and renames ops. Its optimised model is therefore written out, its nodes are given our
+own names and it is run as it is, so that every time in the profile belongs to a node that is known. A node stands
 for the layer whose op or tensor it is named after, else for the layer that reads what it makes.
 """
 
