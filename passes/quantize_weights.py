@@ -2,8 +2,9 @@
 
 W  ->  s round(W / s)        s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
 
-s is measured, and a constant; the rest is an expression of W (`on_grid`), which trains with a gradient that passes
-straight through the rounding until `bake` makes integers of it. Rounding is in `normfold.ir.grids`.
+A weight that is on such a grid already keeps it, and its values. s is measured, and a constant; the rest is an
+expression of W (`on_grid`), which trains with a gradient that passes straight through the rounding until `bake`
+makes integers of it. Rounding is in `normfold.ir.grids`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import fx
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
-from normfold.ir.grids import scale_of, top_of
+from normfold.ir.grids import grid_of, top_of
 from normfold.ir.intervals import (
     mean_shift,
     measured_mean,
@@ -99,12 +100,10 @@ class QuantizeWeights(Pass):
         assert axis is not None
         exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
         name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
-        scale = rewriter.attribute(
-            f"{name}_scale", scale_of(exact, axis, self.bits, self.block, self.clip, dtype)
-        )
-        top = top_of(self.bits)
+        found, low = grid_of(exact, axis, self.bits, self.block, self.clip, dtype)
+        scale = rewriter.attribute(f"{name}_scale", found)
         values = rewriter.expression(
-            on_grid, weight, scale, None, axis, self.block, -top, top, self.rounding
+            on_grid, weight, scale, None, axis, self.block, low, top_of(self.bits), self.rounding
         )
         mean = read_mean(node)
         if mean is not None:
