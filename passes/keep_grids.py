@@ -79,7 +79,8 @@ class KeepGrids(Pass):
             yield Match(found[0].node, (), found)
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
-        readers: list[Linear] = match.plan
+        # read again: what is rewritten in front of them gives them another input
+        readers = [linear for old in match.plan if (linear := weighted(old.node)) is not None]
         first = readers[0]
         path = module_path(match.node) or match.node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
@@ -90,7 +91,7 @@ class KeepGrids(Pass):
             return Decline(Reason.PARAMETER_SHARED, other)
         exact: Tensor = evaluate(graph.module, first.weight)
         if not is_product(first):
-            return self._channels(match, first, exact)
+            return self._channels(match, readers, exact)
         found = blocks_of(_rows(first, exact), self.least)
         if found is None:
             return Decline(Reason.NO_KNOWN_GRID, match.node, _near(first, exact))
@@ -102,10 +103,11 @@ class KeepGrids(Pass):
         text = f"{found.bits} bits, a scale for {found.block} inputs{zeros}"
         return match.planned((readers, found), text)
 
-    def _channels(self, match: Match, linear: Linear, exact: Tensor) -> Match | Decline:
+    def _channels(self, match: Match, readers: list[Linear], exact: Tensor) -> Match | Decline:
         """What is not a product of rows: one scale per output channel."""
+        linear = readers[0]
         dtype = linear.weight.meta["val"].dtype
-        found = channels_of(exact, linear.out_axis, dtype=dtype)
+        found = channels_of(exact, linear.out_axis, dtype=dtype, negative=True)
         if found is None:
             return Decline(Reason.NO_KNOWN_GRID, match.node, _near(linear, exact))
         integers, steps = found
@@ -116,11 +118,11 @@ class KeepGrids(Pass):
             return Decline(
                 Reason.NO_KNOWN_GRID, match.node, "scales would take as much as they save"
             )
-        warnings = ()
+        warnings: tuple[Warned, ...] = ()
         if linear.kernel and int(integers.abs().amax()) <= 1:
             text = f"its weights are {'binary' if bool((integers != 0).all()) else 'ternary'}"
             warnings = (Warned(match.path, Caution.FEW_BITS.code, text),)
-        plan = (match.plan, (integers.to(torch.int8), steps, bits))
+        plan = (readers, (integers.to(torch.int8), steps, bits))
         return match.planned(plan, f"{bits} bits, a scale per output channel", warnings=warnings)
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:

@@ -81,11 +81,15 @@ class QuantizeWeights(Pass):
         path = module_path(match.node) or match.node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
             return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
-        if quantized_weight(match.plan):
+        linear = weighted(
+            match.node
+        )  # again: what is rewritten in front of it gives it another input
+        assert linear is not None
+        if quantized_weight(linear):
             return Decline(Reason.ON_A_GRID, match.node)
-        if self.block and match.plan.kernel:
+        if self.block and linear.kernel:
             return Decline(Reason.NOT_A_MATRIX, match.node)
-        return match.planned(match.plan, f"{self.bits} bits")
+        return match.planned(linear, f"{self.bits} bits")
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan

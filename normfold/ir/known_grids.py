@@ -64,6 +64,8 @@ def multiples(
     Returns:
         Integers (G, n), int16, and steps (G,); None if a single group is on no such grid.
     """
+    if not groups.numel():
+        return None
     found, at, size = [], 0, _FIRST
     ulp = max(torch.finfo(stored).eps, torch.finfo(torch.float32).eps)
     while at < len(groups):
@@ -73,8 +75,6 @@ def multiples(
         found.append(made)
         at += size
         size = max(_FIRST, _AT_ONCE // max(1, groups.shape[1]))
-    if not found:
-        return None
     integers, steps = zip(*found, strict=True)
     return torch.cat(integers), torch.cat(steps)
 
@@ -164,24 +164,24 @@ def _unsigned(
 ) -> Blocks | None:
     """Signed integers (rows * blocks, block) in as few bits as hold them; ``steps`` are those of the blocks, or of
     whole rows."""
-    fewest = _bits(integers)
+    groups = integers.reshape(len(steps), -1)
+    fewest = _bits(groups)
     if fewest is None:
         return None
     bits, zero = max(least, fewest), None
-    low, high = integers.amin(1).clamp_max(0), integers.amax(1).clamp_min(0)
+    low, high = groups.amin(1).clamp_max(0), groups.amax(1).clamp_min(0)
     count, middle = -(-inputs // block), 2 ** (bits - 1)
+
+    def spread(values: Tensor) -> Tensor:
+        return values.repeat_interleave(len(integers) // len(steps)).reshape(-1, count)
+
     if bool((low >= -middle).all()) and bool((high < middle).all()):
-        stored = integers + middle
+        stored = groups + middle
     else:
-        zero = (-low).to(torch.uint8).reshape(-1, count)
-        stored = integers - low[:, None]
-    return Blocks(
-        stored.to(torch.uint8).reshape(-1, count * block)[:, :inputs].contiguous(),
-        steps.repeat_interleave(len(low) // len(steps)).reshape(-1, count),
-        zero,
-        block,
-        bits,
-    )
+        zero = spread(-low).to(torch.uint8)
+        stored = groups - low[:, None]
+    stored = stored.to(torch.uint8).reshape(-1, count * block)[:, :inputs].contiguous()
+    return Blocks(stored, spread(steps), zero, block, bits)
 
 
 def channels_of(
@@ -191,6 +191,7 @@ def channels_of(
     block: int = 0,
     dtype: torch.dtype = torch.float32,
     stored: torch.dtype = torch.float32,
+    negative: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     """Signed integers of a weight with one step per output channel, or per block of inputs.
 
@@ -198,6 +199,7 @@ def channels_of(
         axis: output channels; with ``block`` the axis that the blocks lie along.
         bits: the integers lie from -2**(bits - 1) to 2**(bits - 1) - 1.
         dtype, stored: as of `multiples`.
+        negative: steps may be: integers reach one further below 0 than above, and a gain below 0 turns that round.
 
     Returns:
         The integers, int16 and of the weight's shape, and the steps as `normfold.ir.grids.scale_of` has them; None
@@ -209,9 +211,14 @@ def channels_of(
     if not rows.numel():
         return None
     made = multiples(_cut(rows, block) if block else rows, 2 ** (bits - 1), dtype, stored)
-    if made is None or int(made[0].amax()) >= 2 ** (bits - 1):
+    if made is None:
         return None
     integers, steps = made
+    if negative:
+        sign = torch.where(integers.amax(1) > -integers.amin(1), -1, 1).to(torch.int16)
+        integers, steps = integers * sign[:, None], steps * sign
+    if int(integers.amax()) >= 2 ** (bits - 1):
+        return None
     if not block:
         return integers.reshape(shape).movedim(0, axis), steps
     integers = integers.reshape(len(rows), -1)[:, : shape[-1]].reshape(shape)
