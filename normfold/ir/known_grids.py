@@ -116,6 +116,8 @@ def _fitted(groups: Tensor, integers: Tensor, dtype: torch.dtype, error: float) 
     for step in (best, torch.nextafter(best, up), torch.nextafter(best, down)):
         products = (integers.to(wide) * step.to(wide)[:, None]).double()
         off = ((products - groups).abs() / groups.abs().clamp_min(1e-300)).amax(1)
+        if not bool(off.any()):
+            return step
         better = off < worst
         best, worst = torch.where(better, step, best), torch.where(better, off, worst)
     return best if bool((worst <= error).all()) else None

@@ -109,13 +109,18 @@ def _unpack(model: ir.Model, node: ir.Node, stored: dict[tuple[str, str], ir.Val
         parts.append(_kept(model, node.inputs[3], "turned", turned, stored, kind))
     weight = ir.node("DequantizeLinear", parts, how)
     weight.outputs[0].type, weight.outputs[0].shape = parts[1].type, ir.Shape(integers.shape)
-    made = ir.node("MatMul", [node.inputs[0], weight.outputs[0]])
-    for item in (weight, made):
+    nodes, x = [weight], node.inputs[0]
+    if x is not None and x.dtype not in (None, parts[1].dtype):
+        nodes.append(ir.node("Cast", [weight.outputs[0]], {"to": x.dtype}))
+        nodes[1].outputs[0].type, nodes[1].outputs[0].shape = x.type, weight.outputs[0].shape
+    made = ir.node("MatMul", [x, nodes[-1].outputs[0]])
+    nodes.append(made)
+    for item in nodes:
         item.metadata_props.update(node.metadata_props)
         item.meta.update(node.meta)
     old, new = node.outputs[0], made.outputs[0]
     new.type, new.shape = old.type, old.shape
-    convenience.replace_nodes_and_values(model.graph, node, [node], [weight, made], [old], [new])
+    convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
 
 
 def _read(node: ir.Node) -> tuple[int, int, list[Any]]:

@@ -24,7 +24,8 @@ def rounded(weight: Tensor, bits: int, block: int = 0) -> Tensor:
     groups = weight.reshape(-1, block) if block else weight.flatten(1)
     top = 2 ** (bits - 1) - 1
     scale = groups.abs().amax(1, keepdim=True) * 0.8 / top  # large weights are clipped
-    return ((groups / scale).round().clamp(-top - 1, top) * scale).reshape(weight.shape)
+    values: Tensor = ((groups / scale).round().clamp(-top - 1, top) * scale).reshape(weight.shape)
+    return values
 
 
 def _block(m: Any, x: Tensor) -> Any:

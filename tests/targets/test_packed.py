@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -22,13 +22,13 @@ from tests.passes.test_keep_grids import FOLD, NETS
 OUTPUTS = 24
 
 
-def layer(low: int, high: int, inputs: int, block: int = 0) -> nn.Module:
+def layer(low: int, high: int, inputs: int, block: int = 0) -> Any:
     """One product with a weight on a grid, whose ends are in every block."""
     q = torch.randint(low, high + 1, (OUTPUTS, inputs)).float()
     size = block or inputs
     q[:, ::size], q[:, 1::size] = low, high
     scale = torch.rand(OUTPUTS, -(-inputs // size)) + 0.1
-    module = Compose(lambda m, x: m.fc(x), fc=nn.Linear(inputs, OUTPUTS))
+    module: Any = Compose(lambda m, x: m.fc(x), fc=nn.Linear(inputs, OUTPUTS))
     module.fc.weight.data = q * scale.repeat_interleave(size, 1)[:, :inputs]
     return module.eval()
 
@@ -118,6 +118,18 @@ def test_openvino_unpacks_them(grid: tuple[int, int, int, int], tmp_path: Path) 
     assert float((got - wanted).abs().max() / wanted.abs().max()) < 2e-6
 
 
+def test_half_precision_is_unpacked_to_its_type(tmp_path: Path) -> None:
+    """Scales stay float32, in which alone they are exact."""
+    torch.manual_seed(0)
+    path, x = tmp_path / "net.onnx", torch.randn(5, 128).half()
+    graph = written(layer(-1, 1, 128).half(), x, path, "trt")
+    assert {node.op_type for node in onnx.load(path).graph.node} >= {"DequantizeLinear", "Cast"}
+    (got,) = RuntimeSession(path, "none").run([x])
+    with torch.no_grad():
+        wanted = graph(x)
+    assert float((got - wanted).abs().max()) < 4e-3 * float(wanted.abs().max())
+
+
 def test_a_program_holds_the_integers(tmp_path: Path) -> None:
     """What torch.export writes runs without normfold: plain ops that unpack."""
     torch.manual_seed(0)
@@ -130,8 +142,7 @@ def test_a_program_holds_the_integers(tmp_path: Path) -> None:
 
 def test_a_shared_weight_is_in_the_file_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    inner: Callable[..., Tensor] = lambda m, x: m.fc(torch.relu(m.fc(x)))  # noqa: E731
-    module = Compose(inner, fc=nn.Linear(64, 64))
+    module: Any = Compose(lambda m, x: m.fc(torch.relu(m.fc(x))), fc=nn.Linear(64, 64))
     module.fc.weight.data = torch.randint(-1, 2, (64, 64)) * 0.2
     path = tmp_path / "net.onnx"
     graph = written(module.eval(), torch.randn(3, 64), path)
