@@ -23,12 +23,12 @@ BUILT_IN = {
     "correct-bias": "normfold.passes.correct_bias:CorrectBias",
     "migrate-scale": "normfold.passes.migrate_scale:MigrateScale",
     "measure-ranges": "normfold.passes.measure_ranges:MeasureRanges",
-    "keep-grids": "normfold.passes.keep_grids:KeepGrids",
     "quantize-weights": "normfold.passes.quantize_weights:QuantizeWeights",
     "quantize-activations": "normfold.passes.quantize_activations:QuantizeActivations",
     "quantize-dynamic": "normfold.passes.quantize_dynamic:QuantizeDynamic",
     "restore": "normfold.passes.restore:Restore",
     "bake": "normfold.passes.bake:Bake",
+    "keep-grids": "normfold.passes.keep_grids:KeepGrids",
 }
 
 
