@@ -15,7 +15,7 @@ from typing import Any
 from normfold.errors import UsageError
 
 NEVER = 1 << 10
-SCHEMES = ("int8", "int8-dynamic", "int8-weights", "int4-weights")
+SCHEMES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Grids:
         integer_bias: linear ops whose result stays in floats need an integer bias.
         schemes: what it has kernels for.
         by_layer: it runs formats that differ by layer.
+        packed: it has onnxruntime's own product of floats with weights of 2, 4 or 8 bits, which keeps the floats;
+            others unpack such weights from 4 or 8 bits.
     """
 
     dtype: str
@@ -45,6 +47,7 @@ class Grids:
     integer_bias: bool = False
     schemes: tuple[str, ...] = SCHEMES
     by_layer: bool = True
+    packed: bool = False
 
     def limits(self, bits: int = 8) -> tuple[int, int]:
         """The integers of a grid of ``bits``."""
@@ -134,7 +137,9 @@ TARGETS = {
             "native LayerNormalization and RMSNormalization, one Gelu op (20), dynamic batch",
             "onnxruntime",
             _ORT,
-            grids=Grids("uint8", False, True, _ORT_KERNELS, pairs=True, integer_bias=True),
+            grids=Grids(
+                "uint8", False, True, _ORT_KERNELS, pairs=True, integer_bias=True, packed=True
+            ),
             floats=("float32",),
         ),
         Target(
@@ -144,7 +149,7 @@ TARGETS = {
             "as ort-x86; activations on signed grids",
             "onnxruntime",
             _ORT,
-            grids=Grids("int8", False, True, _ORT_KERNELS, integer_bias=True),
+            grids=Grids("int8", False, True, _ORT_KERNELS, integer_bias=True, packed=True),
             floats=("float32",),
             processors=("aarch64", "arm64"),
         ),
@@ -158,7 +163,11 @@ TARGETS = {
             rms_opset=20,
             attention_opset=NEVER,
             grids=Grids(
-                "uint8", False, False, pairs=True, schemes=("int8", "int8-weights", "int4-weights")
+                "uint8",
+                False,
+                False,
+                pairs=True,
+                schemes=("int8", "int8-weights", "int4-weights", "lossless"),
             ),
             floats=("float32",),
         ),

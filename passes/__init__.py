@@ -28,6 +28,7 @@ BUILT_IN = {
     "quantize-dynamic": "normfold.passes.quantize_dynamic:QuantizeDynamic",
     "restore": "normfold.passes.restore:Restore",
     "bake": "normfold.passes.bake:Bake",
+    "keep-grids": "normfold.passes.keep_grids:KeepGrids",
 }
 
 

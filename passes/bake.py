@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normfold.ir import Graph
+from normfold.ir.states import State
 from normfold.report import Applied, PassReport
 from normfold.rewrite import Effect, Exactness, Match, Pass, Rewriter
 from normfold.rewrite.baker import bake
@@ -29,6 +30,7 @@ class Bake(Pass):
 
     name: ClassVar[str] = "bake"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    ensures: ClassVar[frozenset[State]] = frozenset({State.BAKED})
     effects: ClassVar[frozenset[Effect]] = frozenset({Effect.BAKES})
 
     def match(self, graph: Graph) -> Iterable[Match]:
@@ -38,7 +40,9 @@ class Bake(Pass):
         raise AssertionError("bake works on the whole graph")
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
+        before = graph.states
         report = super().run(graph)
+        graph.states = before  # `bake` says when everything is
         integers = store_grids(graph)
         stored = bake(graph, limit)
         graph.recompile()

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
-from normfold.ir.grids import scale_of, top_of
+from normfold.ir.grids import grid_of, top_of
 from normfold.ops.integer_ops import on_dynamic_grid, on_grid
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import Linear
@@ -48,11 +48,12 @@ class QuantizeDynamic(Pass):
         linear: Linear = match.plan
         axis, weight = linear.out_axis, linear.weight
         assert axis is not None
-        exact, top = evaluate(rewriter.graph.module, weight), top_of(8)
+        exact = evaluate(rewriter.graph.module, weight)
         name = str(weight.target) if weight.op == "get_attr" else match.node.name
-        found = scale_of(exact, axis, 8, dtype=weight.meta["val"].dtype)
+        found, low = grid_of(exact, axis, 8, dtype=weight.meta["val"].dtype)
         scale = rewriter.attribute(f"{name}_scale", found)
-        values = rewriter.expression(on_grid, weight, scale, None, axis, 0, -top, top, "nearest")
+        how = (axis, 0, low, top_of(8), "nearest")
+        values = rewriter.expression(on_grid, weight, scale, None, *how)
         x = rewriter.insert_before(match.node, on_dynamic_grid, linear.data)
         rewriter.set_argument(match.node, linear.weight_position, values, same=True)
         rewriter.replace_input(match.node, linear.data, x)

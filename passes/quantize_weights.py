@@ -2,8 +2,9 @@
 
 W  ->  s round(W / s)        s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
 
-s is measured, and a constant; the rest is an expression of W (`on_grid`), which trains with a gradient that passes
-straight through the rounding until `bake` makes integers of it. Rounding is in `normfold.ir.grids`.
+A weight that is on such a grid already keeps it, and its values. s is measured, and a constant; the rest is an
+expression of W (`on_grid`), which trains with a gradient that passes straight through the rounding until `bake`
+makes integers of it. Rounding is in `normfold.ir.grids`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import fx
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
-from normfold.ir.grids import scale_of, top_of
+from normfold.ir.grids import grid_of, top_of
 from normfold.ir.intervals import (
     mean_shift,
     measured_mean,
@@ -80,11 +81,15 @@ class QuantizeWeights(Pass):
         path = module_path(match.node) or match.node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
             return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
-        if quantized_weight(match.plan):
+        linear = weighted(
+            match.node
+        )  # again: what is rewritten in front of it gives it another input
+        assert linear is not None
+        if quantized_weight(linear):
             return Decline(Reason.ON_A_GRID, match.node)
-        if self.block and match.plan.kernel:
+        if self.block and linear.kernel:
             return Decline(Reason.NOT_A_MATRIX, match.node)
-        return match.planned(match.plan, f"{self.bits} bits")
+        return match.planned(linear, f"{self.bits} bits")
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
@@ -99,12 +104,10 @@ class QuantizeWeights(Pass):
         assert axis is not None
         exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
         name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
-        scale = rewriter.attribute(
-            f"{name}_scale", scale_of(exact, axis, self.bits, self.block, self.clip, dtype)
-        )
-        top = top_of(self.bits)
+        found, low = grid_of(exact, axis, self.bits, self.block, self.clip, dtype)
+        scale = rewriter.attribute(f"{name}_scale", found)
         values = rewriter.expression(
-            on_grid, weight, scale, None, axis, self.block, -top, top, self.rounding
+            on_grid, weight, scale, None, axis, self.block, low, top_of(self.bits), self.rounding
         )
         mean = read_mean(node)
         if mean is not None:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from normfold.ir.known_grids import channels_of
+
 Rounding = Literal["nearest", "squant"]
 _CLIPS = [1.0 - 0.025 * step for step in range(17)]  # down to 0.6 of the largest weight
 
@@ -79,8 +81,28 @@ def scale_of(
     return torch.where(scale > 0, scale, 1.0).to(dtype)
 
 
+def grid_of(
+    weight: Tensor,
+    axis: int,
+    bits: int,
+    block: int = 0,
+    clip: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, int]:
+    """The scales of a weight's grid, and its smallest integer; arguments as of `scale_of`.
+
+    A weight whose values are on such a grid already, but for their rounding to ``dtype``, keeps it: that of a
+    network that was trained with rounded weights. Its largest integer need not be there, and its smallest may be
+    one below those of new grids.
+    """
+    known = channels_of(weight.double(), axis, bits, block, dtype, stored=dtype)
+    if known is not None:
+        return known[1], -top_of(bits) - 1
+    return scale_of(weight, axis, bits, block, clip, dtype), -top_of(bits)
+
+
 def top_of(bits: int) -> int:
-    """The largest integer of a symmetric grid; the smallest is its negative."""
+    """The largest integer of a symmetric grid; the smallest of a new one is its negative."""
     return int(2 ** (bits - 1) - 1)
 
 
@@ -110,9 +132,9 @@ def to_grid(
     rounding: Rounding = "nearest",
     clip: bool = False,
 ) -> Grid:
-    """The weight on a symmetric grid, without a zero point; arguments as of `scale_of`."""
-    scale, top = scale_of(weight, axis, bits, block, clip), top_of(bits)
-    q = rounded(weight, scale, axis, block, -top, top, rounding)
+    """The weight on a symmetric grid, without a zero point; arguments as of `grid_of`."""
+    scale, low = grid_of(weight, axis, bits, block, clip)
+    q = rounded(weight, scale, axis, block, low, top_of(bits), rounding)
     return Grid(q.to(torch.int8), scale, axis, block, bits)
 
 

@@ -12,7 +12,7 @@ from normfold.errors import UsageError
 from normfold.job.option import Option, given_options, options_of, same, unknown
 from normfold.job.output import EngineOptions, Export
 from normfold.job.policy import Policy
-from normfold.job.presets import trained
+from normfold.job.presets import KEEPS_GRIDS, trained
 from normfold.job.rules import RULES, Facts
 from normfold.job.source import Source
 from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
@@ -62,6 +62,8 @@ class Job:
             parts[known[name].owner][known[name].name] = value
         if parts[Rewrite].get("rotate") and not {"to", "passes"} & given.keys():
             parts[Rewrite]["to"] = "rmsnorm"
+        elif parts[Quantize].get("scheme") == "lossless" and not {"to", "passes"} & given.keys():
+            parts[Rewrite]["passes"] = KEEPS_GRIDS
         if parts[Quantize].get("activation_bits", 8) < 8:
             parts[Export].setdefault("export", ())
         rewrite = Rewrite(**parts[Rewrite])
@@ -115,7 +117,8 @@ class Job:
         cast, requests = self.cast, self.export.requests
         return Facts(
             trains=self.train is not None,
-            quantizes=self.quantize is not None,
+            stores=self.quantize is not None,
+            quantizes=self.quantize is not None and not self.quantize.exact,
             int8=self.quantize is not None and self.quantize.scheme == "int8",
             evidence=None if self.source.data is not None else self._evidence(),
             has_data=self.source.data is not None,

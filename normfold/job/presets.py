@@ -15,6 +15,8 @@ PRESETS = {
     "crmsnorm": "canonicalize,fold-affine{split-norms=true},center-stream,compress-stream,restore,bake",
     "baked": "canonicalize,restore,bake",
 }
+# leaves weights on the grids that they are on: a factor of a row is one of its scale, that of a column is not
+KEEPS_GRIDS = "canonicalize,fold-affine{direction=backward},restore,bake"
 
 _KIND = re.compile(r'^    kind: ClassVar\[str\] = "(\w+)"', re.MULTILINE)
 

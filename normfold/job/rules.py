@@ -10,9 +10,10 @@ from normfold.job.presets import trained
 
 @dataclass(frozen=True)
 class Facts:
-    """What a job does, as far as options depend on it."""
+    """What a job does, as far as options depend on it: it ``stores`` integers also where it rounds nothing."""
 
     trains: bool
+    stores: bool
     quantizes: bool
     int8: bool
     evidence: str | None
@@ -70,6 +71,7 @@ RULES = {
     "integers": Rule(
         lambda job: job.quantizes, "nothing is quantised", "it goes with `--quantize`"
     ),
+    "weights": Rule(lambda job: job.stores, "no integers are written", "it goes with `--quantize`"),
     "int8": Rule(
         lambda job: job.int8,
         "activations are not on grids of this scheme",

@@ -186,14 +186,17 @@ class Quantize(Options):
     RANGES: ClassVar[str] = "Quantising: ranges of activations"
     LAYERS: ClassVar[str] = "Quantising: formats by layer"
 
-    scheme: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"] | None = option(
-        None,
-        "Write integers: weights and activations, inputs at run time, or weights alone.",
-        "--quantize",
-        "--scheme",
-        group="What to do",
-        when="always",
-        keyword="quantize",
+    scheme: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless"] | None = (
+        option(
+            None,
+            "Write integers: weights and activations, inputs at run time, or weights alone; lossless: weights "
+            "that are on a grid already, exactly.",
+            "--quantize",
+            "--scheme",
+            group="What to do",
+            when="always",
+            keyword="quantize",
+        )
     )
     evidence: Evidence = option(
         "auto",
@@ -275,6 +278,7 @@ class Quantize(Options):
         "What puts weights on grids, as `quantize-weights{bits=6 rounding=squant}`.",
         metavar="PIPELINE",
         default_text="as the scheme says",
+        when="weights",
     )
     vnni: bool = option(True, "--no-vnni: x86 without VNNI, weights in 7 bits.", when="int8")
     clip_ranges: bool = True
@@ -292,6 +296,11 @@ class Quantize(Options):
     def corrects(self) -> bool:
         """True if mean errors are taken out of biases; what ranges rest on tells the means."""
         return self.correct_bias or (self.correct_bias is None and self.scheme in ("int8", None))
+
+    @property
+    def exact(self) -> bool:
+        """True if nothing is rounded."""
+        return self.scheme == "lossless"
 
     @property
     def mixed(self) -> bool:

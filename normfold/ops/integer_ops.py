@@ -14,6 +14,10 @@ Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of 
 scale)`` with one scale per column of q. ``to_steps`` is the expression of the integers in the file. Each is one op
 in ONNX, but for the dynamic product. ``bits`` 4 stores two values in a byte in the file; here they lie in an int8.
 
+``stored_matmul(x, q, scale, zero_point, block, bits)`` is the product of x (..., inputs), in floats, and a weight
+that was on a grid before anything was rounded: q (outputs, inputs) is unsigned, scale and zero point (outputs,
+blocks); without a zero point it is 2**(bits - 1) for all. It computes what the product with the floats does.
+
 Scale and zero point are single numbers (``dim`` None), one per channel along ``dim``, or one per block of
 ``block`` values along it (``block`` > 0). ``global_pool(x)`` is the mean over all axes behind the second, kept.
 """
@@ -38,6 +42,9 @@ _LIBRARY.define(
 )
 _LIBRARY.define("global_pool(Tensor x) -> Tensor")
 _LIBRARY.define("dynamic_matmul(Tensor x, Tensor q, Tensor scale) -> Tensor")
+_LIBRARY.define(
+    "stored_matmul(Tensor x, Tensor q, Tensor scale, Tensor? zero_point, int block, int bits) -> Tensor"
+)
 
 
 def _steps(
@@ -131,6 +138,16 @@ def _dynamic_matmul(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     return (_on_dynamic_grid(x) @ q.to(x.dtype)) * scale.to(x.dtype)
 
 
+def _stored_matmul(
+    x: Tensor, q: Tensor, scale: Tensor, zero_point: Tensor | None, block: int, bits: int
+) -> Tensor:
+    zero = (
+        2 ** (bits - 1) if zero_point is None else spread(zero_point.to(scale.dtype), q, 1, block)
+    )
+    weight = (q.to(scale.dtype) - zero) * spread(scale, q, 1, block)
+    return x @ weight.to(x.dtype).t()
+
+
 def _like(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
@@ -143,6 +160,7 @@ for _name, _function, _fake in (
     ("dequantize", _dequantize, _dequantize),
     ("global_pool", _global_pool, _global_pool),
     ("dynamic_matmul", _dynamic_matmul, _dynamic_matmul),
+    ("stored_matmul", _stored_matmul, _stored_matmul),
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"normfold::{_name}", _fake, lib=_LIBRARY)
@@ -162,4 +180,5 @@ quantize = torch.ops.normfold.quantize.default
 dequantize = torch.ops.normfold.dequantize.default
 global_pool = torch.ops.normfold.global_pool.default
 dynamic_matmul = torch.ops.normfold.dynamic_matmul.default
+stored_matmul = torch.ops.normfold.stored_matmul.default
 UNSTORED = (on_grid, on_dynamic_grid)  # what `bake` makes integers of

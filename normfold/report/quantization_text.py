@@ -89,6 +89,12 @@ def _print_drift(made: QuantizationReport, line: Callable[[str], None]) -> None:
 
 
 def _print_census(made: QuantizationReport, line: Callable[[str], None], verbose: bool) -> None:
+    if made.scheme == "lossless":
+        found = [(kind, made.census.get(kind, 0)) for kind in ("MatMulNBits", "DequantizeLinear")]
+        text = ", ".join(f"{kind} {count}" for kind, count in found if count)
+        if text:
+            line(f"census    onnxruntime reads weights in integers and computes in floats: {text}")
+        return
     if made.integer or made.floats:
         kinds = [*made.integer, *(kind for kind in made.floats if kind not in made.integer)]
         counts = [(kind, made.integer.get(kind, 0), made.floats.get(kind, 0)) for kind in kinds]

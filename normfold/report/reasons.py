@@ -233,6 +233,14 @@ class Reason(Code):
         "the weight is on a grid already, by an earlier pass or in the file",
         "leave the second pass out, or quantise the float network anew",
     )
+    NO_KNOWN_GRID = (
+        "NF131",
+        "no-known-grid",
+        "the values of the weight are not on a grid of up to 8 bits (integers times one scale for each output "
+        "channel or block of inputs), or storing that saves too little",
+        "`--quantize int4-weights` or `int8-weights` rounds it; where a gain was folded into its columns, "
+        "`fold-affine{direction=backward}` leaves it on its grid",
+    )
 
 
 class Caution(Code):
@@ -252,6 +260,13 @@ class Caution(Code):
         "the compressed stream has a width that is not a multiple of 8: its rows are not 16-byte aligned, and "
         "tensor cores want multiples of 8 (int8: 16)",
         "`--to rmsnorm` keeps the width; `normfold bench` measures both",
+    )
+    FEW_BITS = (
+        "NF203",
+        "binary-convolution",
+        "the weights of a convolution take two or three values, and no runtime has kernels for that: they are "
+        "stored in 4 bits and computed as floats",
+        "nothing to do: the file is small; matrices run with weights of 2 bits",
     )
 
 

@@ -45,7 +45,7 @@ def deliver(graph: Graph, work: Work, prepared: Prepared) -> tuple[Graph, list[P
     """
     export = work.job.export
     if not export.export:
-        if work.job.quantize is not None:
+        if work.calibrated is not None:
             graph, _ = to_grids(export.first.name, work)
         return graph, []
     with staging(export.output) as folder:
@@ -116,7 +116,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.tell(f"judging {draft.path.name}")
         verdict = judge.judge(draft, work.record.emit)
         _publish(draft, request, target, verdict, work)
-        if promise is not None and request.format == "onnx":
+        if work.record.report().quantization and request.format == "onnx":
             _count(draft, target, work)
         if verdict.state == "fail":
             exact = work.half_budget is None and promise is None and not graph.entries

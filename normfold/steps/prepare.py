@@ -18,6 +18,7 @@ from normfold.job import EngineOptions, Job
 from normfold.judge.rules import budgets
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass
+from normfold.steps.quantize import kept_by
 from normfold.steps.rewrite import passes_of
 from normfold.target import target
 from normfold.targets.tensorrt.profiles import parse_dynamic
@@ -56,6 +57,8 @@ def prepare(job: Job) -> Prepared:
         passes = passes_of(job.rewrite.pipeline, job.rewrite.untie)
     if job.policy.verify != "off":
         budgets(passes, job.policy.max_error)  # refuses one that is missing, or that means nothing
+    if job.quantize is not None and job.quantize.exact:
+        passes += kept_by(job.quantize)
     names = [item.name for item in passes]
     requirements = [Requirement.parse(text, names) for text in job.policy.require]
     _, ranges = parse_dynamic(job.source.dynamic)

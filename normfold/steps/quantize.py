@@ -31,7 +31,7 @@ from normfold.report.quantization import (
     Placement,
     QuantizationReport,
 )
-from normfold.rewrite import Effect, parse, run_pipeline
+from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
 from normfold.steps.formats import choose
 from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
@@ -50,6 +50,8 @@ _MIGRATE = "migrate-scale,restore,bake"
 def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     """The step of a job: the float graph with the range of every tensor; `to_grids` makes integers of it, for each
     target its own. Scales that migrate do so here, since what moves is what was measured."""
+    if step.exact:
+        return _kept(step, graph, work)
     device_of(step.device)
     source, policy, start = work.job.source, work.job.policy, time.perf_counter()
     if policy.max_drop is not None and policy.metric is None and not gives_scores(graph):
@@ -79,6 +81,43 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     found = find_ranges(graph, inputs, step, data=data, seed=source.seed, **given)
     work.calibrated = replace(found, seconds=time.perf_counter() - start)
     return graph
+
+
+def _kept(step: Quantize, graph: Graph, work: Work) -> Graph:
+    """The network with those weights in integers that are on a grid already: nothing is rounded, and its files are
+    judged as exact."""
+    start, known = time.perf_counter(), len(work.record.report().passes)
+    result = run_judged(
+        graph,
+        kept_by(step),
+        work.job.policy.verify,
+        work.record,
+        verifier=work.verifier,
+        say=work.say,
+        capture=False,
+        spent=work.half_budget,
+    )
+    weights = sum(item.rewrites for item in work.record.report().passes[known:])
+    seconds = time.perf_counter() - start
+    target = work.job.export.first.name
+    work.record.emit(QuantizationReport("lossless", target, weights=weights, seconds=seconds))
+    return result
+
+
+def kept_by(step: Quantize) -> list[Pass]:
+    """The passes that store weights as they are.
+
+    Raises:
+        UsageError: one of them rounds.
+    """
+    passes = passes_of(f"{step.weights or 'keep-grids'},bake")
+    rounds = next((item for item in passes if item.exactness is not Exactness.EXACT), None)
+    if rounds is not None:
+        raise UsageError(
+            f"`{rounds.name}` rounds, and `--quantize {step.scheme}` rounds nothing",
+            hint="`--weights 'keep-grids{least=4}'`, or another scheme",
+        )
+    return passes
 
 
 def _within_stated(step: Quantize, source: Source) -> Quantize:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from normfold.ops.integer_ops import dequantize, dynamic_matmul, global_pool, quantize
+from normfold.ops.integer_ops import (
+    dequantize,
+    dynamic_matmul,
+    global_pool,
+    quantize,
+    stored_matmul,
+)
+from normfold.targets import packed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TRANSLATED = frozenset((quantize, dequantize, global_pool, dynamic_matmul))
+TRANSLATED = frozenset((quantize, dequantize, global_pool, dynamic_matmul, stored_matmul))
 _FLOAT, _INT4 = 1, 22  # TensorProto's
 
 
@@ -53,11 +60,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
         dequantize: dequantize_linear,
         global_pool: pool,
         dynamic_matmul: dynamic,
+        stored_matmul: packed.product,
     }
 
 
-def pack(model: ir.Model) -> None:
-    """Store weights that are cast to 4 bits as such, two in a byte, in place."""
+def pack(model: ir.Model, native: bool) -> None:
+    """Store weights of fewer than 8 bits as such, in place; ``native`` as of `pack_products`."""
     import onnx_ir as ir
     from onnx_ir.passes import common
 
@@ -79,4 +87,5 @@ def pack(model: ir.Model) -> None:
         model.graph.register_initializer(stored)
         result.replace_all_uses_with(stored)
         model.graph.remove(node, safe=True)
+    packed.pack_products(model, native)
     common.RemoveUnusedNodesPass()(model)

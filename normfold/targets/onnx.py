@@ -114,7 +114,7 @@ def export_onnx(
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
     graph = with_tensors_only(graph)
     model, notes = _translate(graph, chosen, chosen >= row.attention_opset)
-    pack(model)
+    pack(model, native=row.grids is not None and row.grids.packed)
     clean(model)
     _set_names(model, graph)
     name_axes(model, _axis_names(model))

@@ -6,7 +6,7 @@ import torch
 
 from normfold.errors import UsageError
 from normfold.ir.graph import Graph
-from normfold.ops.integer_ops import dequantize
+from normfold.ops.integer_ops import dequantize, stored_matmul
 from normfold.ops.table import norm_of
 from normfold.target import Target
 
@@ -26,9 +26,9 @@ def default_opset(graph: Graph, target: Target) -> int:
 
 
 def has_blocks(graph: Graph) -> bool:
-    """True if blocks of a weight have a scale each, which DequantizeLinear takes since opset 21."""
-    grids = (node for node in graph.nodes if node.target is dequantize)
-    return any(node.args[4] for node in grids)
+    """True if a weight has 4 bits or scales by block, which DequantizeLinear takes since opset 21."""
+    grids = (node for node in graph.nodes if node.target in (dequantize, stored_matmul))
+    return any(node.args[4] or node.args[5] == 4 for node in grids)
 
 
 def _has_bf16(graph: Graph) -> bool:
@@ -63,7 +63,7 @@ def choose_opset(graph: Graph, target: Target, opset: int | None) -> int:
         )
     if opset < _BLOCKS_OPSET and has_blocks(graph):
         raise UsageError(
-            f"opset {opset} has no scales by block",
+            f"opset {opset} has no scales by block and no weights of 4 bits",
             hint=f"leave the opset out, or ask for {_BLOCKS_OPSET} or newer",
         )
     if opset > newest_opset():

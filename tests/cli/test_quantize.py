@@ -128,6 +128,52 @@ def test_tokens(scheme: str, op: str, cli: Any, tmp_path: Path) -> None:
     assert op in types(tmp_path / "made_speaker.onnx")
 
 
+def test_weights_that_are_on_a_grid_are_stored_as_they_are(cli: Any, tmp_path: Path) -> None:
+    ternary = ["tests.passes.known:made_transformer", "--input", "2x6x256"]
+    ran = cli(
+        *["quantize", *ternary, "--scheme", "lossless", "--require", "keep-grids>=7"],
+        *["-o", str(tmp_path)],
+    )
+    assert ran.status == 0, ran.err
+    report = report_of(tmp_path)
+    (made,) = report["quantization"]
+    assert (made["weights"], made["activations"]) == (7, 0)
+    assert made["integer"] == {"MatMul": 7}
+    assert {check["kind"] for check in report["checks"]} >= {"onnxruntime-all", "onnxruntime-none"}
+    assert "equivalent in onnxruntime" in ran.out.splitlines()[-1]
+    assert "reads weights in integers and computes in floats: MatMulNBits 7" in ran.out
+    (file,) = report["artefacts"]
+    assert file["size"] < 0.09 * report["parameters_before"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text"),
+    [
+        (["--weights", "keep-grids{least=4}"], 0, "4 bits, a scale for 256 inputs"),
+        (["--target", "openvino"], 0, "equivalent in OpenVINO"),
+        (["--weights", "quantize-weights"], 2, "`quantize-weights` rounds"),
+        (["--require", "keep-grids>=9"], 1, "keep-grids>=9, found 3"),
+    ],
+)
+def test_what_lossless_takes(
+    options: list[str], status: int, text: str, cli: Any, tmp_path: Path
+) -> None:
+    if "openvino" in options:
+        pytest.importorskip("openvino")
+    net = ["tests.passes.known:made_mlp", "--input", "3x256"]
+    ran = cli("quantize", *net, "--scheme", "lossless", *options, "-o", str(tmp_path))
+    assert ran.status == status, ran.err
+    written = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert text in ran.out + ran.err + written
+
+
+def test_nothing_that_is_on_a_grid(cli: Any, tmp_path: Path) -> None:
+    ran = cli("quantize", *RESIDUAL, "--scheme", "lossless", "-o", str(tmp_path))
+    assert ran.status == 0, ran.err
+    assert "keep-grids changed nothing: it declined NF131 (4)" in ran.out
+    assert not {"DequantizeLinear", "MatMulNBits"} & types(tmp_path / "made_residual.onnx")
+
+
 def test_rotated_and_migrated(cli: Any, tmp_path: Path) -> None:
     ran = cli("quantize", *SPEAKER, "--rotate", "--migrate", "-o", str(tmp_path))
     assert ran.status == 0, ran.err

@@ -35,6 +35,7 @@ class Refusal:
             "center-stream": "fold-affine{split-norms=true},",
             "compress-stream": "fold-affine{split-norms=true},center-stream,",
             "quantize-activations": "quantize-weights,",
+            "keep-grids": "bake,",
         }
         setup = setups.get(self.step, "")
         options = f"{{{self.options}}}" if self.options else ""
@@ -164,5 +165,8 @@ REFUSALS: dict[str, Refusal] = {
         lambda: {"fc": nn.Linear(16, 4)},
         (2, 16),
         step="quantize-weights,quantize-weights",
+    ),
+    "NF131": Refusal(
+        lambda m, x: m.fc(x), lambda: {"fc": nn.Linear(16, 4)}, (2, 16), step="keep-grids"
     ),
 }

@@ -12,6 +12,7 @@ from normfold.ir.expressions import evaluate
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import Compose, perturb
+from tests.passes import known
 from tests.passes.judge import golden_pass
 from tests.ranges.nets import inverted
 
@@ -35,6 +36,26 @@ def test_rounded_by_hand(bits: int) -> None:
     for before, found in zip(stored(graph), stored(after), strict=True):
         scale = before.flatten(1).abs().amax(1).reshape(-1, *[1] * (before.dim() - 1)) / top
         torch.testing.assert_close(found, (before / scale).round() * scale, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text", ["quantize-weights", "quantize-weights{bits=4}", "quantize-weights{bits=4 block=32}"]
+)
+def test_a_weight_that_is_on_a_grid_keeps_its_values(text: str) -> None:
+    """Where no weight is as large as the grid allows, the largest one says nothing of the scale."""
+    torch.manual_seed(0)
+    graph = capture(known.made_mlp(), (torch.randn(2, known.WIDTH),))
+    after, _ = run_pipeline(graph, parse(f"{text},bake"))
+    for before, found in zip(stored(graph), stored(after), strict=True):
+        wanted = before.t() if "block" in text else before
+        torch.testing.assert_close(found, wanted, rtol=3e-7, atol=0)
+
+
+def test_two_layers_in_a_row() -> None:
+    module = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 16)).eval()
+    graph = capture(module, (torch.randn(2, 32),))
+    _, reports = run_pipeline(graph, parse("quantize-weights{block=16},bake"))
+    assert reports[0].rewrites == 2
 
 
 def test_a_channel_of_zeros_stays_zero() -> None:
