@@ -233,6 +233,12 @@ class Reason(Code):
         "the weight is on a grid already, by an earlier pass or in the file",
         "leave the second pass out, or quantise the float network anew",
     )
+    NO_KERNEL = (
+        "NF131",
+        "no-kernel",
+        "the target has no kernel in so few bits for a layer of this kind or size, or none that pays",
+        "nothing to do: it stays in floats; quantize-weights{target=...} says whose kernels are asked for",
+    )
 
 
 class Caution(Code):
