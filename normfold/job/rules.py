@@ -15,6 +15,7 @@ class Facts:
     trains: bool
     quantizes: bool
     int8: bool
+    ranged: bool
     evidence: str | None
     has_data: bool
     has_inputs: bool
@@ -52,8 +53,8 @@ RULES = {
         f"it goes with `--to` {_TRAINED}, or with `--quantize`; or leave out `--input`",
     ),
     "generation": Rule(
-        lambda job: not (job.trains or job.int8 or job.has_data),
-        "training, int8 and samples take whole sequences, without a cache",
+        lambda job: not (job.trains or job.ranged or job.has_data),
+        "training, int8, fp8 and samples take whole sequences, without a cache",
         "leave it out, or leave out `--data` and what needs it",
     ),
     "data": Rule(lambda job: job.has_data, "there are no samples", "give `--data`"),
@@ -72,7 +73,7 @@ RULES = {
     ),
     "int8": Rule(
         lambda job: job.int8,
-        "activations are not on grids of this scheme",
+        "activations are not on integer grids in this scheme",
         "it goes with `--quantize int8`",
     ),
     "evidence": Rule(
@@ -83,7 +84,7 @@ RULES = {
     "synthesis": Rule(
         lambda job: job.evidence not in (None, "noise"),
         "no inputs are synthesised",
-        "it goes with `--quantize int8`, without `--data` and `--evidence noise`",
+        "it goes with `--quantize int8` or `fp8`, without `--data` and `--evidence noise`",
     ),
     "approximate": Rule(
         lambda job: job.approximate,

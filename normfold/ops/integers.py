@@ -68,10 +68,10 @@ def lacks_kernel(linear: Linear, grids: Grids) -> str:
     """Why no kernel of a runtime takes a layer in few bits; empty if one does."""
     if grids.rounding == "e4m3" and linear.transposed:
         return "a transposed convolution has none"
-    window = math.prod(concrete(size) for size in shape_of(linear.weight)[2:] if linear.kernel)
     if linear.kernel and not grids.window:
         return "products of matrices alone have one, and this is a convolution"
-    if window > grids.window:
+    window = math.prod(concrete(size) for size in shape_of(linear.weight)[2:])
+    if linear.kernel and window > grids.window:
         return f"a window of {window} elements, at most {grids.window} have one"
     inputs, outputs = features(linear)
     if inputs % grids.multiple or outputs % grids.multiple:

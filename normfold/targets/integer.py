@@ -1,4 +1,5 @@
-"""How the ops of a quantised graph are written in ONNX."""
+"""How the ops of a quantised graph are written in ONNX. Types of QuantizeLinear are those of opset 18 to 23, by the
+types of its operands."""
 
 from __future__ import annotations
 

@@ -73,9 +73,7 @@ class RuntimeSession:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=list(dict.fromkeys((provider, _CPU)))
-            )
+            self._session = _opened(path, options, list(dict.fromkeys((provider, _CPU))))
         except Exception as error:  # the binding raises a dozen types without a common base
             raise _refused(error, path) from error
         if self._session.get_providers()[0] != provider:  # it falls back to the CPU by itself
@@ -122,6 +120,20 @@ class RuntimeSession:
             bits = tensor.view(torch.int16).numpy().view(np.uint16)
             return value.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
         return value.ortvalue_from_numpy(tensor.numpy())
+
+
+def _opened(path: str | os.PathLike[str], options: Any, providers: list[str]) -> Any:
+    """A session. What onnxruntime rewrites around grids takes 8-bit floats for integers, and makes a graph that it then
+    refuses itself (1.31): those rewrites are left out where that happens."""
+    from onnxruntime import InferenceSession
+
+    try:
+        return InferenceSession(os.fspath(path), options, providers=providers)
+    except Exception as error:
+        if "float8" not in str(error):
+            raise
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return InferenceSession(os.fspath(path), options, providers=providers)
 
 
 def runs(path: str | os.PathLike[str]) -> Iterator[tuple[str, Callable[..., list[Tensor]]]]:
