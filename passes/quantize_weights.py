@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
+from normfold.ir.graph import shape_of
 from normfold.ir.grids import scale_of, top_of
 from normfold.ir.intervals import (
     mean_shift,
@@ -107,9 +108,9 @@ class QuantizeWeights(Pass):
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
         node, weight, axis = match.node, linear.weight, linear.out_axis
-        turned = (
-            bool(self.block) and linear.in_axis == 1
-        )  # blocks lie along the rows: kernels take that form
+        # (inputs, outputs): blocks lie along the rows, and TensorRT wants 8-bit floats dequantised right before the op
+        product = bool(self.block) or (self.grid == "e4m3" and _on_the_left(linear))
+        turned = product and linear.in_axis == 1
         if turned:
             weight = rewriter.expression(aten.t.default, weight)
         if self.block:
@@ -130,11 +131,16 @@ class QuantizeWeights(Pass):
             error = evaluate(rewriter.graph.module, values) - exact
             shift = mean_of_product(linear, mean.double(), error.t() if turned else error)
             note_mean_shift(node, shift)
-        if self.block:
+        if product:
             _product(linear, values, rewriter)
         else:
             rewriter.set_argument(node, linear.weight_position, values, same=True)
         rewriter.record(f"{node.name}: weight in {self.bits} bits")
+
+
+def _on_the_left(linear: Linear) -> bool:
+    """True for a matrix that an activation with its features last is multiplied by."""
+    return linear.kernel == 0 and linear.in_dim == len(shape_of(linear.data)) - 1
 
 
 def _one_scale(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -258,9 +258,10 @@ def _tables(graph: Graph) -> set[fx.Node]:
         if not _is_typed(node):
             continue
         sources = {source for source in node.all_input_nodes if _type(source) is not None}
-        if node.target is dequantize and is_static(node):  # a weight
+        steps = node.target is dequantize
+        if steps and is_static(node):  # a weight
             continue
-        reads = row_of(node).lookup or linear_of(node) or data & sources
+        reads = steps or row_of(node).lookup or linear_of(node) or data & sources
         if reads and not is_static(node):
             data.add(node)
         elif found & sources or not sources or kind_of(node) is not Kind.MOVE:
