@@ -55,7 +55,7 @@ def convert(
     checkpoint: str | os.PathLike[str] | None = None,
     precision: Literal["fp32", "fp16", "bf16"] | None = None,
     keep_fp32: str | Sequence[str] = (),
-    quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights"] | None = None,
+    quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8"] | None = None,
     evidence: Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"] = "auto",
     images: int = 0,
     synthesis_steps: int | None = None,
@@ -147,7 +147,8 @@ def convert(
         checkpoint: file to resume from after an interruption; written at every evaluation.
         precision: type of weights and activations; inputs and outputs keep theirs.
         keep_fp32: module paths, ops or nodes that stay in float32 (`blocks.3.*`, `softmax`); repeatable.
-        quantize: write integers: weights and activations, inputs at run time, or weights alone.
+        quantize: write integers: weights and activations, inputs at run time, or weights alone; fp8: 8-bit
+            floats.
         evidence: without --data: inputs synthesised from the norms' statistics, joined with the statistics
             themselves (auto), or one of them alone; noise is a control.
         images: inputs to synthesise; 0: 64, or 16 above 128 pixels.

@@ -17,6 +17,7 @@ from normfold.errors import UsageError
 
 NEVER = 1 << 10
 E4M3_TOP = 448  # the largest float of 8 bits
+_HEADROOM = 2  # ranges are estimates, and room beyond them costs floats nothing (docs/integers.md)
 SCHEMES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
 RANGED = ("int8", "fp8")  # activations are on grids whose ranges are found beforehand
 
@@ -89,7 +90,7 @@ class Grids:
         low, high = min(low, 0.0), max(high, 0.0)
         first, last = self.limits(bits)
         if self.rounding == "e4m3":
-            return power_of_two(max(-low, high), last), 0
+            return power_of_two(_HEADROOM * max(-low, high), last), 0
         if self.symmetric:
             return max(-low, high) / last or 1.0, 0
         scale = (high - low) / (last - first) or 1.0
@@ -173,8 +174,8 @@ _TENSORRT = Grids(
     False,
     schemes=("int8",),
     by_layer=False,
-    attention="8-bit integers in float32 networks have run ViT-L at half the speed of float16 (131.8 and 65.6 ms on "
-    "a T4, NVIDIA/Model-Optimizer#167): compare with `--quantize fp8` or `--precision fp16` before deployment",
+    attention="8-bit integers in float32 networks have run ViT-L at half the speed of float16 (131.8 and 65.6 ms "
+    "on a T4, NVIDIA/Model-Optimizer#167): compare with `--quantize fp8` or `--precision fp16` before deployment",
 )
 # channels and windows: what NVIDIA's own quantiser leaves out, as kernels are missing or slower (Model-Optimizer)
 _TENSORRT_FLOATS = Grids(
@@ -254,7 +255,9 @@ TARGETS = {
             _ORT,
             attention_opset=NEVER,
             grids=_TENSORRT,
-            float_grids=replace(_TENSORRT_FLOATS, window=0),  # "only supported for matrix multiplications"
+            float_grids=replace(
+                _TENSORRT_FLOATS, window=0
+            ),  # "only supported for matrix multiplications"
             builder="tensorrt-rtx",
             stands_in=True,
         ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
@@ -54,7 +54,7 @@ class QuantizeWeights(Pass):
         target: layers that its kernels do not take stay in floats; every layer is taken when empty.
 
     Exact:    no: values are rounded.
-    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of a convolution), no-kernel.
+    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of anything else than x @ W), no-kernel.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -99,7 +99,7 @@ class QuantizeWeights(Pass):
             return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
         if quantized_weight(match.plan):
             return Decline(Reason.ON_A_GRID, match.node)
-        if self.block and match.plan.kernel:
+        if self.block and not _on_the_left(match.plan):
             return Decline(Reason.NOT_A_MATRIX, match.node)
         if self.target and (why := lacks_kernel(match.plan, grids_of(self.target, self.grid))):
             return Decline(Reason.NO_KERNEL, match.node, why)
@@ -108,7 +108,7 @@ class QuantizeWeights(Pass):
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
         node, weight, axis = match.node, linear.weight, linear.out_axis
-        # (inputs, outputs): blocks lie along the rows, and TensorRT wants 8-bit floats dequantised right before the op
+        # (inputs, outputs): blocks lie along the rows, and 8-bit floats are dequantised right in front of the op
         product = bool(self.block) or (self.grid == "e4m3" and _on_the_left(linear))
         turned = product and linear.in_axis == 1
         if turned:
@@ -119,7 +119,8 @@ class QuantizeWeights(Pass):
         exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
         name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
         if self.grid == "e4m3":
-            scale, how = _one_scale(exact, dtype), (None, 0, -E4M3_TOP, E4M3_TOP, "e4m3")
+            scale = _one_scale(exact, dtype)
+            how: tuple[Any, ...] = (None, 0, -E4M3_TOP, E4M3_TOP, "e4m3")
         else:
             top = top_of(self.bits)
             scale = scale_of(exact, axis, self.bits, self.block, self.clip, dtype)

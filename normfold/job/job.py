@@ -161,6 +161,8 @@ class Job:
         integers = self.quantize
         if integers is None:
             return
+        for request in requests or (Request("", self.export.first),):
+            _require_kernels(integers, request)
         typed = [row.name for row in TARGETS.values() if row.builder]
         if self.cast is not None and any(not item.target.builder for item in requests):
             raise UsageError(
@@ -174,8 +176,6 @@ class Job:
                 "activations of fewer than 8 bits are simulated: no runtime executes them",
                 hint="leave out `--export`",
             )
-        for request in requests or (Request("", self.export.first),):
-            _require_kernels(integers, request)
 
     def options(self) -> Iterator[tuple[Option, Any]]:
         """Every option that differs from its default, and its value, in the order of the help."""

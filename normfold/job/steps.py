@@ -188,7 +188,7 @@ class Quantize(Options):
 
     scheme: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8"] | None = option(
         None,
-        "Write integers: weights and activations, inputs at run time, or weights alone; or 8-bit floats (TensorRT).",
+        "Write integers: weights and activations, inputs at run time, or weights alone; fp8: 8-bit floats.",
         "--quantize",
         "--scheme",
         group="What to do",

@@ -5,17 +5,17 @@ Until it is baked, a value on a grid is one op, and a function of the floats tha
     on_grid(x, scale, zero_point, dim, block, low, high, rounding) = (q - zero_point) * scale
     q = clip(round(x / scale) + zero_point, low, high)                  half to even
 
-With the rounding ``e4m3`` the steps q are no integers but floats of 8 bits (4 of exponent, 3 of mantissa), and there
-is no zero point but 0.
+With the rounding ``e4m3`` the steps q are floats of 8 bits (4 of exponent, 3 of mantissa), and the zero point is 0.
 
 Its gradient passes straight through the rounding: that of x is the result's where x lies on the grid and 0 where
 it is clipped, that of the scale is what the rounded value changes by (Esser et al. 2020, "Learned step size
 quantization"). ``on_dynamic_grid(x)`` finds one grid of 8 bits for the whole of x.
 
 Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of steps in the file or of
-``quantize(x, scale, zero_point, dim)``, whose type is that of the zero point; and ``dynamic_matmul(x, q, scale)``, which is ``on_dynamic_grid(x) @ (q *
-scale)`` with one scale per column of q. ``to_steps`` is the expression of the integers in the file. Each is one op
-in ONNX, but for the dynamic product. ``bits`` 4 stores two values in a byte in the file; here they lie in an int8.
+``quantize(x, scale, zero_point, dim)``, whose steps have the type of the zero point; and ``dynamic_matmul(x, q,
+scale)``, which is ``on_dynamic_grid(x) @ (q * scale)`` with one scale per column of q. ``to_steps`` is the
+expression of the steps in the file. Each is one op in ONNX, but for the dynamic product. ``bits`` 4 stores two
+values in a byte in the file; here they lie in an int8.
 
 Scale and zero point are single numbers (``dim`` None), one per channel along ``dim``, or one per block of
 ``block`` values along it (``block`` > 0). ``global_pool(x)`` is the mean over all axes behind the second, kept.

@@ -76,7 +76,9 @@ def lacks_kernel(linear: Linear, grids: Grids) -> str:
     inputs, outputs = features(linear)
     if inputs % grids.multiple or outputs % grids.multiple:
         group = " per group" if linear.groups > 1 else ""
-        return f"{inputs} inputs and {outputs} outputs{group}, multiples of {grids.multiple} have one"
+        return (
+            f"{inputs} inputs and {outputs} outputs{group}, multiples of {grids.multiple} have one"
+        )
     return ""
 
 

@@ -134,7 +134,9 @@ def find_ranges(
         text = f"{evidence.source}; its statistics do not fit, so noise widens the ranges"
         evidence = replace(evidence, source=text)
     rests = (data or options.evidence not in ("analytic", "noise")) and not evidence.doubtful
-    integral = (options.scheme or "int8") != "fp8"  # steps of floats are relative: large values cost the others nothing
+    integral = (
+        options.scheme or "int8"
+    ) != "fp8"  # steps of floats are relative: large values cost the others nothing
     if integral and options.clip_ranges and batches and (rests or options.activation_bits < 8):
         clip(graph, batches, grids_of("ort-x86"), options.activation_bits, device)
     names = frozenset(node.name for node in derived)

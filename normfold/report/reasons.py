@@ -224,8 +224,9 @@ class Reason(Code):
     NOT_A_MATRIX = (
         "NF129",
         "not-a-matrix",
-        "scales per block of inputs are for matrices, and this weight belongs to a convolution",
-        "leave the option `block` out: a convolution has one scale per output channel",
+        "scales per block of inputs are for matrices on the right of a product, and this weight belongs to a "
+        "convolution or stands on the left",
+        "leave the option `block` out: there is one scale per output channel then",
     )
     ON_A_GRID = (
         "NF130",

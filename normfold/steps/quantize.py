@@ -212,7 +212,9 @@ def _require_grids(passes: list[PassReport], target: str, step: Quantize) -> Non
     if not blocked or any(item.rewrites for item in stored):
         return
     why = Counter(blocked.values()).most_common(1)[0][0]
-    others = [row.name for row in TARGETS.values() if row.name != target and step.scheme in row.schemes]
+    others = [
+        row.name for row in TARGETS.values() if row.name != target and step.scheme in row.schemes
+    ]
     raise UsageError(
         f"no layer of this network has a kernel for `{step.scheme}` in {TARGETS[target].runtime}",
         found=f"of {len(blocked)} layers `{next(iter(blocked))}` and others: {why}",

@@ -1,5 +1,4 @@
-"""How the ops of a quantised graph are written in ONNX. Types of QuantizeLinear are those of opset 18 to 23, by the
-types of its operands."""
+"""How the ops of a quantised graph are written in ONNX: as calls of opset 18, with the types of the file's own."""
 
 from __future__ import annotations
 

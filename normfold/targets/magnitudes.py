@@ -73,7 +73,12 @@ def _extent(tensor: Tensor) -> Extent:
 
 def _inside(node: fx.Node, x: Any) -> Extent:
     """The squares that an op sums before it gives a result of another size."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype.itemsize == 1 or not x.numel():
+    if (
+        not isinstance(x, Tensor)
+        or not x.is_floating_point()
+        or x.dtype.itemsize == 1
+        or not x.numel()
+    ):
         return Extent()
     found = summed(node, x.float())
     if found is None:

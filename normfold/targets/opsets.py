@@ -36,10 +36,8 @@ def has_blocks(graph: Graph) -> bool:
 def _has_wide_steps(graph: Graph) -> bool:
     """True if values on grids are floats of 8 bits, or what they stand for is in half precision."""
     grids = [node for node in graph.nodes if node.target is dequantize]
-    return any(
-        node.meta["val"].dtype != torch.float32 or node.args[0].meta["val"].is_floating_point()
-        for node in grids
-    )
+    half = any(node.meta["val"].dtype != torch.float32 for node in grids)
+    return half or any(x.all_input_nodes[0].meta["val"].is_floating_point() for x in grids)
 
 
 def _has_bf16(graph: Graph) -> bool:

@@ -227,7 +227,8 @@ class _Typing:
 
     def _retype(self, node: fx.Node, dtype: torch.dtype) -> None:
         self._shapes.retype(
-            node, lambda before: dtype if before.is_floating_point and before.itemsize > 1 else before
+            node,
+            lambda before: dtype if before.is_floating_point and before.itemsize > 1 else before,
         )
 
     def _cast(self, source: fx.Node, dtype: torch.dtype, returned: bool = False) -> fx.Node:
@@ -334,7 +335,9 @@ def _can_be_half(node: fx.Node) -> bool:
 def _leaves(node: Any) -> list[Tensor]:
     values = pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else []
     found = [leaf for leaf in values if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return [leaf for leaf in found if leaf.dtype.itemsize > 1]  # steps of a grid are stored, and keep their type
+    return [
+        leaf for leaf in found if leaf.dtype.itemsize > 1
+    ]  # steps of a grid are stored, and keep their type
 
 
 def _type(node: Any) -> torch.dtype | None:
