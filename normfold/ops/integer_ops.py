@@ -5,7 +5,7 @@ Until it is baked, a value on a grid is one op, and a function of the floats tha
     on_grid(x, scale, zero_point, dim, block, low, high, rounding) = (q - zero_point) * scale
     q = clip(round(x / scale) + zero_point, low, high)                  half to even
 
-With the rounding ``e4m3`` the steps q are floats of 8 bits (4 of exponent, 3 of mantissa), and the zero point is 0.
+With the rounding ``e4m3`` the steps q are 8-bit floats (4 of exponent, 3 of mantissa), and the zero point is 0.
 
 Its gradient passes straight through the rounding: that of x is the result's where x lies on the grid and 0 where
 it is clipped, that of the scale is what the rounded value changes by (Esser et al. 2020, "Learned step size

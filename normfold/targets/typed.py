@@ -120,6 +120,9 @@ class _Typing:
                 self.islands.append(Island(*names, why))
             if why or node in tables or not _can_be_half(node):
                 self.wide.add(node)
+        for node in self.graph.nodes:  # weights are dequantised in the type of what reads them
+            if node.target is dequantize and is_static(node) and self.wide.issuperset(node.users):
+                self.wide.add(node)
         if unmatched:
             raise UsageError(
                 "nothing is called so that could stay in float32",
