@@ -157,7 +157,7 @@ def test_onnxruntime_runs_such_files_as_they_are(tmp_path: Path) -> None:
     (path,) = result.artifacts
     (wanted,) = float_outputs(result.graph, [(ROWS,)])
     for level in ("all", "none"):
-        (got,) = RuntimeSession(path, level).run([ROWS])  # type: ignore[arg-type]
+        (got,) = RuntimeSession(path, level).run([ROWS])
         torch.testing.assert_close(got, wanted[0], rtol=1e-3, atol=1e-3)
 
 
