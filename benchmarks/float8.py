@@ -2,7 +2,7 @@
 
 python -m benchmarks.float8 [--networks vit resnet20] [--out out/float8]
 
-Each line is one choice: ``chosen`` is what `normfold quantize --scheme fp8 --target trt` does, ``exact`` has scales
+Each line is a choice: ``chosen`` is what `normfold quantize --scheme fp8 --target trt` does, ``exact`` has scales
 that are not rounded to powers of two, ``tight`` no room beyond the ranges, ``sums`` grids of residual sums,
 ``int8`` the integers for the same target. Ranges are measured on 256 training images, or found without data.
 Networks are simulated in float32 and compared with the floats on 2,000 test images.
