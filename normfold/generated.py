@@ -55,7 +55,7 @@ def convert(
     checkpoint: str | os.PathLike[str] | None = None,
     precision: Literal["fp32", "fp16", "bf16"] | None = None,
     keep_fp32: str | Sequence[str] = (),
-    quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless"]
+    quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless", "fp8"]
     | None = None,
     evidence: Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"] = "auto",
     images: int = 0,
@@ -149,7 +149,7 @@ def convert(
         precision: type of weights and activations; inputs and outputs keep theirs.
         keep_fp32: module paths, ops or nodes that stay in float32 (`blocks.3.*`, `softmax`); repeatable.
         quantize: write integers: weights and activations, inputs at run time, or weights alone; lossless:
-            weights that are on a grid already, exactly.
+            weights that are on a grid already, exactly; fp8: 8-bit floats.
         evidence: without --data: inputs synthesised from the norms' statistics, joined with the statistics
             themselves (auto), or one of them alone; noise is a control.
         images: inputs to synthesise; 0: 64, or 16 above 128 pixels.

@@ -8,22 +8,38 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import platform
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from normfold.errors import UsageError
 
 NEVER = 1 << 10
-SCHEMES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless")
+E4M3_TOP = 448  # the largest float of 8 bits
+_HEADROOM = 2  # ranges are estimates, and room beyond them costs floats nothing (docs/integers.md)
+SCHEMES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless", "fp8")
+RANGED = ("int8", "fp8")  # activations are on grids whose ranges are found beforehand
+
+
+def power_of_two(largest: float, top: int = E4M3_TOP) -> float:
+    """The least power of two that brings ``largest`` to ``top`` or below; 1 where there is nothing but zeros.
+
+    Steps of a grid of floats are relative, so that rounding a scale up costs none of their precision; and to
+    divide by a power of two is exact in every type, so that every runtime rounds to the same step. None is below
+    2^-24, the least that half precision holds.
+    """
+    if not largest > 0:
+        return 1.0
+    return max(2.0 ** math.ceil(math.log2(largest / top)), 2.0**-24)
 
 
 @dataclass(frozen=True)
 class Grids:
-    """How the integer kernels of a runtime take a quantised network.
+    """How the kernels for few bits of a runtime take a quantised network.
 
     Attributes:
-        dtype: of activations, by torch's name.
+        dtype: of activations, by torch's name: integers, or floats of 8 bits.
         symmetric: zero points are 0, so that a ReLU's output has 7 bits.
         outputs: integer kernels give integers: a grid behind every op. Otherwise an op's input is on a grid, its
             output is not, and of a sum with an op's output the other side is.
@@ -37,6 +53,11 @@ class Grids:
         by_layer: it runs formats that differ by layer.
         packed: it has onnxruntime's own product of floats with weights of 2, 4 or 8 bits, which keeps the floats;
             others unpack such weights from 4 or 8 bits.
+        sums: the other side of a sum with an op's output is on a grid too.
+        multiple: a layer's inputs and outputs, per group, must be multiples of it.
+        window: elements of the largest window of a convolution; 0 where no convolution has a kernel.
+        capability: the least compute capability of a GPU that has the kernels.
+        attention: what is known against them in networks with attention.
     """
 
     dtype: str
@@ -45,12 +66,24 @@ class Grids:
     kernels: frozenset[str] = frozenset()
     pairs: bool = False
     integer_bias: bool = False
-    schemes: tuple[str, ...] = SCHEMES
+    schemes: tuple[str, ...] = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless")
     by_layer: bool = True
     packed: bool = False
+    sums: bool = True
+    multiple: int = 1
+    window: int = NEVER
+    capability: int = 0
+    attention: str = ""
+
+    @property
+    def rounding(self) -> Literal["nearest", "e4m3"]:
+        """How values are rounded to steps."""
+        return "e4m3" if self.dtype.startswith("float8") else "nearest"
 
     def limits(self, bits: int = 8) -> tuple[int, int]:
-        """The integers of a grid of ``bits``."""
+        """The first and the last step of a grid of ``bits``."""
+        if self.rounding == "e4m3":
+            return -E4M3_TOP, E4M3_TOP
         if self.dtype == "uint8":
             return 0, 2**bits - 1
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -59,6 +92,8 @@ class Grids:
         """Scale and zero point for values from ``low`` to ``high``; zero has a step of its own."""
         low, high = min(low, 0.0), max(high, 0.0)
         first, last = self.limits(bits)
+        if self.rounding == "e4m3":
+            return power_of_two(_HEADROOM * max(-low, high), last), 0
         if self.symmetric:
             return max(-low, high) / last or 1.0, 0
         scale = (high - low) / (last - first) or 1.0
@@ -76,7 +111,7 @@ class Target:
         opset: the default of its ONNX files; ``rms_opset`` that for a graph with RMS norms: 23 has a native
             RMSNormalization, below that the exporter writes mean-of-squares primitives. From ``attention_opset``
             on attention is one Attention op, below it plain ops.
-        grids: None where it takes no integers.
+        grids: None where it takes no integers; ``float_grids`` those of floats of 8 bits, where it has them.
         runs: ``module:function``, called with a path: yields (name, run) for each way in which the file is judged
             here, and raises `EnvironmentMissing` where it cannot be run.
         builder: of its engines, by package; empty where files need none.
@@ -97,6 +132,7 @@ class Target:
     rms_opset: int = 23
     attention_opset: int = 23
     grids: Grids | None = None
+    float_grids: Grids | None = None
     builder: str = ""
     stands_in: bool = False
     floats: tuple[str, ...] = ("float32", "float16", "bfloat16")
@@ -108,6 +144,18 @@ class Target:
         if not self.processors or here in self.processors:
             return ""
         return f"this processor is {here}, the file is for {self.processors[0]}"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of grids that it has, by their names in passes."""
+        rows = {"integers": self.grids, "e4m3": self.float_grids}
+        return tuple(kind for kind, row in rows.items() if row is not None)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes of quantisation that it has kernels for."""
+        rows = (row for row in (self.grids, self.float_grids) if row is not None)
+        return tuple(scheme for row in rows for scheme in row.schemes)
 
     @property
     def times_here(self) -> bool:
@@ -123,7 +171,27 @@ class Target:
 # QLinearAdd, QLinearMul, those that look up a byte, QLinearAveragePool and its global form, MaxPool on integers
 _ORT_KERNELS = frozenset({"sum", "product", "table", "average", "maximum"})
 _ORT = "normfold.targets.runtime:runs"
-_TENSORRT = Grids("int8", True, False, schemes=("int8",), by_layer=False)
+_TENSORRT = Grids(
+    "int8",
+    True,
+    False,
+    schemes=("int8",),
+    by_layer=False,
+    attention="8-bit integers in float32 networks have run ViT-L at half the speed of float16 (131.8 and 65.6 ms "
+    "on a T4, NVIDIA/Model-Optimizer#167): compare with `--quantize fp8` or `--precision fp16` before deployment",
+)
+# channels and windows: what NVIDIA's own quantiser leaves out, as kernels are missing or slower (Model-Optimizer)
+_TENSORRT_FLOATS = Grids(
+    "float8_e4m3fn",
+    True,
+    False,
+    schemes=("fp8",),
+    by_layer=False,
+    sums=False,
+    multiple=16,
+    window=32,
+    capability=89,
+)
 _ATTENTION = "attention as plain ops"
 _EVERY_FLOAT = ("float64", "float32", "float16", "bfloat16")
 
@@ -182,6 +250,7 @@ TARGETS = {
             rms_opset=20,
             attention_opset=NEVER,
             grids=_TENSORRT,
+            float_grids=_TENSORRT_FLOATS,
             builder="tensorrt",
             stands_in=True,
         ),
@@ -195,6 +264,9 @@ TARGETS = {
             _ORT,
             attention_opset=NEVER,
             grids=_TENSORRT,
+            float_grids=replace(
+                _TENSORRT_FLOATS, window=0
+            ),  # "only supported for matrix multiplications"
             builder="tensorrt-rtx",
             stands_in=True,
         ),
@@ -231,15 +303,18 @@ DEFAULTS = {
 GRIDDED = tuple(name for name, row in TARGETS.items() if row.grids is not None)
 
 
-def grids_of(name: str) -> Grids:
-    """The grids of a target.
+def grids_of(name: str, kind: Literal["integers", "e4m3"] = "integers") -> Grids:
+    """The grids of a target: those of integers, or of floats of 8 bits.
 
     Raises:
-        UsageError: an unknown target, or one without integers.
+        UsageError: an unknown target, or one without such grids.
     """
-    grids = target(name).grids
+    row = target(name)
+    grids = row.grids if kind == "integers" else row.float_grids
     if grids is None:
-        raise UsageError(f"`{name}` takes no integers", hint=f"these do: {', '.join(GRIDDED)}")
+        what = "integers" if kind == "integers" else "floats of 8 bits"
+        rows = [x.name for x in TARGETS.values() if kind in x.kinds]
+        raise UsageError(f"`{name}` takes no {what}", hint=f"these do: {', '.join(rows)}")
     return grids
 
 

@@ -1,20 +1,22 @@
 """quantize-activations: tensors go on grids of 8 bits, so that a runtime's integer kernels take the ops between.
 
 x  ->  s (Q - z)        Q = clip(round(x / s) + z), half to even
+x  ->  s Q              Q = e4m3(clip(x / s)), s a power of two
 
 One scale and zero point per tensor, from the interval that was measured or derived for it. The
-target decides which tensors, and which grids (`normfold.target`). `bake` makes integers of it (`on_grid`).
+target decides which tensors, and which grids (`normfold.target`). `bake` stores it in few bits (`on_grid`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import fx
 
+from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.grids import top_of
 from normfold.ir.intervals import range_of
@@ -25,15 +27,16 @@ from normfold.ops.table import bounds
 from normfold.report import PassReport
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.integers import IntegerForms
-from normfold.target import grids_of
+from normfold.target import Grids, grids_of
 
 
 @dataclass(frozen=True)
 class QuantizeActivations(Pass):
-    """Put the tensors between linear ops with integer weights (`quantize-weights`) on grids.
+    """Put the tensors between linear ops whose weights are on grids (`quantize-weights`) on grids.
 
     Options:
         target: the runtime that will read the file.
+        grid: ``integers``, or ``e4m3``: floats of 8 bits, as in `quantize-weights`.
         bits: fewer than 8 stay floats, and no runtime executes them; the inputs of the network and of its last
             layers keep 8.
 
@@ -45,14 +48,22 @@ class QuantizeActivations(Pass):
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
 
     target: str = "ort-x86"
+    grid: Literal["integers", "e4m3"] = "integers"
     bits: Annotated[int, Between(2, 8)] = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        grids_of(self.target)  # refuses an unknown one before any work
+        self._grids()  # refuses an unknown target before any work
+        if self.grid == "e4m3" and self.bits < 8:
+            raise UsageError(
+                f"option `bits` of pass `{self.name}` is for integers", found=f"{self}"
+            )
+
+    def _grids(self) -> Grids:
+        return grids_of(self.target, self.grid)
 
     def run(self, graph: Graph, limit: int | None = None) -> PassReport:
-        if not grids_of(self.target).outputs:
+        if not self._grids().outputs:
             return super().run(graph, limit)
         forms = IntegerForms().run(graph, limit)
         report = super().run(graph, None if limit is None else limit - forms.rewrites)
@@ -60,7 +71,7 @@ class QuantizeActivations(Pass):
         return report
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        found = plan(graph, grids_of(self.target))
+        found = plan(graph, self._grids())
         for tensor, origin in found.tensors.items():
             yield Match(tensor, (), (origin, found))
         for linear in found.linears:
@@ -85,7 +96,7 @@ class QuantizeActivations(Pass):
     def _activation(
         self, tensor: fx.Node, origin: fx.Node, found: Plan, rewriter: Rewriter
     ) -> None:
-        grids, interval = grids_of(self.target), range_of(origin)
+        grids, interval = self._grids(), range_of(origin)
         assert interval is not None
         interval = interval.within(bounds(origin))
         bits = 8 if _at_an_end(tensor) else self.bits
@@ -95,7 +106,7 @@ class QuantizeActivations(Pass):
             torch.tensor(zero, dtype=getattr(torch, grids.dtype)), "zero_point"
         )
         values = rewriter.insert_after(
-            tensor, on_grid, tensor, scale, zeros, None, 0, *grids.limits(bits), "nearest"
+            tensor, on_grid, tensor, scale, zeros, None, 0, *grids.limits(bits), grids.rounding
         )
         readers = found.readers.get(tensor)
         for user in list(tensor.users):

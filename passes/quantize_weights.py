@@ -1,10 +1,11 @@
-"""quantize-weights: weights of linear ops become integers and scales.
+"""quantize-weights: weights of linear ops become integers, or floats of 8 bits, and scales.
 
 W  ->  s round(W / s)        s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
+W  ->  s e4m3(W / s)         s the least power of two with max|W| / s <= 448, over all of W
 
 A weight that is on such a grid already keeps it, and its values. s is measured, and a constant; the rest is an
 expression of W (`on_grid`), which trains with a gradient that passes straight through the rounding until `bake`
-makes integers of it. Rounding is in `normfold.ir.grids`.
+stores it in few bits. Rounding is in `normfold.ir.grids`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
+from normfold.ir.graph import shape_of
 from normfold.ir.grids import grid_of, top_of
 from normfold.ir.intervals import (
     mean_shift,
@@ -30,40 +32,55 @@ from normfold.ir.intervals import (
 )
 from normfold.ir.provenance import module_path
 from normfold.ops.integer_ops import on_grid
-from normfold.ops.integers import mean_of_product, quantized_weight, weighted
+from normfold.ops.integers import lacks_kernel, mean_of_product, quantized_weight, weighted
 from normfold.ops.linear import Linear
 from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
+from normfold.target import E4M3_TOP, grids_of, power_of_two
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Put weights on grids, one scale per output channel or per block of inputs. `bake` behind it stores integers.
+    """Put weights on grids, one scale per output channel or per block of inputs; of floats of 8 bits one scale for
+    all of a weight, which every kernel for them takes. `bake` behind it stores them in few bits.
 
     Options:
+        grid: ``integers``, or ``e4m3``: floats of 8 bits, of which 4 are the exponent and 3 the mantissa.
         bits: 2 to 8. Below 8 they are stored in 8 all the same, but for 4 in blocks.
         block: inputs that share a scale (a power of two from 16); 0: all of an output channel.
         rounding: ``nearest``, or ``squant``: errors that cancel over kernels and channels.
         clip: choose each scale by the squared error (below 8 bits).
         layers: patterns of module paths; all linear ops when empty.
+        target: layers that its kernels do not take stay in floats; every layer is taken when empty.
 
     Exact:    no: values are rounded.
-    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of a convolution).
+    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of anything else than x @ W), no-kernel.
     """
 
     name: ClassVar[str] = "quantize-weights"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     effects: ClassVar[frozenset[Effect]] = frozenset({Effect.STORES_INTEGERS})
 
+    grid: Literal["integers", "e4m3"] = "integers"
     bits: Annotated[int, Between(2, 8)] = 8
     block: Annotated[int, Between(0)] = 0
     rounding: Literal["nearest", "squant"] = "nearest"
     clip: bool = False
     layers: tuple[str, ...] = ()
+    target: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.target:
+            grids_of(self.target, self.grid)  # refuses an unknown one before any work
+        integral = self.bits < 8 or self.block or self.clip or self.rounding != "nearest"
+        if self.grid == "e4m3" and integral:
+            raise UsageError(
+                f"of pass `{self.name}` the options `bits`, `block`, `rounding` and `clip` are for integers",
+                found=f"{self}",
+                hint="floats of 8 bits have one scale for all of a weight, and are rounded to the nearest",
+            )
         if self.block and (self.block < 16 or self.block.bit_count() > 1):
             raise UsageError(
                 f"option `block` of pass `{self.name}` is not a block that kernels have",
@@ -87,16 +104,18 @@ class QuantizeWeights(Pass):
         assert linear is not None
         if quantized_weight(linear):
             return Decline(Reason.ON_A_GRID, match.node)
-        if self.block and linear.kernel:
+        if self.block and not _on_the_left(linear):
             return Decline(Reason.NOT_A_MATRIX, match.node)
+        if self.target and (why := lacks_kernel(linear, grids_of(self.target, self.grid))):
+            return Decline(Reason.NO_KERNEL, match.node, why)
         return match.planned(linear, f"{self.bits} bits")
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
         node, weight, axis = match.node, linear.weight, linear.out_axis
-        turned = (
-            bool(self.block) and linear.in_axis == 1
-        )  # blocks lie along the rows: kernels take that form
+        # (inputs, outputs): blocks lie along the rows, and 8-bit floats are dequantised right in front of the op
+        product = bool(self.block) or (self.grid == "e4m3" and _on_the_left(linear))
+        turned = product and linear.in_axis == 1
         if turned:
             weight = rewriter.expression(aten.t.default, weight)
         if self.block:
@@ -104,21 +123,35 @@ class QuantizeWeights(Pass):
         assert axis is not None
         exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
         name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
-        found, low = grid_of(exact, axis, self.bits, self.block, self.clip, dtype)
-        scale = rewriter.attribute(f"{name}_scale", found)
-        values = rewriter.expression(
-            on_grid, weight, scale, None, axis, self.block, low, top_of(self.bits), self.rounding
-        )
+        if self.grid == "e4m3":
+            scale = _one_scale(exact, dtype)
+            how: tuple[Any, ...] = (None, 0, -E4M3_TOP, E4M3_TOP, "e4m3")
+        else:
+            scale, low = grid_of(exact, axis, self.bits, self.block, self.clip, dtype)
+            how = (axis, self.block, low, top_of(self.bits), self.rounding)
+        stored = rewriter.attribute(f"{name}_scale", scale)
+        values = rewriter.expression(on_grid, weight, stored, None, *how)
         mean = read_mean(node)
         if mean is not None:
             error = evaluate(rewriter.graph.module, values) - exact
             shift = mean_of_product(linear, mean.double(), error.t() if turned else error)
             note_mean_shift(node, shift)
-        if self.block:
+        if product:
             _product(linear, values, rewriter)
         else:
             rewriter.set_argument(node, linear.weight_position, values, same=True)
         rewriter.record(f"{node.name}: weight in {self.bits} bits")
+
+
+def _on_the_left(linear: Linear) -> bool:
+    """True for a matrix that an activation with its features last is multiplied by."""
+    return linear.kernel == 0 and linear.in_dim == len(shape_of(linear.data)) - 1
+
+
+def _one_scale(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale of floats of 8 bits, for all of a weight."""
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    return torch.tensor(power_of_two(largest), dtype=dtype)
 
 
 def _product(linear: Linear, weight: fx.Node, rewriter: Rewriter) -> None:

@@ -127,12 +127,12 @@ def targets_table() -> str:
             ", ".join(map(code, row.formats)),
             row.description,
             row.wants,
-            ", ".join(map(code, row.grids.schemes)) if row.grids is not None else "",
+            ", ".join(map(code, row.schemes)),
             "onnxruntime; the engine by itself" if row.stands_in else row.runtime,
         )
         for row in TARGETS.values()
     ]
-    header = ("target", "formats", "runs", "what the file looks like", "integers", "judged by")
+    header = ("target", "formats", "runs", "what the file looks like", "few bits", "judged by")
     return markdown(header, rows)
 
 

@@ -90,7 +90,9 @@ class Evaluator(fx.Interpreter):
 def widen(value: Any) -> Any:
     """Floating tensors and dtypes to float64, complex ones to complex128, the rest as it is."""
     if isinstance(value, torch.dtype):
-        return torch.float64 if value.is_floating_point else _WIDER.get(value, value)
+        if value.is_floating_point and value.itemsize > 1:  # 8-bit floats are steps of a grid
+            return torch.float64
+        return _WIDER.get(value, value)
     if isinstance(value, Tensor):
         return value.to(widen(value.dtype))
     return value

@@ -1,4 +1,4 @@
-"""Weights on integer grids: choice of the scale, and rounding.
+"""Weights on grids: choice of the scale, and rounding.
 
 With v = w / s, q the integers and e = q - v:
 
@@ -6,6 +6,8 @@ nearest  |e| <= 1/2 for every weight
 squant   |e| <= 1, and the sum of e is at most 1/2 over every kernel and over every output channel: what the sums
          of a layer see of its rounding vanishes (Guo et al. 2022, "SQuant: on-the-fly data-free quantization via
          diagonal Hessian approximation"; written from the formulas)
+e4m3     the nearest float of 4 exponent and 3 mantissa bits, ties to even: |e| <= |v| / 16 from 2^-6 on, and
+         |e| <= 2^-10 below (Micikevicius et al. 2022, "FP8 formats for deep learning")
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from normfold.ir.known_grids import channels_of
 
-Rounding = Literal["nearest", "squant"]
+Rounding = Literal["nearest", "squant", "e4m3"]
+E4M3 = torch.float8_e4m3fn
 _CLIPS = [1.0 - 0.025 * step for step in range(17)]  # down to 0.6 of the largest weight
 
 
@@ -109,19 +112,27 @@ def top_of(bits: int) -> int:
 def rounded(
     weight: Tensor,
     scale: Tensor,
-    axis: int,
+    axis: int | None,
     block: int,
     low: int,
     high: int,
     rounding: Rounding = "nearest",
 ) -> Tensor:
-    """The integers of a weight on a grid, in float64; ``axis`` as in `scale_of`."""
+    """The steps of a weight on a grid, in float64; ``axis`` as in `scale_of`, or None for one scale."""
     v = weight.double() / spread(scale.double(), weight, axis, block)
-    q = v.round().clamp(low, high)
-    if rounding == "squant" and weight.dim() > 1:
+    q = nearest(v, low, high, rounding)
+    if rounding == "squant" and axis is not None and weight.dim() > 1:
         # blocks are of a matrix, and its channels lie along the other axis
         q = _squant(v, q, 1 - axis % 2 if block else axis, high)
     return q
+
+
+def nearest(v: Tensor, low: int, high: int, rounding: Rounding) -> Tensor:
+    """The steps nearest to ``v``, half to even, in its type: integers, or floats of 8 bits. Beyond the ends they
+    are the ends."""
+    if rounding == "e4m3":
+        return v.clamp(low, high).to(E4M3).to(v.dtype)
+    return v.round().clamp(low, high)
 
 
 def to_grid(

@@ -10,19 +10,20 @@ from typing import Any
 
 from normfold.errors import UsageError
 from normfold.job.option import Option, given_options, options_of, same, unknown
-from normfold.job.output import EngineOptions, Export
+from normfold.job.output import EngineOptions, Export, Request
 from normfold.job.policy import Policy
 from normfold.job.presets import KEEPS_GRIDS, trained
 from normfold.job.rules import RULES, Facts
 from normfold.job.source import Source
 from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
+from normfold.target import TARGETS
 
 GROUPS: tuple[type, ...] = (Source, Rewrite, Train, Cast, Quantize, Export, Policy, EngineOptions)
 # presets of one job: a command's own defaults, and the groups that it has nothing to do with
 COMMANDS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
     "convert": ({}, ()),
     "distill": ({"to": "prepbn"}, (Quantize,)),
-    "quantize": ({"quantize": "int8"}, (Train, Cast)),
+    "quantize": ({"quantize": "int8"}, (Train,)),
 }
 _MODEL = "network"  # `model` is the key of the factory, as `--model` is its flag
 
@@ -71,6 +72,8 @@ class Job:
         steps: list[Step] = [rewrite]
         if rewrite.trained:
             steps.insert(0, replace(Train(**parts[Train]), to=rewrite.to))
+        if parts[Quantize].get("scheme") == "fp8" and parts[Cast].get("precision") is None:
+            parts[Cast]["precision"] = "fp16"
         if parts[Cast].get("precision") is not None:
             steps.append(Cast(**parts[Cast]))
         if parts[Quantize].get("scheme") is not None:
@@ -120,6 +123,7 @@ class Job:
             stores=self.quantize is not None,
             quantizes=self.quantize is not None and not self.quantize.exact,
             int8=self.quantize is not None and self.quantize.scheme == "int8",
+            ranged=self.quantize is not None and self.quantize.ranged,
             evidence=None if self.source.data is not None else self._evidence(),
             has_data=self.source.data is not None,
             has_inputs=len(self.source.inputs) > 0 or self.source.inputs_from is not None,
@@ -134,7 +138,7 @@ class Job:
     def _evidence(self) -> str | None:
         """What ranges are found on, where they are needed."""
         made = self.quantize
-        if made is None or not (made.scheme == "int8" or made.correct_bias or made.migrate):
+        if made is None or not (made.ranged or made.correct_bias or made.migrate):
             return None
         return made.evidence
 
@@ -160,29 +164,21 @@ class Job:
         integers = self.quantize
         if integers is None:
             return
-        if self.cast is not None:
+        for request in requests or (Request("", self.export.first),):
+            _require_kernels(integers, request)
+        typed = [row.name for row in TARGETS.values() if row.builder]
+        if self.cast is not None and any(not item.target.builder for item in requests):
             raise UsageError(
                 f"`--precision {self.cast.precision}` and `--quantize {integers.scheme}` contradict each other",
-                hint="an integer network is made from the float32 one: leave one of them out",
+                found=f"target {next(x.target.name for x in requests if not x.target.builder)}",
+                hint="kernels for CPUs stand beside float32: leave one of them out; both are for "
+                f"{' and '.join(f'`--target {name}`' for name in typed)}",
             )
         if requests and integers.activation_bits < 8:
             raise UsageError(
                 "activations of fewer than 8 bits are simulated: no runtime executes them",
                 hint="leave out `--export`",
             )
-        for request in requests or ():
-            grids = request.target.grids
-            if grids is None:
-                raise UsageError(
-                    f"integers are not written as {request.format}",
-                    hint="`--export onnx`, `openvino` or `trt`",
-                )
-            if integers.scheme not in grids.schemes or (integers.mixed and not grids.by_layer):
-                raise UsageError(
-                    f"`{integers.scheme}`{' with formats by layer' if integers.mixed else ''} is not for "
-                    f"{request.target.runtime}",
-                    hint=f"{request.target.runtime} takes {', '.join(f'`{x}`' for x in grids.schemes)}",
-                )
 
     def options(self) -> Iterator[tuple[Option, Any]]:
         """Every option that differs from its default, and its value, in the order of the help."""
@@ -224,6 +220,26 @@ class Job:
                 raise unknown(key, keys)
         keys[_MODEL] = "model"
         return cls.of({keys[key]: value for key, value in table.items()})
+
+
+def _require_kernels(step: Quantize, request: Request) -> None:
+    """Refuse a scheme that a target has no kernels for."""
+    row = request.target
+    if row.grids is None:
+        raise UsageError(
+            f"integers are not written as {request.format or row.name}",
+            hint="`--export onnx`, `openvino` or `trt`",
+        )
+    if step.scheme in row.schemes and (row.grids.by_layer or not step.mixed):
+        return
+    others = [x.name for x in TARGETS.values() if step.scheme in x.schemes and not step.mixed]
+    takes = f"{row.runtime} takes {', '.join(f'`{x}`' for x in row.schemes)}"
+    raise UsageError(
+        f"`{step.scheme}`{' with formats by layer' if step.mixed else ''} is not for {row.runtime}",
+        hint=f"{takes}; `{step.scheme}` is for {', '.join(f'`--target {x}`' for x in others)}"
+        if others
+        else takes,
+    )
 
 
 def _require_command(command: str, steps: Sequence[Step]) -> None:

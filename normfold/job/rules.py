@@ -16,6 +16,7 @@ class Facts:
     stores: bool
     quantizes: bool
     int8: bool
+    ranged: bool
     evidence: str | None
     has_data: bool
     has_inputs: bool
@@ -53,8 +54,8 @@ RULES = {
         f"it goes with `--to` {_TRAINED}, or with `--quantize`; or leave out `--input`",
     ),
     "generation": Rule(
-        lambda job: not (job.trains or job.int8 or job.has_data),
-        "training, int8 and samples take whole sequences, without a cache",
+        lambda job: not (job.trains or job.ranged or job.has_data),
+        "training, int8, fp8 and samples take whole sequences, without a cache",
         "leave it out, or leave out `--data` and what needs it",
     ),
     "data": Rule(lambda job: job.has_data, "there are no samples", "give `--data`"),
@@ -74,7 +75,7 @@ RULES = {
     "weights": Rule(lambda job: job.stores, "no integers are written", "it goes with `--quantize`"),
     "int8": Rule(
         lambda job: job.int8,
-        "activations are not on grids of this scheme",
+        "activations are not on integer grids in this scheme",
         "it goes with `--quantize int8`",
     ),
     "evidence": Rule(
@@ -85,7 +86,7 @@ RULES = {
     "synthesis": Rule(
         lambda job: job.evidence not in (None, "noise"),
         "no inputs are synthesised",
-        "it goes with `--quantize int8`, without `--data` and `--evidence noise`",
+        "it goes with `--quantize int8` or `fp8`, without `--data` and `--evidence noise`",
     ),
     "approximate": Rule(
         lambda job: job.approximate,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from normfold.errors import UsageError
 from normfold.job.option import Options, option
 from normfold.job.presets import PRESETS, preset, trained
-from normfold.target import SCHEMES
+from normfold.target import RANGED, SCHEMES
 
 Evidence = Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"]
 
@@ -163,7 +163,7 @@ class Cast(Options):
     precision: Literal["fp32", "fp16", "bf16"] | None = option(
         None,
         "Type of weights and activations; inputs and outputs keep theirs.",
-        default_text="as stored; float32 for CPUs",
+        default_text="as stored; float32 for CPUs; fp16 beside 8-bit floats",
     )
     keep_fp32: tuple[str, ...] = option(
         (),
@@ -175,7 +175,7 @@ class Cast(Options):
 
 @dataclass(frozen=True)
 class Quantize(Options):
-    """Weights, or weights and activations, on integer grids.
+    """Weights, or weights and activations, on grids of few bits.
 
     ``clip_ranges``: below 8 bits, narrow every interval as far as makes the squared error of its grid least;
     ``synthesis_rate``: of Adam on the inputs, with a cosine to zero.
@@ -186,17 +186,17 @@ class Quantize(Options):
     RANGES: ClassVar[str] = "Quantising: ranges of activations"
     LAYERS: ClassVar[str] = "Quantising: formats by layer"
 
-    scheme: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless"] | None = (
-        option(
-            None,
-            "Write integers: weights and activations, inputs at run time, or weights alone; lossless: weights "
-            "that are on a grid already, exactly.",
-            "--quantize",
-            "--scheme",
-            group="What to do",
-            when="always",
-            keyword="quantize",
-        )
+    scheme: (
+        Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless", "fp8"] | None
+    ) = option(
+        None,
+        "Write integers: weights and activations, inputs at run time, or weights alone; lossless: weights "
+        "that are on a grid already, exactly; fp8: 8-bit floats.",
+        "--quantize",
+        "--scheme",
+        group="What to do",
+        when="always",
+        keyword="quantize",
     )
     evidence: Evidence = option(
         "auto",
@@ -306,6 +306,11 @@ class Quantize(Options):
     def mixed(self) -> bool:
         """True if every layer gets a format of its own."""
         return self.target_size is not None or self.target_latency is not None or self.simulate
+
+    @property
+    def ranged(self) -> bool:
+        """True if activations are on grids whose ranges are found beforehand."""
+        return (self.scheme or "int8") in RANGED
 
     def schemes(self) -> tuple[str, ...]:
         """What may be asked for."""

@@ -5,14 +5,17 @@ Until it is baked, a value on a grid is one op, and a function of the floats tha
     on_grid(x, scale, zero_point, dim, block, low, high, rounding) = (q - zero_point) * scale
     q = clip(round(x / scale) + zero_point, low, high)                  half to even
 
+With the rounding ``e4m3`` the steps q are 8-bit floats (4 of exponent, 3 of mantissa), and the zero point is 0.
+
 Its gradient passes straight through the rounding: that of x is the result's where x lies on the grid and 0 where
 it is clipped, that of the scale is what the rounded value changes by (Esser et al. 2020, "Learned step size
 quantization"). ``on_dynamic_grid(x)`` finds one grid of 8 bits for the whole of x.
 
-Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of integers in the file or of
-``quantize(x, scale, zero_point, dim)``; and ``dynamic_matmul(x, q, scale)``, which is ``on_dynamic_grid(x) @ (q *
-scale)`` with one scale per column of q. ``to_steps`` is the expression of the integers in the file. Each is one op
-in ONNX, but for the dynamic product. ``bits`` 4 stores two values in a byte in the file; here they lie in an int8.
+Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of steps in the file or of
+``quantize(x, scale, zero_point, dim)``, whose steps have the type of the zero point; and ``dynamic_matmul(x, q,
+scale)``, which is ``on_dynamic_grid(x) @ (q * scale)`` with one scale per column of q. ``to_steps`` is the
+expression of the steps in the file. Each is one op in ONNX, but for the dynamic product. ``bits`` 4 stores two
+values in a byte in the file; here they lie in an int8.
 
 ``stored_matmul(x, q, scale, zero_point, block, bits)`` is the product of x (..., inputs), in floats, and a weight
 that was on a grid before anything was rounded: q (outputs, inputs) is unsigned, scale and zero point (outputs,
@@ -29,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normfold.ir.grids import Rounding, rounded, spread, total
+from normfold.ir.grids import E4M3, Rounding, nearest, rounded, spread, total
 
 _GRID = "Tensor x, Tensor scale, Tensor? zero_point, int? dim, int block, int low, int high, str rounding"
 _LIBRARY = torch.library.Library("normfold", "FRAGMENT")
@@ -57,12 +60,14 @@ def _steps(
     high: int,
     rounding: Rounding,
 ) -> Tensor:
-    """The integers less the zero point, as floats."""
-    if dim is not None and zero_point is None:  # a parameter, exactly as it will be stored
+    """The steps less the zero point, as floats."""
+    if zero_point is None:  # a parameter, exactly as it will be stored
         return rounded(x, scale, dim, block, low, high, rounding)
-    zero = 0.0 if zero_point is None else spread(zero_point.to(x.dtype), x, dim, block)
-    steps = torch.round(x / spread(scale, x, dim, block)) + zero
-    return steps.clamp(low, high) - zero
+    v = x / spread(scale, x, dim, block)
+    if rounding == "e4m3":
+        return nearest(v, low, high, rounding)
+    zero = spread(zero_point.to(x.dtype), x, dim, block)
+    return (torch.round(v) + zero).clamp(low, high) - zero
 
 
 def _on_grid(
@@ -75,11 +80,13 @@ def _on_grid(
 def _to_steps(
     x: Tensor, scale: Tensor, zero: Tensor | None, dim: int | None, block: int, *how: Any
 ) -> Tensor:
-    return _steps(x, scale, zero, dim, block, *how).to(stored_type(*how[:2]))
+    return _steps(x, scale, zero, dim, block, *how).to(stored_type(*how))
 
 
-def stored_type(low: int, high: int) -> torch.dtype:
+def stored_type(low: int, high: int, rounding: Rounding) -> torch.dtype:
     """The type of weights and biases on a grid."""
+    if rounding == "e4m3":
+        return E4M3
     return torch.int8 if low >= -128 and high <= 127 else torch.int32
 
 
@@ -90,10 +97,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point, output = ctx.saved_tensors
-    dim, block, low, high, _ = ctx.how
+    dim, block, low, high, rounding = ctx.how
     wide = spread(scale.to(x.dtype), x, dim, block)
     zero = 0.0 if zero_point is None else spread(zero_point.to(x.dtype), x, dim, block)
-    steps = torch.round(x / wide) + zero
+    steps = x / wide if rounding == "e4m3" else torch.round(x / wide) + zero
     inside = (steps >= low) & (steps <= high)
     of_scale = gradient * (output - torch.where(inside, x, 0.0)) / wide
     return gradient * inside, total(of_scale, dim, block).reshape(scale.shape), *[None] * 6
@@ -116,8 +123,12 @@ def _on_dynamic_grid(x: Tensor) -> Tensor:
 
 
 def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, dim: int | None) -> Tensor:
+    v = x / spread(scale, x, dim, 0)
+    if zero_point.dtype == E4M3:
+        limit = torch.finfo(E4M3).max
+        return v.clamp(-limit, limit).to(E4M3)
     limits = torch.iinfo(zero_point.dtype)
-    steps = torch.round(x / spread(scale, x, dim, 0)) + spread(zero_point, x, dim, 0)
+    steps = torch.round(v) + spread(zero_point, x, dim, 0)
     return steps.clamp(limits.min, limits.max).to(zero_point.dtype)
 
 
@@ -154,7 +165,7 @@ def _like(x: Tensor, *rest: Any) -> Tensor:
 
 for _name, _function, _fake in (
     ("on_grid", _on_grid, _like),
-    ("to_steps", _to_steps, lambda x, *rest: torch.empty_like(x, dtype=stored_type(*rest[4:6]))),
+    ("to_steps", _to_steps, lambda x, *rest: torch.empty_like(x, dtype=stored_type(*rest[4:7]))),
     ("on_dynamic_grid", _on_dynamic_grid, _like),
     ("quantize", _quantize, _quantize),
     ("dequantize", _dequantize, _dequantize),

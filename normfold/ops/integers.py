@@ -1,7 +1,8 @@
-"""Which tensors of a graph go on a grid, so that a runtime's integer kernels take the ops between them."""
+"""Which tensors of a graph go on a grid, so that a runtime's kernels for few bits take the ops between them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 from normfold.ir import facts
 from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
-from normfold.ir.graph import Graph, shape_of
+from normfold.ir.graph import Graph, concrete, shape_of
 from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.padding import is_taken, source_of
@@ -53,7 +54,7 @@ def plan(graph: Graph, grids: Grids) -> Plan:
         for node in graph.nodes
         if (linear := weighted(node)) is not None and integer_arithmetic(linear)
     ]
-    return _chained(graph, grids, linears) if grids.outputs else _inputs_only(linears)
+    return _chained(graph, grids, linears) if grids.outputs else _inputs_only(linears, grids.sums)
 
 
 def weighted(node: fx.Node) -> Linear | None:
@@ -63,6 +64,34 @@ def weighted(node: fx.Node) -> Linear | None:
     if facts.get(node, StaysFloat):
         return None
     return linear_of(node) if kind_of(node) is Kind.LINEAR else None
+
+
+def lacks_kernel(linear: Linear, grids: Grids) -> str:
+    """Why no kernel of a runtime takes a layer in few bits; empty if one does."""
+    if grids.rounding == "e4m3" and linear.transposed:
+        return "a transposed convolution has none"
+    if linear.kernel and not grids.window:
+        return "products of matrices alone have one, and this is a convolution"
+    window = math.prod(concrete(size) for size in shape_of(linear.weight)[2:])
+    if linear.kernel and window > grids.window:
+        return f"a window of {window} elements, at most {grids.window} have one"
+    inputs, outputs = features(linear)
+    if inputs % grids.multiple or outputs % grids.multiple:
+        group = " per group" if linear.groups > 1 else ""
+        return (
+            f"{inputs} inputs and {outputs} outputs{group}, multiples of {grids.multiple} have one"
+        )
+    return ""
+
+
+def features(linear: Linear) -> tuple[int, int]:
+    """Inputs and outputs of a layer, of each of its groups."""
+    shape = shape_of(linear.weight)
+    assert linear.in_axis is not None
+    inputs, outputs = concrete(shape[linear.in_axis]), concrete(shape[linear.out_axis])
+    if linear.transposed:
+        return inputs // linear.groups, outputs
+    return inputs, outputs // linear.groups
 
 
 def mean_of_product(linear: Linear, mean: Tensor, weight: Tensor) -> Tensor:
@@ -173,8 +202,8 @@ def _is_output(node: fx.Node) -> bool:
     return any(user.op == "output" for user in node.users)
 
 
-def _inputs_only(linears: list[Linear]) -> Plan:
-    """Inputs of linear ops are on grids, and the other side of a sum with a linear op's output."""
+def _inputs_only(linears: list[Linear], sums: bool) -> Plan:
+    """Inputs of linear ops are on grids, and with ``sums`` the other side of a sum with a linear op's output."""
     found = Plan(linears)
     ops = {linear.node for linear in linears}
     for linear in linears:
@@ -183,7 +212,7 @@ def _inputs_only(linears: list[Linear]) -> Plan:
         found.readers.setdefault(data, set()).add(
             linear.node if data is linear.data else linear.data
         )
-    for tensor in list(found.tensors):
+    for tensor in list(found.tensors) if sums else ():
         for user in tensor.users:
             if row_of(user).integers.kernel == "sum" and user not in ops:
                 others = [side for side in operands(user) if side is not tensor]

@@ -85,7 +85,7 @@ def find_inputs(
         UsageError: nothing is known of the activations: no data, and no norm that remembers any.
     """
     source = source or Source()
-    needed = options.scheme in ("int8", None) or options.correct_bias or options.migrate
+    needed = options.ranged or options.correct_bias or options.migrate
     if source.data is not None:
         return _given(graph, source, normalisation)
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
@@ -134,7 +134,10 @@ def find_ranges(
         text = f"{evidence.source}; its statistics do not fit, so noise widens the ranges"
         evidence = replace(evidence, source=text)
     rests = (data or options.evidence not in ("analytic", "noise")) and not evidence.doubtful
-    if options.clip_ranges and batches and (rests or options.activation_bits < 8):
+    integral = (
+        options.scheme or "int8"
+    ) != "fp8"  # steps of floats are relative: large values cost the others nothing
+    if integral and options.clip_ranges and batches and (rests or options.activation_bits < 8):
         clip(graph, batches, grids_of("ort-x86"), options.activation_bits, device)
     names = frozenset(node.name for node in derived)
     spent = time.perf_counter() - start

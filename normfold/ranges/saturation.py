@@ -102,6 +102,8 @@ def _layers(graph: Graph) -> Iterator[_Layer]:
             if linear.weight.args[4]:  # blocks have scales of their own: their sums are floats
                 continue
             zero = _stored(graph, linear.data.args[2])
+            if zero is not None and zero.is_floating_point():  # they are summed in float32
+                continue
             weight, axis = _stored(graph, linear.weight.args[0]), linear.out_axis
             kind = torch.int8 if zero is None else zero.dtype
         if weight is not None and weight.numel():

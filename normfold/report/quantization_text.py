@@ -13,9 +13,10 @@ def print_quantization(
     made: QuantizationReport, line: Callable[[str], None], verbose: bool = False
 ) -> None:
     """Where ranges come from, what it costs on the inputs, and what the runtime runs in integers."""
+    kind = "fp8       8-bit floats" if made.scheme == "fp8" else f"integers  {made.scheme}"
     line(
-        f"integers  {made.scheme} for {made.target}: {made.weights} weights and {made.activations} activations "
-        f"on grids, {made.seconds:.0f} s"
+        f"{kind} for {made.target}: {made.weights} weights and {made.activations} activations on grids, "
+        f"{made.seconds:.0f} s"
     )
     _print_evidence(made, line)
     if made.mixed is not None:
@@ -103,6 +104,8 @@ def _print_census(made: QuantizationReport, line: Callable[[str], None], verbose
         both = sum(made.census.get(kind, 0) for kind in ("QuantizeLinear", "DequantizeLinear"))
         line(f"census    {both} conversions between integers and floats are left")
     blocked = list(made.blocked.items())
+    if blocked and not made.integer and not made.floats:
+        line(f"floats    {len(blocked)} layers have no kernel in so few bits, and stay in floats")
     for name, rule in blocked if verbose else blocked[:_FEW]:
         line(f"          {name}: {rule}")
     if len(blocked) > _FEW and not verbose:

@@ -224,8 +224,9 @@ class Reason(Code):
     NOT_A_MATRIX = (
         "NF129",
         "not-a-matrix",
-        "scales per block of inputs are for matrices, and this weight belongs to a convolution",
-        "leave the option `block` out: a convolution has one scale per output channel",
+        "scales per block of inputs are for matrices on the right of a product, and this weight belongs to a "
+        "convolution or stands on the left",
+        "leave the option `block` out: there is one scale per output channel then",
     )
     ON_A_GRID = (
         "NF130",
@@ -240,6 +241,12 @@ class Reason(Code):
         "channel or block of inputs), or storing that saves too little",
         "`--quantize int4-weights` or `int8-weights` rounds it; where a gain was folded into its columns, "
         "`fold-affine{direction=backward}` leaves it on its grid",
+    )
+    NO_KERNEL = (
+        "NF132",
+        "no-kernel",
+        "the target has no kernel in so few bits for a layer of this kind or size, or none that pays",
+        "nothing to do: it stays in floats; quantize-weights{target=...} says whose kernels are asked for",
     )
 
 

@@ -27,6 +27,7 @@ _FEW = 10
 
 
 # What needs no remark: a confined process, and one that reads no file.
+_OF_SHAPES = ("int64", "int32", "bool")  # what layers compute sizes in
 _EXPECTED = ("confined", "not confined: called from Python", "not confined: no file is read")
 
 
@@ -139,7 +140,7 @@ def _print_engine(engine: EngineReport, console: Console) -> None:
         f"{engine.builder} {engine.version} for {', '.join(engine.targets)}; "
         f"{engine.size / 1e6:.1f} MB in {engine.seconds:.1f} s",
     )
-    layers = [f"{count} {dtype}" for dtype, count in engine.layers.items() if "float" in dtype]
+    layers = [f"{count} {x}" for x, count in engine.layers.items() if x not in _OF_SHAPES]
     print_line(console, f"layers    {', '.join(layers)}")
     for name, shapes in engine.profile.items():
         sizes = ["x".join(map(str, shape)) for shape in shapes]
@@ -226,7 +227,7 @@ def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:
     integers = [check for check in checks if isinstance(check, AgreementCheck)]
     if integers:
         console.print()
-        console.print(table("integer files", _INTEGER_COLUMNS, map(_integer_row, integers)))
+        console.print(table("files on grids", _INTEGER_COLUMNS, map(_integer_row, integers)))
         print_line(console, f"budget    {integers[0].budget}")
 
 

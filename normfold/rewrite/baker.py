@@ -132,11 +132,12 @@ def _name(graph: Graph, node: fx.Node) -> str:
             if weight.endswith("weight"):
                 return weight.removesuffix("weight") + "bias"
     if node.target is to_steps:
-        source, high = node.args[0], node.args[6]
+        source, high, rounding = node.args[0], *node.args[6:8]
         assert isinstance(source, fx.Node) and isinstance(high, int)
         if source.target is torch.ops.aten.t.default:
             (source,) = source.all_input_nodes
-        return f"{_name(graph, source)}_int{high.bit_length() + 1}"
+        kind = "fp8" if rounding == "e4m3" else f"int{high.bit_length() + 1}"
+        return f"{_name(graph, source)}_{kind}"
     shape = node.meta["val"].shape
     queue, seen = [node], {node}
     while queue:

@@ -1,4 +1,4 @@
-"""How a value on a grid is stored: integers and scales, for which runtimes have kernels.
+"""How a value on a grid is stored: integers or floats of 8 bits, and scales, for which runtimes have kernels.
 
 on_grid(w, s)     ->  dequantize(to_steps(w, s), s)         the baker evaluates `to_steps`, and leaves the rest
 on_grid(x, s, z)  ->  dequantize(quantize(x, s, z), s, z)   where the grid is all of a type: kernels take those
@@ -45,11 +45,11 @@ def store_grids(graph: Graph) -> list[str]:
 
 
 def _parameter(node: fx.Node, rewriter: Rewriter) -> None:
-    _, scale, _, dim, block, low, high, _ = node.args
+    _, scale, _, dim, block, low, high, rounding = node.args
     assert isinstance(scale, fx.Node) and isinstance(low, int) and isinstance(high, int)
     steps = rewriter.expression(to_steps, *node.args)
-    zeros, dtype = None, stored_type(low, high)
-    bits = torch.iinfo(dtype).bits
+    zeros, dtype = None, stored_type(low, high, rounding)  # type: ignore[arg-type]
+    bits = 8 * dtype.itemsize
     if block:
         bits = 4 if high < 8 else bits
     else:  # written out: some of onnxruntime's kernels are not chosen where it is missing
@@ -61,7 +61,8 @@ def _parameter(node: fx.Node, rewriter: Rewriter) -> None:
 def _activation(node: fx.Node, rewriter: Rewriter) -> None:
     x, scale, zero, _, _, low, high, _ = node.args
     assert isinstance(zero, fx.Node)
-    limits = torch.iinfo(zero.meta["val"].dtype)
+    dtype = zero.meta["val"].dtype
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
     if (low, high) != (limits.min, limits.max):
         return
     steps = rewriter.insert_before(node, quantize, x, scale, zero, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from normfold.job import Cast
 from normfold.judge.half import BUDGETS
 from normfold.judge.inputs import TYPICAL, cases
 from normfold.report import Check, Range
-from normfold.report.events import Rewritten
+from normfold.report.events import Recorder, Rewritten
 from normfold.steps.work import Work
 
 if TYPE_CHECKING:
@@ -29,11 +30,14 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def cast(step: Cast, graph: Graph, work: Work) -> Graph:
     """The graph in another precision, judged; files are then judged by ``work.half_budget``.
 
-    Where the graph holds nothing of another type, and needs nothing else, it is given back as it is.
+    Where the graph holds nothing of another type, and needs nothing else, it is given back as it is; where the job
+    quantises too: what is beside the grids is cast when they are there (`cast_beside_grids`).
     """
     from normfold.targets.typed import lower
 
     assert step.precision is not None
+    if work.job.quantize is not None:
+        return graph
     dtype = _DTYPES[step.precision]
     same = all(_float_types(node) <= {dtype} for node in graph.nodes)
     if same and dtype is torch.float32:
@@ -54,6 +58,25 @@ def cast(step: Cast, graph: Graph, work: Work) -> Graph:
         check = work.verifier.half(name, typed.graph, work.half_budget)
         work.record.emit(check)
     work.record.emit(_range(name, typed, check, tried))
+    return typed.graph
+
+
+def cast_beside_grids(
+    step: Cast, graph: Graph, inputs: Sequence[Sequence[Any]], record: Recorder
+) -> Graph:
+    """A baked graph on grids with everything beside them in the precision of the step; recorded.
+
+    Args:
+        inputs: flat input tuples to measure magnitudes on.
+    """
+    from normfold.targets.typed import lower
+
+    assert step.precision is not None
+    dtype = _DTYPES[step.precision]
+    typed = lower(graph, dtype, inputs, step.keep_fp32)
+    name, limit = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+    state: Literal["ok", "failed"] = "ok" if typed.largest <= limit else "failed"
+    record.emit(Range(name, state, typed.largest, limit, typed.at, islands=typed.islands))
     return typed.graph
 
 

@@ -64,7 +64,7 @@ def prepare(job: Job) -> Prepared:
     _, ranges = parse_dynamic(job.source.dynamic)
     engine = engine_of(job)
     if "trt" in job.export.export:
-        builder(engine)
+        engine = _for_kernels(engine, job)
     elif ranges:
         raise UsageError(
             "sizes of dynamic axes are what an engine is built for, and none is built",
@@ -108,6 +108,16 @@ def engine_of(job: Job) -> EngineOptions:
     if job.engine.backend != "auto" or not named:
         return job.engine
     return replace(job.engine, backend=named[0])  # type: ignore[arg-type]
+
+
+def _for_kernels(engine: EngineOptions, job: Job) -> EngineOptions:
+    """The options for GPUs that have the kernels for a job's scheme, where its builder is here."""
+    backend, _ = builder(engine)
+    if backend is None or job.quantize is None:
+        return engine
+    rows = (backend.target.grids, backend.target.float_grids)
+    least = [row.capability for row in rows if row and job.quantize.scheme in row.schemes]
+    return backend.restricted(engine, max(least)) if any(least) else engine
 
 
 def name_of(model: Any) -> str:

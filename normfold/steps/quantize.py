@@ -1,9 +1,10 @@
-"""From a float network to integers: find value ranges, put weights and activations on grids, say what it cost."""
+"""From a float network to few bits: find value ranges, put weights and activations on grids, say what it cost."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from normfold.load.specs import parse as parse_inputs
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
 from normfold.ops.integers import StaysFloat
+from normfold.ops.table import row_of
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
 from normfold.ranges.mixed import pipeline as pipeline_of_bits
 from normfold.ranges.saturation import integer_ranges
@@ -31,16 +33,20 @@ from normfold.report.quantization import (
     Placement,
     QuantizationReport,
 )
+from normfold.report.reasons import Reason
 from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
+from normfold.steps.cast import cast_beside_grids
 from normfold.steps.formats import choose
 from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
+from normfold.target import TARGETS
 
 _WEIGHTS = {
     "int8": "quantize-weights",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
     "int4-weights": "quantize-weights{bits=4 block=32 rounding=squant},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
+    "fp8": "quantize-weights{{grid=e4m3 target={target}}}",
 }
 Made = tuple[Graph, list[PassReport]]  # a network on grids, and the passes that made it
 _FINE = 7  # bits of weights that change few answers
@@ -139,7 +145,7 @@ def _within_stated(step: Quantize, source: Source) -> Quantize:
 def to_grids(
     target: str, work: Work, placement: Placement | None = None, made: Made | None = None
 ) -> tuple[Graph, Promise]:
-    """The integer network for a target, recorded with what made it, and what its file must keep."""
+    """The network of few bits for a target, recorded with what made it, and what its file must keep."""
     step, calibrated = work.job.quantize, work.calibrated
     assert step is not None
     assert calibrated is not None
@@ -169,6 +175,9 @@ def to_grids(
     work.record.emit(report)
     for found in integer_ranges(result, target):
         work.record.emit(found)
+    if work.job.cast is not None:
+        work.tell(f"lowering to {work.job.cast.precision}")
+        result = cast_beside_grids(work.job.cast, result, calibrated.inputs, work.record)
     return result, promise
 
 
@@ -191,13 +200,17 @@ def make_integers(
         made: the network, where it has been made.
 
     Returns:
-        The integer network, the passes that made it, the report, and what a file of it must keep.
+        The network of few bits, the passes that made it, the report, and what a file of it must keep.
+
+    Raises:
+        UsageError: the target has kernels for none of the layers.
     """
     start = time.perf_counter()
     chosen = parse(pipeline(step, target, mixed.bits if mixed is not None else None))
     left = placement.layers if placement is not None else ()
     names = [layer for item in left for layer in item.layers]
     result, passes = made or run_pipeline(with_floats(calibrated.graph, names), chosen)
+    _require_grids(passes, target, step)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
     promise = replace(promise, coarse=any(getattr(item, "bits", 8) < _FINE for item in chosen))
@@ -207,7 +220,8 @@ def make_integers(
     share = len(covered) / len(grids) if grids else None
     evidence = replace(calibrated.evidence, covered=share)
     drift = promise.drift()
-    trust = confidence(evidence, drift) if scheme == "int8" and not data else None
+    trust = confidence(evidence, drift) if step.ranged and not data else None
+    blocked = _without_kernel(passes)
     report = QuantizationReport(
         scheme,
         target,
@@ -218,10 +232,11 @@ def make_integers(
         activations=len(grids),
         drift=drift,
         confidence=trust,
+        blocked=blocked,
         mixed=mixed,
         placement=placement,
         max_drop=max_drop,
-        warnings=_doubts(evidence, trust),
+        warnings=[*_doubts(evidence, trust), *_against(calibrated.graph, target, scheme)],
         seconds=calibrated.seconds + time.perf_counter() - start,
     )
     return result, passes, report, promise
@@ -237,10 +252,11 @@ def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) ->
     elif scheme == "int8" and not step.vnni:
         parts = ["quantize-weights{bits=7}"]
     else:
-        parts = [_WEIGHTS[scheme]]
-    if scheme == "int8":
-        width = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
-        parts.append(f"quantize-activations{{target={target}{width}}}")
+        parts = [_WEIGHTS[scheme].format(target=target) if scheme == "fp8" else _WEIGHTS[scheme]]
+    if step.ranged:
+        more = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
+        more = " grid=e4m3" if scheme == "fp8" else more
+        parts.append(f"quantize-activations{{target={target}{more}}}")
     if step.corrects:
         few = scheme == "int8" and step.activation_bits < 8  # then rounded activations err most
         parts.append("correct-bias" if few else "correct-bias{source=analytic}")
@@ -257,6 +273,37 @@ def with_floats(graph: Graph, layers: Iterable[str]) -> Graph:
         if node.op == "call_function" and not is_static(node) and layer_name(node) in chosen:
             facts.put(node, StaysFloat())
     return graph
+
+
+def _without_kernel(passes: list[PassReport]) -> dict[str, str]:
+    """The layers that stay in floats because the target has no kernel for them, and why."""
+    found = (x for item in passes for x in item.declined if x.code == Reason.NO_KERNEL.code)
+    return {x.site: x.detail for x in found}
+
+
+def _require_grids(passes: list[PassReport], target: str, step: Quantize) -> None:
+    """Refuse to quantise a network of which every layer would stay as it is."""
+    blocked = _without_kernel(passes)
+    stored = [item for item in passes if Effect.STORES_INTEGERS.value in item.effects]
+    if not blocked or any(item.rewrites for item in stored):
+        return
+    why = Counter(blocked.values()).most_common(1)[0][0]
+    others = [
+        row.name for row in TARGETS.values() if row.name != target and step.scheme in row.schemes
+    ]
+    raise UsageError(
+        f"no layer of this network has a kernel for `{step.scheme}` in {TARGETS[target].runtime}",
+        found=f"of {len(blocked)} layers `{next(iter(blocked))}` and others: {why}",
+        hint="`--quantize int8`, or `--precision fp16` alone"
+        + "".join(f"; `--target {name}` has other kernels" for name in others),
+    )
+
+
+def _against(graph: Graph, target: str, scheme: str) -> list[str]:
+    """What is known against a scheme in networks like this one."""
+    grids = TARGETS[target].grids
+    attends = any(row_of(node).attention for node in graph.nodes)
+    return [grids.attention] if scheme == "int8" and attends and grids and grids.attention else []
 
 
 def _lost(calibrated: Calibrated, step: Quantize, bits: dict[str, int]) -> float:

@@ -1,4 +1,4 @@
-"""How the ops of a quantised graph are written in ONNX."""
+"""How the ops of a quantised graph are written in ONNX: as calls of opset 18, with the types of the file's own."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def measure(module: fx.GraphModule, inputs: Sequence[Sequence[Any]]) -> dict[fx.
 
     def watch(node: fx.Node, value: Any) -> None:
         tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-        found = [_extent(tensor) for tensor in tensors if tensor.is_floating_point()]
+        found = [_extent(x) for x in tensors if x.is_floating_point() and x.dtype.itemsize > 1]
         if found and node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
             found.append(_inside(node, run.env[node.args[0]]))
         for extent in found:
@@ -73,7 +73,12 @@ def _extent(tensor: Tensor) -> Extent:
 
 def _inside(node: fx.Node, x: Any) -> Extent:
     """The squares that an op sums before it gives a result of another size."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+    if (
+        not isinstance(x, Tensor)
+        or not x.is_floating_point()
+        or x.dtype.itemsize == 1
+        or not x.numel()
+    ):
         return Extent()
     found = summed(node, x.float())
     if found is None:

@@ -13,6 +13,7 @@ from normfold.target import Target
 # torch implements its translations at 18; below, a version converter would rewrite our file
 OLDEST_OPSET = 18
 _BLOCKS_OPSET = 21
+_STEPS_OPSET = 19  # the first whose QuantizeLinear makes floats of 8 bits, or reads half precision
 _BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
 
 
@@ -22,6 +23,7 @@ def default_opset(graph: Graph, target: Target) -> int:
     has_rms = any(norm is not None and norm.kind == "rms-norm" for norm in norms)
     oldest = target.rms_opset if has_rms else target.opset
     oldest = max(oldest, _BLOCKS_OPSET) if has_blocks(graph) else oldest
+    oldest = max(oldest, _STEPS_OPSET) if _has_wide_steps(graph) else oldest
     return max(oldest, _BF16_OPSET) if _has_bf16(graph) else oldest
 
 
@@ -29,6 +31,13 @@ def has_blocks(graph: Graph) -> bool:
     """True if a weight has 4 bits or scales by block, which DequantizeLinear takes since opset 21."""
     grids = (node for node in graph.nodes if node.target in (dequantize, stored_matmul))
     return any(node.args[4] or node.args[5] == 4 for node in grids)
+
+
+def _has_wide_steps(graph: Graph) -> bool:
+    """True if values on grids are floats of 8 bits, or what they stand for is in half precision."""
+    grids = [node for node in graph.nodes if node.target is dequantize]
+    half = any(node.meta["val"].dtype != torch.float32 for node in grids)
+    return half or any(x.all_input_nodes[0].meta["val"].is_floating_point() for x in grids)
 
 
 def _has_bf16(graph: Graph) -> bool:
@@ -65,6 +74,11 @@ def choose_opset(graph: Graph, target: Target, opset: int | None) -> int:
         raise UsageError(
             f"opset {opset} has no scales by block and no weights of 4 bits",
             hint=f"leave the opset out, or ask for {_BLOCKS_OPSET} or newer",
+        )
+    if opset < _STEPS_OPSET and _has_wide_steps(graph):
+        raise UsageError(
+            f"opset {opset} has no 8-bit floats, and no grids of values in half precision",
+            hint=f"leave the opset out, or ask for {_STEPS_OPSET} or newer",
         )
     if opset > newest_opset():
         raise UsageError(

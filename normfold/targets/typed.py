@@ -24,6 +24,7 @@ from normfold.ir import facts
 from normfold.ir.expressions import fetch, is_static
 from normfold.ir.graph import Graph, argument, op_name
 from normfold.ir.provenance import module_path, place_of
+from normfold.ops.integer_ops import dequantize
 from normfold.ops.linear import linear_of
 from normfold.ops.reads import producer, reads_shape_only
 from normfold.ops.table import Kind, kind_of, row_of
@@ -118,6 +119,9 @@ class _Typing:
             if why:
                 self.islands.append(Island(*names, why))
             if why or node in tables or not _can_be_half(node):
+                self.wide.add(node)
+        for node in self.graph.nodes:  # weights are dequantised in the type of what reads them
+            if node.target is dequantize and is_static(node) and self.wide.issuperset(node.users):
                 self.wide.add(node)
         if unmatched:
             raise UsageError(
@@ -225,7 +229,10 @@ class _Typing:
                 node.replace_all_uses_with(source)
 
     def _retype(self, node: fx.Node, dtype: torch.dtype) -> None:
-        self._shapes.retype(node, lambda before: dtype if before.is_floating_point else before)
+        self._shapes.retype(
+            node,
+            lambda before: dtype if before.is_floating_point and before.itemsize > 1 else before,
+        )
 
     def _cast(self, source: fx.Node, dtype: torch.dtype, returned: bool = False) -> fx.Node:
         """``source`` in another type, made once and right behind it."""
@@ -255,7 +262,10 @@ def _tables(graph: Graph) -> set[fx.Node]:
         if not _is_typed(node):
             continue
         sources = {source for source in node.all_input_nodes if _type(source) is not None}
-        reads = row_of(node).lookup or linear_of(node) or data & sources
+        steps = node.target is dequantize
+        if steps and is_static(node):  # a weight
+            continue
+        reads = steps or row_of(node).lookup or linear_of(node) or data & sources
         if reads and not is_static(node):
             data.add(node)
         elif found & sources or not sources or kind_of(node) is not Kind.MOVE:
@@ -327,7 +337,10 @@ def _can_be_half(node: fx.Node) -> bool:
 
 def _leaves(node: Any) -> list[Tensor]:
     values = pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else []
-    return [leaf for leaf in values if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    found = [leaf for leaf in values if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [
+        leaf for leaf in found if leaf.dtype.itemsize > 1
+    ]  # steps of a grid are stored, and keep their type
 
 
 def _type(node: Any) -> torch.dtype | None:

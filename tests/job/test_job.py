@@ -174,6 +174,8 @@ def test_commands_are_presets_of_one_job(command: str, asked: Callable[..., Job]
     ("options", "message"),
     [
         ({"precision": "fp16", "quantize": "int8"}, "contradict each other"),
+        ({"quantize": "fp8"}, "`fp8` is for `--target trt`, `--target trt-rtx`"),
+        ({"quantize": "fp8", "target": "trt", "vnni": False}, "`--quantize int8`"),
         ({"to": "prepbn"}, "the network must learn from its original"),
         ({"to": "folder"}, r"unknown preset `folder`[\s\S]*did you mean `folded`"),
         ({"target": "ort-x68"}, "did you mean `ort-x86`"),
@@ -208,6 +210,17 @@ def test_commands_are_presets_of_one_job(command: str, asked: Callable[..., Job]
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Job.of({"model": "net.pt", **options})
+
+
+def test_8_bit_floats_stand_beside_half_precision() -> None:
+    """And the job says so, so that it can be done again."""
+    job = Job.of({"model": "net.pt", "quantize": "fp8", "target": ("trt",)})
+    assert job.cast is not None
+    assert job.cast.precision == "fp16"
+    assert Job.from_toml(job.to_toml()) == job
+    wide = Job.of({"model": "net.pt", "quantize": "fp8", "target": ("trt",), "precision": "fp32"})
+    assert wide.cast is not None
+    assert wide.cast.precision == "fp32"
 
 
 def test_a_job_in_python_may_hold_what_toml_cannot() -> None:

@@ -193,3 +193,44 @@ def test_one_baking_at_the_end_is_enough() -> None:
     assert not any(needs_baking(graph) for graph in results)
     with torch.no_grad():
         torch.testing.assert_close(results[0](X), results[1](X))
+
+
+def test_the_nearest_of_all_8_bit_floats() -> None:
+    """Ties to the even mantissa; beyond the ends are the ends. The codes are decoded by hand."""
+    code = torch.arange(256)
+    sign, exponent, mantissa = 1 - 2 * (code >> 7), (code >> 3) & 15, code & 7
+    normal = (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    value = (sign * torch.where(exponent > 0, normal, mantissa * 2.0**-9)).double()
+    real = (code & 127) != 127  # NaN
+    value, odd = value[real], (mantissa[real] % 2).double()
+    between = (value.unique()[1:] + value.unique()[:-1]) / 2
+    x = torch.cat([torch.randn(500).double() * 10.0 ** torch.linspace(-4, 4, 500), between, value])
+    distance = (x[:, None] - value).abs() + 1e-12 * odd
+    wanted = value[distance.argmin(1)]
+    got = on_grid(x, torch.tensor(1.0).double(), None, None, 0, -448, 448, "e4m3")
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("power", [-10, 0, 3])
+def test_a_power_of_two_rounds_alike_in_every_type(dtype: torch.dtype, power: int) -> None:
+    """What is stored of half precision is what float64 rounds, divided by the scale or multiplied by 1 / scale."""
+    x = (X.half().flatten()[:200] * 2.0**power).to(dtype)
+    scale, zero = torch.tensor(2.0**power, dtype=dtype), torch.zeros((), dtype=torch.float8_e4m3fn)
+    q = quantize(x, scale, zero, None)
+    assert q.dtype == torch.float8_e4m3fn
+    assert torch.equal(q.view(torch.uint8), (x * (1 / scale)).to(q.dtype).view(torch.uint8))
+    exact = on_grid(x.double(), scale.double(), zero, None, 0, -448, 448, "e4m3")
+    assert torch.equal(dequantize(q, scale, zero, None, 0, 8).double(), exact)
+
+
+def test_8_bit_floats_have_a_gradient() -> None:
+    x = torch.tensor([-900.0, -0.3, 0.7, 449.0], requires_grad=True)
+    scale = torch.tensor(1.0, requires_grad=True)
+    result = on_grid(x, scale, None, None, 0, -448, 448, "e4m3")
+    assert result.tolist() == [-448.0, -0.3125, 0.6875, 448.0]
+    result.sum().backward()
+    assert x.grad is not None
+    assert scale.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert float(scale.grad) == pytest.approx(-0.3125 + 0.3 + 0.6875 - 0.7, abs=1e-4)

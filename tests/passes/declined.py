@@ -169,4 +169,11 @@ REFUSALS: dict[str, Refusal] = {
     "NF131": Refusal(
         lambda m, x: m.fc(x), lambda: {"fc": nn.Linear(16, 4)}, (2, 16), step="keep-grids"
     ),
+    "NF132": Refusal(
+        lambda m, x: m.fc(x),
+        lambda: {"fc": nn.Linear(16, 4)},
+        (2, 16),
+        step="quantize-weights",
+        options="grid=e4m3 target=trt",
+    ),
 }

@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from normfold.domains.observed import measure
+from normfold.errors import UsageError
 from normfold.ir import Graph, capture
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import op_name
+from normfold.ir.intervals import range_of
 from normfold.ops.integer_ops import on_grid
 from normfold.ranges.ranges import merge_ranges
 from normfold.rewrite import parse, run_pipeline
@@ -103,6 +105,33 @@ def test_a_clipped_activation_needs_no_op() -> None:
             scale, zero = (after.value(node.args[n]) for n in (1, 2))  # type: ignore[arg-type]
             assert int(zero) == 0
             assert float(scale) * 255 <= 6.0 + 1e-6
+
+
+@pytest.mark.parametrize("target", ["trt", "trt-rtx"])
+def test_8_bit_floats(target: str) -> None:
+    """Scales are powers of two with room for twice the range; of a residual sum nothing is on a grid."""
+    graph = ready(residual)
+    text = f"quantize-weights{{grid=e4m3}},quantize-activations{{target={target} grid=e4m3}}"
+    after, _ = run_pipeline(graph, parse(text))
+    assert grids(after)
+    for node in grids(after):
+        scale, zero = (after.value(node.args[n]) for n in (1, 2))  # type: ignore[arg-type]
+        interval = range_of(node.args[0])  # type: ignore[arg-type]
+        assert interval is not None
+        most = 2 * max(-interval.low, interval.high) / float(scale)
+        assert float(scale).hex().startswith("0x1.0")
+        assert 224 < most <= 448
+        assert zero.dtype == torch.float8_e4m3fn
+    sums = [node for node in after.nodes if op_name(node) == "add"]
+    assert sums
+    assert on_grid not in {side.target for total in sums for side in total.all_input_nodes}
+    with torch.no_grad():
+        assert float((after(X) - graph(X)).norm() / graph(X).norm()) < 0.15
+
+
+def test_floats_have_8_bits_only() -> None:
+    with pytest.raises(UsageError, match="is for integers"):
+        parse("quantize-activations{target=trt grid=e4m3 bits=4}")
 
 
 def test_golden() -> None:

@@ -122,3 +122,74 @@ def test_no_blocks_in_a_convolution() -> None:
 
 def test_golden() -> None:
     golden_pass("quantize-weights/inverted", net())
+
+
+def test_8_bit_floats_by_hand() -> None:
+    """One scale for all of a weight, a power of two; a matrix lies as (inputs, outputs) before its product."""
+    layer = nn.Linear(32, 16)
+    with torch.no_grad():
+        layer.weight.mul_(3).view(-1)[0] = 5.0
+    graph, _ = run_pipeline(
+        capture(layer.eval(), (torch.randn(2, 32),)), parse("quantize-weights{grid=e4m3}")
+    )
+    (weight,) = stored(graph)
+    scale = 2.0**-6  # 5 / 2^-6 = 320 <= 448 < 5 / 2^-7
+    wanted = (layer.weight.detach() / scale).to(torch.float8_e4m3fn).float() * scale
+    torch.testing.assert_close(weight.float(), wanted.t(), rtol=0, atol=0)
+    baked, _ = run_pipeline(graph, parse("bake"))
+    kinds = {node.meta["val"].dtype for node in baked.nodes if node.op == "get_attr"}
+    assert kinds == {torch.float32, torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize(
+    ("target", "layer", "shape", "why"),
+    [
+        ("trt", nn.Conv2d(3, 32, 3), (2, 3, 9, 9), "3 inputs and 32 outputs"),
+        ("trt", nn.Conv2d(32, 32, 3, groups=4), (2, 32, 9, 9), "8 inputs and 8 outputs per group"),
+        ("trt", nn.Conv2d(16, 16, 7), (2, 16, 9, 9), "a window of 49 elements, at most 32"),
+        ("trt", nn.ConvTranspose2d(16, 16, 3), (2, 16, 9, 9), "a transposed convolution"),
+        ("trt", nn.Conv2d(16, 32, 3, groups=1), (2, 16, 9, 9), ""),
+        ("trt", nn.Conv2d(32, 64, 3, groups=2), (2, 32, 9, 9), ""),
+        ("trt-rtx", nn.Conv2d(16, 16, 3), (2, 16, 9, 9), "products of matrices alone"),
+        ("trt-rtx", nn.Linear(8, 32), (2, 8), "8 inputs and 32 outputs"),
+        ("trt-rtx", nn.Linear(32, 10), (2, 32), "32 inputs and 10 outputs"),
+        ("trt-rtx", nn.Linear(16, 48), (2, 5, 16), ""),
+    ],
+)
+def test_layers_without_a_kernel(
+    target: str, layer: nn.Module, shape: tuple[int, ...], why: str
+) -> None:
+    graph = capture(layer.eval(), (torch.randn(shape),))
+    text = f"quantize-weights{{grid=e4m3 target={target}}}"
+    _, (report,) = run_pipeline(graph, parse(text))
+    assert report.rewrites == (not why)
+    assert [(x.code, x.detail.startswith(why)) for x in report.declined] == (
+        [("NF131", True)] if why else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ("grid=e4m3 bits=4", "are for integers"),
+        ("grid=e4m3 block=32", "are for integers"),
+        ("grid=e4m3 rounding=squant", "are for integers"),
+        ("grid=e4m3 target=ort-x86", "takes no floats of 8 bits"),
+        ("target=pt2", "takes no integers"),
+    ],
+)
+def test_what_8_bit_floats_have_not(options: str, part: str) -> None:
+    with pytest.raises(UsageError, match=part):
+        parse(f"quantize-weights{{{options}}}")
+
+
+@pytest.mark.parametrize("options", ["block=16", "grid=e4m3"])
+def test_a_weight_on_the_left_of_a_product(options: str) -> None:
+    """Blocks are of what stands on the right; one scale serves either side."""
+    net = Compose(lambda m, x: m.w.weight @ x, w=nn.Linear(16, 32))
+    x = torch.randn(16, 24)
+    graph = capture(net.eval(), (x,), dynamic=None)
+    after, (report,) = run_pipeline(graph, parse(f"quantize-weights{{{options}}}"))
+    assert [item.code for item in report.declined] == (["NF129"] if "block" in options else [])
+    with torch.no_grad():
+        assert float((after(x) - graph(x)).norm() / graph(x).norm()) < 0.05

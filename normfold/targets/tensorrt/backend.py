@@ -103,6 +103,14 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def restricted(self, options: EngineOptions, least: int) -> EngineOptions:
+        """The options for GPUs of a compute capability from ``least`` on.
+
+        Raises:
+            UsageError: a GPU that is asked for, or that is the only one here, is older.
+        """
+
+    @abstractmethod
     def network_flags(self) -> int:
         """Flags that make a network strongly typed."""
 
@@ -156,6 +164,12 @@ class TensorRT(Backend):
         cache = options.timing_cache
         if cache is not None and cache.exists() and not cache.is_dir():
             raise UsageError("`--timing-cache` names a folder", found=f"`{cache}` is a file")
+
+    def restricted(self, options: EngineOptions, least: int) -> EngineOptions:
+        device = gpu()
+        if device is not None and capability(device.arch) < least:
+            raise too_old(device.arch, least)
+        return options
 
     def network_flags(self) -> int:
         if self.release[0] >= 11:  # networks are always strongly typed
@@ -230,6 +244,12 @@ class TensorRTRTX(Backend):
                     f"TensorRT-RTX {self.version} does not build for `{arch}`",
                     hint=f"it builds for {', '.join(known)}",
                 )
+
+    def restricted(self, options: EngineOptions, least: int) -> EngineOptions:
+        if old := [arch for arch in options.gpu_arch if capability(arch) < least]:
+            raise too_old(old[0], least)
+        new = tuple(arch for arch in self.architectures() if capability(arch) >= least)
+        return options if options.gpu_arch else replace(options, gpu_arch=new)
 
     def architectures(self) -> list[str]:
         names = [name for name in dir(self.trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
@@ -307,6 +327,15 @@ def release(version: str) -> tuple[int, ...]:
 def capability(arch: str) -> int:
     """``sm89`` as 89."""
     return int(arch.removeprefix("sm"))
+
+
+def too_old(arch: str, least: int) -> UsageError:
+    """The error for a GPU without kernels for what is asked for."""
+    return UsageError(
+        f"GPUs before sm{least} have no kernels for 8-bit floats",
+        found=arch,
+        hint=f"`--gpu-arch sm{least}` or newer, or `--quantize int8`",
+    )
 
 
 def _load(kind: type[Backend]) -> Backend | None:

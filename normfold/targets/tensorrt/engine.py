@@ -25,6 +25,8 @@ _INSPECTED = {
     "BF16": "bfloat16",
     "BFLOAT16": "bfloat16",
     "INT8": "int8",
+    "FP8": "fp8",
+    "FP8E4M3": "fp8",
     "INT32": "int32",
     "INT64": "int64",
     "BOOL": "bool",

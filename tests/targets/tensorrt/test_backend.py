@@ -9,7 +9,7 @@ import pytest
 
 from normfold.errors import EnvironmentMissing, UsageError
 from normfold.job import EngineOptions
-from normfold.targets.tensorrt import Backend, candidates, find
+from normfold.targets.tensorrt import Backend, Gpu, candidates, find
 from normfold.targets.tensorrt.backend import TensorRT
 from tests.targets.tensorrt.conftest import NO_GPU, Machine
 from tests.targets.tensorrt.fakes import ADA, Config, tensorrt
@@ -133,6 +133,19 @@ def test_rtx_builds_for_all_from_ampere_on_or_what_was_asked(rtx: Backend) -> No
     assert {"sm80", "sm89", "sm120"} <= set(targets)
     assert "sm75" not in targets
     assert rtx.targets(EngineOptions(gpu_arch=("SM120", "sm89", "sm120"))) == ("sm120", "sm89")
+
+
+def test_gpus_without_kernels_are_left_out_or_refused(rtx: Backend, machine: Machine) -> None:
+    assert rtx.restricted(EngineOptions(), 89).gpu_arch == ("sm89", "sm120", "sm121")
+    assert rtx.restricted(EngineOptions(gpu_arch=("sm120",)), 89).gpu_arch == ("sm120",)
+    with pytest.raises(UsageError, match="before sm89"):
+        rtx.restricted(EngineOptions(gpu_arch=("sm120", "sm86")), 89)
+    backend = TensorRT(tensorrt("11.1.0.1"))
+    machine(Gpu("an old GPU", "sm75"))
+    with pytest.raises(UsageError, match="before sm89"):
+        backend.restricted(EngineOptions(), 89)
+    machine(ADA)
+    assert backend.restricted(EngineOptions(), 89) == EngineOptions()
 
 
 def test_networks_are_strongly_typed() -> None:
