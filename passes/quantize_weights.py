@@ -1,9 +1,11 @@
 """quantize-weights: weights of linear ops become integers and scales.
 
 W  ->  s round(W / s)        s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
+W  ->  s round((W + D) / s)  D: what inputs make up for of the rounding of those in front of them (`feedback`)
 
-s is measured, and a constant; the rest is an expression of W (`on_grid`), which trains with a gradient that passes
-straight through the rounding until `bake` makes integers of it. Rounding is in `normfold.ir.grids`.
+s and D are measured, and constants; the rest is an expression of W (`on_grid`), which trains with a gradient that
+passes straight through the rounding until `bake` makes integers of it. Rounding is in `normfold.ir.grids` and
+`normfold.ir.feedback`.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from normfold.domains.front_to_back import Oriented, rounded_by_feedback
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
-from normfold.ir.grids import scale_of, top_of
+from normfold.ir.grids import limits, scale_of, spread
 from normfold.ir.intervals import (
     mean_shift,
     measured_mean,
@@ -43,12 +46,13 @@ class QuantizeWeights(Pass):
     Options:
         bits: 2 to 8. Below 8 they are stored in 8 all the same, but for 4 in blocks.
         block: inputs that share a scale (a power of two from 16); 0: all of an output channel.
-        rounding: ``nearest``, or ``squant``: errors that cancel over kernels and channels.
-        clip: choose each scale by the squared error (below 8 bits).
+        rounding: ``nearest``; ``squant``: errors that cancel over kernels and channels; ``feedback``: in blocks,
+            each input makes up for the errors of those in front of it, as they go together in ``graph.samples``.
+        clip: choose each scale by the squared error (below 8 bits; ``feedback`` always does).
         layers: patterns of module paths; all linear ops when empty.
 
     Exact:    no: values are rounded.
-    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of a convolution).
+    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of a convolution), no-samples (feedback).
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -57,7 +61,7 @@ class QuantizeWeights(Pass):
 
     bits: Annotated[int, Between(2, 8)] = 8
     block: Annotated[int, Between(0)] = 0
-    rounding: Literal["nearest", "squant"] = "nearest"
+    rounding: Literal["nearest", "squant", "feedback"] = "nearest"
     clip: bool = False
     layers: tuple[str, ...] = ()
 
@@ -69,43 +73,57 @@ class QuantizeWeights(Pass):
                 found=f"{self.block}",
                 hint="a power of two from 16, or 0 for one scale per output channel",
             )
+        if self.rounding == "feedback" and not self.block:
+            raise UsageError(
+                f"option `rounding=feedback` of pass `{self.name}` is for blocks of inputs",
+                found="block=0",
+                hint="`block=32`, or another rounding",
+            )
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        for node in graph.nodes:
-            linear = weighted(node)
-            if linear is not None:
-                yield Match(node, (), linear)
+        found = [linear for node in graph.nodes if (linear := weighted(node)) is not None]
+        samples = graph.sample_inputs() if self.rounding == "feedback" else []
+        fed: dict[Oriented, tuple[Tensor, Tensor]] = {}
+        if samples:
+            free = [linear for linear in found if self._blocked(linear) is None]
+            fed = rounded_by_feedback(graph, free, samples, self.bits, self.block)
+        made: dict[Oriented, fx.Node] = {}
+        for linear in found:
+            yield Match(linear.node, (), _Plan(linear, fed.get((linear.weight, linear.in_axis)), made))
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
-        path = module_path(match.node) or match.node.name
+        plan: _Plan = match.plan
+        blocked = self._blocked(plan.linear)
+        if blocked is not None:
+            return blocked
+        if self.rounding == "feedback" and plan.fed is None:
+            return Decline(Reason.NO_SAMPLES, match.node)
+        return match.planned(plan, f"{self.bits} bits")
+
+    def _blocked(self, linear: Linear) -> Decline | None:
+        node = linear.node
+        path = module_path(node) or node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
-            return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
-        if quantized_weight(match.plan):
-            return Decline(Reason.ON_A_GRID, match.node)
-        if self.block and match.plan.kernel:
-            return Decline(Reason.NOT_A_MATRIX, match.node)
-        return match.planned(match.plan, f"{self.bits} bits")
+            return Decline(Reason.NOT_ASKED_FOR, node, "`layers` does not name it")
+        if quantized_weight(linear):
+            return Decline(Reason.ON_A_GRID, node)
+        if self.block and not _reads_rows(linear):
+            return Decline(Reason.NOT_A_MATRIX, node)
+        return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
-        linear: Linear = match.plan
+        plan: _Plan = match.plan
+        linear = plan.linear
         node, weight, axis = match.node, linear.weight, linear.out_axis
-        turned = (
-            bool(self.block) and linear.in_axis == 1
-        )  # blocks lie along the rows: kernels take that form
+        turned = bool(self.block) and linear.in_axis == 1  # kernels take blocks along the rows
         if turned:
             weight = rewriter.expression(aten.t.default, weight)
-        if self.block:
-            axis = 0
-        assert axis is not None
-        exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
-        name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
-        scale = rewriter.attribute(
-            f"{name}_scale", scale_of(exact, axis, self.bits, self.block, self.clip, dtype)
-        )
-        top = top_of(self.bits)
-        values = rewriter.expression(
-            on_grid, weight, scale, None, axis, self.block, -top, top, self.rounding
-        )
+        axis = 0 if self.block else axis
+        exact = evaluate(rewriter.graph.module, weight)
+        key = linear.weight, linear.in_axis
+        values = plan.made.get(key)
+        if values is None:
+            values = plan.made[key] = self._values(plan, weight, exact, axis, rewriter)
         mean = read_mean(node)
         if mean is not None:
             error = evaluate(rewriter.graph.module, values) - exact
@@ -116,6 +134,41 @@ class QuantizeWeights(Pass):
         else:
             rewriter.set_argument(node, linear.weight_position, values, same=True)
         rewriter.record(f"{node.name}: weight in {self.bits} bits")
+
+    def _values(
+        self, plan: _Plan, weight: fx.Node, exact: Tensor, axis: int, rewriter: Rewriter
+    ) -> fx.Node:
+        """The weight on its grid; with blocks it is (inputs, outputs)."""
+        linear, dtype = plan.linear, weight.meta["val"].dtype
+        low, high = limits(self.bits, self.block)
+        if plan.fed is None:
+            found = scale_of(exact, axis, self.bits, self.block, self.clip, dtype)
+        else:
+            steps, found = (part.t().contiguous() for part in plan.fed)
+            made_up = steps.double() * spread(found.double(), steps, axis, self.block) - exact
+            shift = rewriter.constant(made_up.to(dtype), "feedback")
+            weight, found = rewriter.expression(aten.add.Tensor, weight, shift), found.to(dtype)
+        own = linear.weight.op == "get_attr"
+        name = str(linear.weight.target) if own else linear.node.name
+        scale = rewriter.attribute(f"{name}_scale", found)
+        rounding = "nearest" if plan.fed is not None else self.rounding
+        return rewriter.expression(
+            on_grid, weight, scale, None, axis, self.block, low, high, rounding
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A linear op, the integers and scales that feedback found for its weight, and the weights that are done."""
+
+    linear: Linear
+    fed: tuple[Tensor, Tensor] | None
+    made: dict[Oriented, fx.Node]
+
+
+def _reads_rows(linear: Linear) -> bool:
+    """True for x @ W, with features along the last axis of x."""
+    return not linear.kernel and (linear.weight_position == 1 or linear.bias_position == 0)
 
 
 def _product(linear: Linear, weight: fx.Node, rewriter: Rewriter) -> None:

@@ -29,8 +29,11 @@ from normfold.steps.work import Work
 _WEIGHTS = {
     "int8": "quantize-weights",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
-    "int4-weights": "quantize-weights{bits=4 block=32 rounding=squant},quantize-weights",
+    "int4-weights": "quantize-weights{bits=4 block=32 clip=true},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
+}
+_MEASURED = {  # where inputs are like the user's
+    "int4-weights": "quantize-weights{bits=4 block=32 rounding=feedback},quantize-weights",
 }
 _FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
@@ -134,7 +137,8 @@ def make_integers(
         The integer network, the passes that made it, the report, and what a file of it must keep.
     """
     start = time.perf_counter()
-    chosen = parse(pipeline(step, target, mixed.bits if mixed is not None else None))
+    bits = mixed.bits if mixed is not None else None
+    chosen = parse(pipeline(step, target, bits, calibrated.measured))
     result, passes = run_pipeline(calibrated.graph, chosen)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
@@ -164,8 +168,15 @@ def make_integers(
     return result, passes, report, promise
 
 
-def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) -> str:
-    """The passes that put a calibrated network on the grids of a target; ``bits`` are those of every layer."""
+def pipeline(
+    step: Quantize, target: str, bits: dict[str, int] | None = None, measured: bool = False
+) -> str:
+    """The passes that put a calibrated network on the grids of a target.
+
+    Args:
+        bits: those of every layer.
+        measured: the graph has samples, and they tell what its layers read.
+    """
     scheme = step.scheme or "int8"
     if bits is not None:
         parts = [pipeline_of_bits(bits, step.simulate)]
@@ -174,7 +185,7 @@ def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) ->
     elif scheme == "int8" and not step.vnni:
         parts = ["quantize-weights{bits=7}"]
     else:
-        parts = [_WEIGHTS[scheme]]
+        parts = [(_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])]
     if scheme == "int8":
         width = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
         parts.append(f"quantize-activations{{target={target}{width}}}")
