@@ -89,7 +89,9 @@ class QuantizeWeights(Pass):
             fed = rounded_by_feedback(graph, free, samples, self.bits, self.block)
         made: dict[Oriented, fx.Node] = {}
         for linear in found:
-            yield Match(linear.node, (), _Plan(linear, fed.get((linear.weight, linear.in_axis)), made))
+            yield Match(
+                linear.node, (), _Plan(linear, fed.get((linear.weight, linear.in_axis)), made)
+            )
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         plan: _Plan = match.plan

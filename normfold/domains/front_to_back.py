@@ -16,7 +16,6 @@ from normfold.ir.feedback import fed_back
 from normfold.ir.grids import spread
 from normfold.ops.linear import Linear
 
-
 Oriented = tuple[fx.Node, int | None]
 
 
@@ -25,8 +24,8 @@ def rounded_by_feedback(
 ) -> dict[Oriented, tuple[Tensor, Tensor]]:
     """The integers (outputs, inputs) and scales (outputs, blocks) of each weight, as `fed_back` gives them.
 
-    Keys are weights with the axis of their inputs. A weight that several ops read is rounded for the first of them. Memory: the activations of all samples at one
-    op, and one matrix of moments.
+    Keys are weights with the axis of their inputs. A weight that several ops read is rounded for the first of
+    them. Memory: the activations of all samples at one op, and one matrix of moments.
 
     Args:
         linears: products of rows with a matrix, each of which reads features along its last axis.

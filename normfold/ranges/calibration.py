@@ -101,8 +101,9 @@ def find_inputs(
         return Inputs(made, None, Evidence("noise"), telling=False)
     if reads_tokens(graph):
         made = prompts(graph, source.seed, options.images)
-        count = sum(len(x[0]) for x in made)
-        return Inputs(made, None, Evidence(f"random tokens: {count} prompts"), needed)
+        count = sum(len(x[0]) for x in made.batches)
+        words = "text of the network's own" if made.written else "random tokens"
+        return Inputs(made.batches, None, Evidence(f"{words}: {count} prompts"), needed)
     return _synthesised(graph, options, source.seed, bounds, say)
 
 

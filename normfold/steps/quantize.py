@@ -37,6 +37,9 @@ _MEASURED = {  # where inputs are like the user's
 }
 _FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
+_COLUMNS = (
+    "migrate-scale{alpha=0},restore,bake"  # inputs that share a scale get weights of one size
+)
 
 
 def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
@@ -56,10 +59,11 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     inputs = find_inputs(graph, step, source, **given)
     graph = graph.copy()
     graph.samples = samples_of(graph, inputs)
-    if step.migrate:
+    in_blocks = step.weights is None and step.scheme in ("int8-weights", "int4-weights")
+    if step.migrate or in_blocks:
         graph = run_judged(
             graph,
-            passes_of(_MIGRATE),
+            passes_of(_MIGRATE if step.migrate else _COLUMNS),
             work.job.policy.verify,
             work.record,
             verifier=work.verifier,
