@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import fx
+
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
 from normfold.ir.grids import scale_of, top_of
@@ -41,19 +43,31 @@ class QuantizeDynamic(Pass):
                 yield Match(node, (), linear)
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
-        on_grid = quantized_weight(match.plan)
-        return Decline(Reason.ON_A_GRID, match.node) if on_grid else match
+        linear: Linear = match.plan
+        if quantized_weight(linear) and not _of_outputs(linear):
+            return Decline(Reason.ON_A_GRID, match.node)
+        return match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
-        axis, weight = linear.out_axis, linear.weight
-        assert axis is not None
-        exact, top = evaluate(rewriter.graph.module, weight), top_of(8)
-        name = str(weight.target) if weight.op == "get_attr" else match.node.name
-        found = scale_of(exact, axis, 8, dtype=weight.meta["val"].dtype)
-        scale = rewriter.attribute(f"{name}_scale", found)
-        values = rewriter.expression(on_grid, weight, scale, None, axis, 0, -top, top, "nearest")
+        values = linear.weight if _of_outputs(linear) else _values(linear, rewriter)
         x = rewriter.insert_before(match.node, on_dynamic_grid, linear.data)
         rewriter.set_argument(match.node, linear.weight_position, values, same=True)
         rewriter.replace_input(match.node, linear.data, x)
         rewriter.record(f"{match.node.name}: weight in 8 bits, input at run time")
+
+
+def _of_outputs(linear: Linear) -> bool:
+    """True for a weight that is on a grid already, with a scale per output: a table that is a head, too."""
+    weight = linear.weight
+    return weight.target is on_grid and weight.args[3:5] == (linear.out_axis, 0)
+
+
+def _values(linear: Linear, rewriter: Rewriter) -> fx.Node:
+    """The weight on a grid of 8 bits, with a scale per output."""
+    axis, weight, top = linear.out_axis, linear.weight, top_of(8)
+    name = str(weight.target) if weight.op == "get_attr" else linear.node.name
+    exact = evaluate(rewriter.graph.module, weight)
+    found = scale_of(exact, axis, 8, dtype=weight.meta["val"].dtype)
+    scale = rewriter.attribute(f"{name}_scale", found)
+    return rewriter.expression(on_grid, weight, scale, None, axis, 0, -top, top, "nearest")

@@ -115,17 +115,14 @@ class QuantizeWeights(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         plan: _Plan = match.plan
-        linear = plan.linear
-        node, weight, axis = match.node, linear.weight, linear.out_axis
+        linear, node = plan.linear, match.node
         turned = bool(self.block) and linear.in_axis == 1  # kernels take blocks along the rows
-        if turned:
-            weight = rewriter.expression(aten.t.default, weight)
-        axis = 0 if self.block else axis
-        exact = evaluate(rewriter.graph.module, weight)
+        exact = evaluate(rewriter.graph.module, linear.weight)
+        exact = exact.t() if turned else exact
         key = linear.weight, linear.in_axis
         values = plan.made.get(key)
         if values is None:
-            values = plan.made[key] = self._values(plan, weight, exact, axis, rewriter)
+            values = plan.made[key] = self._values(plan, exact, turned, rewriter)
         mean = read_mean(node)
         if mean is not None:
             error = evaluate(rewriter.graph.module, values) - exact
@@ -137,23 +134,25 @@ class QuantizeWeights(Pass):
             rewriter.set_argument(node, linear.weight_position, values, same=True)
         rewriter.record(f"{node.name}: weight in {self.bits} bits")
 
-    def _values(
-        self, plan: _Plan, weight: fx.Node, exact: Tensor, axis: int, rewriter: Rewriter
-    ) -> fx.Node:
-        """The weight on its grid; with blocks it is (inputs, outputs)."""
-        linear, dtype = plan.linear, weight.meta["val"].dtype
+    def _values(self, plan: _Plan, exact: Tensor, turned: bool, rewriter: Rewriter) -> fx.Node:
+        """The weight on its grid; ``exact`` and the result are (inputs, outputs) where there are blocks."""
+        linear, weight = plan.linear, plan.linear.weight
         low, high = limits(self.bits, self.block)
+        axis = 0 if self.block else linear.out_axis
+        dtype, rounding = weight.meta["val"].dtype, self.rounding
         if plan.fed is None:
             found = scale_of(exact, axis, self.bits, self.block, self.clip, dtype)
         else:
             steps, found = (part.t().contiguous() for part in plan.fed)
-            made_up = steps.double() * spread(found.double(), steps, axis, self.block) - exact
-            shift = rewriter.constant(made_up.to(dtype), "feedback")
-            weight, found = rewriter.expression(aten.add.Tensor, weight, shift), found.to(dtype)
+            error = steps.double() * spread(found.double(), steps, axis, self.block) - exact
+            shift = rewriter.constant((error.t() if turned else error).to(dtype), "feedback")
+            weight = rewriter.expression(aten.add.Tensor, weight, shift)
+            found, rounding = found.to(dtype), "nearest"  # the integers themselves
+        if turned:
+            weight = rewriter.expression(aten.t.default, weight)
         own = linear.weight.op == "get_attr"
         name = str(linear.weight.target) if own else linear.node.name
         scale = rewriter.attribute(f"{name}_scale", found)
-        rounding = "nearest" if plan.fed is not None else self.rounding
         return rewriter.expression(
             on_grid, weight, scale, None, axis, self.block, low, high, rounding
         )

@@ -10,9 +10,11 @@ it is clipped, that of the scale is what the rounded value changes by (Esser et 
 quantization"). ``on_dynamic_grid(x)`` finds one grid of 8 bits for the whole of x.
 
 Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of integers in the file or of
-``quantize(x, scale, zero_point, dim)``; and ``dynamic_matmul(x, q, scale)``, which is ``on_dynamic_grid(x) @ (q *
-scale)`` with one scale per column of q. ``to_steps`` is the expression of the integers in the file. Each is one op
-in ONNX, but for the dynamic product. ``bits`` 4 stores two values in a byte in the file; here they lie in an int8.
+``quantize(x, scale, zero_point, dim)``; ``dynamic_matmul(x, q, scale, transposed)``, which is ``on_dynamic_grid(x)
+@ (q * scale)`` with one scale per column of q, or with q' where it is transposed; and ``take_rows(q, scale, ids,
+block, bits)``, rows of a table with one scale per row or per block of a row. ``to_steps`` is the expression of the
+integers in the file. Each is one op in ONNX, but for the last two. ``bits`` 4 stores two values in a byte in the
+file; here they lie in an int8.
 
 Scale and zero point are single numbers (``dim`` None), one per channel along ``dim``, or one per block of
 ``block`` values along it (``block`` > 0). ``global_pool(x)`` is the mean over all axes behind the second, kept.
@@ -37,7 +39,8 @@ _LIBRARY.define(
     "dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? dim, int block, int bits) -> Tensor"
 )
 _LIBRARY.define("global_pool(Tensor x) -> Tensor")
-_LIBRARY.define("dynamic_matmul(Tensor x, Tensor q, Tensor scale) -> Tensor")
+_LIBRARY.define("dynamic_matmul(Tensor x, Tensor q, Tensor scale, bool transposed) -> Tensor")
+_LIBRARY.define("take_rows(Tensor q, Tensor scale, Tensor ids, int block, int bits) -> Tensor")
 
 
 def _steps(
@@ -127,8 +130,14 @@ def _global_pool(x: Tensor) -> Tensor:
     return x.mean(list(range(2, x.dim())), keepdim=True)
 
 
-def _dynamic_matmul(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+def _dynamic_matmul(x: Tensor, q: Tensor, scale: Tensor, transposed: bool) -> Tensor:
+    q = q.t() if transposed else q
     return (_on_dynamic_grid(x) @ q.to(x.dtype)) * scale.to(x.dtype)
+
+
+def _take_rows(q: Tensor, scale: Tensor, ids: Tensor, block: int, bits: int) -> Tensor:
+    rows, scales = q[ids].to(scale.dtype), scale[ids]
+    return rows * (spread(scales, rows, rows.dim() - 1, block) if block else scales[..., None])
 
 
 def _like(x: Tensor, *rest: Any) -> Tensor:
@@ -143,6 +152,7 @@ for _name, _function, _fake in (
     ("dequantize", _dequantize, _dequantize),
     ("global_pool", _global_pool, _global_pool),
     ("dynamic_matmul", _dynamic_matmul, _dynamic_matmul),
+    ("take_rows", _take_rows, _take_rows),
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"normfold::{_name}", _fake, lib=_LIBRARY)
@@ -162,4 +172,5 @@ quantize = torch.ops.normfold.quantize.default
 dequantize = torch.ops.normfold.dequantize.default
 global_pool = torch.ops.normfold.global_pool.default
 dynamic_matmul = torch.ops.normfold.dynamic_matmul.default
+take_rows = torch.ops.normfold.take_rows.default
 UNSTORED = (on_grid, on_dynamic_grid)  # what `bake` makes integers of

@@ -1,6 +1,6 @@
 """Tokens for networks that read them: what a language model writes itself, and random ones for all others.
 
-A causal network that scores its own tokens draws every token of a prompt at once, from what it says of the tokens in
+A causal network that scores its own tokens draws every token of a prompt at once, from what it says of those in
 front, again and again: after k rounds the first k tokens are a sample of it (Jacobi iteration; Song et al. 2021,
 "Accelerating feedforward computation via parallel nonlinear equation solving", arXiv 2002.03629), and a few rounds
 give all positions neighbours as it expects them. Calibration on a network's own text: Liu et al. 2023, "LLM-QAT",

@@ -15,6 +15,7 @@ from normfold.judge.agreement import Promise, gives_scores
 from normfold.load.specs import parse as parse_inputs
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
+from normfold.ops.table import row_of
 from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
 from normfold.ranges.mixed import pipeline as pipeline_of_bits
 from normfold.ranges.saturation import integer_ranges
@@ -26,15 +27,15 @@ from normfold.steps.formats import choose
 from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
 
+_BLOCKS = "quantize-weights{bits=4 block=32"
 _WEIGHTS = {
     "int8": "quantize-weights",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
-    "int4-weights": "quantize-weights{bits=4 block=32 clip=true},quantize-weights",
+    "int4-weights": f"{_BLOCKS} clip=true}},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
 }
-_MEASURED = {  # where inputs are like the user's
-    "int4-weights": "quantize-weights{bits=4 block=32 rounding=feedback},quantize-weights",
-}
+_MEASURED = {"int4-weights": f"{_BLOCKS} rounding=feedback}},quantize-weights"}
+_TABLES = dict.fromkeys(("int8-weights", "int4-weights"), "quantize-tables{block=128}")
 _FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
 _COLUMNS = (
@@ -142,7 +143,8 @@ def make_integers(
     """
     start = time.perf_counter()
     bits = mixed.bits if mixed is not None else None
-    chosen = parse(pipeline(step, target, bits, calibrated.measured))
+    tables = any(row_of(node).lookup for node in calibrated.graph.nodes)
+    chosen = parse(pipeline(step, target, bits, measured=calibrated.measured, tables=tables))
     result, passes = run_pipeline(calibrated.graph, chosen)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
@@ -173,13 +175,19 @@ def make_integers(
 
 
 def pipeline(
-    step: Quantize, target: str, bits: dict[str, int] | None = None, measured: bool = False
+    step: Quantize,
+    target: str,
+    bits: dict[str, int] | None = None,
+    *,
+    measured: bool = False,
+    tables: bool = False,
 ) -> str:
     """The passes that put a calibrated network on the grids of a target.
 
     Args:
         bits: those of every layer.
         measured: the graph has samples, and they tell what its layers read.
+        tables: the graph has tables of embeddings.
     """
     scheme = step.scheme or "int8"
     if bits is not None:
@@ -190,6 +198,8 @@ def pipeline(
         parts = ["quantize-weights{bits=7}"]
     else:
         parts = [(_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])]
+    if tables and bits is None and step.weights is None:
+        parts.insert(0, _TABLES.get(scheme, "quantize-tables"))
     if scheme == "int8":
         width = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
         parts.append(f"quantize-activations{{target={target}{width}}}")

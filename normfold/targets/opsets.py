@@ -6,13 +6,14 @@ import torch
 
 from normfold.errors import UsageError
 from normfold.ir.graph import Graph
-from normfold.ops.integer_ops import dequantize
+from normfold.ops.integer_ops import dequantize, take_rows
 from normfold.ops.table import norm_of
 from normfold.target import Target
 
 # torch implements its translations at 18; below, a version converter would rewrite our file
 OLDEST_OPSET = 18
 _BLOCKS_OPSET = 21
+_BLOCK = {dequantize: 4, take_rows: 3}  # which argument it is
 _BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
 
 
@@ -27,8 +28,7 @@ def default_opset(graph: Graph, target: Target) -> int:
 
 def has_blocks(graph: Graph) -> bool:
     """True if blocks of a weight have a scale each, which DequantizeLinear takes since opset 21."""
-    grids = (node for node in graph.nodes if node.target is dequantize)
-    return any(node.args[4] for node in grids)
+    return any(node.args[_BLOCK[node.target]] for node in graph.nodes if node.target in _BLOCK)
 
 
 def _has_bf16(graph: Graph) -> bool:
