@@ -19,6 +19,7 @@ from normfold.ir.grids import scale_of, top_of
 from normfold.ops.integer_ops import on_dynamic_grid, on_grid
 from normfold.ops.integers import quantized_weight, weighted
 from normfold.ops.linear import Linear
+from normfold.ops.table import row_of
 from normfold.rewrite import Decline, Effect, Exactness, Match, Pass, Reason, Rewriter
 
 
@@ -44,23 +45,24 @@ class QuantizeDynamic(Pass):
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         linear: Linear = match.plan
-        if quantized_weight(linear) and not _of_outputs(linear):
+        if quantized_weight(linear) and not _is_table(linear):
             return Decline(Reason.ON_A_GRID, match.node)
         return match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         linear: Linear = match.plan
-        values = linear.weight if _of_outputs(linear) else _values(linear, rewriter)
+        values = linear.weight if _is_table(linear) else _values(linear, rewriter)
         x = rewriter.insert_before(match.node, on_dynamic_grid, linear.data)
         rewriter.set_argument(match.node, linear.weight_position, values, same=True)
         rewriter.replace_input(match.node, linear.data, x)
         rewriter.record(f"{match.node.name}: weight in 8 bits, input at run time")
 
 
-def _of_outputs(linear: Linear) -> bool:
-    """True for a weight that is on a grid already, with a scale per output: a table that is a head, too."""
+def _is_table(linear: Linear) -> bool:
+    """True for a table that is on a grid already, with a scale per output."""
     weight = linear.weight
-    return weight.target is on_grid and weight.args[3:5] == (linear.out_axis, 0)
+    table = any(row_of(user).lookup for user in weight.users)
+    return table and weight.target is on_grid and weight.args[3:5] == (linear.out_axis, 0)
 
 
 def _values(linear: Linear, rewriter: Rewriter) -> fx.Node:
