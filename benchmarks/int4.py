@@ -39,7 +39,7 @@ from normfold.targets.onnx import export_onnx
 from normfold.targets.runtime import RuntimeSession
 
 TOOLS = ("float", "normfold", "clip", "rtn32", "rtn32-asym", "hqq32", "hqq64", "hqq128", "gptq32")
-SCHEMES = ("int8-dynamic", "int8", "int8-weights", "int4-weights")
+SCHEMES = ("int8-dynamic", "int4-weights", "int4-weights+data", "int8+data", "int8-weights")
 
 
 class Logits(nn.Module):
@@ -198,75 +198,64 @@ def sentences(count: int) -> list[str]:
     return np.random.default_rng(0).permutation(sorted(found))[:count].tolist()  # type: ignore[no-any-return]
 
 
-def compared_sentences(folder: Path, rounds: int) -> None:
-    """Print the rows of a sentence model: normfold's schemes, floats, onnxruntime's `quantize_dynamic`."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def compared_sentences(folder: Path, rounds: int, schemes: Sequence[str]) -> None:
+    """Print the rows of a sentence model: floats, onnxruntime's `quantize_dynamic`, normfold's schemes."""
     from tokenizers import Tokenizer
 
+    mend_torchvision()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(128)
     tokenizer.enable_padding()
-    texts = sentences(352)
+    texts = sentences(256)
 
     def read(part: Sequence[str]) -> list[Tensor]:
         encoded = tokenizer.encode_batch(list(part))
-        ids, mask, kinds = (
-            torch.tensor([getattr(item, key) for item in encoded])
-            for key in ("ids", "attention_mask", "type_ids")
-        )
-        return [ids, mask, kinds]
+        keys = ("ids", "attention_mask", "type_ids")
+        return [torch.tensor([getattr(item, key) for item in encoded]) for key in keys]
 
     batches = [read(texts[at : at + 32]) for at in range(96, len(texts), 32)]
+    reference: Tensor | None = None
     with tempfile.TemporaryDirectory() as place:
-        own = Path(place)
-        result = normfold.convert(folder, export="onnx", output=own / "float", verify="off")
-        made = {"float": Path(result.report.artefacts[0].path)}
-        calibrating = read(texts[:96])
-        np.savez(
-            own / "texts.npz",
-            input_ids=calibrating[0],
-            attention_mask=calibrating[1],
-            token_type_ids=calibrating[2],
-        )
-        for scheme in SCHEMES:
-            for data in (None, own / "texts.npz"):
-                if data is not None and scheme not in ("int8", "int4-weights"):
-                    continue
-                name = f"{scheme}{'' if data is None else ', data'}"
-                try:
-                    result = normfold.convert(
-                        folder, quantize=scheme, data=data, output=own / name, max_drop=None
-                    )
-                    made[name] = Path(result.report.artefacts[0].path)
-                except normfold.NormfoldError as error:
-                    print(f"| {name} | {error} | | | |", flush=True)
-        for name, per_channel in (("quantize_dynamic", False), ("quantize_dynamic, rows", True)):
-            made[name] = own / f"{name}.onnx"
-            quantize_dynamic(
-                str(made["float"]),
-                str(made[name]),
-                per_channel=per_channel,
-                weight_type=QuantType.QInt8,
-            )
-        sessions = {name: RuntimeSession(path, threads=1) for name, path in made.items()}
-        runs: dict[str, Callable[[], object]] = {
-            name: session.prepare(batches[0]) for name, session in sessions.items()
-        }
+        runs: dict[str, Callable[[], object]] = {}
+        for name, path in _sentence_files(folder, Path(place), schemes, read(texts[:96])):
+            session = RuntimeSession(path, threads=1)
+            runs[name] = session.prepare(batches[0])
+            found = torch.cat([_vectors(session, part) for part in batches])
+            reference = found if reference is None else reference
+            off = 1 - (found * reference).sum(1)
+            size = path.stat().st_size / 1e6
+            print(f"| {name} | {off.mean():.5f} | {off.max():.5f} | {size:.2f} |", flush=True)
         times = interleaved(runs, rounds)
-        vectors = {
-            name: torch.cat([_vectors(session, part) for part in batches])
-            for name, session in sessions.items()
-        }
-        for name, found in vectors.items():
-            off = 1 - (found * vectors["float"]).sum(1)
-            ratio = statistics.median(
-                a / b for a, b in zip(times[name], times["float"], strict=True)
-            )
-            size = made[name].stat().st_size / 1e6
-            print(
-                f"| {name} | {float(off.mean()):.5f} | {float(off.max()):.5f} | {size:.2f} | {ratio:.2f} |",
-                flush=True,
-            )
+    print("\n| file | time, of floats |\n|---|---|")
+    for name, own in times.items():
+        ratio = statistics.median(a / b for a, b in zip(own, times["float"], strict=True))
+        print(f"| {name} | {ratio:.2f} |")
+
+
+def _sentence_files(
+    folder: Path, place: Path, schemes: Sequence[str], texts: list[Tensor]
+) -> Iterator[tuple[str, Path]]:
+    """The files of a sentence model; a scheme's name may have ``+data`` behind it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source = normfold.convert(folder, export="onnx", output=place / "float", verify="off")
+    plain = Path(source.report.artefacts[0].path)
+    yield "float", plain
+    for name, rows in (("quantize_dynamic", False), ("quantize_dynamic, per_channel", True)):
+        path = place / f"{name}.onnx"
+        quantize_dynamic(str(plain), str(path), per_channel=rows, weight_type=QuantType.QInt8)
+        yield name, path
+    data, keys = place / "texts.npz", ("input_ids", "attention_mask", "token_type_ids")
+    np.savez(data, **dict(zip(keys, (x.numpy() for x in texts), strict=True)))
+    for name in schemes:
+        scheme, _, given = name.partition("+")
+        more: dict[str, Any] = {"quantize": scheme, "data": data if given else None}
+        try:
+            result = normfold.convert(folder, output=place / name, **more)
+        except normfold.NormfoldError as error:
+            print(f"| {name} | {error} | | |", flush=True)
+            continue
+        yield name, Path(result.report.artefacts[0].path)
 
 
 def _vectors(session: RuntimeSession, batch: list[Tensor]) -> Tensor:
@@ -280,11 +269,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", nargs="*", default=["shipped"])
     parser.add_argument("--tools", nargs="+", default=list(TOOLS))
     parser.add_argument("--sentences", type=Path)
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args(arguments)
     if options.sentences is not None:
-        print("| file | 1 - cosine, mean | largest | MB | time, of floats |\n|---|---|---|---|---|")
-        compared_sentences(options.sentences, options.rounds)
+        print("| file | 1 - cosine, mean | largest | MB |\n|---|---|---|---|")
+        compared_sentences(options.sentences, options.rounds, options.schemes)
         return
     print("| network | tool | KL | perplexity | MB | seconds |\n|---|---|---|---|---|---|")
     for name in options.network:
