@@ -100,10 +100,10 @@ def find_inputs(
         made = _noise(graph, options, source.seed, bounds)
         return Inputs(made, None, Evidence("noise"), telling=False)
     if reads_tokens(graph):
-        made = prompts(graph, source.seed, options.images)
-        count = sum(len(x[0]) for x in made.batches)
-        words = "text of the network's own" if made.written else "random tokens"
-        return Inputs(made.batches, None, Evidence(f"{words}: {count} prompts"), needed)
+        read = prompts(graph, source.seed, options.images)
+        count = sum(len(x[0]) for x in read.batches)
+        words = "text of the network's own" if read.written else "random tokens"
+        return Inputs(read.batches, None, Evidence(f"{words}: {count} prompts"), needed)
     return _synthesised(graph, options, source.seed, bounds, say)
 
 

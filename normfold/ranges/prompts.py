@@ -59,8 +59,10 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> Prompts:
         raise UsageError("a network that takes more than tensors needs `--data`")
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
     rows = [_rows(node) for node in nodes]
-    sized = _lengthened(nodes, leaves)
-    tokens = rows.index(max(rows))
+    most = max(rows)
+    rows = [count if count == most else 0 for count in rows]  # kinds and positions are no tokens
+    sized = _lengthened(nodes, leaves, rows)
+    tokens = rows.index(most)
     batches, written = [], _writes(graph, tokens, rows[tokens])
     for _ in range(-(-(count or _COUNT) // max(1, len(leaves[0])))):
         batch = [
@@ -73,9 +75,9 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> Prompts:
     return Prompts(batches, written)
 
 
-def _lengthened(nodes: list[fx.Node], leaves: list[Tensor]) -> list[Tensor]:
+def _lengthened(nodes: list[fx.Node], leaves: list[Tensor], rows: list[int]) -> list[Tensor]:
     """The example inputs with `_LENGTH` positions along the second axis, where that is one free size of all inputs
-    and each of them holds one value along it or numbers of rows; as they are elsewhere."""
+    and each of them holds one value along it or tokens; as they are elsewhere."""
     sizes = {str(node.meta["val"].shape[1]) for node in nodes if node.meta["val"].dim() > 1}
     first = nodes[0].meta["val"]
     flat = all(node.meta["val"].dim() == 2 for node in nodes)
@@ -84,9 +86,7 @@ def _lengthened(nodes: list[fx.Node], leaves: list[Tensor]) -> list[Tensor]:
     size = first.shape[1].node
     upper = size.shape_env.bound_sympy(size.expr).upper
     length = min(_LENGTH, int(upper)) if upper.is_Integer else _LENGTH
-    same = all(
-        _rows(node) or bool((x == x[:, :1]).all()) for node, x in zip(nodes, leaves, strict=True)
-    )
+    same = all(count or bool((x == x[:, :1]).all()) for count, x in zip(rows, leaves, strict=True))
     if length <= leaves[0].shape[1] or not same:
         return leaves
     return [leaf[:, :1].expand(-1, length).contiguous() for leaf in leaves]

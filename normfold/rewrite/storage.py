@@ -35,11 +35,10 @@ _aten = torch.ops.aten
 def store_grids(graph: Graph) -> list[str]:
     """Write every value on a grid as it is stored, in place; returns what was done, in words."""
     rewriter = Rewriter(graph)
-    for node in list(graph.nodes):
-        linear = linear_of(node) if not is_static(node) else None
-        if linear is None or linear.weight.target is not on_grid:
-            continue
-        if row_of(node).lookup:
+    found = (linear_of(node) for node in graph.nodes if not is_static(node))
+    linears = [x for x in found if x is not None and x.weight.target is on_grid]
+    for linear in sorted(linears, key=lambda x: not row_of(x.node).lookup):  # tables, then heads
+        if row_of(linear.node).lookup:
             _rows(linear, rewriter)
         elif linear.data.target is on_dynamic_grid:
             _product(linear, rewriter)
@@ -63,9 +62,13 @@ def _parameter(node: fx.Node, rewriter: Rewriter) -> None:
 
 def _steps(node: fx.Node, rewriter: Rewriter) -> fx.Node:
     """The integers of a parameter on a grid: one expression, whoever reads it."""
-    known = {user for source in node.all_input_nodes for user in source.users}
-    same = (user for user in known if user.target is to_steps and user.args == node.args)
-    return next(same, None) or rewriter.expression(to_steps, *node.args)
+    return _known(node) or rewriter.expression(to_steps, *node.args)
+
+
+def _known(node: fx.Node) -> fx.Node | None:
+    """The expression of the integers, where there is one."""
+    readers = {user for source in node.all_input_nodes for user in source.users}
+    return next((x for x in readers if x.target is to_steps and x.args == node.args), None)
 
 
 def _bits(node: fx.Node) -> int:
@@ -104,15 +107,13 @@ def _product(linear: Linear, rewriter: Rewriter) -> None:
     weight, scale, zero, dim, block, *how = linear.weight.args
     if dim != linear.out_axis or block:
         return
-    shared = len(linear.weight.users) > 1  # by the rows of a table: turned in the file
-    if shared:
-        steps = _steps(linear.weight, rewriter)
-    else:
+    steps = _known(linear.weight)  # by the rows of a table: turned in the file
+    turned = steps is not None and dim == 0
+    if steps is None:
         if dim == 0:
             weight = rewriter.expression(_aten.t.default, weight)
         steps = rewriter.expression(to_steps, weight, scale, zero, 1, 0, *how)
     x, node = linear.data.args[0], linear.node
-    turned = shared and dim == 0
     result = rewriter.insert_before(node, dynamic_matmul, x, steps, scale, turned)
     if linear.bias is not None:
         result = rewriter.insert_before(node, _aten.add.Tensor, result, linear.bias)

@@ -45,6 +45,7 @@ def write_packed(graph: Graph) -> None:
         if node.target is not take_rows or not node.args[3]:
             continue
         q, scale, ids, block, bits = node.args
+        assert isinstance(q, fx.Node) and isinstance(bits, int)
         if q not in packed:
             packed[q] = _packed(graph, q, bits)
         _become(graph, node, packed_rows, packed[q], scale, ids, block, bits)
@@ -53,6 +54,7 @@ def write_packed(graph: Graph) -> None:
         if linear is None or linear.weight.target is not dequantize:
             continue
         q, scale, _, dim, block, bits = linear.weight.args
+        assert isinstance(q, fx.Node)
         if q not in packed or not block or (dim, linear.out_axis) != (1, 0):
             continue
         product, bias = (linear.data, packed[q], scale, block, bits), linear.bias
