@@ -28,6 +28,7 @@ BEFORE = {
     "restore": "canonicalize,fold-affine{direction=forward}",
     "bake": "canonicalize,fold-affine,restore",
     "measure-ranges": "canonicalize,fold-affine,restore,bake",
+    "quantize-tables": "canonicalize,fold-affine,restore,bake",
     "quantize-weights": "canonicalize,fold-affine,restore,bake",
     "quantize-activations": "canonicalize,fold-affine,restore,bake,quantize-weights",
     "quantize-dynamic": "canonicalize,fold-affine,restore,bake",
