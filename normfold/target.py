@@ -118,6 +118,7 @@ class Target:
         stands_in: ``runs`` is another runtime, for ONNX files; what is built from them is judged by its writer.
         floats: types that it has fast kernels for: files are written in the type of the stored weights where it is
             among them, otherwise in float32.
+        packs: it has com.microsoft's ops for tables of few bits.
         processors: machines (`platform.machine`) that it runs on; every one when empty.
         runtime: the name of the runtime in sentences.
     """
@@ -136,6 +137,7 @@ class Target:
     builder: str = ""
     stands_in: bool = False
     floats: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    packs: bool = False
     processors: tuple[str, ...] = ()
 
     def cannot_run(self) -> str:
@@ -209,6 +211,7 @@ TARGETS = {
                 "uint8", False, True, _ORT_KERNELS, pairs=True, integer_bias=True, packed=True
             ),
             floats=("float32",),
+            packs=True,
         ),
         Target(
             "ort-arm",
@@ -219,6 +222,7 @@ TARGETS = {
             _ORT,
             grids=Grids("int8", False, True, _ORT_KERNELS, integer_bias=True, packed=True),
             floats=("float32",),
+            packs=True,
             processors=("aarch64", "arm64"),
         ),
         Target(

@@ -23,6 +23,7 @@ BUILT_IN = {
     "correct-bias": "normfold.passes.correct_bias:CorrectBias",
     "migrate-scale": "normfold.passes.migrate_scale:MigrateScale",
     "measure-ranges": "normfold.passes.measure_ranges:MeasureRanges",
+    "quantize-tables": "normfold.passes.quantize_tables:QuantizeTables",
     "quantize-weights": "normfold.passes.quantize_weights:QuantizeWeights",
     "quantize-activations": "normfold.passes.quantize_activations:QuantizeActivations",
     "quantize-dynamic": "normfold.passes.quantize_dynamic:QuantizeDynamic",

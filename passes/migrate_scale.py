@@ -46,9 +46,10 @@ class MigrateScale(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         norms = [node for node in graph.nodes if _core(node)]
-        peaks = _peaks(graph, norms)
+        peaks = _peaks(graph, norms) if self.alpha else {}
         for node in norms:
-            yield Match(node, norm_sites(node), peaks.get(node))
+            none = None if self.alpha else torch.ones(shape_of(node)[-1], dtype=torch.float64)
+            yield Match(node, norm_sites(node), peaks.get(node, none))
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
         if match.plan is None:

@@ -2,10 +2,11 @@
 
 W  ->  s round(W / s)        s = max|W| / (2^(bits - 1) - 1) over an output channel, or a block of inputs
 W  ->  s e4m3(W / s)         s the least power of two with max|W| / s <= 448, over all of W
+W  ->  s round((W + D) / s)  D: what inputs make up for of the rounding of those in front of them (`feedback`)
 
-A weight that is on such a grid already keeps it, and its values. s is measured, and a constant; the rest is an
-expression of W (`on_grid`), which trains with a gradient that passes straight through the rounding until `bake`
-stores it in few bits. Rounding is in `normfold.ir.grids`.
+A weight that is on such a grid already keeps it, and its values. s and D are measured, and constants; the rest is
+an expression of W (`on_grid`), which trains with a gradient that passes straight through the rounding until `bake`
+stores it in few bits. Rounding is in `normfold.ir.grids` and `normfold.ir.feedback`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
+from normfold.domains.front_to_back import Oriented, rounded_by_feedback
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
 from normfold.ir.graph import shape_of
-from normfold.ir.grids import grid_of, top_of
+from normfold.ir.grids import grid_of, kept_scale, limits, spread, top_of
 from normfold.ir.intervals import (
     mean_shift,
     measured_mean,
@@ -49,13 +51,15 @@ class QuantizeWeights(Pass):
         grid: ``integers``, or ``e4m3``: floats of 8 bits, of which 4 are the exponent and 3 the mantissa.
         bits: 2 to 8. Below 8 they are stored in 8 all the same, but for 4 in blocks.
         block: inputs that share a scale (a power of two from 16); 0: all of an output channel.
-        rounding: ``nearest``, or ``squant``: errors that cancel over kernels and channels.
-        clip: choose each scale by the squared error (below 8 bits).
+        rounding: ``nearest``; ``squant``: errors that cancel over kernels and channels; ``feedback``: in blocks,
+            each input makes up for the errors of those in front of it, as they go together in ``graph.samples``.
+        clip: choose each scale by the squared error (below 8 bits; ``feedback`` always does).
         layers: patterns of module paths; all linear ops when empty.
         target: layers that its kernels do not take stay in floats; every layer is taken when empty.
 
     Exact:    no: values are rounded.
-    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of anything else than x @ W), no-kernel.
+    Declines: not-asked-for, on-a-grid, not-a-matrix (blocks of inputs of anything else than x @ W), no-kernel,
+        no-samples (feedback).
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -65,7 +69,7 @@ class QuantizeWeights(Pass):
     grid: Literal["integers", "e4m3"] = "integers"
     bits: Annotated[int, Between(2, 8)] = 8
     block: Annotated[int, Between(0)] = 0
-    rounding: Literal["nearest", "squant"] = "nearest"
+    rounding: Literal["nearest", "squant", "feedback"] = "nearest"
     clip: bool = False
     layers: tuple[str, ...] = ()
     target: str = ""
@@ -87,50 +91,61 @@ class QuantizeWeights(Pass):
                 found=f"{self.block}",
                 hint="a power of two from 16, or 0 for one scale per output channel",
             )
+        if self.rounding == "feedback" and not self.block:
+            raise UsageError(
+                f"option `rounding=feedback` of pass `{self.name}` is for blocks of inputs",
+                found="block=0",
+                hint="`block=32`, or another rounding",
+            )
 
     def match(self, graph: Graph) -> Iterable[Match]:
-        for node in graph.nodes:
-            linear = weighted(node)
-            if linear is not None:
-                yield Match(node, (), linear)
+        found = [linear for node in graph.nodes if (linear := weighted(node)) is not None]
+        samples = graph.sample_inputs() if self.rounding == "feedback" else []
+        fed: dict[Oriented, tuple[Tensor, Tensor]] = {}
+        if samples:
+            free = [linear for linear in found if self._blocked(linear) is None]
+            fed = rounded_by_feedback(graph, free, samples, self.bits, self.block)
+        made: dict[Oriented, fx.Node] = {}
+        for linear in found:
+            yield Match(
+                linear.node, (), _Plan(linear, fed.get((linear.weight, linear.in_axis)), made)
+            )
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
-        path = module_path(match.node) or match.node.name
+        plan: _Plan = match.plan
+        blocked = self._blocked(plan.linear)
+        if blocked is not None:
+            return blocked
+        if self.rounding == "feedback" and plan.fed is None:
+            return Decline(Reason.NO_SAMPLES, match.node)
+        return match.planned(plan, f"{self.bits} bits")
+
+    def _blocked(self, linear: Linear) -> Decline | None:
+        node = linear.node
+        path = module_path(node) or node.name
         if self.layers and not any(fnmatch.fnmatchcase(path, item) for item in self.layers):
-            return Decline(Reason.NOT_ASKED_FOR, match.node, "`layers` does not name it")
-        linear = weighted(
-            match.node
-        )  # again: what is rewritten in front of it gives it another input
-        assert linear is not None
+            return Decline(Reason.NOT_ASKED_FOR, node, "`layers` does not name it")
         if quantized_weight(linear):
-            return Decline(Reason.ON_A_GRID, match.node)
+            return Decline(Reason.ON_A_GRID, node)
         if self.block and not _on_the_left(linear):
-            return Decline(Reason.NOT_A_MATRIX, match.node)
+            return Decline(Reason.NOT_A_MATRIX, node)
         if self.target and (why := lacks_kernel(linear, grids_of(self.target, self.grid))):
-            return Decline(Reason.NO_KERNEL, match.node, why)
-        return match.planned(linear, f"{self.bits} bits")
+            return Decline(Reason.NO_KERNEL, node, why)
+        return None
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
-        linear: Linear = match.plan
-        node, weight, axis = match.node, linear.weight, linear.out_axis
+        plan: _Plan = match.plan
+        node, linear = match.node, weighted(match.node)  # again: what is in front of it is another
+        assert linear is not None
         # (inputs, outputs): blocks lie along the rows, and 8-bit floats are dequantised right in front of the op
         product = bool(self.block) or (self.grid == "e4m3" and _on_the_left(linear))
         turned = product and linear.in_axis == 1
-        if turned:
-            weight = rewriter.expression(aten.t.default, weight)
-        if self.block:
-            axis = 0
-        assert axis is not None
-        exact, dtype = evaluate(rewriter.graph.module, weight), weight.meta["val"].dtype
-        name = str(linear.weight.target) if linear.weight.op == "get_attr" else node.name
-        if self.grid == "e4m3":
-            scale = _one_scale(exact, dtype)
-            how: tuple[Any, ...] = (None, 0, -E4M3_TOP, E4M3_TOP, "e4m3")
-        else:
-            scale, low = grid_of(exact, axis, self.bits, self.block, self.clip, dtype)
-            how = (axis, self.block, low, top_of(self.bits), self.rounding)
-        stored = rewriter.attribute(f"{name}_scale", scale)
-        values = rewriter.expression(on_grid, weight, stored, None, *how)
+        exact = evaluate(rewriter.graph.module, linear.weight)
+        exact = exact.t() if turned else exact
+        key = linear.weight, linear.in_axis
+        values = plan.made.get(key)
+        if values is None:
+            values = plan.made[key] = self._values(plan, exact, turned, rewriter)
         mean = read_mean(node)
         if mean is not None:
             error = evaluate(rewriter.graph.module, values) - exact
@@ -141,6 +156,42 @@ class QuantizeWeights(Pass):
         else:
             rewriter.set_argument(node, linear.weight_position, values, same=True)
         rewriter.record(f"{node.name}: weight in {self.bits} bits")
+
+    def _values(self, plan: _Plan, exact: Tensor, turned: bool, rewriter: Rewriter) -> fx.Node:
+        """The weight on its grid; ``exact`` and the result are (inputs, outputs) where it is turned."""
+        linear, weight = plan.linear, plan.linear.weight
+        dtype = weight.meta["val"].dtype
+        axis = 0 if self.block else linear.out_axis
+        assert axis is not None
+        if self.grid == "e4m3":
+            found = _one_scale(exact, dtype)
+            how: tuple[Any, ...] = (None, 0, -E4M3_TOP, E4M3_TOP, "e4m3")
+        elif plan.fed is None or kept_scale(exact, axis, self.bits, self.block, dtype) is not None:
+            found, low = grid_of(exact, axis, self.bits, self.block, self.clip, dtype)
+            rounding = "nearest" if self.rounding == "feedback" else self.rounding
+            how = (axis, self.block, low, top_of(self.bits), rounding)
+        else:
+            steps, scale = (part.t().contiguous() for part in plan.fed)
+            error = steps.double() * spread(scale.double(), steps, axis, self.block) - exact
+            shift = rewriter.constant((error.t() if turned else error).to(dtype), "feedback")
+            weight = rewriter.expression(aten.add.Tensor, weight, shift)
+            found = scale.to(dtype)
+            how = (axis, self.block, *limits(self.bits, self.block), "nearest")  # itself
+        if turned:
+            weight = rewriter.expression(aten.t.default, weight)
+        own = linear.weight.op == "get_attr"
+        name = str(linear.weight.target) if own else linear.node.name
+        stored = rewriter.attribute(f"{name}_scale", found)
+        return rewriter.expression(on_grid, weight, stored, None, *how)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A linear op, the integers and scales that feedback found for its weight, and the weights that are done."""
+
+    linear: Linear
+    fed: tuple[Tensor, Tensor] | None
+    made: dict[Oriented, fx.Node]
 
 
 def _on_the_left(linear: Linear) -> bool:

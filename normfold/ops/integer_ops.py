@@ -12,10 +12,11 @@ it is clipped, that of the scale is what the rounded value changes by (Esser et 
 quantization"). ``on_dynamic_grid(x)`` finds one grid of 8 bits for the whole of x.
 
 Baked, it is stored: ``dequantize(q, scale, zero_point, dim, block, bits)``, of steps in the file or of
-``quantize(x, scale, zero_point, dim)``, whose steps have the type of the zero point; and ``dynamic_matmul(x, q,
-scale)``, which is ``on_dynamic_grid(x) @ (q * scale)`` with one scale per column of q. ``to_steps`` is the
-expression of the steps in the file. Each is one op in ONNX, but for the dynamic product. ``bits`` 4 stores two
-values in a byte in the file; here they lie in an int8.
+``quantize(x, scale, zero_point, dim)``, whose steps have the type of the zero point; ``dynamic_matmul(x, q, scale,
+transposed)``, which is ``on_dynamic_grid(x) @ (q * scale)`` with one scale per column of q, or with q' where it is
+transposed; and ``take_rows(q, scale, ids, block, bits)``, rows of a table with one scale per row or per block of a
+row. ``to_steps`` is the expression of the steps in the file. Each is one op in ONNX, but for the last two.
+``bits`` 4 stores two values in a byte in the file; here they lie in an int8.
 
 ``stored_matmul(x, q, scale, zero_point, block, bits)`` is the product of x (..., inputs), in floats, and a weight
 that was on a grid before anything was rounded: q (outputs, inputs) is unsigned, scale and zero point (outputs,
@@ -44,7 +45,8 @@ _LIBRARY.define(
     "dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? dim, int block, int bits) -> Tensor"
 )
 _LIBRARY.define("global_pool(Tensor x) -> Tensor")
-_LIBRARY.define("dynamic_matmul(Tensor x, Tensor q, Tensor scale) -> Tensor")
+_LIBRARY.define("dynamic_matmul(Tensor x, Tensor q, Tensor scale, bool transposed) -> Tensor")
+_LIBRARY.define("take_rows(Tensor q, Tensor scale, Tensor ids, int block, int bits) -> Tensor")
 _LIBRARY.define(
     "stored_matmul(Tensor x, Tensor q, Tensor scale, Tensor? zero_point, int block, int bits) -> Tensor"
 )
@@ -145,7 +147,8 @@ def _global_pool(x: Tensor) -> Tensor:
     return x.mean(list(range(2, x.dim())), keepdim=True)
 
 
-def _dynamic_matmul(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+def _dynamic_matmul(x: Tensor, q: Tensor, scale: Tensor, transposed: bool) -> Tensor:
+    q = q.t() if transposed else q
     return (_on_dynamic_grid(x) @ q.to(x.dtype)) * scale.to(x.dtype)
 
 
@@ -157,6 +160,11 @@ def _stored_matmul(
     )
     weight = (q.to(scale.dtype) - zero) * spread(scale, q, 1, block)
     return x @ weight.to(x.dtype).t()
+
+
+def _take_rows(q: Tensor, scale: Tensor, ids: Tensor, block: int, bits: int) -> Tensor:
+    rows, scales = q[ids].to(scale.dtype), scale[ids]
+    return rows * (spread(scales, rows, rows.dim() - 1, block) if block else scales[..., None])
 
 
 def _like(x: Tensor, *rest: Any) -> Tensor:
@@ -172,6 +180,7 @@ for _name, _function, _fake in (
     ("global_pool", _global_pool, _global_pool),
     ("dynamic_matmul", _dynamic_matmul, _dynamic_matmul),
     ("stored_matmul", _stored_matmul, _stored_matmul),
+    ("take_rows", _take_rows, _take_rows),
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"normfold::{_name}", _fake, lib=_LIBRARY)
@@ -192,4 +201,5 @@ dequantize = torch.ops.normfold.dequantize.default
 global_pool = torch.ops.normfold.global_pool.default
 dynamic_matmul = torch.ops.normfold.dynamic_matmul.default
 stored_matmul = torch.ops.normfold.stored_matmul.default
+take_rows = torch.ops.normfold.take_rows.default
 UNSTORED = (on_grid, on_dynamic_grid)  # what `bake` makes integers of

@@ -45,12 +45,14 @@ _COMPARED = 32  # rows that files without ranges are judged on
 @dataclass(frozen=True)
 class Inputs:
     """What ranges are measured on and integer files are judged on: batches of flat inputs, labels if there are
-    any, and where they are from; ``ranges`` is off where the scheme needs none."""
+    any, and where they are from; ``ranges`` is off where the scheme needs none, ``telling`` where they are only
+    something to compare on, from which nothing may be learned."""
 
     batches: list[tuple[Tensor, ...]]
     labels: Tensor | None
     evidence: Evidence
     ranges: bool = True
+    telling: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Calibrated:
         graph: its nodes carry the intervals.
         inputs, labels: what they were measured on, and what the network is compared on.
         covered: names of the tensors that the norms' statistics reach.
+        measured: the inputs tell what the layers read.
     """
 
     graph: Graph
@@ -69,6 +72,7 @@ class Calibrated:
     evidence: Evidence
     covered: frozenset[str]
     seconds: float = 0.0
+    measured: bool = True
 
 
 def find_inputs(
@@ -90,14 +94,16 @@ def find_inputs(
         return _given(graph, source, normalisation)
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
         made = _like_the_example(graph, source.seed)
-        return Inputs(made, None, Evidence("none needed"), ranges=False)
+        return Inputs(made, None, Evidence("none needed"), ranges=False, telling=False)
     bounds = pixel_bounds(options, normalisation)
     if options.evidence == "noise":
-        return Inputs(_noise(graph, options, source.seed, bounds), None, Evidence("noise"))
+        made = _noise(graph, options, source.seed, bounds)
+        return Inputs(made, None, Evidence("noise"), telling=False)
     if reads_tokens(graph):
-        made = prompts(graph, source.seed, options.images)
-        count = sum(len(x[0]) for x in made)
-        return Inputs(made, None, Evidence(f"random tokens: {count} prompts"))
+        read = prompts(graph, source.seed, options.images)
+        count = sum(len(x[0]) for x in read.batches)
+        words = "text of the network's own" if read.written else "random tokens"
+        return Inputs(read.batches, None, Evidence(f"{words}: {count} prompts"), needed)
     return _synthesised(graph, options, source.seed, bounds, say)
 
 
@@ -120,7 +126,9 @@ def find_ranges(
     start = time.perf_counter()
     evidence, batches = inputs.evidence, inputs.batches
     if not inputs.ranges:
-        return Calibrated(graph, batches, inputs.labels, evidence, frozenset())
+        return Calibrated(
+            graph, batches, inputs.labels, evidence, frozenset(), measured=inputs.telling
+        )
     say(Progress("finding value ranges"))
     device = device_of(options.device)
     bounds = pixel_bounds(options, normalisation)
@@ -141,7 +149,9 @@ def find_ranges(
         clip(graph, batches, grids_of("ort-x86"), options.activation_bits, device)
     names = frozenset(node.name for node in derived)
     spent = time.perf_counter() - start
-    return Calibrated(graph, batches, inputs.labels, evidence, names, spent)
+    return Calibrated(
+        graph, batches, inputs.labels, evidence, names, spent, measured=inputs.telling
+    )
 
 
 def calibrate(

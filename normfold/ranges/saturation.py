@@ -94,7 +94,8 @@ def _judged(target: str, count: int, bits: int) -> tuple[bool, str]:
 def _layers(graph: Graph) -> Iterator[_Layer]:
     for node in graph.nodes:
         if node.target is dynamic_matmul:
-            weight, kind, axis = _stored(graph, node.args[1]), torch.uint8, 1
+            axis = 0 if node.args[3] else 1
+            weight, kind = _stored(graph, node.args[1]), torch.uint8
         else:
             linear = linear_of(node) if node.op == "call_function" else None
             if linear is None or {linear.data.target, linear.weight.target} != {dequantize}:

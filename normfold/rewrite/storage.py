@@ -3,6 +3,9 @@
 on_grid(w, s)     ->  dequantize(to_steps(w, s), s)         the baker evaluates `to_steps`, and leaves the rest
 on_grid(x, s, z)  ->  dequantize(quantize(x, s, z), s, z)   where the grid is all of a type: kernels take those
 on_dynamic_grid(x) @ on_grid(w, s)  ->  dynamic_matmul(x, to_steps(w, s), s)
+embedding(on_grid(w, s), ids)       ->  take_rows(to_steps(w, s), s, ids)
+
+A table that a product reads too is stored once: both read the same integers.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from normfold.ops.integer_ops import (
     on_grid,
     quantize,
     stored_type,
+    take_rows,
     to_steps,
 )
 from normfold.ops.linear import Linear, linear_of
+from normfold.ops.table import row_of
 from normfold.rewrite.rewriter import Rewriter
 
 _aten = torch.ops.aten
@@ -30,13 +35,12 @@ _aten = torch.ops.aten
 def store_grids(graph: Graph) -> list[str]:
     """Write every value on a grid as it is stored, in place; returns what was done, in words."""
     rewriter = Rewriter(graph)
-    for node in list(graph.nodes):
-        linear = linear_of(node) if not is_static(node) else None
-        if (
-            linear is not None
-            and linear.data.target is on_dynamic_grid
-            and linear.weight.target is on_grid
-        ):
+    found = (linear_of(node) for node in graph.nodes if not is_static(node))
+    linears = [x for x in found if x is not None and x.weight.target is on_grid]
+    for linear in sorted(linears, key=lambda x: not row_of(x.node).lookup):  # tables, then heads
+        if row_of(linear.node).lookup:
+            _rows(linear, rewriter)
+        elif linear.data.target is on_dynamic_grid:
             _product(linear, rewriter)
     for node in list(graph.nodes):
         if node.target is on_grid and node.users:
@@ -47,15 +51,43 @@ def store_grids(graph: Graph) -> list[str]:
 def _parameter(node: fx.Node, rewriter: Rewriter) -> None:
     _, scale, _, dim, block, low, high, rounding = node.args
     assert isinstance(scale, fx.Node) and isinstance(low, int) and isinstance(high, int)
-    steps = rewriter.expression(to_steps, *node.args)
+    steps = _steps(node, rewriter)
     zeros, dtype = None, stored_type(low, high, rounding)  # type: ignore[arg-type]
-    bits = 8 * dtype.itemsize
-    if block:
-        bits = 4 if high < 8 else bits
-    else:  # written out: some of onnxruntime's kernels are not chosen where it is missing
+    bits = _bits(node)
+    if not block:  # written out: some of onnxruntime's kernels are not chosen where it is missing
         zeros = rewriter.constant(torch.zeros(scale.meta["val"].shape, dtype=dtype), "zero_point")
     rewriter.replace(node, rewriter.expression(dequantize, steps, scale, zeros, dim, block, bits))
     rewriter.record(f"{node.name}: stored in {bits} bits")
+
+
+def _steps(node: fx.Node, rewriter: Rewriter) -> fx.Node:
+    """The integers of a parameter on a grid: one expression, whoever reads it."""
+    return _known(node) or rewriter.expression(to_steps, *node.args)
+
+
+def _known(node: fx.Node) -> fx.Node | None:
+    """The expression of the integers, where there is one."""
+    readers = {user for source in node.all_input_nodes for user in source.users}
+    return next((x for x in readers if x.target is to_steps and x.args == node.args), None)
+
+
+def _bits(node: fx.Node) -> int:
+    """Bits in which the integers of a parameter are stored: blocks may be packed."""
+    *_, block, low, high, rounding = node.args
+    assert isinstance(low, int) and isinstance(high, int)
+    return 4 if block and high < 8 else 8 * stored_type(low, high, rounding).itemsize  # type: ignore[arg-type]
+
+
+def _rows(linear: Linear, rewriter: Rewriter) -> None:
+    """Rows of a table whose scales are those of rows, or of blocks of them."""
+    grid, node = linear.weight, linear.node
+    _, scale, _, dim, block, *_ = grid.args
+    if dim != (1 if block else 0):
+        return
+    steps, bits = _steps(grid, rewriter), _bits(grid)
+    result = rewriter.insert_before(node, take_rows, steps, scale, linear.data, block, bits)
+    rewriter.replace(node, result)
+    rewriter.record(f"{node.name}: rows stored in {bits} bits")
 
 
 def _activation(node: fx.Node, rewriter: Rewriter) -> None:
@@ -76,11 +108,14 @@ def _product(linear: Linear, rewriter: Rewriter) -> None:
     weight, scale, zero, dim, block, *how = linear.weight.args
     if dim != linear.out_axis or block:
         return
-    if dim == 0:
-        weight = rewriter.expression(_aten.t.default, weight)
-    steps = rewriter.expression(to_steps, weight, scale, zero, 1, 0, *how)
+    steps = _known(linear.weight)  # by the rows of a table: turned in the file
+    turned = steps is not None and dim == 0
+    if steps is None:
+        if dim == 0:
+            weight = rewriter.expression(_aten.t.default, weight)
+        steps = rewriter.expression(to_steps, weight, scale, zero, 1, 0, *how)
     x, node = linear.data.args[0], linear.node
-    result = rewriter.insert_before(node, dynamic_matmul, x, steps, scale)
+    result = rewriter.insert_before(node, dynamic_matmul, x, steps, scale, turned)
     if linear.bias is not None:
         result = rewriter.insert_before(node, _aten.add.Tensor, result, linear.bias)
     rewriter.replace(node, result)

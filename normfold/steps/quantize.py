@@ -41,16 +41,22 @@ from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
 from normfold.target import TARGETS
 
+_BLOCKS = "quantize-weights{bits=4 block=32"
 _WEIGHTS = {
     "int8": "quantize-weights",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
-    "int4-weights": "quantize-weights{bits=4 block=32 rounding=squant},quantize-weights",
+    "int4-weights": f"{_BLOCKS} clip=true}},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
     "fp8": "quantize-weights{{grid=e4m3 target={target}}}",
 }
 Made = tuple[Graph, list[PassReport]]  # a network on grids, and the passes that made it
+_MEASURED = {"int4-weights": f"{_BLOCKS} rounding=feedback}},quantize-weights"}
+_TABLES = dict.fromkeys(("int8-weights", "int4-weights"), "quantize-tables{block=128}")
 _FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
+_COLUMNS = (
+    "migrate-scale{alpha=0},restore,bake"  # inputs that share a scale get weights of one size
+)
 
 
 def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
@@ -72,10 +78,11 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     inputs = find_inputs(graph, step, source, **given)
     graph = graph.copy()
     graph.samples = samples_of(graph, inputs)
-    if step.migrate:
+    in_blocks = step.weights is None and step.scheme in ("int8-weights", "int4-weights")
+    if step.migrate or in_blocks:
         graph = run_judged(
             graph,
-            passes_of(_MIGRATE),
+            passes_of(_MIGRATE if step.migrate else _COLUMNS),
             work.job.policy.verify,
             work.record,
             verifier=work.verifier,
@@ -206,7 +213,9 @@ def make_integers(
         UsageError: the target has kernels for none of the layers.
     """
     start = time.perf_counter()
-    chosen = parse(pipeline(step, target, mixed.bits if mixed is not None else None))
+    bits = mixed.bits if mixed is not None else None
+    tables = any(row_of(node).lookup for node in calibrated.graph.nodes)
+    chosen = parse(pipeline(step, target, bits, measured=calibrated.measured, tables=tables))
     left = placement.layers if placement is not None else ()
     names = [layer for item in left for layer in item.layers]
     result, passes = made or run_pipeline(with_floats(calibrated.graph, names), chosen)
@@ -242,8 +251,21 @@ def make_integers(
     return result, passes, report, promise
 
 
-def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) -> str:
-    """The passes that put a calibrated network on the grids of a target; ``bits`` are those of every layer."""
+def pipeline(
+    step: Quantize,
+    target: str,
+    bits: dict[str, int] | None = None,
+    *,
+    measured: bool = False,
+    tables: bool = False,
+) -> str:
+    """The passes that put a calibrated network on the grids of a target.
+
+    Args:
+        bits: those of every layer.
+        measured: the graph has samples, and they tell what its layers read.
+        tables: the graph has tables of embeddings.
+    """
     scheme = step.scheme or "int8"
     if bits is not None:
         parts = [pipeline_of_bits(bits, step.simulate)]
@@ -252,7 +274,10 @@ def pipeline(step: Quantize, target: str, bits: dict[str, int] | None = None) ->
     elif scheme == "int8" and not step.vnni:
         parts = ["quantize-weights{bits=7}"]
     else:
-        parts = [_WEIGHTS[scheme].format(target=target) if scheme == "fp8" else _WEIGHTS[scheme]]
+        text = (_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])
+        parts = [text.format(target=target) if scheme == "fp8" else text]
+    if tables and bits is None and step.weights is None and scheme not in ("fp8", "lossless"):
+        parts.insert(0, _TABLES.get(scheme, "quantize-tables"))
     if step.ranged:
         more = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
         more = " grid=e4m3" if scheme == "fp8" else more

@@ -14,8 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from normfold.domains.shapes import Shapes
 from normfold.ir.provenance import copy_provenance
-from normfold.targets.integer import TRANSLATED
+from normfold.targets import integer, tables
 
+_TRANSLATED = integer.TRANSLATED | tables.TRANSLATED
 Table = dict[Any, Callable[..., Any]]
 
 
@@ -30,7 +31,7 @@ def needs_expansion(node: fx.Node, table: Table) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return isinstance(target, torch._ops.HigherOrderOperator)
-    if target in TRANSLATED:
+    if target in _TRANSLATED:
         return False
     return target in table or target.namespace != "aten" or target._schema.is_mutable
 

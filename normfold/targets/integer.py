@@ -11,18 +11,21 @@ from normfold.ops.integer_ops import (
     global_pool,
     quantize,
     stored_matmul,
+    take_rows,
 )
 from normfold.targets import packed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-TRANSLATED = frozenset((quantize, dequantize, global_pool, dynamic_matmul, stored_matmul))
+TRANSLATED = frozenset(
+    (quantize, dequantize, global_pool, dynamic_matmul, stored_matmul, take_rows)
+)
 _FLOAT, _INT4 = 1, 22  # TensorProto's
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """The exporter's table for them: each is one op, but for the dynamic product, which ONNX has in parts."""
+    """The exporter's table for them: each is one op, but dynamic products and rows, which ONNX has in parts."""
     from onnxscript import opset18 as op
     from onnxscript import opset21
 
@@ -50,12 +53,20 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def pool(x: Any) -> Any:
         return op.GlobalAveragePool(x)
 
-    def dynamic(x: Any, q: Any, scale: Any) -> Any:
+    def dynamic(x: Any, q: Any, scale: Any, transposed: bool) -> Any:
+        q = op.Transpose(q, perm=[1, 0]) if transposed else q
         steps, step, zero_point = op.DynamicQuantizeLinear(x)
         product = op.Cast(op.MatMulInteger(steps, q, zero_point), to=_FLOAT)
         return op.Mul(product, op.Mul(step, scale))
 
+    def rows(q: Any, scale: Any, ids: Any, block: int, bits: int) -> Any:
+        if block:  # OpenVINO reads rows without unpacking the others
+            return op.Gather(dequantize_linear(q, scale, None, 1, block, bits), ids)
+        scales = op.Unsqueeze(op.Gather(scale, ids), op.Constant(value_ints=[-1]))
+        return op.Mul(op.Cast(op.Gather(q, ids), to=_FLOAT), scales)
+
     return {
+        take_rows: rows,
         quantize: quantize_linear,
         dequantize: dequantize_linear,
         global_pool: pool,
@@ -76,16 +87,56 @@ def pack(model: ir.Model, native: bool) -> None:
         source, result = node.inputs[0], node.outputs[0]
         if source is None or source.const_value is None:
             continue
-        values = source.const_value.numpy().astype(ir.DataType.INT4.numpy())
         name = f"{source.name}_packed"
-        stored = ir.Value(
-            name=name,
-            shape=result.shape,
-            type=ir.TensorType(ir.DataType.INT4),
-            const_value=ir.tensor(values, dtype=ir.DataType.INT4, name=name),
-        )
-        model.graph.register_initializer(stored)
+        stored = model.graph.initializers.get(name)
+        if stored is None:
+            values = source.const_value.numpy().astype(ir.DataType.INT4.numpy())
+            stored = ir.Value(
+                name=name,
+                shape=result.shape,
+                type=ir.TensorType(ir.DataType.INT4),
+                const_value=ir.tensor(values, dtype=ir.DataType.INT4, name=name),
+            )
+            model.graph.register_initializer(stored)
         result.replace_all_uses_with(stored)
         model.graph.remove(node, safe=True)
     packed.pack_products(model, native)
     common.RemoveUnusedNodesPass()(model)
+
+
+def narrow_scales(model: ir.Model) -> None:
+    """Store scales of blocks in 16 bits where that loses nothing, in place; a runtime casts them at load.
+
+    Not those of onnxruntime's own ops: MatMulNBits gives wrong numbers where its scales are computed.
+    """
+    import onnx_ir as ir
+
+    done: dict[str, ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type != "DequantizeLinear" or "block_size" not in node.attributes:
+            continue
+        source = node.inputs[1]
+        if source is None or source.const_value is None or source.dtype != ir.DataType.FLOAT:
+            continue
+        name = str(source.name)
+        if name not in done:
+            values = source.const_value.numpy()
+            short = values.astype(ir.DataType.BFLOAT16.numpy())
+            if (short.astype(values.dtype) != values).any():
+                continue
+            stored = ir.Value(
+                name=f"{name}_16",
+                shape=source.shape,
+                type=ir.TensorType(ir.DataType.BFLOAT16),
+                const_value=ir.tensor(short, dtype=ir.DataType.BFLOAT16, name=f"{name}_16"),
+            )
+            cast = ir.node("Cast", [stored], {"to": _FLOAT}, name=f"{name}_cast")
+            cast.outputs[0].name = f"{name}_32"
+            cast.outputs[0].type, cast.outputs[0].shape = source.type, source.shape
+            model.graph.register_initializer(stored)
+            model.graph.insert_before(model.graph[0], cast)
+            done[name] = cast.outputs[0]
+        node.replace_input_with(1, done[name])
+    for name in done:
+        if not model.graph.initializers[name].uses():
+            model.graph.initializers.pop(name)

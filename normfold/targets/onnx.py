@@ -26,11 +26,11 @@ from normfold.ir.provenance import module_path, source_line
 from normfold.ir.recurrent import free_length
 from normfold.target import Target
 from normfold.target import target as find_target
-from normfold.targets import images, integer, numbers, stable, write
+from normfold.targets import images, integer, numbers, stable, tables, write
 from normfold.targets.attention import suit_fused, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, label, name_axes
-from normfold.targets.integer import pack
+from normfold.targets.integer import narrow_scales, pack
 from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
     write_activations,
@@ -113,9 +113,10 @@ def export_onnx(
     if not path.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(path.parent))
     graph = with_tensors_only(graph)
-    model, notes = _translate(graph, chosen, chosen >= row.attention_opset)
+    model, notes = _translate(graph, chosen, row)
     pack(model, native=row.grids is not None and row.grids.packed)
     clean(model)
+    narrow_scales(model)
     _set_names(model, graph)
     name_axes(model, _axis_names(model))
     origins = label(model, source_lines)
@@ -165,9 +166,11 @@ class _Recorder(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def _translate(graph: Graph, opset: int, attention: bool) -> tuple[ir.Model, list[str]]:
+def _translate(graph: Graph, opset: int, target: Target) -> tuple[ir.Model, list[str]]:
     """The raw ONNX model and what the exporter said that matters."""
-    graph = graph.copy()
+    graph, attention = graph.copy(), opset >= target.attention_opset
+    if target.packs:
+        tables.write_packed(graph)
     write_pads(graph.module)
     write_attention(graph.module, only_unfused=attention)
     if attention:
@@ -223,6 +226,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
                 opset_version=opset,
                 verbose=False,
                 custom_translation_table=integer.translations()
+                | tables.translations()
                 | numbers.translations()
                 | stable.translations()
                 | images.translations(),

@@ -6,7 +6,7 @@ import torch
 
 from normfold.errors import UsageError
 from normfold.ir.graph import Graph
-from normfold.ops.integer_ops import dequantize, stored_matmul
+from normfold.ops.integer_ops import dequantize, stored_matmul, take_rows
 from normfold.ops.table import norm_of
 from normfold.target import Target
 
@@ -14,6 +14,11 @@ from normfold.target import Target
 OLDEST_OPSET = 18
 _BLOCKS_OPSET = 21
 _STEPS_OPSET = 19  # the first whose QuantizeLinear makes floats of 8 bits, or reads half precision
+_BLOCK = {
+    dequantize: (4, 5),
+    stored_matmul: (4, 5),
+    take_rows: (3, 4),
+}  # which arguments are block and bits
 _BF16_OPSET = 22  # the first whose Conv and pools take bfloat16
 
 
@@ -29,8 +34,8 @@ def default_opset(graph: Graph, target: Target) -> int:
 
 def has_blocks(graph: Graph) -> bool:
     """True if a weight has 4 bits or scales by block, which DequantizeLinear takes since opset 21."""
-    grids = (node for node in graph.nodes if node.target in (dequantize, stored_matmul))
-    return any(node.args[4] or node.args[5] == 4 for node in grids)
+    grids = [(node.args, _BLOCK[node.target]) for node in graph.nodes if node.target in _BLOCK]
+    return any(args[block] or args[bits] == 4 for args, (block, bits) in grids)
 
 
 def _has_wide_steps(graph: Graph) -> bool:

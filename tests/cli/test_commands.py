@@ -149,6 +149,7 @@ def test_bisect_names_a_layer_of_a_file_and_writes_a_part(cli: Cli) -> None:
 
 INEXACT = {
     "replace-layernorm",
+    "quantize-tables",
     "quantize-weights",
     "quantize-activations",
     "quantize-dynamic",
@@ -162,10 +163,10 @@ def test_passes(cli: Cli, broken: str) -> None:
     names = [row["name"] for row in ran.json["passes"]]
     built_in = (
         "canonicalize fold-input fold-affine center-stream compress-stream rotate-stream replace-layernorm "
-        "equalize correct-bias migrate-scale measure-ranges quantize-weights quantize-activations "
-        "quantize-dynamic restore bake"
+        "equalize correct-bias migrate-scale measure-ranges quantize-tables quantize-weights "
+        "quantize-activations quantize-dynamic restore bake"
     )
-    assert names[:16] == built_in.split()
+    assert names[:17] == built_in.split()
     assert names[-1] == "scale-linears"
     assert set(ran.json["presets"]) == {"folded", "rmsnorm", "crmsnorm", "baked"}
     assert all(row["summary"] for row in ran.json["passes"])

@@ -123,7 +123,7 @@ def test_tokens(scheme: str, op: str, cli: Any, tmp_path: Path) -> None:
     ran = cli("quantize", *SPEAKER, "--scheme", scheme, *loose, "-o", str(tmp_path))
     assert ran.status == 0, ran.out
     (made,) = report_of(tmp_path)["quantization"]
-    assert made["evidence"]["source"] == "random tokens: 64 prompts"
+    assert made["evidence"]["source"] == "text of the network's own: 64 prompts"
     assert made["integer"]["MatMul"] == 3
     assert op in types(tmp_path / "made_speaker.onnx")
 
@@ -181,8 +181,8 @@ def test_rotated_and_migrated(cli: Any, tmp_path: Path) -> None:
     names = [item.partition("{")[0] for item in report["pipeline"].split(",")]
     assert names == [
         *["canonicalize", "fold-affine", "center-stream", "rotate-stream", "restore", "bake"],
-        *["migrate-scale", "restore", "bake", "quantize-weights", "quantize-activations"],
-        *["correct-bias", "bake"],
+        *["migrate-scale", "restore", "bake", "quantize-tables", "quantize-weights"],
+        *["quantize-activations", "correct-bias", "bake"],
     ]
     assert [item["spec"] for item in report["passes"]] == report["pipeline"].split(",")
 

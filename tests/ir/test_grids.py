@@ -50,14 +50,30 @@ def test_squant_leaves_no_sum_of_errors(shape: tuple[int, ...], bits: int) -> No
         assert float(error.sum((2, 3)).abs().max()) <= 1 + 1e-5
 
 
-def test_blocks() -> None:
+def test_blocks_of_8_bits() -> None:
     weight = weights(10, 70)
-    grid = to_grid(weight, 1, 4, block=32)
+    grid = to_grid(weight, 1, 8, block=32)
     assert grid.scale.shape == (10, 3)
-    for start in (0, 32, 64):
+    for place, start in enumerate((0, 32, 64)):
         part = weight[:, start : start + 32]
-        one = to_grid(part, 0, 4)
-        torch.testing.assert_close(grid.values[:, start : start + 32], one.values)
+        scale = (part.abs().amax(1, keepdim=True) / 127).bfloat16()  # as files hold it
+        wanted = (part / scale.double()).round().clamp(-127, 127) * scale.double()
+        torch.testing.assert_close(grid.values[:, start : start + 32], wanted)
+        torch.testing.assert_close(grid.scale[:, place], scale[:, 0].float())
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_blocks_of_4_bits_use_all_16_steps(clip: bool) -> None:
+    """Scales have the sign that lets the largest weight take the end with one step more, where that errs less."""
+    weight = weights(64, 32)
+    grid = to_grid(weight, 1, 4, block=32, clip=clip)
+    assert int(grid.steps.min()) == -8
+    assert int(grid.steps.max()) == 7
+    assert bool((grid.scale < 0).any())
+    assert bool((grid.scale > 0).any())
+    symmetric = to_grid(weight, 0, 4)
+    before, after = ((found.values - weight).square().sum() for found in (symmetric, grid))
+    assert float(after) < 0.95 * float(before)
 
 
 def test_a_clipped_scale_is_never_worse() -> None:

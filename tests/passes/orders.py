@@ -29,6 +29,7 @@ BEFORE = {
     "bake": "canonicalize,fold-affine,restore",
     "measure-ranges": "canonicalize,fold-affine,restore,bake",
     "keep-grids": "canonicalize,fold-affine,restore,bake",
+    "quantize-tables": "canonicalize,fold-affine,restore,bake",
     "quantize-weights": "canonicalize,fold-affine,restore,bake",
     "quantize-activations": "canonicalize,fold-affine,restore,bake,quantize-weights",
     "quantize-dynamic": "canonicalize,fold-affine,restore,bake",

@@ -72,15 +72,72 @@ def test_blocks_have_a_scale_each() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(48, 4)
     graph, _ = run_pipeline(
-        capture(layer.eval(), (torch.randn(2, 48),)), parse("quantize-weights{bits=4 block=16}")
+        capture(layer.eval(), (torch.randn(2, 48),)), parse("quantize-weights{block=16}")
     )
     (weight,) = stored(graph)  # (inputs, outputs)
     for n, rows in enumerate(layer.weight.detach().split(16, 1)):
-        scale = rows.abs().amax(1, keepdim=True) / 7
-        wanted = ((rows / scale).round() * scale).t()
+        scale = (rows.abs().amax(1, keepdim=True) / 127).bfloat16().float()
+        wanted = ((rows / scale).round().clamp(-127, 127) * scale).t()
         torch.testing.assert_close(
             weight[16 * n : 16 * n + 16].float(), wanted, rtol=1e-5, atol=1e-6
         )
+
+
+def test_feedback_errs_less_on_what_the_layer_reads() -> None:
+    """Inputs that go together: what one loses, another makes up for."""
+    torch.manual_seed(0)
+    module = Compose(
+        lambda m, x: m.second(torch.tanh(m.first(x))),
+        first=nn.Linear(64, 48),
+        second=nn.Linear(48, 40),
+    ).eval()
+    mixing = torch.randn(64, 64) @ torch.diag(torch.logspace(0, -2, 64))
+    x, other = torch.randn(2, 400, 64) @ mixing
+    graph = capture(module, (x,))
+    graph.samples = [((x[:200],), {}), ((x[200:],), {})]
+    errors = {}
+    for how in ("rounding=nearest clip=true", "rounding=feedback"):
+        after, reports = run_pipeline(
+            graph, parse(f"quantize-weights{{bits=4 block=16 {how}}},bake")
+        )
+        assert reports[0].rewrites == 2
+        with torch.no_grad():
+            errors[how] = float((after(other) - module(other)).norm() / module(other).norm())
+        names = {str(node.target) for node in after.nodes if node.op == "get_attr"}
+        assert {"first.weight_int4", "second.weight_int4", "first.weight_scale"} <= names
+    assert errors["rounding=feedback"] < 0.7 * errors["rounding=nearest clip=true"]
+
+
+def test_feedback_wants_samples_and_blocks() -> None:
+    graph = capture(nn.Linear(32, 4).eval(), (torch.randn(2, 32),))
+    _, reports = run_pipeline(graph, parse("quantize-weights{bits=4 block=16 rounding=feedback}"))
+    assert [item.code for item in reports[0].declined] == ["NF127"]
+    with pytest.raises(UsageError, match="is for blocks of inputs"):
+        parse("quantize-weights{rounding=feedback}")
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "feedback"])
+def test_a_weight_that_two_layers_read_is_stored_once(rounding: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 32)
+    module = Compose(lambda m, x: m.layer(torch.tanh(m.layer(x))), layer=layer).eval()
+    x = torch.randn(64, 32)
+    graph = capture(module, (x,))
+    graph.samples = [((x,), {})]
+    after, _ = run_pipeline(
+        graph, parse(f"quantize-weights{{bits=4 block=16 rounding={rounding}}},bake")
+    )
+    names = [str(node.target) for node in after.nodes if node.op == "get_attr"]
+    assert sorted(names) == ["layer.bias", "layer.weight_int4", "layer.weight_scale"]
+
+
+def test_no_blocks_where_the_matrix_stands_on_the_left() -> None:
+    """W @ x reads features along the rows of x: blocks would lie along the wrong axis."""
+    module = Compose(lambda m, x: m.layer.weight @ x, layer=nn.Linear(32, 8, bias=False)).eval()
+    graph = capture(module, (torch.randn(32, 5),), dynamic=None)
+    _, reports = run_pipeline(graph, parse("quantize-weights{block=16}"))
+    assert [item.code for item in reports[0].declined] == ["NF129"]
+    assert not reports[0].rewrites
 
 
 def test_only_the_layers_that_are_named() -> None:
