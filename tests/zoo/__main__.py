@@ -83,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
     parser.add_argument(
         "--part",
-        choices=(*USUAL, "sizes", "certificates"),
-        help="BatchNorms, LayerNorms, engines, folders, real sizes or certificates only",
+        choices=(*USUAL, "sizes", "certificates", "integers"),
+        help="BatchNorms, LayerNorms, engines, folders, real sizes, certificates or integers only",
     )
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the engines"
