@@ -87,8 +87,9 @@ class QuantizeWeights(Pass):
         return match.planned(match.plan, f"{self.bits} bits")
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
-        linear: Linear = match.plan
-        node, weight, axis = match.node, linear.weight, linear.out_axis
+        node, linear = match.node, weighted(match.node)  # what it reads may be another op by now
+        assert linear is not None
+        weight, axis = linear.weight, linear.out_axis
         turned = (
             bool(self.block) and linear.in_axis == 1
         )  # blocks lie along the rows: kernels take that form

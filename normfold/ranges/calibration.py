@@ -87,7 +87,7 @@ def find_inputs(
     source = source or Source()
     needed = options.scheme in ("int8", None) or options.correct_bias or options.migrate
     if source.data is not None:
-        return _given(graph, source, normalisation)
+        return replace(_given(graph, source, normalisation), ranges=needed)
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
         made = _like_the_example(graph, source.seed)
         return Inputs(made, None, Evidence("none needed"), ranges=False)
@@ -97,7 +97,7 @@ def find_inputs(
     if reads_tokens(graph):
         made = prompts(graph, source.seed, options.images)
         count = sum(len(x[0]) for x in made)
-        return Inputs(made, None, Evidence(f"random tokens: {count} prompts"))
+        return Inputs(made, None, Evidence(f"random tokens: {count} prompts"), needed)
     return _synthesised(graph, options, source.seed, bounds, say)
 
 

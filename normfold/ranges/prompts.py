@@ -34,7 +34,7 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> list[tuple[Tensor, ...]]
     random = torch.Generator().manual_seed(seed)
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    size = int(leaves[0].shape[0])
+    size = len(next(leaf for leaf in leaves if isinstance(leaf, Tensor)))
     batches = []
     for _ in range(-(-(count or _COUNT) // size)):
         batch = []
@@ -52,16 +52,26 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> list[tuple[Tensor, ...]]
 
 
 def _rows(node: fx.Node) -> int:
-    """Rows of the table that an input indexes, as it is or moved; 0 if it indexes none."""
-    stack, seen = [node], {node}
+    """Rows of the smallest table that an input indexes, as it is or moved; 0 if it indexes none, or one by arithmetic
+    too, as corners of boxes do whose width is looked up: not every number is valid then."""
+    found: list[int] = []
+    stack, seen = [(node, True)], {(node, True)}
     while stack:
-        current = stack.pop()
+        current, plain = stack.pop()
         for user in current.users:
             table = linear_of(user) if row_of(user).lookup else None
             if table is not None and table.data is current:
-                return shape_of(table.weight)[0]
-            moved = row_of(user).kind is Kind.MOVE
-            if moved and current in operands(user) and user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return 0
+                found.append(shape_of(table.weight)[0] if plain else 0)
+            moved = row_of(user).kind is Kind.MOVE and current in operands(user)
+            step = (user, plain and moved)
+            if (moved or _counts(user)) and step not in seen:
+                seen.add(step)
+                stack.append(step)
+    return min(found, default=0)
+
+
+def _counts(node: fx.Node) -> bool:
+    """True for whole numbers: a comparison gives none."""
+    value = node.meta.get("val")
+    whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
+    return whole and value.dtype is not torch.bool

@@ -49,7 +49,7 @@ def merge_ranges(
         if told is not None and (node in joined or not known):
             known.append(told)
         set_range(node, reduce(Interval.union, known).within(bounds(node)))
-        if found is not None and told is not None:
+        if found is not None and told is not None and found.interval.finite:
             ratio = _width(found.interval) / _width(told)
             ratios.append(abs(math.log2(ratio)))
             if not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
