@@ -52,8 +52,8 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> list[tuple[Tensor, ...]]
 
 
 def _rows(node: fx.Node) -> int:
-    """Rows of the smallest table that an input indexes, as it is or moved; 0 if it indexes none, or one by arithmetic
-    too, as corners of boxes do whose width is looked up: not every number is valid then."""
+    """Rows of the smallest table that an input indexes, as it is or moved; 0 if it indexes none, or one by
+    arithmetic too, as corners of boxes do whose width is looked up: not every number is valid then."""
     found: list[int] = []
     stack, seen = [(node, True)], {(node, True)}
     while stack:

@@ -101,3 +101,15 @@ def test_no_blocks_in_a_convolution() -> None:
 
 def test_golden() -> None:
     golden_pass("quantize-weights/inverted", net())
+
+
+def test_layers_that_follow_each_other_in_blocks() -> None:
+    """The second reads what stands in the first one's place by then, as in factorised embeddings."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 4)).eval()
+    x = torch.randn(8, 16)
+    after, _ = run_pipeline(capture(layers, (x,)), parse("quantize-weights{bits=8 block=16},bake"))
+    after.module.graph.lint()
+    with torch.no_grad():
+        wanted, got = layers(x), after(x)
+    assert float((got - wanted).norm() / wanted.norm()) < 0.02

@@ -70,7 +70,9 @@ def integer_members() -> list[Member]:
     found += [Member("integer-past", all_folders()[name].model, name) for name in _DECODERS.split()]
     timm = [Member("integer", member.family, member.name) for member in size_members()]
     names = {member.name for member in timm}
-    others = [member for member in members() if member.source != "timm" and member.name not in names]
+    others = [
+        member for member in members() if member.source != "timm" and member.name not in names
+    ]
     vision = {True: "integer-vision", False: "integer"}
     return [
         *found,
