@@ -12,21 +12,25 @@ from normfold.ir.graph import shape_of
 from normfold.ops.linear import linear_of
 from normfold.ops.reads import operands
 from normfold.ops.table import Kind, row_of
+from normfold.ranges.generation import cache_of, steps
 
 _COUNT = 64
 
 
 def reads_tokens(graph: Graph) -> bool:
-    """True if every input that is a tensor is an integer one, and one of them indexes a table."""
+    """True if every input that is a tensor is an integer one, or the cache of a decoder, and one of them indexes a
+    table."""
+    cache = cache_of(graph)
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    values = [node.meta.get("val") for node in nodes]
+    values = [node.meta.get("val") for place, node in enumerate(nodes) if place not in cache]
     tensors = [value for value in values if isinstance(value, Tensor)]
     whole = bool(tensors) and not any(value.is_floating_point() for value in tensors)
     return whole and any(_rows(node) for node in nodes)
 
 
 def prompts(graph: Graph, seed: int, count: int = 0) -> list[tuple[Tensor, ...]]:
-    """Batches of random tokens, of the length that the network was captured with; other inputs as they were.
+    """Batches of random tokens, of the length that the network was captured with; other inputs as they were, and a
+    cache as the network itself fills it.
 
     Raises:
         UsageError: a network of several inputs with a fixed batch, for which only the example is known.
@@ -48,7 +52,8 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> list[tuple[Tensor, ...]]
                 else leaf
             )
         batches.append(tuple(batch))
-    return batches
+    cache = cache_of(graph)
+    return steps(graph, cache, batches) if cache else batches
 
 
 def _rows(node: fx.Node) -> int:

@@ -85,7 +85,7 @@ def clip(
 
     def watch(node: fx.Node, value: Any) -> None:
         interval = range_of(node) if isinstance(value, Tensor) else None
-        if interval is not None and interval.low < interval.high:
+        if interval is not None and interval.low < interval.high and value.numel():
             found = torch.histc(value.float(), _BINS, interval.low, interval.high).double().cpu()
             counts[node] = counts[node] + found if node in counts else found
 
