@@ -1,4 +1,4 @@
-"""Random texts for decoders with their cache as inputs and outputs: what the cache holds is computed, not drawn."""
+"""Texts for decoders with their cache as inputs and outputs: what the cache holds is computed, not drawn."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def steps(
     """Two steps of generation for each batch: a prompt on an empty cache, and new tokens on what it left there.
 
     Args:
-        batches: inputs of one step: whole numbers as (batch, tokens), of which those as long as past and new tokens
-            together are masks; the values in the cache are not read.
+        batches: inputs of one step: whole numbers as (batch, tokens), of which those as long as past and new
+            tokens together are masks; the values in the cache are not read.
     """
     run, found = fx.Interpreter(graph.module), list[tuple[Tensor, ...]]()
     for batch in batches:

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,9 @@ class IntegerRow:
         return asdict(self)
 
 
-def integer_members() -> list[Member]:
-    """Folders with masks and lengths of any size, decoders with their cache, then every network of images once."""
+def integer_members(scheme: str = "") -> list[Member]:
+    """Folders with masks and lengths of any size, decoders with their cache, then every network of images once;
+    for one scheme alone under a source of its own."""
     found = [Member("integer-folder", folder.model, name) for name, folder in all_folders().items()]
     found += [Member("integer-past", all_folders()[name].model, name) for name in _DECODERS.split()]
     timm = [Member("integer", member.family, member.name) for member in size_members()]
@@ -74,17 +75,19 @@ def integer_members() -> list[Member]:
         member for member in members() if member.source != "timm" and member.name not in names
     ]
     vision = {True: "integer-vision", False: "integer"}
-    return [
-        *found,
+    found += [
         *timm,
         *(Member(vision[item.source == "torchvision"], item.family, item.name) for item in others),
     ]
+    return [replace(item, source=item.source + (scheme and f"+{scheme}")) for item in found]
 
 
-def integer_trial(member: Member, schemes: tuple[str, ...] = SCHEMES) -> IntegerRow:
-    """Run one member in every scheme; failures are written into the row."""
+def integer_trial(member: Member) -> IntegerRow:
+    """Run one member in every scheme, or that of its source; failures are written into the row."""
     torchvision_shim.install()
     row = IntegerRow(member.source, member.family, member.name)
+    source, _, scheme = member.source.partition("+")
+    member, schemes = replace(member, source=source), (scheme,) if scheme else SCHEMES
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
