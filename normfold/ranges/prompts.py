@@ -78,5 +78,6 @@ def _rows(node: fx.Node) -> int:
 def _counts(node: fx.Node) -> bool:
     """True for whole numbers: a comparison gives none."""
     value = node.meta.get("val")
-    whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
-    return whole and value.dtype is not torch.bool
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    return value.dtype is not torch.bool

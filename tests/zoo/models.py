@@ -161,7 +161,7 @@ def build(
     raise last
 
 
-def _timm(name: str, sides: tuple[int, ...]) -> tuple[nn.Module, list[tuple[int, ...]]]:
+def _timm(name: str, sides: tuple[int, ...] = (WIDEST,)) -> tuple[nn.Module, list[tuple[int, ...]]]:
     import timm
 
     module = timm.create_model(name, pretrained=False)
