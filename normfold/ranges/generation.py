@@ -24,9 +24,9 @@ def cache_of(graph: Graph) -> dict[int, int]:
     for place, (name, node) in enumerate(zip(graph.input_names, nodes, strict=True)):
         if not name.startswith(_PAST):
             continue
-        shape = getattr(node.meta.get("val"), "shape", ())
-        source = outputs.get(_PRESENT + name.removeprefix(_PAST))
-        if source is None or len(shape) != 4 or not is_symbolic(shape[2]):
+        value, source = node.meta.get("val"), outputs.get(_PRESENT + name.removeprefix(_PAST))
+        known = isinstance(value, Tensor) and value.dim() == 4 and is_symbolic(value.shape[2])
+        if source is None or not known:
             return {}
         found[place] = source
     return found
