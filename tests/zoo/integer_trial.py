@@ -18,6 +18,7 @@ from typing import Any
 
 import normfold
 from normfold.errors import NormfoldError
+from normfold.job.source import Task
 from normfold.report.verdict import AgreementCheck
 from tests import torchvision_shim
 from tests.zoo.folder_configs import all_folders
@@ -28,7 +29,7 @@ from tests.zoo.size_trial import size_members
 from tests.zoo.trial import captured
 
 SCHEMES = ("int8", "int8-dynamic", "int4-weights")
-PAST = "text-generation-with-past"
+PAST: Task = "text-generation-with-past"
 SIDES = (96, 128, 224)  # pixels, the first that a network takes
 _DECODERS = "gpt2 opt phi llama qwen3 gemma3 mixtral gpt-neox bloom"
 _OPTIONS: dict[str, Any] = {"images": 4, "synthesis_steps": 2}  # of networks of a real size
@@ -114,7 +115,7 @@ def _made(member: Member, row: IntegerRow, scratch: Path) -> Callable[..., normf
     if member.source in ("integer-folder", "integer-past"):
         path = scratch / "model"
         write(all_folders()[member.name], path)
-        task = PAST if member.source == "integer-past" else None
+        task: Task | None = PAST if member.source == "integer-past" else None
         return partial(normfold.convert, str(path), task=task, export="onnx")
     source = "torchvision" if member.source == "integer-vision" else "timm"
     module, x = build(
