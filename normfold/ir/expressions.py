@@ -39,13 +39,20 @@ def is_static(node: Any) -> bool:
     """True if ``node`` is a tensor-valued parameter expression (memoised)."""
     if not isinstance(node, fx.Node):
         return False
-    known: bool | None = node.__dict__.get(_STATIC)
-    if known is None:
-        known = node.__dict__[_STATIC] = _is_static(node)
+    waiting = [] if _STATIC in node.__dict__ else [node]
+    while waiting:  # no recursion: graphs are thousands of ops deep
+        current = waiting[-1]
+        unknown = [source for source in current.all_input_nodes if _STATIC not in source.__dict__]
+        waiting += unknown
+        if not unknown:
+            current.__dict__[_STATIC] = _is_static(current)
+            waiting.pop()
+    known: bool = node.__dict__[_STATIC]
     return known
 
 
 def _is_static(node: fx.Node) -> bool:
+    """The mark of a node whose inputs have theirs."""
     if node.op == "get_attr":
         return True
     if node.op != "call_function" or "val" not in node.meta:
@@ -71,7 +78,7 @@ def is_random(op: torch._ops.OpOverload) -> bool:
 
 
 def mark_static(graph: fx.Graph) -> None:
-    """Recompute every node's static mark, front to back (no deep recursion on long graphs)."""
+    """Recompute every node's static mark, front to back."""
     for node in graph.nodes:
         node.__dict__.pop(_STATIC, None)
         is_static(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,11 @@ class Interval(Fact):
     kind_name: ClassVar[str] = "range"
     low: float
     high: float
+
+    @property
+    def finite(self) -> bool:
+        """False for the values of a mask, or of the logarithm of 0."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def union(self, other: Interval) -> Interval:
         return Interval(min(self.low, other.low), max(self.high, other.high))
@@ -70,8 +76,12 @@ EVERYTHING = Interval(float("-inf"), float("inf"))
 
 
 def set_range(node: fx.Node, found: Interval) -> None:
-    """Set the value range of the tensor of ``node``."""
-    facts.put(node, found)
+    """Set the value range of the tensor of ``node``; of one with infinite values none is known, as no grid holds
+    them."""
+    if found.finite:
+        facts.put(node, found)
+    else:
+        facts.drop(node, Interval)
 
 
 def range_of(node: fx.Node) -> Interval | None:

@@ -54,8 +54,8 @@ RULES = {
         f"it goes with `--to` {_TRAINED}, or with `--quantize`; or leave out `--input`",
     ),
     "generation": Rule(
-        lambda job: not (job.trains or job.ranged or job.has_data),
-        "training, int8, fp8 and samples take whole sequences, without a cache",
+        lambda job: not (job.trains or job.has_data),
+        "training and samples take whole sequences, without a cache",
         "leave it out, or leave out `--data` and what needs it",
     ),
     "data": Rule(lambda job: job.has_data, "there are no samples", "give `--data`"),

@@ -184,6 +184,7 @@ def float_outputs(graph: Graph, inputs: Sequence[Sequence[Tensor]]) -> list[list
 
 
 def floats(outputs: Sequence[Any]) -> list[Tensor]:
-    """Those of the outputs that are tensors of floating-point numbers; where there are none, all tensors."""
-    tensors = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
+    """Those of the outputs that are tensors of floating-point numbers; where there are none, all tensors. A
+    number, such as a loss, is a row of its own."""
+    tensors = [torch.atleast_1d(leaf) for leaf in outputs if isinstance(leaf, Tensor)]
     return [leaf for leaf in tensors if leaf.is_floating_point()] or tensors

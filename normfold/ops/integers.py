@@ -15,7 +15,7 @@ from normfold.ir.graph import Graph, concrete, shape_of
 from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.padding import is_taken, source_of
-from normfold.ops.reads import operands
+from normfold.ops.reads import is_tuple, operands
 from normfold.ops.table import Kind, bounds, kind_of, row_of
 from normfold.target import Grids
 
@@ -145,11 +145,11 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
         if not out:
             break
         integer -= out
-    found = Plan(linears, integer=integer)
+    found, origins = Plan(linears, integer=integer), dict[fx.Node, fx.Node]()
     for node in graph.nodes:  # in graph order: shared grids are there before they are shared
         if node in integer:
             for source in _activations(node):
-                found.tensors.setdefault(source, source)
+                origins.setdefault(source, source)
         made = node in ends and all(user in integer for user in node.users)
         start = next(
             (n for n in (node, *node.all_input_nodes) if n in integer and fused_output(n) is node),
@@ -160,9 +160,11 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
         conv = weighted(start) is not None and linear_of(start).kernel > 0  # type: ignore[union-attr]
         if made or (conv and not _is_output(node)):
             origin = _origin(start) if start is node else node
-            found.tensors[node] = found.tensors.get(origin, origin)
+            origins[node] = origins.get(origin, origin)
         elif weighted(start) is not None:
             found.floats.add(start)
+    # the parts of a split are on its input's grid, the list of them is not
+    found.tensors = {node: start for node, start in origins.items() if not is_tuple(node)}
     return found
 
 

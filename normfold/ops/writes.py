@@ -146,7 +146,7 @@ def _bordered(
     cropped: dict[int, tuple[int, int]],
 ) -> Border | None:
     """With the axis of the entries of a value; a number takes any."""
-    sizes = shape_of(node)
+    sizes = node.meta["val"].shape
     rest = [axis for axis, size in enumerate(sizes) if axis not in widths and not is_symbolic(size)]
     if not isinstance(value, fx.Node):
         channel = 1 if 1 in rest else next(reversed(rest), None)
@@ -208,7 +208,7 @@ def _goes_on(user: fx.Node, node: fx.Node) -> bool:
 
 def _ends(write: Write) -> tuple[int, int] | None:
     """How many elements are written from the front, and from behind."""
-    size: Any = shape_of(write.base)[write.dim]
+    size: Any = write.base.meta["val"].shape[write.dim]
     start, end = write.start, write.end
     if not is_symbolic(size):
         start = start if start >= 0 else max(start + size, 0)
@@ -270,6 +270,6 @@ def _cropped(
         if len(inside) == len(padded) and all(min(rest) >= 0 for rest in inside.values()):
             data, off = data.args[0], off | inside  # type: ignore[assignment]
     off = {axis: rest for axis, rest in off.items() if rest != (0, 0)}
-    sizes: Any = shape_of(data)
+    sizes: Any = data.meta["val"].shape
     fits = all(not is_symbolic(sizes[axis]) and sum(off[axis]) <= sizes[axis] for axis in off)
     return data, off if fits else None

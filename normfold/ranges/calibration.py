@@ -91,7 +91,7 @@ def find_inputs(
     source = source or Source()
     needed = options.ranged or options.correct_bias or options.migrate
     if source.data is not None:
-        return _given(graph, source, normalisation)
+        return replace(_given(graph, source, normalisation), ranges=needed)
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
         made = _like_the_example(graph, source.seed)
         return Inputs(made, None, Evidence("none needed"), ranges=False, telling=False)

@@ -22,6 +22,7 @@ from normfold.ir.graph import is_symbolic, shape_of
 from normfold.ops.linear import linear_of
 from normfold.ops.reads import operands
 from normfold.ops.table import Kind, row_of
+from normfold.ranges.generation import cache_of, steps
 
 _COUNT = 64
 _LENGTH = 64  # of prompts whose length is free
@@ -37,9 +38,11 @@ class Prompts:
 
 
 def reads_tokens(graph: Graph) -> bool:
-    """True if every input that is a tensor is an integer one, and one of them indexes a table."""
+    """True if every input that is a tensor is an integer one, or the cache of a decoder, and one of them indexes a
+    table."""
+    cache = cache_of(graph)
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
-    values = [node.meta.get("val") for node in nodes]
+    values = [node.meta.get("val") for place, node in enumerate(nodes) if place not in cache]
     tensors = [value for value in values if isinstance(value, Tensor)]
     whole = bool(tensors) and not any(value.is_floating_point() for value in tensors)
     return whole and any(_rows(node) for node in nodes)
@@ -48,7 +51,7 @@ def reads_tokens(graph: Graph) -> bool:
 def prompts(graph: Graph, seed: int, count: int = 0) -> Prompts:
     """Batches of tokens, of the length that the network was captured with or, where it is free, of `_LENGTH`.
 
-    Other inputs are as they were.
+    Other inputs are as they were, and a cache as the network itself fills it.
 
     Raises:
         UsageError: a network of several inputs with a fixed batch, for which only the example is known.
@@ -61,9 +64,9 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> Prompts:
     rows = [_rows(node) for node in nodes]
     most = max(rows)
     rows = [count if count == most else 0 for count in rows]  # kinds and positions are no tokens
-    sized = _lengthened(nodes, leaves, rows)
-    tokens = rows.index(most)
-    batches, written = [], _writes(graph, tokens, rows[tokens])
+    cache, tokens = cache_of(graph), rows.index(most)
+    sized = leaves if cache else _lengthened(nodes, leaves, rows)
+    batches, written = [], not cache and _writes(graph, tokens, rows[tokens])
     for _ in range(-(-(count or _COUNT) // max(1, len(leaves[0])))):
         batch = [
             torch.randint(own, leaf.shape, generator=random, dtype=leaf.dtype) if own else leaf
@@ -72,7 +75,7 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> Prompts:
         if written:
             batch[tokens] = _written(graph, batch, tokens, random)
         batches.append(tuple(batch))
-    return Prompts(batches, written)
+    return Prompts(steps(graph, cache, batches) if cache else batches, written)
 
 
 def _lengthened(nodes: list[fx.Node], leaves: list[Tensor], rows: list[int]) -> list[Tensor]:
@@ -121,16 +124,27 @@ def _written(graph: Graph, leaves: list[Tensor], tokens: int, random: torch.Gene
 
 
 def _rows(node: fx.Node) -> int:
-    """Rows of the table that an input indexes, as it is or moved; 0 if it indexes none."""
-    stack, seen = [node], {node}
+    """Rows of the smallest table that an input indexes, as it is or moved; 0 if it indexes none, or one by
+    arithmetic too, as corners of boxes do whose width is looked up: not every number is valid then."""
+    found: list[int] = []
+    stack, seen = [(node, True)], {(node, True)}
     while stack:
-        current = stack.pop()
+        current, plain = stack.pop()
         for user in current.users:
             table = linear_of(user) if row_of(user).lookup else None
             if table is not None and table.data is current:
-                return shape_of(table.weight)[0]
-            moved = row_of(user).kind is Kind.MOVE
-            if moved and current in operands(user) and user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return 0
+                found.append(shape_of(table.weight)[0] if plain else 0)
+            moved = row_of(user).kind is Kind.MOVE and current in operands(user)
+            step = (user, plain and moved)
+            if (moved or _counts(user)) and step not in seen:
+                seen.add(step)
+                stack.append(step)
+    return min(found, default=0)
+
+
+def _counts(node: fx.Node) -> bool:
+    """True for whole numbers: a comparison gives none."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    return value.dtype is not torch.bool

@@ -58,7 +58,7 @@ def merge_ranges(
         if told is not None and (node in joined or not known):
             known.append(told)
         set_range(node, reduce(Interval.union, known).within(bounds(node)))
-        if found is not None and told is not None:
+        if found is not None and told is not None and found.interval.finite:
             ratio = _width(found.interval) / _width(told)
             ratios.append(abs(math.log2(ratio)))
             if not 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
@@ -94,7 +94,7 @@ def clip(
 
     def watch(node: fx.Node, value: Any) -> None:
         interval = range_of(node) if isinstance(value, Tensor) else None
-        if interval is not None and interval.low < interval.high:
+        if interval is not None and interval.low < interval.high and value.numel():
             found = torch.histc(value.float(), _BINS, interval.low, interval.high).double().cpu()
             counts[node] = counts[node] + found if node in counts else found
 

@@ -346,5 +346,6 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
 
 
 def _variation(x: Tensor) -> Tensor:
-    """Total variation per pixel: keeps images smooth."""
-    return 0.05 * ((x.diff(dim=2)).abs().mean() + (x.diff(dim=3)).abs().mean())
+    """Total variation per value, along all axes behind the channels: keeps images, and sounds, smooth."""
+    axes = range(2, x.dim()) if x.dim() > 2 else (1,)
+    return 0.05 * torch.stack([x.diff(dim=dim).abs().mean() for dim in axes]).sum()

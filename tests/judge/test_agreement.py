@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normfold
-from normfold.judge.agreement import forfeited, gives_scores
+from normfold.judge.agreement import compare, floats, forfeited, gives_scores
 from normfold.report.verdict import AgreementCheck
 from tests.nets import Compose, perturb
 
@@ -91,6 +91,16 @@ def test_answers_themselves_are_compared(tmp_path: Path) -> None:
     checks = [item for item in result.report.checks if isinstance(item, AgreementCheck)]
     assert [(item.samples, item.snr_db) for item in checks] == [(64, ()), (64, ())]
     assert all(item.agreement is not None and item.agreement > 0.9 for item in checks)
+
+
+def test_a_number_is_compared_as_a_row() -> None:
+    """A loss in front of what it is of, as masked autoencoders return it."""
+    mine, theirs = (
+        floats([torch.tensor(3.0), torch.ones(4, 2)]),
+        floats([torch.tensor(2.0), torch.ones(4, 2)]),
+    )
+    assert [tuple(x.shape) for x in mine] == [(1,), (4, 2)]
+    assert compare([mine], [theirs], None, scores=False)["relative_mse"] == pytest.approx(0.25)
 
 
 def test_what_other_answers_cost() -> None:

@@ -314,7 +314,9 @@ def test_what_is_no_decoder_is_told_so(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="captured already"):
         normfold.convert(graph, task=TASK, output=tmp_path)
     with pytest.raises(UsageError, match="whole sequences"):
-        normfold.convert(nn.Linear(3, 3), task=TASK, quantize="int8", output=tmp_path)
+        normfold.convert(
+            nn.Linear(3, 3), task=TASK, quantize="int8", data=torch.ones(4, 3), output=tmp_path
+        )
 
 
 def test_a_network_that_keeps_more_than_its_cache_is_refused(

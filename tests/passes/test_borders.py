@@ -292,3 +292,20 @@ def _exported(
     graph = normfold.capture(Forward(), (x,), dynamic=None)
     result, _ = normfold.run(graph, "canonicalize,restore,bake", verify="each")
     return export_onnx(result, folder / "net.onnx"), x
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_border_has_no_entries_along_a_free_axis(batch: int) -> None:
+    """The kept part of a mask of ones, as a masked autoencoder has it: every axis is free, or has the border."""
+
+    class Mask(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.ones(x.shape[0], 7)
+            mask[:, :4] = x * 2
+            return mask
+
+    graph = normfold.capture(Mask(), (torch.randn(2, 4),))
+    after, _ = normfold.run(graph, "canonicalize", verify="off")
+    assert not any(op_name(node) in _WRITES for node in after.nodes)
+    x = torch.randn(batch, 4)
+    assert torch.equal(after(x), Mask()(x))

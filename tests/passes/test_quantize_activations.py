@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.domains.observed import measure
@@ -21,7 +23,7 @@ from normfold.rewrite import parse, run_pipeline
 from normfold.target import GRIDDED, grids_of
 from tests.nets import Compose, perturb
 from tests.passes.judge import golden_pass
-from tests.ranges.nets import gated, inverted, residual
+from tests.ranges.nets import conv, gated, inverted, residual
 from tests.sampling import every_other
 
 X = torch.randn(4, 3, 12, 10, generator=torch.Generator().manual_seed(0))
@@ -136,3 +138,29 @@ def test_floats_have_8_bits_only() -> None:
 
 def test_golden() -> None:
     golden_pass("quantize-activations/residual", ready(residual), "quantize-weights")
+
+
+def parted() -> nn.Module:
+    """Halves of the channels go different ways, as in CSPNet and ShuffleNet."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        left, right = F.relu(m.stem(x)).split(4, 1)
+        return m.head(torch.cat((m.left(left), m.right(right)), 1).mean((2, 3)))  # type: ignore[no-any-return]
+
+    return Compose(
+        forward, stem=conv(3, 8), left=conv(4, 8), right=conv(4, 8), head=nn.Linear(16, 5)
+    )
+
+
+@pytest.mark.parametrize("target", GRIDDED)
+def test_the_parts_of_a_split_are_on_its_grid(target: str) -> None:
+    graph = ready(parted)
+    text = f"quantize-weights,quantize-activations{{target={target}}}"
+    after, _ = run_pipeline(graph, parse(text))
+    with torch.no_grad():
+        wanted, got = graph(X), after(X)
+    assert float((got - wanted).norm() / wanted.norm()) < 0.1
+    if grids_of(target).outputs:
+        reads = [node for node in grids(after) if node.args[0].target is operator.getitem]  # type: ignore[union-attr]
+        assert len(reads) == 2
+        assert len({float(after.value(node.args[1])) for node in reads}) == 1  # type: ignore[arg-type]

@@ -221,7 +221,7 @@ def test_layers_without_a_kernel(
     _, (report,) = run_pipeline(graph, parse(text))
     assert report.rewrites == (not why)
     assert [(x.code, x.detail.startswith(why)) for x in report.declined] == (
-        [("NF131", True)] if why else []
+        [("NF132", True)] if why else []
     )
 
 

@@ -17,7 +17,7 @@ from normfold.job import Quantize, Source
 from normfold.job.presets import preset
 from normfold.ranges.calibration import calibrate
 from tests.nets import perturb
-from tests.ranges.nets import Attention, plain, residual
+from tests.ranges.nets import Attention, Speaker, plain, residual
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 QUICK = Quantize(scheme="int8", images=8, synthesis_steps=5, pixels=(-2.0, 2.0))
@@ -100,3 +100,13 @@ def test_weights_alone_need_samples_only_for_their_biases() -> None:
         options = replace(QUICK, scheme="int4-weights", correct_bias=correct)
         calibrated = calibrate(graph, options)
         assert sum(len(x[0]) for x in calibrated.inputs) == samples
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-weights", "int4-weights"])
+@pytest.mark.parametrize("given", [False, True])
+def test_no_range_is_found_where_none_is_needed(scheme: Any, given: bool) -> None:
+    graph = capture(Speaker().eval(), (torch.randint(40, (2, 5)),))
+    source = Source(data=torch.randint(40, (4, 5))) if given else Source()
+    calibrated = calibrate(graph, replace(QUICK, scheme=scheme), source)
+    assert calibrated.inputs
+    assert all(range_of(node) is None for node in calibrated.graph.nodes)

@@ -156,3 +156,13 @@ def test_one_signal_of_any_rank_is_synthesised(shape: tuple[int, ...]) -> None:
     found = synthesise(graph, Matching(graph), options)
     assert found.inputs[0].shape == (32, *shape[1:])
     assert found.loss < 0.5 * found.noise
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 24), (2, 192)])
+def test_sounds_are_made_smooth(shape: tuple[int, ...]) -> None:
+    """Frames (N,C,T) and samples (N,T), from attention alone."""
+    module = Compose(lambda m, x: m.net(x.reshape(x.shape[0], 3, 8, 8)), net=Attention())
+    graph = capture(module.eval(), (torch.randn(shape),))
+    found = synthesise(graph, Patches(graph), QUICK)
+    assert found.inputs[0].shape == (8, *shape[1:])
+    assert found.loss < found.noise

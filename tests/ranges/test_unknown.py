@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from normfold.domains.observed import measure
 from normfold.ir import capture
 from normfold.ir.graph import op_name
-from normfold.ir.intervals import Interval
+from normfold.ir.intervals import Interval, range_of
+from normfold.job import Quantize
 from normfold.ranges.analytic import derive, moments
+from normfold.ranges.calibration import calibrate
 from tests.nets import Compose, perturb
 
 LENGTH, WIDTH, HEADS = 6, 16, 2
@@ -217,3 +219,20 @@ def test_a_size_that_data_decide_is_unknown() -> None:
     graph = capture(net(forward), (torch.rand(12, 3), tokens()), dynamic=None)
     found = {node.op for node in derive(graph, Interval(0.0, 1.0))}
     assert found == {"placeholder"}
+
+
+def test_infinities_have_no_range() -> None:
+    """The logarithm of 0 in the branch that is not taken, as MPNet counts distances, and a mask of infinities."""
+
+    def forward(m: Any, ids: Tensor) -> Tensor:
+        x = m.table(ids)
+        near = (ids > 3)[..., None]
+        x = torch.where(near, torch.log((ids - 3).clamp(min=0)[..., None].float()), x)
+        return m.head(x)  # type: ignore[no-any-return]
+
+    graph = capture(net(forward), (tokens(),))
+    calibrated = calibrate(graph, Quantize(scheme="int8", images=8))
+    known = {op_name(node): range_of(node) for node in calibrated.graph.nodes}
+    assert known["log"] is None
+    assert known["linear"] is not None
+    assert all(found.finite for found in known.values() if found is not None)

@@ -17,6 +17,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tests.zoo.integer_trial import SCHEMES
 from tests.zoo.models import Member, scan
 from tests.zoo.parts import PARTS, USUAL, Part, be_quiet, run_one
 
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = [options.part] if options.part else list(USUAL)
     if options.precision != "fp32":
         names = [f"trt-{options.precision}" if name == "trt" else name for name in names]
+    if options.scheme:
+        names = [f"integers-{options.scheme}" if name == "integers" else name for name in names]
     if options.scan:
         for counts in filter(None, (PARTS[name].counts for name in names)):
             for family, model, norms in scan(counts):
@@ -83,12 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
     parser.add_argument(
         "--part",
-        choices=(*USUAL, "sizes", "certificates"),
-        help="BatchNorms, LayerNorms, engines, folders, real sizes or certificates only",
+        choices=(*USUAL, "sizes", "certificates", "integers"),
+        help="BatchNorms, LayerNorms, engines, folders, real sizes, certificates or integers only",
     )
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the engines"
     )
+    parser.add_argument("--scheme", choices=SCHEMES, help="of integers; all without it")
     parser.add_argument("--only", help="part of a family or model name, or a pattern with * and ?")
     parser.add_argument("--limit", type=int, help="the first N members of each part")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")

@@ -129,17 +129,22 @@ def build(
     member: Member,
     positive: bool = False,
     prepare: Callable[[nn.Module], object] | None = None,
+    sides: tuple[int, ...] = (WIDEST,),
 ) -> tuple[nn.Module, Tensor]:
     """The network in eval mode with perturbed numbers, and an input of batch 2.
 
     ``positive`` gives every norm positive gains only, which opens the ways through ReLU; ``prepare``
-    changes more numbers before the running statistics are fitted.
+    changes more numbers before the running statistics are fitted; ``sides`` are pixels to try before the
+    network's own, where it takes any size.
     """
     torchvision_shim.install()
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module, sizes = (_vision if member.source == "torchvision" else _timm)(member.name)
+        if member.source == "torchvision":
+            module, sizes = _vision(member.name)
+        else:
+            module, sizes = _timm(member.name, sides)
     module = perturb(module.eval(), positive)
     if prepare is not None:
         prepare(module)
@@ -156,15 +161,16 @@ def build(
     raise last
 
 
-def _timm(name: str) -> tuple[nn.Module, list[tuple[int, ...]]]:
+def _timm(name: str, sides: tuple[int, ...] = (WIDEST,)) -> tuple[nn.Module, list[tuple[int, ...]]]:
     import timm
 
     module = timm.create_model(name, pretrained=False)
     channels, height, width = module.pretrained_cfg.get("input_size", (3, 224, 224))
     native = (channels, height, width)
-    if module.pretrained_cfg.get("fixed_input_size") or max(height, width) <= WIDEST:
+    if module.pretrained_cfg.get("fixed_input_size"):
         return module, [native]
-    return module, [(channels, min(height, WIDEST), min(width, WIDEST)), native]
+    smaller = [side for side in sides if side < max(height, width)]
+    return module, [*((channels, min(height, side), min(width, side)) for side in smaller), native]
 
 
 def _vision(name: str) -> tuple[nn.Module, list[tuple[int, ...]]]:

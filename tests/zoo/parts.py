@@ -12,9 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.zoo import bn_table, certificate_table, folder_table, ln_table, size_table, trt_table
+from tests.zoo import (
+    bn_table,
+    certificate_table,
+    folder_table,
+    integer_table,
+    ln_table,
+    size_table,
+    trt_table,
+)
 from tests.zoo.certificate_trial import CertificateRow, certificate_members, certificate_trial
 from tests.zoo.folder_trial import FolderRow, folder_members, folder_trial
+from tests.zoo.integer_trial import SCHEMES, IntegerRow, integer_members, integer_trial
 from tests.zoo.ln_models import is_layer_norm, ln_members
 from tests.zoo.ln_trial import NormRow, ln_trial
 from tests.zoo.models import Member, is_batch_norm, members
@@ -46,6 +55,17 @@ def _engines(precision: str) -> Part:
         trt_table.HEADER,
         trt_table.line,
         trt_table.summary,
+    )
+
+
+def _integers(scheme: str = "") -> Part:
+    return Part(
+        partial(integer_members, scheme),
+        lambda member, _: integer_trial(member),
+        IntegerRow,
+        integer_table.HEADER,
+        integer_table.line,
+        integer_table.summary,
     )
 
 
@@ -86,9 +106,11 @@ PARTS = {
         size_table.line,
         size_table.summary,
     ),
+    "integers": _integers(),
     "trt": _engines("fp32"),
     "trt-fp16": _engines("fp16"),
     "trt-bf16": _engines("bf16"),
+    **{f"integers-{scheme}": _integers(scheme) for scheme in SCHEMES},
 }
 USUAL = ("bn", "ln", "trt", "folders")
 
