@@ -43,7 +43,7 @@ from normfold.target import TARGETS
 
 _BLOCKS = "quantize-weights{bits=4 block=32"
 _WEIGHTS = {
-    "int8": "quantize-weights",
+    "int8": "quantize-weights{rounding=squant}",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
     "int4-weights": f"{_BLOCKS} clip=true}},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
@@ -272,7 +272,7 @@ def pipeline(
     elif step.weights is not None:
         parts = [step.weights]
     elif scheme == "int8" and not step.vnni:
-        parts = ["quantize-weights{bits=7}"]
+        parts = ["quantize-weights{bits=7 rounding=squant}"]
     else:
         text = (_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])
         parts = [text.format(target=target) if scheme == "fp8" else text]
