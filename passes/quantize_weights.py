@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from normfold.domains.front_to_back import Oriented, rounded_by_feedback
+from normfold.domains.front_to_back import Oriented, has_windows, rounded_by_feedback
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.ir.expressions import evaluate
@@ -51,8 +51,8 @@ class QuantizeWeights(Pass):
         grid: ``integers``, or ``e4m3``: floats of 8 bits, of which 4 are the exponent and 3 the mantissa.
         bits: 2 to 8. Below 8 they are stored in 8 all the same, but for 4 in blocks.
         block: inputs that share a scale (a power of two from 16); 0: all of an output channel.
-        rounding: ``nearest``; ``squant``: errors that cancel over kernels and channels; ``feedback``: in blocks,
-            each input makes up for the errors of those in front of it, as they go together in ``graph.samples``.
+        rounding: ``nearest``; ``squant``: errors that cancel over kernels and channels; ``feedback``: each input
+            makes up for the errors of those in front of it, as they go together in ``graph.samples``.
         clip: choose each scale by the squared error (below 8 bits; ``feedback`` always does).
         layers: patterns of module paths; all linear ops when empty.
         target: layers that its kernels do not take stay in floats; every layer is taken when empty.
@@ -91,19 +91,15 @@ class QuantizeWeights(Pass):
                 found=f"{self.block}",
                 hint="a power of two from 16, or 0 for one scale per output channel",
             )
-        if self.rounding == "feedback" and not self.block:
-            raise UsageError(
-                f"option `rounding=feedback` of pass `{self.name}` is for blocks of inputs",
-                found="block=0",
-                hint="`block=32`, or another rounding",
-            )
 
     def match(self, graph: Graph) -> Iterable[Match]:
         found = [linear for node in graph.nodes if (linear := weighted(node)) is not None]
         samples = graph.sample_inputs() if self.rounding == "feedback" else []
         fed: dict[Oriented, tuple[Tensor, Tensor]] = {}
         if samples:
-            free = [linear for linear in found if self._blocked(linear) is None]
+            free = [
+                x for x in found if self._blocked(x) is None and (has_windows(x) or _on_the_left(x))
+            ]
             fed = rounded_by_feedback(graph, free, samples, self.bits, self.block)
         made: dict[Oriented, fx.Node] = {}
         for linear in found:
@@ -171,7 +167,7 @@ class QuantizeWeights(Pass):
             rounding = "nearest" if self.rounding == "feedback" else self.rounding
             how = (axis, self.block, low, top_of(self.bits), rounding)
         else:
-            steps, scale = (part.t().contiguous() for part in plan.fed)
+            steps, scale = _placed(plan.fed, linear, self.block)
             error = steps.double() * spread(scale.double(), steps, axis, self.block) - exact
             shift = rewriter.constant((error.t() if turned else error).to(dtype), "feedback")
             weight = rewriter.expression(aten.add.Tensor, weight, shift)
@@ -192,6 +188,16 @@ class _Plan:
     linear: Linear
     fed: tuple[Tensor, Tensor] | None
     made: dict[Oriented, fx.Node]
+
+
+def _placed(fed: tuple[Tensor, Tensor], linear: Linear, block: int) -> tuple[Tensor, Tensor]:
+    """Integers and scales as the weight has them; as (inputs, outputs) where there are blocks."""
+    steps, scale = fed
+    if block:
+        return steps.t().contiguous(), scale.t().contiguous()
+    shape = shape_of(linear.weight)
+    straight = linear.kernel or linear.in_axis == 1
+    return (steps.reshape(shape) if straight else steps.t().contiguous()), scale[:, 0]
 
 
 def _on_the_left(linear: Linear) -> bool:

@@ -21,21 +21,24 @@ _CHUNK = 128  # inputs between two updates of all that is behind them
 
 
 def fed_back(weight: Tensor, second: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
-    """The integers of a matrix on a grid, and its scales.
+    """The integers of matrices on grids, and their scales.
 
     Args:
-        weight: (outputs, inputs), any floats.
-        second: E[x x'], (inputs, inputs), or a multiple of it.
+        weight: (groups, outputs, inputs), any floats.
+        second: E[x x'], (groups, inputs, inputs), or a multiple of it.
         bits: 2 to 8.
-        block: inputs that share a scale.
+        block: inputs that share a scale; 0: all.
 
     Returns:
-        Integers (outputs, inputs) in int8, and scales (outputs, blocks) in float32.
+        Integers (groups, outputs, inputs) in int8, and scales (groups, outputs, blocks) in float32.
     """
-    count, (low, high) = weight.shape[1], limits(bits, block)
+    groups, outputs, count = weight.shape
+    low, high = limits(bits, block)
     second = second.double()
-    second = second + _DAMPING * max(float(second.diagonal().mean()), 1e-30) * torch.eye(count)
-    importance = second.diagonal().float()
+    importance = second.diagonal(dim1=-2, dim2=-1)
+    damping = _DAMPING * importance.mean(-1).clamp_min(1e-30)
+    second = second + damping[:, None, None] * torch.eye(count)
+    importance = (importance + damping[:, None]).float()[:, None, :].expand_as(weight)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     free = weight.float().clone()
@@ -44,18 +47,20 @@ def fed_back(weight: Tensor, second: Tensor, bits: int, block: int) -> tuple[Ten
     chunk = max(_CHUNK, block)
     for start in range(0, count, chunk):
         stop = min(start + chunk, count)
-        errors = torch.zeros(len(free), stop - start)
+        errors = torch.zeros(groups, outputs, stop - start)
         for at in range(start, stop):
-            if at % block == 0:
-                piece = slice(at, min(at + block, stop))
-                of_block = importance[piece]
-                scale = scale_of(free[:, piece], 1, bits, block, True, importance=of_block)
+            if at % (block or count) == 0:
+                piece = slice(at, min(at + (block or count), count))
+                rows = free[:, :, piece].flatten(0, 1)
+                how = (1 if block else 0, bits, block, True)
+                found = scale_of(rows, *how, importance=importance[:, :, piece].flatten(0, 1))
+                scale = found.reshape(groups, outputs, 1)
                 scales.append(scale)
-            column = free[:, at : at + 1]
+            column = free[:, :, at : at + 1]
             q = (column / scale).round().clamp(low, high)
-            steps[:, at : at + 1] = q.to(torch.int8)
-            error = (column - q * scale) / factor[at, at]
-            errors[:, at - start] = error[:, 0]
-            free[:, at:stop] -= error * factor[at : at + 1, at:stop]
-        free[:, stop:] -= errors @ factor[start:stop, stop:]
-    return steps, torch.cat(scales, 1)
+            steps[:, :, at : at + 1] = q.to(torch.int8)
+            error = (column - q * scale) / factor[:, at, at, None, None]
+            errors[:, :, at - start] = error[:, :, 0]
+            free[:, :, at:stop] -= error * factor[:, at : at + 1, at:stop]
+        free[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return steps, torch.cat(scales, 2)

@@ -108,12 +108,47 @@ def test_feedback_errs_less_on_what_the_layer_reads() -> None:
     assert errors["rounding=feedback"] < 0.7 * errors["rounding=nearest clip=true"]
 
 
-def test_feedback_wants_samples_and_blocks() -> None:
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(12, 10, 3, padding=1),
+        nn.Conv2d(12, 8, (3, 1), stride=2, padding=(1, 0), groups=4),
+        nn.Conv2d(12, 12, 3, dilation=2, groups=12),
+        nn.Conv1d(12, 6, 3, padding=1),
+    ],
+)
+def test_feedback_of_convolutions(layer: nn.Module) -> None:
+    """Windows of what a convolution reads go together as rows do, group by group."""
+    torch.manual_seed(0)
+    size = (14, 14) if isinstance(layer, nn.Conv2d) else (60,)
+    smooth = nn.AvgPool2d(3, 1) if isinstance(layer, nn.Conv2d) else nn.AvgPool1d(3, 1)
+    x, other = torch.randn(2, 40, 12, *size)
+    x, other = smooth(x) + 0.5, smooth(other) + 0.5
+    graph = capture(layer.eval(), (x,))
+    graph.samples = [((x[:20],), {}), ((x[20:],), {})]
+    errors = {}
+    for how in ("nearest", "feedback"):
+        text = f"quantize-weights{{bits=4 rounding={how}}},bake"
+        after, reports = run_pipeline(graph, parse(text))
+        assert reports[0].rewrites == 1
+        with torch.no_grad():
+            errors[how] = float((after(other) - layer(other)).norm())
+    assert errors["feedback"] < 0.85 * errors["nearest"]
+
+
+def test_feedback_wants_samples() -> None:
     graph = capture(nn.Linear(32, 4).eval(), (torch.randn(2, 32),))
     _, reports = run_pipeline(graph, parse("quantize-weights{bits=4 block=16 rounding=feedback}"))
     assert [item.code for item in reports[0].declined] == ["NF127"]
-    with pytest.raises(UsageError, match="is for blocks of inputs"):
-        parse("quantize-weights{rounding=feedback}")
+
+
+def test_feedback_leaves_what_has_no_rows_to_another_rounding() -> None:
+    layer = nn.ConvTranspose2d(4, 4, 3).eval()
+    graph = capture(layer, (torch.randn(2, 4, 6, 6),))
+    graph.samples = [(graph.args, {})]
+    text = "quantize-weights{rounding=feedback},quantize-weights"
+    _, (first, second) = run_pipeline(graph, parse(text))
+    assert (first.rewrites, second.rewrites) == (0, 1)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "feedback"])
