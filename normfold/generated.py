@@ -58,6 +58,7 @@ def convert(
     quantize: Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "lossless", "fp8"]
     | None = None,
     evidence: Literal["auto", "synthetic", "patches", "zeroq", "analytic", "noise"] = "auto",
+    effort: int = 1,
     images: int = 0,
     synthesis_steps: int | None = None,
     flip: bool = True,
@@ -152,6 +153,9 @@ def convert(
             weights that are on a grid already, exactly; fp8: 8-bit floats.
         evidence: without --data: inputs synthesised from the norms' statistics, joined with the statistics
             themselves (auto), or one of them alone; noise is a control.
+        effort: 0: 25 steps of synthesis; 1: more until the statistics fit; 2: twice the images above 128
+            pixels, until they fit as those of natural images do, and equalized channels where held-out inputs
+            say so; 3: and learned rounding.
         images: inputs to synthesise; 0: 64, or 16 above 128 pixels.
         synthesis_steps: steps of their synthesis.
         flip: mirror them every other step.

@@ -205,6 +205,16 @@ class Quantize(Options):
         group=RANGES,
         when="evidence",
     )
+    effort: int = option(
+        1,
+        "0: 25 steps of synthesis; 1: more until the statistics fit; 2: twice the images above 128 pixels, until "
+        "they fit as those of natural images do, and equalized channels where held-out inputs say so; 3: and "
+        "learned rounding.",
+        low=0,
+        high=3,
+        group=RANGES,
+        when="int8",
+    )
     images: int = option(
         0,
         "Inputs to synthesise; 0: 64, or 16 above 128 pixels.",
@@ -218,7 +228,7 @@ class Quantize(Options):
         low=1,
         group=RANGES,
         when="synthesis",
-        default_text="25, and up to 150 more until the statistics fit",
+        default_text="25, and up to 150 more until the statistics fit (--effort)",
     )
     flip: bool = option(True, "Mirror them every other step.", group=RANGES, when="synthesis")
     crop: int = option(

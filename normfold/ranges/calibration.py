@@ -237,14 +237,14 @@ def _synthesised(
     batches = split(found.inputs, fixed_batch(graph))
     if not isinstance(objective, Matching):  # on another scale
         return Inputs(batches, None, Evidence(text))
-    return Inputs(batches, None, Evidence(text, found.loss, found.noise))
+    return Inputs(batches, None, Evidence(text, found.loss, found.noise, worst=found.worst))
 
 
 def _noise(
     graph: Graph, options: Quantize, seed: int, bounds: Bounds | None
 ) -> list[tuple[Tensor, ...]]:
     """What the synthesis starts from, in batches."""
-    shapes = image_shapes(graph, options.images)
+    shapes = image_shapes(graph, options.images, options.effort)
     images = [Pixels(shape, options, seed, bounds).plain() for shape in shapes]
     return split(images, fixed_batch(graph))
 

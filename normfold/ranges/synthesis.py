@@ -16,7 +16,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -39,12 +39,9 @@ from normfold.report.quantization import Evidence
 _TINY = 1e-3  # of a deviation: below, a channel is dead
 _LARGE = 128 * 128  # positions from which on fewer images are made
 _PATIENCE = 25  # steps without a loss 1 % lower
-_ROUNDS = (
-    25,
-    50,
-    100,
-)  # steps, each round with a rate that falls to zero, until the statistics fit
-MATCHED = 0.1  # the loss of natural images is 0.07 to 0.09 on trained networks
+# steps by effort, each round with a rate that falls to zero, until the statistics fit
+_ROUNDS = ((25,), (25, 50, 100), (25, 50, 100, 150), (25, 50, 100, 150))
+_WORST = 3  # norms that are named
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,18 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Synthesised:
-    """Inputs, the loss that they started from and the one that they reached, steps and seconds."""
+    """Inputs, the loss that they started from and the one that they reached, steps and seconds.
+
+    Attributes:
+        worst: loss of the norms that are matched worst, by path.
+    """
 
     inputs: tuple[Tensor, ...]
     noise: float
     loss: float
     steps: int
     seconds: float
+    worst: dict[str, float] = field(default_factory=dict)
 
 
 class Objective(Protocol):
@@ -83,15 +85,24 @@ class Matching:
         self.nodes = list(self.targets)
 
     def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor:
-        terms = []
+        return torch.stack(list(self.terms(values).values())).mean()
+
+    def terms(self, values: dict[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+        """The loss of every norm."""
+        terms = {}
         for node, target in self.targets.items():
             x = values[node]
             dims = [dim for dim in range(x.dim()) if dim != target.dim % x.dim()]
             variance, mean = torch.var_mean(x, dims, correction=0)
             gap = (mean - target.mean.to(x)).square()
             gap = gap + ((variance + 1e-12).sqrt() - target.std.to(x)).square()
-            terms.append((gap / target.std.to(x).clamp_min(_TINY).square()).mean())
-        return torch.stack(terms).mean()
+            terms[node] = (gap / target.std.to(x).clamp_min(_TINY).square()).mean()
+        return terms
+
+    def worst(self, values: dict[fx.Node, Tensor]) -> dict[str, float]:
+        """The norms whose loss is largest, by path."""
+        terms = {self.targets[node].site: float(term) for node, term in self.terms(values).items()}
+        return dict(sorted(terms.items(), key=lambda item: -item[1])[:_WORST])
 
 
 class PerImage:
@@ -170,7 +181,7 @@ def synthesise(
         raise UsageError("the network has no tensor with known statistics to start from")
     pixels = [
         Pixels(shape, options, seed, bounds, device)
-        for shape in image_shapes(graph, options.images)
+        for shape in image_shapes(graph, options.images, options.effort)
     ]
     optimizer = torch.optim.Adam([p.values for p in pixels], lr=options.synthesis_rate)
     watch = Tap(graph, objective.nodes, device)
@@ -182,7 +193,8 @@ def synthesise(
     noise = loss = math.inf
     made = 0
     given = options.synthesis_steps
-    for steps in _ROUNDS if given is None else (given,):
+    enough = Evidence.SUSPICIOUS if options.effort < 2 else Evidence.NATURAL
+    for steps in _ROUNDS[options.effort] if given is None else (given,):
         total, best, since = made + steps, math.inf, 0
         while made < total and since < _PATIENCE:
             share = 0.5 * (1 + math.cos(math.pi * (steps - total + made) / steps))
@@ -204,21 +216,22 @@ def synthesise(
         with torch.no_grad():
             inputs = [p.plain() for p in pixels]
             loss = float(seen(inputs))
-        if not isinstance(objective, Matching) or loss <= Evidence.SUSPICIOUS:
+        if not isinstance(objective, Matching) or loss <= enough:
             break
+    worst = objective.worst(watch.values) if isinstance(objective, Matching) else {}
     return Synthesised(
-        tuple(x.cpu() for x in inputs), noise, loss, made, time.perf_counter() - start
+        tuple(x.cpu() for x in inputs), noise, loss, made, time.perf_counter() - start, worst
     )
 
 
-def image_shapes(graph: Graph, images: int) -> list[tuple[int, ...]]:
-    """Shapes of the inputs to make: ``images`` of them; 0: 64 up to 128 x 128 pixels, 16 above; and whole batches
-    where the batch is fixed.
+def image_shapes(graph: Graph, images: int, effort: int = 1) -> list[tuple[int, ...]]:
+    """Shapes of the inputs to make: ``images`` of them; 0: 64 up to 128 x 128 pixels, 16 above (32 with an effort
+    of 2); and whole batches where the batch is fixed.
 
     Raises:
         UsageError: an input is not (N,C,H,W) in floats, nor the only one and (N,...) in floats.
     """
-    shapes, size = [], fixed_batch(graph) or 1
+    shapes, size, few = [], fixed_batch(graph) or 1, 16 if effort < 2 else 32
     nodes = placeholders(graph)
     for name, node in zip(graph.input_names, nodes, strict=True):
         value = node.meta.get("val")
@@ -234,7 +247,7 @@ def image_shapes(graph: Graph, images: int) -> list[tuple[int, ...]]:
             )
         _, *rest = shape_of(node)
         large = math.prod(rest) > (3 * _LARGE if len(rest) < 3 else rest[0] * _LARGE)
-        count = images or (16 if large else 64)
+        count = images or (few if large else 64)
         shapes.append((-(-count // size) * size, *rest))
     return shapes
 

@@ -16,6 +16,7 @@ class Evidence:
             that they started from; None where nothing was synthesised.
         covered: share of the tensors on grids that the norms' statistics reach.
         apart: tensors on which inputs and statistics disagree, and by what factor.
+        worst: the norms whose statistics are matched worst, and their part of the loss.
         distance: mean |log2| of the ratio of measured and derived widths; None where only one of them is known.
     """
 
@@ -25,9 +26,11 @@ class Evidence:
     covered: float | None = None
     apart: dict[str, float] = field(default_factory=dict)
     distance: float | None = None
+    worst: dict[str, float] = field(default_factory=dict)
 
     # of the loss that synthesised inputs keep; sound networks come far below, lying statistics far above
     SUSPICIOUS: ClassVar[float] = 0.25
+    NATURAL: ClassVar[float] = 0.11  # 1.5 times the loss of natural images on trained networks
 
     @property
     def doubtful(self) -> bool:
@@ -122,6 +125,7 @@ class QuantizationReport:
         census: every op type of that model (of the typed network for TensorRT: layers by type), counted.
         blocked: linear ops and sums that stay in floats: name, and which rule keeps them there.
         mixed: the formats of the layers, where they differ.
+        tried: what ways to put the network on grids err on held-out inputs, where more effort was asked for.
         placement: what stays in floats because integers are slower there; None where nothing was timed.
         max_drop: points that may be lost; None for no limit.
         warnings: what should be looked at before deployment.
@@ -139,6 +143,7 @@ class QuantizationReport:
     census: dict[str, int] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     mixed: MixedReport | None = None
+    tried: dict[str, float] = field(default_factory=dict)
     placement: Placement | None = None
     max_drop: float | None = None
     warnings: list[str] = field(default_factory=list)

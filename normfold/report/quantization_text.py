@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from normfold.report.quantization import Confidence, MixedReport, Placement, QuantizationReport
+from normfold.report.quantization import (
+    Confidence,
+    Evidence,
+    MixedReport,
+    Placement,
+    QuantizationReport,
+)
 
 _FEW, _BARS, _WIDTH = 5, 12, 40
 
@@ -21,6 +27,9 @@ def print_quantization(
     _print_evidence(made, line)
     if made.mixed is not None:
         _print_mixed(made.mixed, line, verbose)
+    if made.tried:
+        found = ", ".join(f"{name} {value:.3g}" for name, value in made.tried.items())
+        line(f"effort    divergence on held-out inputs: {found}")
     if made.placement is not None:
         _print_placement(made.placement, line, verbose)
     _print_drift(made, line)
@@ -42,6 +51,11 @@ def _print_evidence(made: QuantizationReport, line: Callable[[str], None]) -> No
     if evidence.loss is not None:
         text += f"; distance from the norms' statistics {evidence.noise:.3g} -> {evidence.loss:.3g}"
     line(text)
+    if evidence.loss is not None and evidence.loss > Evidence.NATURAL:
+        worst = ", ".join(f"`{site}` {loss:.2g}" for site, loss in evidence.worst.items())
+        line(
+            f"ranges    not matched as natural images match them (up to {Evidence.NATURAL:g}); worst: {worst}"
+        )
     if evidence.covered is not None:
         line(f"ranges    the statistics reach {evidence.covered:.0%} of the activations")
 

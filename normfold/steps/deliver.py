@@ -26,6 +26,7 @@ from normfold.report.verdict import Budget, Verdict
 from normfold.steps import placement
 from normfold.steps.earlier import remove_stale
 from normfold.steps.names import named, of_files
+from normfold.steps.pipelines import with_rounding
 from normfold.steps.prepare import Prepared
 from normfold.steps.quantize import Made, to_grids
 from normfold.steps.work import Work
@@ -141,7 +142,7 @@ def _placement(
     ):
         return None, None
     earlier = sidecar.sidecar_of(job.export.output / f"{prepared.name}.onnx")
-    return placement.place(graph, step, request.target, work, earlier)
+    return placement.place(graph, with_rounding(step, work), request.target, work, earlier)
 
 
 def _budget(promise: Promise | None, max_drop: float | None) -> Budget:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
-from normfold.ir import Graph, facts
-from normfold.ir.expressions import is_static
-from normfold.ir.provenance import layer_name
+from normfold.ir import Graph
 from normfold.job import Quantize, Source
 from normfold.judge.agreement import Promise, gives_scores
 from normfold.load.specs import parse as parse_inputs
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
-from normfold.ops.integers import StaysFloat
 from normfold.ops.table import row_of
-from normfold.ranges.calibration import Calibrated, find_inputs, find_ranges, samples_of
-from normfold.ranges.mixed import pipeline as pipeline_of_bits
+from normfold.ranges.calibration import Calibrated, Inputs, find_inputs, find_ranges, samples_of
 from normfold.ranges.saturation import integer_ranges
 from normfold.report import PassReport
 from normfold.report.events import Rewritten
@@ -36,22 +31,14 @@ from normfold.report.quantization import (
 from normfold.report.reasons import Reason
 from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
 from normfold.steps.cast import cast_beside_grids
+from normfold.steps.effort import best_way
 from normfold.steps.formats import choose
+from normfold.steps.pipelines import has_tables, pipeline, with_floats, with_rounding
 from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
 from normfold.target import TARGETS
 
-_BLOCKS = "quantize-weights{bits=4 block=32"
-_WEIGHTS = {
-    "int8": "quantize-weights{rounding=squant}",
-    "int8-weights": "quantize-weights{block=32},quantize-weights",
-    "int4-weights": f"{_BLOCKS} clip=true}},quantize-weights",
-    "int8-dynamic": "quantize-dynamic",
-    "fp8": "quantize-weights{{grid=e4m3 target={target}}}",
-}
 Made = tuple[Graph, list[PassReport]]  # a network on grids, and the passes that made it
-_MEASURED = {"int4-weights": f"{_BLOCKS} rounding=feedback}},quantize-weights"}
-_TABLES = dict.fromkeys(("int8-weights", "int4-weights"), "quantize-tables{block=128}")
 _FINE = 7  # bits of weights that change few answers
 _MIGRATE = "migrate-scale,restore,bake"
 _COLUMNS = (
@@ -90,10 +77,39 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
             capture=False,
             spent=work.half_budget,
         )
-    data = source.data is not None
-    found = find_ranges(graph, inputs, step, data=data, seed=source.seed, **given)
+    given |= {"data": source.data is not None, "seed": source.seed}
+    if step.effort > 1 and step.scheme in ("int8", None):
+        graph = _with_effort(graph, inputs, step, work, given)
+    found = find_ranges(graph, inputs, step, **given)
     work.calibrated = replace(found, seconds=time.perf_counter() - start)
     return graph
+
+
+def _with_effort(
+    graph: Graph, inputs: Inputs, step: Quantize, work: Work, given: dict[str, Any]
+) -> Graph:
+    """The graph in the way that errs least on held-out inputs; its rounding is kept for `to_grids`."""
+    target = work.job.export.first.name
+    way, work.tried = best_way(
+        graph,
+        inputs,
+        step,
+        lambda tried: pipeline(tried, target, tables=has_tables(graph)),
+        **given,
+    )
+    work.rounding = way.weights
+    if not way.passes:
+        return graph
+    return run_judged(
+        graph,
+        passes_of(way.passes),
+        work.job.policy.verify,
+        work.record,
+        verifier=work.verifier,
+        say=work.say,
+        capture=False,
+        spent=work.half_budget,
+    )
 
 
 def _kept(step: Quantize, graph: Graph, work: Work) -> Graph:
@@ -156,6 +172,7 @@ def to_grids(
     step, calibrated = work.job.quantize, work.calibrated
     assert step is not None
     assert calibrated is not None
+    step = with_rounding(step, work)
     mixed = work.mixed
     if step.mixed and mixed is None:
         mixed = work.mixed = choose(
@@ -173,6 +190,7 @@ def to_grids(
         mixed,
         placement=placement,
         made=made,
+        tried=work.tried,
         max_drop=work.job.policy.max_drop,
         metric=work.job.policy.metric,
         data=work.job.source.data is not None,
@@ -196,6 +214,7 @@ def make_integers(
     *,
     placement: Placement | None = None,
     made: Made | None = None,
+    tried: dict[str, float] | None = None,
     max_drop: float | None = None,
     metric: str | None = None,
     data: bool = False,
@@ -205,6 +224,7 @@ def make_integers(
     Args:
         placement: what stays in floats.
         made: the network, where it has been made.
+        tried: what other ways err on held-out inputs.
 
     Returns:
         The network of few bits, the passes that made it, the report, and what a file of it must keep.
@@ -214,8 +234,8 @@ def make_integers(
     """
     start = time.perf_counter()
     bits = mixed.bits if mixed is not None else None
-    tables = any(row_of(node).lookup for node in calibrated.graph.nodes)
-    chosen = parse(pipeline(step, target, bits, measured=calibrated.measured, tables=tables))
+    tables, measured = has_tables(calibrated.graph), calibrated.measured
+    chosen = parse(pipeline(step, target, bits, measured=measured, tables=tables))
     left = placement.layers if placement is not None else ()
     names = [layer for item in left for layer in item.layers]
     result, passes = made or run_pipeline(with_floats(calibrated.graph, names), chosen)
@@ -243,61 +263,13 @@ def make_integers(
         confidence=trust,
         blocked=blocked,
         mixed=mixed,
+        tried=tried or {},
         placement=placement,
         max_drop=max_drop,
         warnings=[*_doubts(evidence, trust), *_against(calibrated.graph, target, scheme)],
         seconds=calibrated.seconds + time.perf_counter() - start,
     )
     return result, passes, report, promise
-
-
-def pipeline(
-    step: Quantize,
-    target: str,
-    bits: dict[str, int] | None = None,
-    *,
-    measured: bool = False,
-    tables: bool = False,
-) -> str:
-    """The passes that put a calibrated network on the grids of a target.
-
-    Args:
-        bits: those of every layer.
-        measured: the graph has samples, and they tell what its layers read.
-        tables: the graph has tables of embeddings.
-    """
-    scheme = step.scheme or "int8"
-    if bits is not None:
-        parts = [pipeline_of_bits(bits, step.simulate)]
-    elif step.weights is not None:
-        parts = [step.weights]
-    elif scheme == "int8" and not step.vnni:
-        parts = ["quantize-weights{bits=7 rounding=squant}"]
-    else:
-        text = (_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])
-        parts = [text.format(target=target) if scheme == "fp8" else text]
-    if tables and bits is None and step.weights is None and scheme not in ("fp8", "lossless"):
-        parts.insert(0, _TABLES.get(scheme, "quantize-tables"))
-    if step.ranged:
-        more = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
-        more = " grid=e4m3" if scheme == "fp8" else more
-        parts.append(f"quantize-activations{{target={target}{more}}}")
-    if step.corrects:
-        few = scheme == "int8" and step.activation_bits < 8  # then rounded activations err most
-        parts.append("correct-bias" if few else "correct-bias{source=analytic}")
-    return ",".join(part for part in [*parts, "bake"] if part)
-
-
-def with_floats(graph: Graph, layers: Iterable[str]) -> Graph:
-    """A graph of which these layers stay in floats; the same one for none."""
-    chosen = set(layers)
-    if not chosen:
-        return graph
-    graph = graph.copy()
-    for node in graph.nodes:
-        if node.op == "call_function" and not is_static(node) and layer_name(node) in chosen:
-            facts.put(node, StaysFloat())
-    return graph
 
 
 def _without_kernel(passes: list[PassReport]) -> dict[str, str]:

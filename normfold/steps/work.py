@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from normfold.ir import Graph
@@ -30,6 +30,8 @@ class Work:
         half_budget: relative error that files are judged by; None where they are judged by ulps.
         calibrated: ranges of the activations, once the job quantises.
         mixed: the format of every layer, once chosen.
+        tried, rounding: what ways to put the network on grids err on held-out inputs, and the passes that the best
+            of them puts weights on grids with; None for those of the scheme.
         kept: the original, where it is written instead of a result that is not faster.
         rank: of this process under torchrun; only 0 writes.
     """
@@ -45,6 +47,8 @@ class Work:
     half_budget: float | None = None
     calibrated: Calibrated | None = None
     mixed: MixedReport | None = None
+    tried: dict[str, float] = field(default_factory=dict)
+    rounding: str | None = None
     kept: Graph | None = None
     rank: int = 0
 

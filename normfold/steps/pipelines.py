@@ -1,0 +1,85 @@
+"""The passes that put a network on the grids of a target, as text: by scheme, by layer, by what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from normfold.ir import Graph, facts
+from normfold.ir.expressions import is_static
+from normfold.ir.provenance import layer_name
+from normfold.job import Quantize
+from normfold.ops.integers import StaysFloat
+from normfold.ops.table import row_of
+from normfold.ranges.mixed import pipeline as pipeline_of_bits
+from normfold.steps.work import Work
+
+_BLOCKS = "quantize-weights{bits=4 block=32"
+_WEIGHTS = {
+    "int8": "quantize-weights{rounding=squant}",
+    "int8-weights": "quantize-weights{block=32},quantize-weights",
+    "int4-weights": f"{_BLOCKS} clip=true}},quantize-weights",
+    "int8-dynamic": "quantize-dynamic",
+    "fp8": "quantize-weights{{grid=e4m3 target={target}}}",
+}
+_MEASURED = {"int4-weights": f"{_BLOCKS} rounding=feedback}},quantize-weights"}
+_TABLES = dict.fromkeys(("int8-weights", "int4-weights"), "quantize-tables{block=128}")
+
+
+def has_tables(graph: Graph) -> bool:
+    """True if a graph has tables of embeddings."""
+    return any(row_of(node).lookup for node in graph.nodes)
+
+
+def pipeline(
+    step: Quantize,
+    target: str,
+    bits: dict[str, int] | None = None,
+    *,
+    measured: bool = False,
+    tables: bool = False,
+) -> str:
+    """The passes that put a calibrated network on the grids of a target.
+
+    Args:
+        bits: those of every layer.
+        measured: the graph has samples, and they tell what its layers read.
+        tables: the graph has tables of embeddings.
+    """
+    scheme = step.scheme or "int8"
+    if bits is not None:
+        parts = [pipeline_of_bits(bits, step.simulate)]
+    elif step.weights is not None:
+        parts = [step.weights]
+    elif scheme == "int8" and not step.vnni:
+        parts = ["quantize-weights{bits=7 rounding=squant}"]
+    else:
+        text = (_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])
+        parts = [text.format(target=target) if scheme == "fp8" else text]
+    if tables and bits is None and step.weights is None and scheme not in ("fp8", "lossless"):
+        parts.insert(0, _TABLES.get(scheme, "quantize-tables"))
+    if step.ranged:
+        more = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""
+        more = " grid=e4m3" if scheme == "fp8" else more
+        parts.append(f"quantize-activations{{target={target}{more}}}")
+    if step.corrects:
+        few = scheme == "int8" and step.activation_bits < 8  # then rounded activations err most
+        parts.append("correct-bias" if few else "correct-bias{source=analytic}")
+    return ",".join(part for part in [*parts, "bake"] if part)
+
+
+def with_rounding(step: Quantize, work: Work) -> Quantize:
+    """The step with the rounding of weights that more effort has chosen, if any."""
+    return step if work.rounding is None else replace(step, weights=work.rounding)
+
+
+def with_floats(graph: Graph, layers: Iterable[str]) -> Graph:
+    """A graph of which these layers stay in floats; the same one for none."""
+    chosen = set(layers)
+    if not chosen:
+        return graph
+    graph = graph.copy()
+    for node in graph.nodes:
+        if node.op == "call_function" and not is_static(node) and layer_name(node) in chosen:
+            facts.put(node, StaysFloat())
+    return graph
