@@ -155,6 +155,11 @@ class QuantizationReport:
         return lost(self.drift)
 
     @property
+    def foretold(self) -> float | None:
+        """Points of agreement that real inputs will lose at most, by what synthesised ones lose."""
+        return None if self.drift.get("kl") is None else 100 * float(self.drift["kl"])
+
+    @property
     def ok(self) -> bool:
         """True if the simulation keeps the limit; the file has a verdict of its own."""
         return self.max_drop is None or (self.lost is not None and self.lost <= self.max_drop)
