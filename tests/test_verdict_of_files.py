@@ -264,7 +264,8 @@ def test_what_migrates_stands_in_the_report(tmp_path: Path) -> None:
     names = [item.name for item in result.report.passes]
     assert names == [
         *["canonicalize", "fold-affine", "equalize", "restore", "bake"],
-        *["migrate-scale", "restore", "bake", "quantize-weights", "quantize-activations", "bake"],
+        *["migrate-scale", "restore", "bake", "quantize-weights", "quantize-activations"],
+        *["correct-bias", "bake"],
     ]
     assert result.report.pipeline == ",".join(item.spec for item in result.report.passes)
     bake = result.report.passes[7].check

@@ -55,7 +55,9 @@ def _schema() -> Any:
 def pack_products(model: ir.Model, native: bool) -> None:
     """Store the weights of these products in their bits, in place; where the runtime has no such op (``native``
     False), write them with ops of ONNX."""
-    nodes = [node for node in model.graph if node.op_type == _NAME and node.domain == _DOMAIN]
+    own = (node for node in model.graph if node.op_type == _NAME and node.domain == _DOMAIN)
+    # those of tables (`normfold.targets.tables`) are packed already
+    nodes = [node for node in own if node.attributes["accuracy_level"].as_int() == _FLOAT32]
     stored: dict[tuple[str, str], ir.Value] = {}
     for node in nodes:
         (_pack if native else _unpack)(model, node, stored)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from normfold import passes as passes_by_name
@@ -74,7 +74,10 @@ def options(draw: st.DrawFn) -> Pass:
             values[field.name] = tuple(draw(patterns))
         else:
             values[field.name] = draw(st.sampled_from(hint.__args__))
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UsageError:  # options that contradict each other
+        reject()
 
 
 @given(st.lists(options(), min_size=1, max_size=4))
