@@ -240,6 +240,7 @@ class Quantize(Options):
     pixels: tuple[float, float] | None = option(
         None,
         "Smallest and largest value of valid inputs.",
+        metavar="LOW HIGH",
         group=RANGES,
         default_text="from the network's config",
     )
