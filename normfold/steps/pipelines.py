@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from normfold.ir import Graph, facts
 from normfold.ir.expressions import is_static
@@ -16,7 +16,6 @@ from normfold.steps.work import Work
 
 _BLOCKS = "quantize-weights{bits=4 block=32"
 _WEIGHTS = {
-    "int8": "quantize-weights{rounding=squant}",
     "int8-weights": "quantize-weights{block=32},quantize-weights",
     "int4-weights": f"{_BLOCKS} clip=true}},quantize-weights",
     "int8-dynamic": "quantize-dynamic",
@@ -26,37 +25,48 @@ _MEASURED = {"int4-weights": f"{_BLOCKS} rounding=feedback}},quantize-weights"}
 _TABLES = dict.fromkeys(("int8-weights", "int4-weights"), "quantize-tables{block=128}")
 
 
-def has_tables(graph: Graph) -> bool:
-    """True if a graph has tables of embeddings."""
-    return any(row_of(node).lookup for node in graph.nodes)
+@dataclass(frozen=True)
+class About:
+    """What decides, of a network, how it gets on grids.
 
-
-def pipeline(
-    step: Quantize,
-    target: str,
-    bits: dict[str, int] | None = None,
-    *,
-    measured: bool = False,
-    tables: bool = False,
-) -> str:
-    """The passes that put a calibrated network on the grids of a target.
-
-    Args:
-        bits: those of every layer.
-        measured: the graph has samples, and they tell what its layers read.
-        tables: the graph has tables of embeddings.
+    Attributes:
+        tables: it has tables of embeddings.
+        attends: it has attention, whose layers read values around zero.
+        measured: it has samples, which tell what its layers read.
     """
+
+    tables: bool = False
+    attends: bool = False
+    measured: bool = False
+
+    @classmethod
+    def of(cls, graph: Graph, measured: bool = False) -> About:
+        """Read off a graph."""
+        rows = [row_of(node) for node in graph.nodes]
+        tables, attends = (
+            any(kind) for kind in ((r.lookup for r in rows), (r.attention for r in rows))
+        )
+        return cls(tables, attends, measured)
+
+
+def pipeline(step: Quantize, target: str, about: About, bits: dict[str, int] | None = None) -> str:
+    """The passes that put a calibrated network on the grids of a target; ``bits`` are those of every layer."""
     scheme = step.scheme or "int8"
     if bits is not None:
         parts = [pipeline_of_bits(bits, step.simulate)]
     elif step.weights is not None:
         parts = [step.weights]
-    elif scheme == "int8" and not step.vnni:
-        parts = ["quantize-weights{bits=7 rounding=squant}"]
+    elif scheme == "int8":
+        # errors that cancel suit what reads positive values, as behind ReLUs
+        options = [
+            *([] if step.vnni else ["bits=7"]),
+            *([] if about.attends else ["rounding=squant"]),
+        ]
+        parts = ["quantize-weights" + (f"{{{' '.join(options)}}}" if options else "")]
     else:
-        text = (_MEASURED if measured else {}).get(scheme, _WEIGHTS[scheme])
+        text = (_MEASURED if about.measured else {}).get(scheme, _WEIGHTS[scheme])
         parts = [text.format(target=target) if scheme == "fp8" else text]
-    if tables and bits is None and step.weights is None and scheme not in ("fp8", "lossless"):
+    if about.tables and bits is None and step.weights is None and scheme not in ("fp8", "lossless"):
         parts.insert(0, _TABLES.get(scheme, "quantize-tables"))
     if step.ranged:
         more = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""

@@ -38,7 +38,7 @@ from normfold.report.quantization import LayerTime, Placement
 from normfold.report.timing import Timing
 from normfold.rewrite import parse, run_pipeline
 from normfold.rewrite.integers import IntegerForms
-from normfold.steps.pipelines import has_tables, pipeline, with_floats
+from normfold.steps.pipelines import About, pipeline, with_floats
 from normfold.steps.quantize import Made
 from normfold.steps.slower import every_group, slower_in_integers
 from normfold.steps.work import Work
@@ -80,7 +80,7 @@ def place(
     """
     made: Made | None = None
     network, machine = (
-        _fingerprint(graph, pipeline(step, target.name, tables=has_tables(graph))),
+        _fingerprint(graph, pipeline(step, target.name, About.of(graph))),
         _machine(),
     )
     known = [
@@ -109,7 +109,7 @@ def _measured(graph: Graph, step: Quantize, target: Target) -> tuple[Placement, 
     """Write, profile and time the network in floats, in integers, and with layers left in floats."""
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    text = pipeline(step, target.name, tables=has_tables(graph))
+    text = pipeline(step, target.name, About.of(graph))
     on_weights, _, rest = text.partition(",quantize-activations")
     weights, passes = run_pipeline(graph, parse(on_weights))
     whole, others = run_pipeline(weights, parse(f"quantize-activations{rest}"))

@@ -33,7 +33,7 @@ from normfold.rewrite import Effect, Exactness, Pass, parse, run_pipeline
 from normfold.steps.cast import cast_beside_grids
 from normfold.steps.effort import best_way
 from normfold.steps.formats import choose
-from normfold.steps.pipelines import has_tables, pipeline, with_floats, with_rounding
+from normfold.steps.pipelines import About, pipeline, with_floats, with_rounding
 from normfold.steps.rewrite import passes_of, run_judged
 from normfold.steps.work import Work
 from normfold.target import TARGETS
@@ -94,7 +94,7 @@ def _with_effort(
         graph,
         inputs,
         step,
-        lambda tried: pipeline(tried, target, tables=has_tables(graph)),
+        lambda tried: pipeline(tried, target, About.of(graph)),
         **given,
     )
     work.rounding = way.weights
@@ -234,8 +234,8 @@ def make_integers(
     """
     start = time.perf_counter()
     bits = mixed.bits if mixed is not None else None
-    tables, measured = has_tables(calibrated.graph), calibrated.measured
-    chosen = parse(pipeline(step, target, bits, measured=measured, tables=tables))
+    about = About.of(calibrated.graph, calibrated.measured)
+    chosen = parse(pipeline(step, target, about, bits))
     left = placement.layers if placement is not None else ()
     names = [layer for item in left for layer in item.layers]
     result, passes = made or run_pipeline(with_floats(calibrated.graph, names), chosen)
@@ -305,7 +305,7 @@ def _against(graph: Graph, target: str, scheme: str) -> list[str]:
 
 def _lost(calibrated: Calibrated, step: Quantize, bits: dict[str, int]) -> float:
     """Points that the network loses with these bits."""
-    text = pipeline(step, "ort-x86", bits)
+    text = pipeline(step, "ort-x86", About(), bits)
     result, _ = run_pipeline(calibrated.graph, parse(text))
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result)
     made = QuantizationReport(step.scheme or "int8", "ort-x86", drift=promise.drift())

@@ -20,7 +20,7 @@ from normfold.report import Report
 from normfold.report.quantization import Evidence
 from normfold.rewrite import parse, run_pipeline
 from normfold.steps.effort import WAYS, best_way
-from normfold.steps.pipelines import pipeline
+from normfold.steps.pipelines import About, pipeline
 from tests.nets import perturb
 from tests.ranges.nets import inverted, residual
 
@@ -47,7 +47,7 @@ def inputs(count: int = 16, batches: int = 1) -> Inputs:
 def tried(graph: Graph, given: Inputs, **options: Any) -> tuple[str, dict[str, float]]:
     step = Quantize("int8", **options)
     way, errs = best_way(
-        graph, given, step, lambda one: pipeline(one, "ort-x86"), silent, data=True, seed=0
+        graph, given, step, lambda one: pipeline(one, "ort-x86", About()), silent, data=True, seed=0
     )
     return way.name, errs
 
