@@ -321,7 +321,7 @@ class Report:
         if self.training is not None:
             data["training"]["ok"] = self.training.ok
         for made, raw in zip(self.quantization, data["quantization"], strict=True):
-            raw["ok"] = made.ok
+            raw["ok"], raw["foretold"] = made.ok, made.foretold
         if self.timing is not None:
             data["timing"] = self.timing.to_dict()
         return data

@@ -45,6 +45,7 @@ VALUES: dict[str, Any] = {
     "dynamic": ("x:1",),
     "device": "cpu",
     "pixels": (0.0, 2.5),
+    "effort": 2,
 }
 
 

@@ -32,6 +32,7 @@ from normfold.report.quantization import (
     Confidence,
     Evidence,
     MixedReport,
+    Placement,
     QuantizationReport,
 )
 from normfold.report.text import print_report
@@ -101,6 +102,7 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("evidence", Evidence),
         ("confidence", Confidence),
         ("mixed", MixedReport),
+        ("placement", Placement),
         ("agreement", AgreementCheck),
         ("budget", Budget),
         ("artefact", Artefact),
@@ -115,7 +117,7 @@ def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any
         "check": {"ok", "needed_tolerance"},
         "timing": {"faster", "verdict"},
         "training": {"ok"},
-        "quantization": {"ok"},
+        "quantization": {"foretold", "ok"},
     }.get(part, set())
     fields = {field.name for field in dataclasses.fields(kind)}
     assert set(schema["properties"]) == fields | derived
