@@ -28,7 +28,7 @@ from normfold.steps.earlier import remove_stale
 from normfold.steps.names import named, of_files
 from normfold.steps.pipelines import with_rounding
 from normfold.steps.prepare import Prepared
-from normfold.steps.quantize import Made, to_grids
+from normfold.steps.quantize import Made, in_floats, to_grids
 from normfold.steps.work import Work
 from normfold.target import Target
 from normfold.targets.floats import widened
@@ -83,7 +83,11 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
     job, target = work.job, _target(request, prepared)
     promise = None
     if work.calibrated is not None:
-        graph, promise = to_grids(target.name, work, *_placement(request, graph, work, prepared))
+        placed, made = _placement(request, graph, work, prepared)
+        if placed is not None and placed.whole:  # nothing is rounded: it is judged as exact
+            in_floats(placed, work)
+        else:
+            graph, promise = to_grids(target.name, work, placed, made)
     graph = _in_its_floats(graph, target, work)
     report = work.record.report()
     renamed = named(graph, job.export)

@@ -20,7 +20,7 @@ from normfold.ops.table import row_of
 from normfold.ranges.calibration import Calibrated, Inputs, find_inputs, find_ranges, samples_of
 from normfold.ranges.saturation import integer_ranges
 from normfold.report import PassReport
-from normfold.report.events import Rewritten
+from normfold.report.events import Noted, Rewritten
 from normfold.report.quantization import (
     Confidence,
     Evidence,
@@ -204,6 +204,29 @@ def to_grids(
         work.tell(f"lowering to {work.job.cast.precision}")
         result = cast_beside_grids(work.job.cast, result, calibrated.inputs, work.record)
     return result, promise
+
+
+def in_floats(placement: Placement, work: Work) -> None:
+    """Record that a target's file stays in floats, and why."""
+    step, calibrated = work.job.quantize, work.calibrated
+    assert step is not None
+    assert calibrated is not None
+    low, high = placement.interval
+    work.record.emit(
+        QuantizationReport(
+            step.scheme or "int8",
+            placement.target,
+            evidence=calibrated.evidence,
+            placement=placement,
+            seconds=calibrated.seconds,
+        )
+    )
+    work.record.emit(
+        Noted(
+            f"{placement.target}: in floats, as integers take {placement.ratio:.2f} of their time here ({low:.2f} "
+            f"to {high:.2f}); `--no-keep-if-faster` writes integers all the same"
+        )
+    )
 
 
 def make_integers(

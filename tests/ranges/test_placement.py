@@ -188,6 +188,18 @@ def test_integers_that_are_slower_give_way(tmp_path: Path, clock: Clock) -> None
     assert same == file
 
 
+def test_what_stays_in_floats_is_judged_as_exact(tmp_path: Path, clock: Clock) -> None:
+    """Nothing of it is rounded, and nothing says so: neither its pipeline nor its verdict."""
+    clock((1.5, 1.4, 1.6))
+    converted(tmp_path, verify="final")
+    report = json.loads((tmp_path / "compose.report.json").read_text())
+    assert "quantize" not in report["pipeline"]
+    (made,) = (item for item in report["artefacts"] if item["format"] == "onnx")
+    assert made["verdict"]["state"] == "pass"
+    assert not [check for check in report["checks"] if "snr_db" in check]
+    assert any("in floats, as integers take 1.50" in note for note in report["notes"])
+
+
 def test_nothing_is_decided_where_the_interval_holds_one(tmp_path: Path, clock: Clock) -> None:
     clock((1.02, 0.97, 1.06))
     made, file = converted(tmp_path)
