@@ -67,22 +67,27 @@ def quantize(step: Quantize, graph: Graph, work: Work) -> Graph:
     graph.samples = samples_of(graph, inputs)
     in_blocks = step.weights is None and step.scheme in ("int8-weights", "int4-weights")
     if step.migrate or in_blocks:
-        graph = run_judged(
-            graph,
-            passes_of(_MIGRATE if step.migrate else _COLUMNS),
-            work.job.policy.verify,
-            work.record,
-            verifier=work.verifier,
-            say=work.say,
-            capture=False,
-            spent=work.half_budget,
-        )
+        graph = _exactly(graph, passes_of(_MIGRATE if step.migrate else _COLUMNS), work)
     given |= {"data": source.data is not None, "seed": source.seed}
     if step.effort > 1 and step.scheme in ("int8", None):
         graph = _with_effort(graph, inputs, step, work, given)
     found = find_ranges(graph, inputs, step, **given)
     work.calibrated = replace(found, seconds=time.perf_counter() - start)
     return graph
+
+
+def _exactly(graph: Graph, passes: list[Pass], work: Work) -> Graph:
+    """The graph after exact passes, judged as the job wants it; the capture has been judged before."""
+    return run_judged(
+        graph,
+        passes,
+        work.job.policy.verify,
+        work.record,
+        verifier=work.verifier,
+        say=work.say,
+        capture=False,
+        spent=work.half_budget,
+    )
 
 
 def _with_effort(
@@ -100,32 +105,14 @@ def _with_effort(
     work.rounding = way.weights
     if not way.passes:
         return graph
-    return run_judged(
-        graph,
-        passes_of(way.passes),
-        work.job.policy.verify,
-        work.record,
-        verifier=work.verifier,
-        say=work.say,
-        capture=False,
-        spent=work.half_budget,
-    )
+    return _exactly(graph, passes_of(way.passes), work)
 
 
 def _kept(step: Quantize, graph: Graph, work: Work) -> Graph:
     """The network with those weights in integers that are on a grid already: nothing is rounded, and its files are
     judged as exact."""
     start, known = time.perf_counter(), len(work.record.report().passes)
-    result = run_judged(
-        graph,
-        kept_by(step),
-        work.job.policy.verify,
-        work.record,
-        verifier=work.verifier,
-        say=work.say,
-        capture=False,
-        spent=work.half_budget,
-    )
+    result = _exactly(graph, kept_by(step), work)
     weights = sum(item.rewrites for item in work.record.report().passes[known:])
     seconds = time.perf_counter() - start
     target = work.job.export.first.name
