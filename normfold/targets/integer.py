@@ -101,6 +101,8 @@ def pack(model: ir.Model, native: bool) -> None:
         result.replace_all_uses_with(stored)
         model.graph.remove(node, safe=True)
     packed.pack_products(model, native)
+    if native:
+        packed.keep_from_gemm(model)
     common.RemoveUnusedNodesPass()(model)
 
 

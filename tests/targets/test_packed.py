@@ -82,6 +82,24 @@ def test_a_network_is_exact_to_rounding(name: str, tmp_path: Path) -> None:
     assert normfold.verify(graph, tmp_path / "net.onnx").ok
 
 
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Identity])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_bias_and_its_activation_do_not_unpack_the_weights(
+    bits: int, activation: type[nn.Module], batch: int, tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Linear(64, 96), activation(), nn.Linear(96, 32)).eval()
+    x = torch.randn(batch, 64)
+    result, _ = normfold.run(
+        capture(net, (x,), dynamic=None),
+        f"quantize-weights{{bits={bits} block=32}},bake",
+        verify="off",
+    )
+    export_onnx(result, tmp_path / "net.onnx", target="ort-x86")
+    found = integer_census(tmp_path / "net.onnx")
+    assert found.integer == {"MatMul": 2}, found.ops
+
+
 def test_a_session_rounds_the_inputs_of_a_dequantised_weight(tmp_path: Path) -> None:
     """Why the op of onnxruntime is written: its own reading of the standard form loses 8 bits of the inputs."""
     torch.manual_seed(0)
