@@ -23,8 +23,9 @@ from normfold.ir.intervals import Interval
 from normfold.job import Quantize, Source
 from normfold.progress import Listener, Progress, silent
 from normfold.ranges.analytic import assumed, derive
+from normfold.ranges.clipping import clip
 from normfold.ranges.prompts import prompts, reads_tokens
-from normfold.ranges.ranges import clip, merge_ranges, widen
+from normfold.ranges.ranges import merge_ranges, widen
 from normfold.ranges.synthesis import (
     Bounds,
     Matching,

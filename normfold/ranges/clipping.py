@@ -1,0 +1,147 @@
+"""Where an interval is cut so that its grid errs least: a few large values cost all others their resolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from normfold.domains.placed import Placed
+from normfold.ir import Graph
+from normfold.ir.evaluation import Evaluator
+from normfold.ir.intervals import Interval, range_of, set_range
+from normfold.ops.integers import weighted
+from normfold.ranges.sensitivity import divergence, first_float
+from normfold.target import Grids
+
+_BINS, _ENDS = 4096, 64  # of histograms; places that an end of an interval may take
+_POWERS = (1.5, 2.0, 3.0, None)  # of an error; None: nothing is cut
+_ALIKE = (
+    4 / 3
+)  # inputs show no difference between cuts: the widest of them reaches most of what they lack
+
+
+def clip(
+    graph: Graph,
+    inputs: Sequence[Sequence[Tensor]],
+    grids: Grids,
+    bits: int = 8,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Narrow every interval to the part of it on whose grid these inputs err least, or leave all as they are.
+
+    The error of a tensor is the mean of |error|^p over a histogram: values inside err evenly up to half a step,
+    values outside by their distance. Which p is right depends on the network (of 8-bit MobileNetV2 the KL is 0.039
+    by 1.5, 0.116 by 3 and 0.138 unclipped; of a ViT it is 0.0027, 0.0008 and 0.0007), so the outputs decide: each
+    is tried with all that linear ops read on its grids, and of those that diverge about as little as the best one
+    the widest is taken.
+    """
+    counts: dict[fx.Node, Tensor] = {}
+
+    def watch(node: fx.Node, value: Any) -> None:
+        interval = range_of(node) if isinstance(value, Tensor) else None
+        if interval is not None and interval.low < interval.high and value.numel():
+            found = torch.histc(value.float(), _BINS, interval.low, interval.high).double().cpu()
+            counts[node] = counts[node] + found if node in counts else found
+
+    run = Evaluator(graph.module, Placed(device), watch)
+    for leaves in inputs:
+        run(*leaves)
+    whole = {node: found for node in graph.nodes if (found := range_of(node)) is not None}
+    cuts = [
+        whole if power is None else _cut(whole, counts, power, grids, bits) for power in _POWERS
+    ]
+    errors = _divergences(graph, inputs, cuts, grids, bits, device)
+    chosen = max(at for at, error in enumerate(errors) if error <= _ALIKE * min(errors))
+    for node, interval in cuts[chosen].items():
+        set_range(node, interval)
+
+
+def _cut(
+    whole: Mapping[fx.Node, Interval],
+    counts: Mapping[fx.Node, Tensor],
+    power: float,
+    grids: Grids,
+    bits: int,
+) -> dict[fx.Node, Interval]:
+    """Every interval as this power has it; as it is where no value was seen in it."""
+    first, last = grids.limits(bits)
+    made = dict(whole)
+    for node, found in counts.items():
+        if float(found.sum()):
+            made[node] = _least_error(found, whole[node], last - first, grids.symmetric, power)
+    return made
+
+
+def _divergences(
+    graph: Graph,
+    inputs: Sequence[Sequence[Tensor]],
+    cuts: Sequence[Mapping[fx.Node, Interval]],
+    grids: Grids,
+    bits: int,
+    device: torch.device | str,
+) -> list[float]:
+    """How far the outputs are from those in floats, with each of these sets of intervals."""
+    domains = [_OnGrids(graph, cut, grids, bits, device) for cut in cuts]
+    total = [0.0] * len(cuts)
+    for leaves in inputs:
+        exact = first_float(Evaluator(graph.module, Placed(device))(*leaves))
+        for at, domain in enumerate(domains):
+            found = first_float(Evaluator(graph.module, domain)(*leaves))
+            total[at] += divergence(found, exact)
+    return [error if math.isfinite(error) else math.inf for error in total]
+
+
+class _OnGrids(Placed):
+    """A graph's own numbers, but what linear ops with weights read is on grids."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        intervals: Mapping[fx.Node, Interval],
+        grids: Grids,
+        bits: int,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__(device)
+        self.limits = grids.limits(bits)
+        self.made: dict[fx.Node, tuple[int, float, int]] = {}
+        for node in graph.nodes:
+            linear = weighted(node)
+            interval = None if linear is None else intervals.get(linear.data)
+            if linear is not None and interval is not None and interval.finite:
+                place = node.args.index(linear.data)
+                self.made[node] = (place, *grids.grid(interval.low, interval.high, bits))
+
+    def run(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node in self.made:
+            at, scale, zero = self.made[node]
+            steps = (args[at] / scale).round().add_(zero).clamp_(*self.limits)
+            args = (*args[:at], steps.sub_(zero).mul_(scale), *args[at + 1 :])
+        return super().run(node, args, kwargs)
+
+
+def _least_error(
+    counts: Tensor, interval: Interval, steps: int, symmetric: bool, power: float
+) -> Interval:
+    """The part of an interval, zero in it, on whose grid values with this histogram err least."""
+    share = torch.arange(1, _ENDS + 1, dtype=torch.float64) / _ENDS
+    low, high = min(interval.low, 0.0), max(interval.high, 0.0)
+    width = (interval.high - interval.low) / len(counts)
+    values = interval.low + (torch.arange(len(counts), dtype=torch.float64) + 0.5) * width
+    weight = counts / counts.sum()
+    lows = share * low if low < 0 else torch.zeros(1, dtype=torch.float64)
+    highs = share * high if high > 0 else torch.zeros(1, dtype=torch.float64)
+    below = ((lows[:, None] - values).clamp_min(0) ** power * weight).sum(1)[:, None]
+    above = ((values - highs[:, None]).clamp_min(0) ** power * weight).sum(1)[None]
+    inside = ((values >= lows[:, None]) * weight).sum(1)[:, None]
+    inside = (inside + ((values <= highs[:, None]) * weight).sum(1)[None] - 1).clamp_min(0)
+    span = highs[None] - lows[:, None]
+    if symmetric:  # one end is the other's negative, and half of the steps may go to nothing
+        span = 2 * torch.maximum(highs[None].expand_as(span), -lows[:, None].expand_as(span))
+    errors = below + above + inside * (span / steps / 2) ** power / (power + 1)
+    place = int(errors.argmin())
+    return Interval(float(lows[place // len(highs)]), float(highs[place % len(highs)]))
