@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -47,14 +48,20 @@ class Plan:
     integer: set[fx.Node] = field(default_factory=set)
 
 
-def plan(graph: Graph, grids: Grids) -> Plan:
-    """Choose the tensors around the linear ops whose weights are integers."""
-    linears = [
-        linear
-        for node in graph.nodes
-        if (linear := weighted(node)) is not None and integer_arithmetic(linear)
-    ]
+def plan(graph: Graph, grids: Grids, linears: list[Linear] | None = None) -> Plan:
+    """Choose the tensors around linear ops: those whose weights are integers, or the ones that are to be."""
+    if linears is None:
+        linears = [linear for linear in _weighted(graph) if integer_arithmetic(linear)]
     return _chained(graph, grids, linears) if grids.outputs else _inputs_only(linears, grids.sums)
+
+
+def with_kernels(graph: Graph, grids: Grids) -> list[Linear]:
+    """The linear ops with stored weights that kernels of a runtime take in few bits."""
+    return [linear for linear in _weighted(graph) if not lacks_kernel(linear, grids)]
+
+
+def _weighted(graph: Graph) -> Iterator[Linear]:
+    return (linear for node in graph.nodes if (linear := weighted(node)) is not None)
 
 
 def weighted(node: fx.Node) -> Linear | None:
