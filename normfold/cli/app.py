@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from normfold.errors import NormfoldError, UsageError
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130
+_AGAIN = 0.05  # seconds
 _stopped = _INTERRUPTED  # or by another signal
 _json_by_file = False  # a configuration asks for JSON
 _OTHER = {"NORMFOLD_CONFIG", "NORMFOLD_CONFINE"}
@@ -128,6 +130,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
             signal.signal(number, _terminated)
+    sys.unraisablehook = _lost
     try:
         _require_folder()
         status = app(standalone_mode=False)
@@ -202,6 +205,18 @@ def _terminated(number: int, frame: object) -> NoReturn:
     global _stopped
     _stopped = 128 + number
     raise KeyboardInterrupt
+
+
+def _lost(found: Any) -> None:
+    """`sys.unraisablehook`: a stop in a callback, where exceptions are lost, comes again."""
+    if isinstance(found.exc_value, KeyboardInterrupt):
+        number = signal.SIGINT if _stopped == _INTERRUPTED else signal.Signals(_stopped - 128)
+        main = threading.main_thread().ident
+        again = threading.Timer(_AGAIN, signal.pthread_kill, (main, number))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(found)
 
 
 def _origin_of(error: Any) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any
 from normfold.domains.placed import device_of
 from normfold.errors import UsageError
 from normfold.ir import Graph
+from normfold.ir.expressions import fetch
+from normfold.ir.graph import op_name
 from normfold.job import Quantize, Source
 from normfold.judge.agreement import Promise, gives_scores
 from normfold.load.specs import parse as parse_inputs
@@ -40,6 +42,7 @@ from normfold.target import TARGETS
 
 Made = tuple[Graph, list[PassReport]]  # a network on grids, and the passes that made it
 _FINE = 7  # bits of weights that change few answers
+_HEAVY = 0.2  # share of the weights in floats from which it is said
 _MIGRATE = "migrate-scale,restore,bake"
 _COLUMNS = (
     "migrate-scale{alpha=0},restore,bake"  # inputs that share a scale get weights of one size
@@ -276,7 +279,11 @@ def make_integers(
         tried=tried or {},
         placement=placement,
         max_drop=max_drop,
-        warnings=[*_doubts(evidence, trust), *_against(calibrated.graph, target, scheme)],
+        warnings=[
+            *_doubts(evidence, trust),
+            *_against(calibrated.graph, target, scheme),
+            *_heavy_floats(calibrated.graph, result),
+        ],
         seconds=calibrated.seconds + time.perf_counter() - start,
     )
     return result, passes, report, promise
@@ -311,6 +318,21 @@ def _against(graph: Graph, target: str, scheme: str) -> list[str]:
     grids = TARGETS[target].grids
     attends = any(row_of(node).attention for node in graph.nodes)
     return [grids.attention] if scheme == "int8" and attends and grids and grids.attention else []
+
+
+def _heavy_floats(before: Graph, after: Graph) -> list[str]:
+    """How much of the weights is as it was, and which ops read it: recurrent ones, tables, left layers."""
+    sizes: Counter[str] = Counter()
+    names = {str(node.target) for node in before.nodes if node.op == "get_attr"}
+    for node in after.nodes:
+        tensor = fetch(after.module, str(node.target)) if node.op == "get_attr" else None
+        if tensor is not None and tensor.dim() > 1 and str(node.target) in names:
+            sizes[op_name(next(iter(node.users)))] += tensor.numel() * tensor.element_size()
+    total = sum(sizes.values())
+    if total < _HEAVY * before.parameter_bytes():
+        return []
+    parts = ", ".join(f"{op} {size / 1e6:.2f} MB" for op, size in sizes.most_common(3))
+    return [f"{total / before.parameter_bytes():.0%} of the weights stay in floats: {parts}"]
 
 
 def _lost(calibrated: Calibrated, step: Quantize, bits: dict[str, int]) -> float:

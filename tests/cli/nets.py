@@ -69,3 +69,22 @@ def sleeps() -> nn.Module:
     Path(os.environ["SLEEPS"]).write_text("called")
     time.sleep(60)
     return tiny()
+
+
+class Recurrent(nn.Module):
+    """An LSTM and a linear layer on (N,T,64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(64, 64, batch_first=True)
+        self.fc = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.lstm(x)[0])
+        return y
+
+
+def recurrent() -> nn.Module:
+    """A network most of whose weights no integer kernel takes."""
+    torch.manual_seed(0)
+    return Recurrent().eval()

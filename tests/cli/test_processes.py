@@ -157,3 +157,32 @@ def test_the_launcher_of_a_clone(tmp_path: Path) -> None:
         check=True,
     )
     assert (ran.stdout.split()[0], ran.stderr) == ("normfold", "")
+
+
+LOSES = """
+import os, signal, time, torch, weakref
+
+class Slow(torch.nn.Linear):
+    def forward(self, x):
+        thing = torch.nn.Identity()
+        watch = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.{name}))
+        del thing
+        time.sleep(20)
+        return super().forward(x)
+
+def make():
+    return Slow(3, 3).eval()
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stop_in_a_callback_is_not_lost(name: str, status: int, tmp_path: Path) -> None:
+    """Python drops what is raised in the callback of a weak reference."""
+    (tmp_path / "slow.py").write_text(LOSES.format(name=name))
+    began = time.monotonic()
+    process = start("convert", "slow:make", "--input", "2x3", "-o", "out", cwd=tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert time.monotonic() - began < 19
+    assert "ignored" not in err
+    assert not list(tmp_path.glob("**/*.onnx"))

@@ -128,6 +128,15 @@ def test_tokens(scheme: str, op: str, cli: Any, tmp_path: Path) -> None:
     assert op in types(tmp_path / "made_speaker.onnx")
 
 
+def test_weights_without_a_kernel_are_named(cli: Any, tmp_path: Path) -> None:
+    """A recurrent layer's, which are most of this network."""
+    network = ["tests.cli.nets:recurrent", "--input", "1x10x64", "--scheme", "int8-dynamic"]
+    ran = cli("quantize", *network, "-o", str(tmp_path))
+    assert ran.status == 0, ran.out
+    (made,) = report_of(tmp_path)["quantization"]
+    assert made["warnings"] == ["88% of the weights stay in floats: lstm 0.13 MB"]
+
+
 def test_weights_that_are_on_a_grid_are_stored_as_they_are(cli: Any, tmp_path: Path) -> None:
     ternary = ["tests.passes.known:made_transformer", "--input", "2x6x256"]
     ran = cli(
