@@ -147,6 +147,11 @@ class Job:
         rule = RULES[item.when or "always"]
         if not same(item.value(value), item.default) and not rule.holds(self._facts()):
             raise item.error(f"`{item.flags[0]}`: {rule.why}", hint=rule.hint)
+        # what is on by itself, where a third state says so, is so for 8-bit activations
+        if item.optional and value is False and not self._facts().int8:
+            raise item.error(
+                f"`--no-{item.key}`: only `--quantize int8` does that unasked", hint="leave it out"
+            )
 
     def _require_consistent(self) -> None:
         requests = self.export.requests  # refuses an unknown target

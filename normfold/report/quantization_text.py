@@ -36,9 +36,9 @@ def print_quantization(
     _print_census(made, line, verbose)
     if made.confidence is not None:
         parts = ", ".join(f"{name} {value:.2f}" for name, value in made.confidence.parts.items())
-        line(
-            f"trust     {made.confidence.score:.2f} of 1 ({parts}); below {Confidence.TRUSTED:g}: judge on data"
-        )
+        trusted = made.confidence.score >= Confidence.TRUSTED
+        end = "" if trusted else f": below {Confidence.TRUSTED:g}, judge it on data"
+        line(f"trust     {made.confidence.score:.2f} of 1 ({parts}){end}")
     for text in made.warnings:
         line(f"warning   {text}")
 

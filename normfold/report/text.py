@@ -223,7 +223,7 @@ def print_checks(checks: Sequence[AnyCheck], console: Console) -> None:
             )
         )
     columns = ("check", "", "max rel error", "allowed", "original's own", "worst at", "note")
-    console.print(table("verdicts", columns, rows))
+    console.print(table("verdicts", columns, dict.fromkeys(rows)))  # what is judged again, once
     integers = [check for check in checks if isinstance(check, AgreementCheck)]
     if integers:
         console.print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from normfold.target import target
 from normfold.targets.tensorrt.profiles import parse_dynamic
 from normfold.targets.tensorrt.write import builder
 
+_WRITTEN = (".onnx", ".data", ".xml", ".bin", ".engine", ".pt2", ".pt", ".json", ".safetensors")
 _SUFFIXES = (".tar", ".pt", ".pth", ".pt2", ".safetensors", ".bin", ".ckpt", ".pkl", ".npz")
 
 
@@ -81,11 +83,20 @@ def prepare(job: Job) -> Prepared:
     name = job.export.name or name_of(job.source.model)
     if job.source.part is not None and job.export.name is None:
         name = f"{name}.{job.source.part}"
-    if job.export.export and (job.export.output / f"{name}.report.json").is_dir():
-        raise UsageError(
-            "the report cannot be written: a folder has its name", where=f"{name}.report.json"
-        )
+    if job.export.export:
+        _require_names(job.export.output, name)
     return Prepared(requirements, ranges, engine, name)
+
+
+def _require_names(folder: Path, stem: str) -> None:
+    """Refuse folders that have the names of files, before the work that these would hold."""
+    for path in sorted(folder.glob(f"{escape(stem)}.*")):
+        if path.suffix in _WRITTEN and path.is_dir():
+            raise UsageError(
+                "a file cannot be written: a folder has its name",
+                where=str(path),
+                hint="remove the folder, or give `--name` or another `-o`",
+            )
 
 
 def _require_folder(file: Path | None) -> None:

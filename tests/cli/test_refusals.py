@@ -218,3 +218,13 @@ def test_a_folder_that_refuses_the_file(
     assert ran.status == 1
     ran.one_error("No space left")
     assert contents(tmp_path) == {"out/tiny.onnx": b"old"}
+
+
+@pytest.mark.parametrize("name", ["tiny.onnx", "tiny.onnx.data", "tiny.report.json"])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(name: str, cli: Cli) -> None:
+    Path("out", name).mkdir(parents=True)
+    Path("out/tiny.backup").mkdir()
+    ran = cli("convert", TINY, "-o", "out")
+    assert ran.status == 2
+    ran.one_error(name, "a folder has its name", "--name")
+    assert cli("convert", TINY, "-o", "out", "--name", "other").status == 0

@@ -204,6 +204,8 @@ def test_commands_are_presets_of_one_job(command: str, asked: Callable[..., Job]
             "`--weights` and `--simulate` contradict",
         ),
         ({"quantize": "int8-weights", "vnni": False}, "`--quantize int8`"),
+        ({"quantize": "int8-weights", "correct_bias": False}, "does that unasked"),
+        ({"to": "folded", "keep_if_faster": False}, "`--no-keep-if-faster`: only"),
         ({"passes": (), "rotate": True}, "pass objects are run as they are"),
         ({"keep_fp32": ["a"], "precision": "fp32"}, "nothing is in half precision"),
     ],
