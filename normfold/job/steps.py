@@ -177,7 +177,7 @@ class Cast(Options):
 class Quantize(Options):
     """Weights, or weights and activations, on grids of few bits.
 
-    ``clip_ranges``: below 8 bits, narrow every interval as far as makes the squared error of its grid least;
+    ``clip_ranges``: narrow intervals where the outputs say that it helps (`normfold.ranges.clipping`);
     ``synthesis_rate``: of Adam on the inputs, with a cosine to zero.
     """
 
