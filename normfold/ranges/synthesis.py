@@ -34,13 +34,14 @@ from normfold.ir.statistics import Statistics, statistics_of
 from normfold.job import Quantize
 from normfold.ops.table import row_of
 from normfold.progress import Listener, Progress, silent
+from normfold.ranges.channel_moments import channel_moments
 from normfold.report.quantization import Evidence
 
 _TINY = 1e-3  # of a deviation: below, a channel is dead
 _LARGE = 128 * 128  # positions from which on fewer images are made
 _PATIENCE = 25  # steps without a loss 1 % lower
 # steps by effort, each round with a rate that falls to zero, until the statistics fit
-_ROUNDS = ((25,), (25, 50, 100), (25, 50, 100, 150), (25, 50, 100, 150))
+_ROUNDS = ((25,), (35, 20), (35, 50, 100, 150), (35, 50, 100, 150))
 _WORST = 3  # norms that are named
 
 
@@ -92,8 +93,7 @@ class Matching:
         terms = {}
         for node, target in self.targets.items():
             x = values[node]
-            dims = [dim for dim in range(x.dim()) if dim != target.dim % x.dim()]
-            variance, mean = torch.var_mean(x, dims, correction=0)
+            mean, variance = channel_moments(x, target.dim)
             gap = (mean - target.mean.to(x)).square()
             gap = gap + ((variance + 1e-12).sqrt() - target.std.to(x)).square()
             terms[node] = (gap / target.std.to(x).clamp_min(_TINY).square()).mean()
@@ -165,8 +165,8 @@ def synthesise(
 
     Args:
         graph: baked; it is run in the types of its inputs, and not changed.
-        options: how many images, how many steps (None: 25, then up to 150 more as long as the statistics do
-            not fit), and what an image goes through in every step, so that it holds
+        options: how many images, how many steps (None: 35, then up to 20 more as long as the statistics do
+            not fit; `_ROUNDS`), and what an image goes through in every step, so that it holds
             nothing that only one position explains: a mirror image every other time (``flip``), a shift by up to
             so many pixels (``crop``), a Gaussian of 3 x 3 with this deviation (``blur``).
         seed: of the noise that they start from.
