@@ -228,7 +228,7 @@ class Quantize(Options):
         low=1,
         group=RANGES,
         when="synthesis",
-        default_text="35, and up to 20 more until the statistics fit (--effort)",
+        default_text="35, and up to 15 more until the statistics fit (--effort)",
     )
     flip: bool = option(True, "Mirror them every other step.", group=RANGES, when="synthesis")
     crop: int = option(

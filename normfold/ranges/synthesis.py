@@ -41,7 +41,7 @@ _TINY = 1e-3  # of a deviation: below, a channel is dead
 _LARGE = 128 * 128  # positions from which on fewer images are made
 _PATIENCE = 25  # steps without a loss 1 % lower
 # steps by effort, each round with a rate that falls to zero, until the statistics fit
-_ROUNDS = ((25,), (35, 20), (35, 50, 100, 150), (35, 50, 100, 150))
+_ROUNDS = ((25,), (35, 15), (35, 50, 100, 150), (35, 50, 100, 150))
 _WORST = 3  # norms that are named
 
 
@@ -165,7 +165,7 @@ def synthesise(
 
     Args:
         graph: baked; it is run in the types of its inputs, and not changed.
-        options: how many images, how many steps (None: 35, then up to 20 more as long as the statistics do
+        options: how many images, how many steps (None: 35, then up to 15 more as long as the statistics do
             not fit; `_ROUNDS`), and what an image goes through in every step, so that it holds
             nothing that only one position explains: a mirror image every other time (``flip``), a shift by up to
             so many pixels (``crop``), a Gaussian of 3 x 3 with this deviation (``blur``).
