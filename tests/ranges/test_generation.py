@@ -15,8 +15,10 @@ from normfold.load import load
 from normfold.load.capture import capture_loaded
 from normfold.ranges.generation import cache_of
 from normfold.ranges.prompts import prompts, reads_tokens
+from tests import torchvision_shim
 from tests.zoo.transformers_configs import GROUPED
 
+torchvision_shim.install()  # transformers imports torchvision
 TASK: Any = "text-generation-with-past"
 
 
