@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -177,6 +178,24 @@ def bisect(given: Given) -> int:
         elif own["reproducer"] is not None:
             print_line(console(), f"wrote {own['reproducer']}: the smallest part that fails")
     return 0 if culprit is None else 1
+
+
+def report(given: Given) -> int:
+    from normfold.files import publish, require_writable, staging
+    from normfold.report.markdown import markdown
+    from normfold.report.rendering import read, rendering
+
+    output = given.get("output")
+    render = markdown if output is None else rendering(output)
+    text = render([read(Path(given["file"]))])
+    if output is None:
+        typer.echo(text, nl=False)
+        return 0
+    require_writable(output.parent)
+    with staging(output.parent) as folder:
+        (folder / output.name).write_text(text, encoding="utf-8")
+        publish(folder, output.parent)
+    return 0
 
 
 def passes(given: Given) -> int:

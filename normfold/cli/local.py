@@ -77,6 +77,20 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """What `report` writes."""
+
+    output: Path | None = option(
+        None,
+        "File to write: .junit.xml, .sarif, .md or .json.",
+        "--output",
+        "-o",
+        metavar="FILE",
+        default_text="Markdown on stdout",
+    )
+
+
+@dataclass(frozen=True)
 class Bench(Options):
     """How `bench` measures."""
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
-from normfold.cli.local import Bench, Budgets, Comparison, Configured, Fault, Inspection, Printing
+from normfold.cli.local import (
+    Bench,
+    Budgets,
+    Comparison,
+    Configured,
+    Fault,
+    Inspection,
+    Printing,
+    Rendered,
+)
 from normfold.job import COMMANDS, GROUPS, MODEL_HELP, Option, Policy, Rewrite, Source, options_of
 
 _MODEL = Argument("model", "MODEL", MODEL_HELP)
@@ -126,6 +135,22 @@ TABLE = (
             "normfold bisect model.pt --passes my-pass",
         ),
         why_not=_why_not,
+    ),
+    Command(
+        "report",
+        "Write the report of a run again: as JUnit, SARIF, Markdown or JSON, by the suffix of the file.",
+        commands.report,
+        [
+            Argument(
+                "file", "FILE", "NAME.report.json of a run, or the error that it printed as JSON."
+            )
+        ],
+        [*options_of(Rendered), *options_of(Configured)],
+        (
+            "normfold report out/model.report.json -o model.junit.xml",
+            "normfold report out/model.report.json -o model.sarif",
+        ),
+        opens=False,
     ),
     Command(
         "passes",

@@ -315,7 +315,7 @@ class Report:
             if item.check is not None
         ]
         for check, raw in pairs:
-            raw["ok"] = check.ok
+            raw["ok"], raw["failures"] = check.ok, check.failures()
             if isinstance(check, Check):
                 raw["needed_tolerance"] = check.needed_tolerance
         if self.training is not None:

@@ -113,8 +113,8 @@ def test_the_schema_knows_exactly_the_fields_of_the_objects(part: str, kind: Any
     schema = SCHEMA["$defs"][part] if part else SCHEMA
     derived = {
         "": {"schema", "ok", "counts", "exit_code", "outcome", "pipeline"},
-        "agreement": {"ok"},
-        "check": {"ok", "needed_tolerance"},
+        "agreement": {"ok", "failures"},
+        "check": {"ok", "failures", "needed_tolerance"},
         "timing": {"faster", "verdict"},
         "training": {"ok"},
         "quantization": {"foretold", "ok"},

@@ -1,0 +1,129 @@
+"""What a report says, as cases with a state: what JUnit, SARIF and Markdown have in common.
+
+Reports are read as plain data, as their JSON has it, so that those of earlier runs are rendered too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+State = Literal["pass", "fail", "error", "unproved"]
+_WORST: tuple[State, ...] = ("error", "fail", "unproved", "pass")
+_STATES: dict[str, State] = {
+    "pass": "pass",
+    "ok": "pass",
+    "certified": "pass",
+    "partly": "pass",  # other lines of the verdict stand in
+    "fail": "fail",
+    "failed": "fail",
+    "not judged": "unproved",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that was judged.
+
+    Attributes:
+        kind: ``load``, ``policy``, ``certificate``, ``rounding``, ``onnxruntime-all``, ``file``, ...
+        name: what it is about: a pass, a file.
+        text: what was found, in words.
+        seconds: that it took.
+    """
+
+    kind: str
+    name: str
+    state: State
+    text: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a run: its name, and its report as plain data, or that of the error that it ended with."""
+
+    name: str
+    data: Mapping[str, Any]
+
+    @property
+    def error(self) -> Mapping[str, Any] | None:
+        """What, where, found and hint of an error that ended the run."""
+        return self.data.get("error")
+
+    @property
+    def exit_code(self) -> int:
+        return int(self.data.get("exit_code", 0))
+
+    @property
+    def state(self) -> State:
+        """The worst of its cases."""
+        found = {case.state for case in self.cases()}
+        return next((state for state in _WORST if state in found), "pass")
+
+    @property
+    def outcome(self) -> str:
+        """What happened, in one line."""
+        if self.error is not None:
+            return str(self.error.get("what", ""))
+        return str(self.data.get("outcome", ""))
+
+    def cases(self) -> list[Case]:
+        """Everything that was judged, in the order of the run."""
+        return list(_cases(self.data))
+
+    def left(self) -> list[Mapping[str, Any]]:
+        """The sites that are left, with the reason of the decline: site, kind, code, reason, hint, line."""
+        declined = {
+            (item["site"], item["code"]): item
+            for part in self.data.get("passes", ())
+            for item in part.get("declined", ())
+        }
+        return [
+            {**site, **declined.get((site["site"], site["code"]), {})}
+            for site in self.data.get("sites", ())
+            if site["state"] == "left" and site["code"]
+        ]
+
+
+def _cases(data: Mapping[str, Any]) -> Iterator[Case]:
+    error = data.get("error")
+    if error is not None:
+        parts = [error.get("what"), *(f"{key}: {error[key]}" for key in _DETAILS if error.get(key))]
+        yield Case("run", "", "error", "\n".join(map(str, parts)))
+    for item in data.get("passes", ()):
+        yield from _verdict(item.get("check"), item["spec"])
+        yield from _certificate(item.get("certificate"), item["spec"])
+    for item in data.get("checks", ()):
+        yield from _verdict(item, item.get("artefact", ""))
+    for item in data.get("ranges", ()):
+        yield Case("range", item["type"], _STATES[item["state"]], item.get("why") or item["at"])
+    for item in data.get("quantization", ()):
+        if item.get("ok") is False:
+            yield Case("policy", item["scheme"], "fail", str(data.get("outcome", "")))
+    for item in data.get("artefacts", ()):
+        verdict = item["verdict"]
+        name = item["path"].rpartition("/")[2]
+        yield Case("file", name, _STATES[verdict["state"]], verdict["why"])
+    for text in data.get("unmet", ()):
+        yield Case("policy", "", "fail", text)
+    for text in data.get("missing", ()):
+        yield Case("machine", "", "unproved", text)
+
+
+_DETAILS = ("where", "found", "hint")
+
+
+def _verdict(check: Mapping[str, Any] | None, name: str) -> Iterator[Case]:
+    if check is not None:
+        text = "; ".join([*check.get("failures", ()), *filter(None, [check.get("note")])])
+        state: State = "pass" if check.get("ok") else "fail"
+        yield Case(check["kind"], name, state, text, check.get("seconds") or 0.0)
+
+
+def _certificate(found: Mapping[str, Any] | None, name: str) -> Iterator[Case]:
+    if found is not None:
+        wrong = [f"{x['output']}: {x['state']}" for x in found["outputs"] if x["state"] != "equal"]
+        state, seconds = _STATES[found["state"]], found.get("seconds") or 0.0
+        yield Case("certificate", name, state, "; ".join(wrong), seconds)

@@ -1,0 +1,45 @@
+"""Markdown for the summary of a CI job: a table, and details of what is not green."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from normfold.report.cases import Case, Entry
+
+_WORDS = {"pass": "pass", "fail": "**fail**", "error": "**error**", "unproved": "unproved"}
+_MOST = 20  # sites of a model
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """The text of a file; short where everything passed."""
+    lines = ["| model | verdict | what happened |", "|---|---|---|"]
+    lines += [
+        f"| {_cell(entry.name)} | {_WORDS[entry.state]} | {_cell(entry.outcome)} |"
+        for entry in entries
+    ]
+    for entry in entries:
+        bad = [case for case in entry.cases() if case.state != "pass"]
+        if bad:
+            lines += ["", f"### {_cell(entry.name)}", "", *map(_item, bad)]
+        left = entry.left()
+        if left and bad:
+            lines += ["", "| left | kind | code | why |", "|---|---|---|---|"]
+            lines += [
+                f"| `{site['site']}` | {site['kind']} | {site['code']} | {_cell(site.get('reason', ''))} |"
+                for site in left[:_MOST]
+            ]
+            if len(left) > _MOST:
+                lines += ["", f"{len(left) - _MOST} more sites are left."]
+    return "\n".join(lines) + "\n"
+
+
+def _item(case: Case) -> str:
+    name = f" `{case.name}`" if case.name else ""
+    first, *more = case.text.splitlines() or [""]
+    detail = "".join(f"\n  {_cell(line)}" for line in more)
+    return f"- {_WORDS[case.state]} {case.kind}{name}: {_cell(first)}{detail}"
+
+
+def _cell(text: object) -> str:
+    """One line in a table, that no character of it ends."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

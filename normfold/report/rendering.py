@@ -1,0 +1,71 @@
+"""Reports in every form that people and their tools open, by the suffix of the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from normfold.errors import UsageError
+from normfold.report.cases import Entry
+from normfold.report.junit import junit
+from normfold.report.markdown import markdown
+from normfold.report.objects import SCHEMA
+from normfold.report.sarif import sarif
+
+Rendering = Callable[[Sequence[Entry]], str]
+
+
+def _json(entries: Sequence[Entry]) -> str:
+    data = [dict(entry.data) for entry in entries]
+    named = [{"name": entry.name, **item} for entry, item in zip(entries, data, strict=True)]
+    return json.dumps(data[0] if len(data) == 1 else {"models": named}, indent=2) + "\n"
+
+
+RENDERINGS: dict[str, Rendering] = {
+    ".junit.xml": junit,
+    ".sarif": sarif,
+    ".md": markdown,
+    ".json": _json,
+}
+
+
+def rendering(path: Path) -> Rendering:
+    """What writes a file of this name.
+
+    Raises:
+        UsageError: nothing writes such files.
+    """
+    for suffix, found in RENDERINGS.items():
+        if path.name.endswith(suffix):
+            return found
+    raise UsageError(
+        "a report is not written in this form",
+        where=str(path),
+        hint=f"its name ends with {', '.join(RENDERINGS)}",
+    )
+
+
+def read(path: Path) -> Entry:
+    """A report that a run wrote as JSON, or the error that it printed.
+
+    Raises:
+        UsageError: there is no such file, or it is not a report that this version reads.
+    """
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            "the report cannot be read", where=str(path), found=str(error)[:200]
+        ) from error
+    known = isinstance(data, dict) and (data.get("schema") == SCHEMA or "error" in data)
+    if not known:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise UsageError(
+            "this is not a report that this version of normfold reads",
+            where=str(path),
+            found=f"schema {found}",
+            hint=f"`NAME.report.json` of a run, schema {SCHEMA}",
+        )
+    return Entry(path.name.removesuffix(".json").removesuffix(".report"), data)
