@@ -97,7 +97,7 @@ MAY_IMPORT = {
         "targets",
         "train",
     },
-    "cli": {"errors", "facade", "job", "pass-names", "progress", "report", "target"},
+    "cli": {"errors", "facade", "files", "job", "pass-names", "progress", "report", "target"},
     "__main__": {"cli"},
 }
 MAY_IMPORT["facade"] = MAY_IMPORT["steps"] | {"steps"}

@@ -10,14 +10,13 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from normfold.cli.command import origin
 from normfold.cli.ending import Ended
-from normfold.cli.settings import Option, settings
+from normfold.cli.settings import Option, configuration, settings
 from normfold.cli.table import TABLE
 from normfold.errors import NormfoldError, UsageError
 
@@ -79,21 +78,9 @@ def _root(
             known.setdefault(name, set()).update(param.envvar)
     command = ctx.invoked_subcommand or ""
     _require_known_variables(command, known)
-    found = settings(table, command, _configuration())
+    found = settings(table, command, configuration())
     _json_by_file = bool(found.get("as_json"))
     ctx.default_map = {command: found}
-
-
-def _configuration() -> Path | None:
-    """The file that the user named; it is read before the command's own options are."""
-    words = sys.argv[1:]
-    for at, word in enumerate(words):
-        if word == "--config" and at + 1 < len(words):
-            return Path(words[at + 1])
-        if word.startswith("--config="):
-            return Path(word.partition("=")[2])
-    named = os.environ.get("NORMFOLD_CONFIG", "")
-    return Path(named) if named else None
 
 
 def _require_known_variables(command: str, known: dict[str, set[str]]) -> None:

@@ -77,6 +77,34 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Checking(Options):
+    """How `check` runs, and what it writes besides."""
+
+    jobs: int = option(
+        0,
+        "Models at a time; what is timed runs alone.",
+        low=0,
+        default_text="half of the processors",
+    )
+    reports: tuple[str, ...] = option(
+        (),
+        "File for a report of all models: .junit.xml, .sarif, .md or .json; repeatable.",
+        "--report",
+        metavar="FILE",
+        named=True,
+    )
+    keep: Path | None = option(
+        None,
+        "Keep what is written, in a folder for each model.",
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        default_text="files are judged, and go again",
+    )
+    only: tuple[str, ...] = option((), "Names of models; repeatable.", metavar="NAME")
+
+
+@dataclass(frozen=True)
 class Rendered:
     """What `report` writes."""
 

@@ -8,6 +8,8 @@ it sets no trust, no code that runs and no path that is written to.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,8 +32,21 @@ class Option:
     named: bool = False
 
 
+MODELS = "models"  # the table of `normfold check`
 _MAY_BE_CODE = {"data", "passes", "weights"}
 Commands = Mapping[str, Mapping[str, Option]]
+
+
+def configuration() -> Path | None:
+    """The file that the user named; it is read before the command's own options are."""
+    words = sys.argv[1:]
+    for at, word in enumerate(words):
+        if word == "--config" and at + 1 < len(words):
+            return Path(words[at + 1])
+        if word.startswith("--config="):
+            return Path(word.partition("=")[2])
+    named = os.environ.get("NORMFOLD_CONFIG", "")
+    return Path(named) if named else None
 
 
 def settings(
@@ -60,6 +75,8 @@ def settings(
     common: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for key, value in table.items():
+        if key == MODELS:  # of `check`
+            continue
         if isinstance(value, dict) and key in commands:
             inner = {_known(k, commands[key], name, f"{key}."): v for k, v in value.items()}
             own.update(inner if key == command else {})
@@ -71,7 +88,7 @@ def settings(
         option = options.get(key)
         if option is None:
             continue
-        if named is None and (option.named or (key in _MAY_BE_CODE and _is_code(value))):
+        if named is None and not may_be_found(key, value, option):
             raise UsageError(
                 f"`{name}` sets `{key}`, which a configuration that was only found may not set",
                 hint=f"if you know this file: `normfold {command} ... --config {name}`, or "
@@ -79,6 +96,34 @@ def settings(
             )
         made[option.parameter] = _value(key, value, option, name)
     return made
+
+
+def models(named: Path | None = None, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """The file that has the table of models, and that table; arguments as of `settings`.
+
+    Raises:
+        UsageError: there is none, or it is not a table of tables.
+    """
+    folder = folder or Path.cwd()
+    name, table = _named(named) if named is not None else _found(folder)
+    if not isinstance(table.get(MODELS), dict) or not table[MODELS]:
+        raise UsageError(
+            "there is no table of models",
+            where=name or str(folder),
+            hint="write `[models.NAME]` with `model = ...` and options of `convert` into normfold.toml",
+        )
+    found: dict[str, Any] = table[MODELS]
+    for key, value in found.items():
+        if not isinstance(value, dict):
+            raise UsageError(
+                f"`{name}` has a wrong value for `{MODELS}.{key}`", found=f"{value!r}, not a table"
+            )
+    return (named or folder / name), found
+
+
+def may_be_found(key: str, value: Any, option: Option) -> bool:
+    """Whether a configuration that was only found may set an option to this value."""
+    return not (option.named or (key in _MAY_BE_CODE and _is_code(value)))
 
 
 def _is_code(value: Any) -> bool:

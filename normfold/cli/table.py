@@ -11,6 +11,7 @@ from normfold.cli.command import Argument, Command, Given
 from normfold.cli.local import (
     Bench,
     Budgets,
+    Checking,
     Comparison,
     Configured,
     Fault,
@@ -135,6 +136,18 @@ TABLE = (
             "normfold bisect model.pt --passes my-pass",
         ),
         why_not=_why_not,
+    ),
+    Command(
+        "check",
+        "Convert and judge every model of a configuration, as a step of CI does; the exit code is the worst.",
+        commands.check,
+        [],
+        [*options_of(Checking), *_JSON],
+        (
+            "normfold check --config normfold.toml",
+            "normfold check --config normfold.toml --report report.junit.xml --report report.sarif",
+        ),
+        opens=False,
     ),
     Command(
         "report",

@@ -1,0 +1,157 @@
+"""`normfold check`: many models, one exit code, each outcome by its name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from junitparser import JUnitXml
+from sarif_pydantic import Sarif
+
+from normfold.cli import check
+from tests.cli.conftest import ROOT, Cli
+
+GOOD = 'model = "tests.cli.nets:tiny"\n'
+CONFIG = f"""
+[models.good]
+{GOOD}require = ["fold-affine>=1"]
+
+[models.policy]
+{GOOD}require = ["fold-affine>=21"]
+
+[models.branches]
+model = "tests.cli.nets:branches"
+input = "2x3x8x8"
+"""
+ENGINE = f"""
+[models.engine]
+{GOOD}export = "trt"
+target = "trt-rtx"
+"""
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes find the networks of the tests."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def configured(text: str, name: str = "models.toml") -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -> None:
+    files = ["made/report.junit.xml", "report.sarif", "report.md"]
+    reports = [word for name in files for word in ("--report", name)]
+    ran = cli("check", "--config", configured(CONFIG), *reports, "--jobs", "2")
+    assert ran.status == 4, ran.err
+    assert sorted(ran.err.splitlines()) == ["branches: error", "good: pass", "policy: fail"]
+    assert ran.out == Path("report.md").read_text()
+    assert "| good | pass | tiny.onnx: equivalent in" in ran.out
+    assert "**fail** policy: fold-affine>=21, found 2" in ran.out
+    assert "the numbers in a tensor decide" in ran.out
+    Sarif.model_validate_json(Path("report.sarif").read_text())
+    suites = list(JUnitXml.fromfile("made/report.junit.xml"))
+    found = {suite.name: (suite.failures, suite.errors) for suite in suites}
+    assert found == {"good": (0, 0), "policy": (1, 0), "branches": (0, 1)}
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "models.toml", *files[1:]}
+
+
+def test_files_are_kept_where_they_are_wanted(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("check", "--config", configured(CONFIG), "--only", "good", "-o", "kept", "--json")
+    assert ran.status == 0, ran.err
+    assert [model["name"] for model in ran.json["models"]] == ["good"]
+    assert sorted(path.name for path in (tmp_path / "kept/good").iterdir()) == [
+        "tiny.onnx",
+        "tiny.report.json",
+    ]
+
+
+def test_what_is_not_judged_here_is_not_green(cli: Cli) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    for more, status in (("", 3), ("allow-unproved = true\n", 0)):
+        ran = cli("check", "--config", configured(ENGINE + more))
+        assert ran.status == status, ran.out + ran.err
+        assert "| engine | unproved |" in ran.out
+        assert "not judged here" in ran.out
+
+
+def test_annotations_of_github(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    ran = cli("check", "--config", configured(CONFIG), "--only", "policy")
+    assert ran.status == 1
+    assert ran.out.splitlines()[0] == ("::error title=policy%3A policy::fold-affine>=21, found 2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no table of models"),
+        ("models = 3", "there is no table of models"),
+        ("[models]\nnet = 3", "not a table"),
+        ("[models.net]\ninput = 'x:1x3'", "does not say which model"),
+        ("[models.net]\nmodel = '--trust-pickle'", "does not say which model"),
+        ("[models.net]\nmodel = 'a.pt'\ncommand = 'explain'", "one of: convert"),
+        ("[models.net]\nmodel = 'a.pt'\nverfy = 'off'", "unknown key `models.net.verfy`"),
+        ("[models.net]\nmodel = 'a.pt'\noutput = 'x'", "says where files go"),
+        ("[models.net]\nmodel = 'a.pt'\nseed = [1, 2]", "not one value"),
+        ("[models.net]\nmodel = 'a.pt'\nseed = {a = 1}", "wrong value"),
+        ("[models.net]\nmodel = 'a.pt'\nallow-unproved = 1", "wrong value"),
+        ("[models.'../x']\nmodel = 'a.pt'", "no file can be named after"),
+    ],
+)
+def test_a_wrong_configuration(text: str, message: str, cli: Cli) -> None:
+    ran = cli("check", "--config", configured(text))
+    assert ran.status == 2
+    ran.one_error(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (CONFIG, "models.good.model"),
+        ("[models.net]\nmodel = 'a.pt'\ntrust-pickle = true", "models.net.trust-pickle"),
+        ("[models.net]\nmodel = 'a.pt'\npasses = 'pkg.mod:Own'", "models.net.passes"),
+    ],
+)
+def test_a_configuration_that_was_only_found_runs_no_code(text: str, key: str, cli: Cli) -> None:
+    configured(text, "normfold.toml")
+    ran = cli("check")
+    assert ran.status == 2
+    ran.one_error(key, "only found", "--config normfold.toml")
+
+
+def test_other_commands_leave_the_table_alone(cli: Cli) -> None:
+    configured("to = 'folded'\n" + CONFIG, "normfold.toml")
+    assert cli("convert", "tests.cli.nets:tiny", "--export", "onnx", "-o", "out").status == 0
+
+
+def test_a_run_that_ends_without_a_report(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    Path("killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}:{ROOT}")
+    config = configured("[models.net]\nmodel = 'killed:make'\n")
+    ran = cli("check", "--config", config)
+    assert ran.status == 70
+    assert "**error** run: the run ended with status -9, without a report" in ran.out
+
+
+def test_the_worst_exit_code() -> None:
+    order = [70, 2, 4, 1, 3, 0]
+    for one, other in itertools.combinations(order, 2):
+        assert check.worst([other, one, other]) == one
+    assert check.worst([]) == 0
+
+
+def test_an_unknown_model_and_a_report_of_no_known_form(cli: Cli) -> None:
+    name = configured(CONFIG)
+    cli("check", "--config", name, "--only", "god").one_error("there is no model `god`", "good")
+    cli("check", "--config", name, "--report", "a.pdf").one_error("not written in this form")
+
+
+def test_what_a_run_prints_is_its_report() -> None:
+    data = {"ok": True, "exit_code": 0, "outcome": "done"}
+    assert check._entry("a", 0, json.dumps(data).encode(), b"").outcome == "done"
+    assert check._entry("a", 1, json.dumps(data).encode(), b"").exit_code == 1  # it does not agree
