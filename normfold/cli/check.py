@@ -72,9 +72,8 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
             f"`{file}` has a model that no file can be named after", found=f"models.{name}"
         )
     left_out = COMMANDS[command][1]
-    known = {
-        item.key: item for group in GROUPS if group not in left_out for item in options_of(group)
-    }
+    options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
+    known = {flag.removeprefix("--"): item for item in options for flag in item.flags}
     model = values.get("model")
     if not isinstance(model, str) or not model or model.startswith("-"):
         raise UsageError(f"`{file}` does not say which model `models.{name}` is", found=repr(model))
@@ -85,12 +84,11 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
         if key in _OWN:
             continue
         item = known.get(key)
-        if item is None or key == "output":
+        if item is None or item.name == "output":
+            where = "`normfold check` says where files go"
             raise UsageError(
                 f"`{file}` has an unknown key `models.{name}.{key}`",
-                hint="`normfold check` says where files go"
-                if key == "output"
-                else f"`normfold {command} --help`",
+                hint=where if item is not None else f"`normfold {command} --help`",
             )
         plain = settings.Option(item.keyword, item.many or item.count > 1, item.named)
         if not named and not settings.may_be_found(key, value, plain):

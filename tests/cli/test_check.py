@@ -155,3 +155,15 @@ def test_what_a_run_prints_is_its_report() -> None:
     data = {"ok": True, "exit_code": 0, "outcome": "done"}
     assert check._entry("a", 0, json.dumps(data).encode(), b"").outcome == "done"
     assert check._entry("a", 1, json.dumps(data).encode(), b"").exit_code == 1  # it does not agree
+
+
+def test_the_configuration_of_the_documentation(cli: Cli) -> None:
+    text = (ROOT / "docs/check.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    folder, runs = check.runs(Path(configured(text)))
+    assert folder == Path()
+    assert [(run.name, run.command, run.times) for run in runs] == [
+        ("resnet20", "convert", False),
+        ("vit", "quantize", True),
+    ]
+    assert runs[0].words[1:] == ("--trust-module=examples", "--require=fold-affine>=21")
+    assert runs[1].words == ("examples.nets:vit_tiny_shapes", "--quantize=int8-dynamic")
