@@ -164,20 +164,26 @@ def execute(
                 entries[run.name] = entry
                 say(run, entry)
 
+        def stop() -> None:
+            stopped.set()
+            for process in list(living):
+                process.terminate()
+
         try:
             with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(one, (run for run in found if not run.times)))
+                try:
+                    list(pool.map(one, (run for run in found if not run.times)))
+                except BaseException:
+                    stop()  # the pool waits for its threads, and they for the processes
+                    raise
             for run in found:
                 if run.times:
                     one(run)
         except BaseException:
-            stopped.set()
-            raise
-        finally:
-            for process in list(living):
-                process.terminate()
+            stop()
             for process in list(living):
                 process.wait()
+            raise
     return [entries[run.name] for run in found]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from junitparser import JUnitXml
 from sarif_pydantic import Sarif
 
 from normfold.cli import check
-from tests.cli.conftest import ROOT, Cli
+from tests.cli.conftest import ROOT, Cli, start
 
 GOOD = 'model = "tests.cli.nets:tiny"\n'
 CONFIG = f"""
@@ -167,3 +169,24 @@ def test_the_configuration_of_the_documentation(cli: Cli) -> None:
     ]
     assert runs[0].words[1:] == ("--trust-module=examples", "--require=fold-affine>=21")
     assert runs[1].words == ("examples.nets:vit_tiny_shapes", "--quantize=int8-dynamic")
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_a_signal_ends_its_processes(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the pool, and of those that run alone behind it."""
+    said = tmp_path / "called"
+    monkeypatch.setenv("SLEEPS", str(said))
+    text = f'[models.net]\nmodel = "tests.cli.nets:sleeps"\ncommand = "{command}"\n'
+    (tmp_path / "models.toml").write_text(text)
+    process = start("check", "--config", "models.toml", cwd=tmp_path)
+    while not said.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, ""), err
+    assert time.monotonic() - began < 20
+    assert "Traceback" not in err
