@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +13,7 @@ from normfold.ir.intervals import Interval, range_of, set_range
 from normfold.ranges import clipping
 from normfold.ranges.clipping import clip
 from normfold.target import grids_of
+from tests.nets import Compose
 
 STEPS = 15  # of 4 bits
 
@@ -64,6 +67,22 @@ def test_the_outputs_decide() -> None:
         found = range_of(node)
         assert found is not None
         assert (found.high < 10) == cut
+
+
+def test_answers_without_scores_decide_too() -> None:
+    """A network that gives the number of a class."""
+    network: Any = Compose(lambda m, x: m.fc(x).argmax(-1), fc=nn.Linear(256, 256, bias=False))
+    network.fc.weight.data = torch.eye(256)
+    graph = capture(network.eval(), (torch.randn(2, 256),))
+    node = next(node for node in graph.nodes if node.op == "placeholder")
+    set_range(node, Interval(-12.0, 12.0))
+    x = 0.1 * torch.randn(400, 256, generator=torch.Generator().manual_seed(0))
+    x[torch.arange(400), torch.arange(400) % 256] = 8.0
+    x[torch.arange(400), (torch.arange(400) + 1) % 256] = 12.0
+    clip(graph, [(x,)], grids_of("ort-x86"), 4)
+    found = range_of(node)
+    assert found is not None
+    assert found.high > 8.5  # or two of them are one
 
 
 def test_inputs_that_give_no_numbers_cut_nothing() -> None:
