@@ -20,7 +20,7 @@ from normfold.job import COMMANDS, GROUPS, Option, options_of
 from normfold.report.cases import Entry
 
 _WORST = (70, 2, 4, 1, 3, 0)
-_OWN = ("model", "command", "allow-unproved")  # keys of a model that are not options
+_OWN = ("network", "command", "allow-unproved")  # keys of a model that are not options
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
     left_out = COMMANDS[command][1]
     options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
     known = {flag.removeprefix("--"): item for item in options for flag in item.flags}
-    model = values.get("model")
+    model = values.get("network")
     if not isinstance(model, str) or not model or model.startswith("-"):
         raise UsageError(f"`{file}` does not say which model `models.{name}` is", found=repr(model))
     if not named and _runs_code(model):
-        raise _may_not(file, f"models.{name}.model")
+        raise _may_not(file, f"models.{name}.network")
     words = [model]
     for key, value in values.items():
         if key in _OWN:
@@ -94,7 +94,8 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
         if not named and not settings.may_be_found(key, value, plain):
             raise _may_not(file, f"models.{name}.{key}")
         words += _words(item, value, f"models.{name}.{key}", file)
-    timed = command == "quantize" or "--scheme" in words or "--keep-if-faster" in words
+    asked = {known[key].name for key in values if key not in _OWN}
+    timed = command == "quantize" or bool(asked & {"scheme", "keep_if_faster"})
     allow = values.get("allow-unproved", False)
     if not isinstance(allow, bool):
         raise UsageError(
@@ -195,7 +196,8 @@ def _one(
     living: set[subprocess.Popen[bytes]],
     jobs: int,
 ) -> Entry:
-    words = [sys.executable, "-m", "normfold", run.command, *run.words, "--json"]
+    # -P: a folder may hold a `json.py` of its own
+    words = [sys.executable, "-P", "-m", "normfold", run.command, *run.words, "--json"]
     words += ["-o", str(place / run.name)]
     words += [] if config is None else ["--config", str(config.absolute())]
     environment = dict(os.environ)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,11 @@ def check(given: Given) -> int:
             for line in check.workflow_commands(entries):
                 typer.echo(line)
         typer.echo(markdown(entries), nl=False)
-    return check.worst([run.code(entry) for run, entry in zip(found, entries, strict=True)])
+    code = check.worst([run.code(entry) for run, entry in zip(found, entries, strict=True)])
+    states = Counter(entry.state for entry in entries)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    print(f"{'NOT passed' if code else 'passed'}: {counts}", file=sys.stderr)
+    return code
 
 
 def report(given: Given) -> int:
@@ -232,6 +237,7 @@ def report(given: Given) -> int:
         typer.echo(text, nl=False)
     else:
         _write(output, text)
+        typer.echo(f"wrote {output}")
     return 0
 
 

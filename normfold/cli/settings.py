@@ -110,7 +110,7 @@ def models(named: Path | None = None, folder: Path | None = None) -> tuple[Path,
         raise UsageError(
             "there is no table of models",
             where=name or str(folder),
-            hint="write `[models.NAME]` with `model = ...` and options of `convert` into normfold.toml",
+            hint="write `[models.NAME]` with `network = ...` and options of `convert` into normfold.toml",
         )
     found: dict[str, Any] = table[MODELS]
     for key, value in found.items():

@@ -68,4 +68,10 @@ def read(path: Path) -> Entry:
             found=f"schema {found}",
             hint=f"`NAME.report.json` of a run, schema {SCHEMA}",
         )
-    return Entry(path.name.removesuffix(".json").removesuffix(".report"), data)
+    entry = Entry(path.name.removesuffix(".json").removesuffix(".report"), data)
+    try:
+        entry.cases()
+        entry.left()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError("the report is damaged", where=str(path), found=repr(error)) from error
+    return entry

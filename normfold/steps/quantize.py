@@ -326,10 +326,10 @@ def _heavy_floats(before: Graph, after: Graph) -> list[str]:
     names = {str(node.target) for node in before.nodes if node.op == "get_attr"}
     for node in after.nodes:
         tensor = fetch(after.module, str(node.target)) if node.op == "get_attr" else None
-        if tensor is not None and tensor.dim() > 1 and str(node.target) in names:
+        if tensor is not None and tensor.dim() > 1 and node.users and str(node.target) in names:
             sizes[op_name(next(iter(node.users)))] += tensor.numel() * tensor.element_size()
     total = sum(sizes.values())
-    if total < _HEAVY * before.parameter_bytes():
+    if not total or total < _HEAVY * before.parameter_bytes():
         return []
     parts = ", ".join(f"{op} {size / 1e6:.2f} MB" for op, size in sizes.most_common(3))
     return [f"{total / before.parameter_bytes():.0%} of the weights stay in floats: {parts}"]

@@ -15,7 +15,7 @@ from sarif_pydantic import Sarif
 from normfold.cli import check
 from tests.cli.conftest import ROOT, Cli, start
 
-GOOD = 'model = "tests.cli.nets:tiny"\n'
+GOOD = 'network = "tests.cli.nets:tiny"\n'
 CONFIG = f"""
 [models.good]
 {GOOD}require = ["fold-affine>=1"]
@@ -24,7 +24,7 @@ CONFIG = f"""
 {GOOD}require = ["fold-affine>=21"]
 
 [models.branches]
-model = "tests.cli.nets:branches"
+network = "tests.cli.nets:branches"
 input = "2x3x8x8"
 """
 ENGINE = f"""
@@ -50,7 +50,9 @@ def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -
     reports = [word for name in files for word in ("--report", name)]
     ran = cli("check", "--config", configured(CONFIG), *reports, "--jobs", "2")
     assert ran.status == 4, ran.err
-    assert sorted(ran.err.splitlines()) == ["branches: error", "good: pass", "policy: fail"]
+    *lines, last = ran.err.splitlines()
+    assert sorted(lines) == ["branches: error", "good: pass", "policy: fail"]
+    assert last == "NOT passed: 1 pass, 1 fail, 1 error"
     assert ran.out == Path("report.md").read_text()
     assert "| good | pass | tiny.onnx: equivalent in" in ran.out
     assert "**fail** policy: fold-affine>=21, found 2" in ran.out
@@ -95,14 +97,14 @@ def test_annotations_of_github(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
         ("models = 3", "there is no table of models"),
         ("[models]\nnet = 3", "not a table"),
         ("[models.net]\ninput = 'x:1x3'", "does not say which model"),
-        ("[models.net]\nmodel = '--trust-pickle'", "does not say which model"),
-        ("[models.net]\nmodel = 'a.pt'\ncommand = 'explain'", "one of: convert"),
-        ("[models.net]\nmodel = 'a.pt'\nverfy = 'off'", "unknown key `models.net.verfy`"),
-        ("[models.net]\nmodel = 'a.pt'\noutput = 'x'", "says where files go"),
-        ("[models.net]\nmodel = 'a.pt'\nseed = [1, 2]", "not one value"),
-        ("[models.net]\nmodel = 'a.pt'\nseed = {a = 1}", "wrong value"),
-        ("[models.net]\nmodel = 'a.pt'\nallow-unproved = 1", "wrong value"),
-        ("[models.'../x']\nmodel = 'a.pt'", "no file can be named after"),
+        ("[models.net]\nnetwork = '--trust-pickle'", "does not say which model"),
+        ("[models.net]\nnetwork = 'a.pt'\ncommand = 'explain'", "one of: convert"),
+        ("[models.net]\nnetwork = 'a.pt'\nverfy = 'off'", "unknown key `models.net.verfy`"),
+        ("[models.net]\nnetwork = 'a.pt'\noutput = 'x'", "says where files go"),
+        ("[models.net]\nnetwork = 'a.pt'\nseed = [1, 2]", "not one value"),
+        ("[models.net]\nnetwork = 'a.pt'\nseed = {a = 1}", "wrong value"),
+        ("[models.net]\nnetwork = 'a.pt'\nallow-unproved = 1", "wrong value"),
+        ("[models.'../x']\nnetwork = 'a.pt'", "no file can be named after"),
     ],
 )
 def test_a_wrong_configuration(text: str, message: str, cli: Cli) -> None:
@@ -114,9 +116,9 @@ def test_a_wrong_configuration(text: str, message: str, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        (CONFIG, "models.good.model"),
-        ("[models.net]\nmodel = 'a.pt'\ntrust-pickle = true", "models.net.trust-pickle"),
-        ("[models.net]\nmodel = 'a.pt'\npasses = 'pkg.mod:Own'", "models.net.passes"),
+        (CONFIG, "models.good.network"),
+        ("[models.net]\nnetwork = 'a.pt'\ntrust-pickle = true", "models.net.trust-pickle"),
+        ("[models.net]\nnetwork = 'a.pt'\npasses = 'pkg.mod:Own'", "models.net.passes"),
     ],
 )
 def test_a_configuration_that_was_only_found_runs_no_code(text: str, key: str, cli: Cli) -> None:
@@ -134,7 +136,7 @@ def test_other_commands_leave_the_table_alone(cli: Cli) -> None:
 def test_a_run_that_ends_without_a_report(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     Path("killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}:{ROOT}")
-    config = configured("[models.net]\nmodel = 'killed:make'\n")
+    config = configured("[models.net]\nnetwork = 'killed:make'\n")
     ran = cli("check", "--config", config)
     assert ran.status == 70
     assert "**error** run: the run ended with status -9, without a report" in ran.out
@@ -178,7 +180,7 @@ def test_a_signal_ends_its_processes(
     """Of the pool, and of those that run alone behind it."""
     said = tmp_path / "called"
     monkeypatch.setenv("SLEEPS", str(said))
-    text = f'[models.net]\nmodel = "tests.cli.nets:sleeps"\ncommand = "{command}"\n'
+    text = f'[models.net]\nnetwork = "tests.cli.nets:sleeps"\ncommand = "{command}"\n'
     (tmp_path / "models.toml").write_text(text)
     process = start("check", "--config", "models.toml", cwd=tmp_path)
     while not said.exists():

@@ -21,14 +21,25 @@ def test_a_report_is_read_back_and_rendered(cli: Cli, tmp_path: Path) -> None:
     assert read(path) == Entry("net", data)
     for suffix in RENDERINGS:
         ran = cli("report", path, "-o", f"made/net{suffix}")
-        assert (ran.status, ran.out) == (0, ""), ran.err
+        assert (ran.status, ran.out) == (0, f"wrote made/net{suffix}\n"), ran.err
         assert (tmp_path / f"made/net{suffix}").read_text() == rendering(Path(suffix))([read(path)])
     assert json.loads((tmp_path / "made/net.json").read_text()) == data
     assert cli("report", path).out == markdown([read(path)])
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": 1}', "[" * 100_000, "\x00", '{"schema": "2"}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema": 1}',
+        "[" * 100_000,
+        "\x00",
+        '{"schema": "2"}',
+        '{"schema": 2, "sites": [{}]}',
+        '{"schema": 2, "passes": 3}',
+    ],
 )
 def test_what_is_not_a_report_is_refused(text: str, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "net.report.json").write_text(text)
