@@ -65,6 +65,7 @@ def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -
 
 
 def test_files_are_kept_where_they_are_wanted(cli: Cli, tmp_path: Path) -> None:
+    Path("json.py").write_text("raise SystemExit('code of the folder ran')")
     ran = cli("check", "--config", configured(CONFIG), "--only", "good", "-o", "kept", "--json")
     assert ran.status == 0, ran.err
     assert [model["name"] for model in ran.json["models"]] == ["good"]
@@ -192,3 +193,21 @@ def test_a_signal_ends_its_processes(
     assert (process.returncode, out) == (143, ""), err
     assert time.monotonic() - began < 20
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("key", "times"), [("scheme", True), ("quantize", True), ("precision", False)]
+)
+def test_what_is_timed_runs_alone(key: str, times: bool, tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(f"[models.net]\nnetwork = 'a.pt'\n{key} = 'int8'\n")
+    (run,) = check.runs(path)[1]
+    assert run.times == times
+
+
+def test_the_factory_of_a_state_dict_is_code(cli: Cli) -> None:
+    """`model` is the option of that name, as in the job of a report."""
+    text = "[models.net]\nnetwork = 'a.safetensors'\nmodel = 'pkg.nets:make'\n"
+    (run,) = check.runs(Path(configured(text, "normfold.toml")))[1]
+    assert run.words == ("a.safetensors", "--model=pkg.nets:make")
+    cli("check").one_error("models.net.model", "only found")
