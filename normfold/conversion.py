@@ -12,12 +12,12 @@ from normfold.ir import Graph
 from normfold.job import Cast, Job, Quantize, Rewrite, Train, confinement
 from normfold.progress import Listener, silent
 from normfold.report import Report
-from normfold.report.events import Recorder, Unmet
+from normfold.report.events import Recorder
 from normfold.report.machine import peak_memory_mb, versions
 from normfold.steps.cast import cast
 from normfold.steps.deliver import deliver
 from normfold.steps.open import begin
-from normfold.steps.prepare import prepare
+from normfold.steps.prepare import prepare, require
 from normfold.steps.quantize import quantize
 from normfold.steps.rewrite import rewrite
 from normfold.steps.train import train
@@ -68,9 +68,7 @@ def execute(job: Job, say: Listener = silent) -> Result:
             graph = STEPS[type(step)](step, graph, work)
         if work.rank:  # of torchrun: the first process goes on and writes
             return Result(graph, record.report(), [])
-    for requirement in prepared.requirements:
-        if text := requirement.check(record.report().passes):
-            record.emit(Unmet(text))
+    require(prepared, record, of_files=False)
     files: list[Path] = []
     if record.ok:
         graph, files = deliver(graph, work, prepared)

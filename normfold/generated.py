@@ -182,7 +182,9 @@ def convert(
         verify: judge at the end, after every pass, at the end at full sizes and beside the original's own
             export (strict), or never.
         tries: judge at this size, too, of what is dynamic: `x:1x3x128x96`; repeatable.
-        require: fail (exit 1) unless the pass rewrote so many sites; repeatable.
+        require: fail (exit 1) otherwise: sites that a pass rewrote (`fold-affine>=20`), norms of a kind or
+            sites that are left (`batch-norm==0`, `encoder.*==0`), ops of the file (`LayerNormalization==0`),
+            `size` in MB, `opset`, the share in `integers`, `time` relative to the original's; repeatable.
         require_judged: exit 3 where a file cannot be run on this machine.
         max_error: relative error that approximate passes may cost: |y - r| / |r| of every output.
         max_drop: what training or quantising may lose: points of top-1, of agreement where there are no labels,

@@ -24,6 +24,7 @@ from normfold.job import GROUPS, Job, options_of
 from normfold.job.presets import PRESETS, trained
 from normfold.judge.files import Judge
 from normfold.passes import BUILT_IN
+from normfold.report import Report
 from normfold.report.policy import Requirement
 from normfold.report.reasons import Reason
 from normfold.report.verdict import Budget
@@ -95,7 +96,7 @@ def test_the_table_of_exit_codes() -> None:
 def test_last_lines_that_are_shown() -> None:
     draft = Draft(Path("model.onnx"), "onnxruntime", lambda: iter(()))
     assert f"`{Judge(None).judge(draft, print)}`" in TEXT["docs/verdict.md"]
-    unmet = Requirement.parse("fold-affine>=30", ["fold-affine"]).check(())
+    unmet = Requirement.parse("fold-affine>=30", ["fold-affine"]).check(Report())
     assert f"NOT written: {unmet.replace('found 0', 'found 21')}" in TEXT["docs/verdict.md"]
 
 

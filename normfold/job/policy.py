@@ -32,8 +32,10 @@ class Policy(Options):
     )
     require: tuple[str, ...] = option(
         (),
-        "Fail (exit 1) unless the pass rewrote so many sites; repeatable.",
-        metavar="PASS>=N",
+        "Fail (exit 1) otherwise: sites that a pass rewrote (`fold-affine>=20`), norms of a kind or sites that "
+        "are left (`batch-norm==0`, `encoder.*==0`), ops of the file (`LayerNormalization==0`), `size` in MB, "
+        "`opset`, the share in `integers`, `time` relative to the original's; repeatable.",
+        metavar="NAME>=N",
     )
     require_judged: bool = option(
         False, "Exit 3 where a file cannot be run on this machine.", when="judged"

@@ -227,6 +227,7 @@ def export_bare(
         sites=site_statuses(bare, passes),
         notes=[*bare.notes, *exported.notes],
         census=dict(exported.census.ops),
+        opset=exported.opset,
         parameters_after=bare.parameter_bytes(),
     )
 

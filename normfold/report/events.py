@@ -44,9 +44,10 @@ class Noted:
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX file was written: its ops, counted."""
+    """An ONNX file was written: its ops, counted, and its opset."""
 
     census: dict[str, int]
+    opset: int
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def _with(report: Report, event: Event) -> Report:
         case Noted(text):
             known = text in report.notes
             return report if known else replace(report, notes=(*report.notes, text))
-        case Exported(census):
-            return replace(report, census=report.census or census)
+        case Exported(census, opset):
+            first = not report.opset
+            return replace(report, census=census, opset=opset) if first else report
         case Counted(integer, floats, census, blocked):
             *made, last = report.quantization
             found = replace(last, integer=integer, floats=floats, census=census, blocked=blocked)
@@ -148,6 +150,7 @@ def _with(report: Report, event: Event) -> Report:
                 sites=plain.sites,
                 parameters_after=plain.parameters_after,
                 census=plain.census,
+                opset=plain.opset,
                 quantization=(),
                 ranges=(),
                 notes=(note, *report.notes),

@@ -200,6 +200,7 @@ class Report:
         layers: where a file whose verdict failed leaves the original.
         unmet: requirements of the policy that are not met.
         missing: what this machine lacks for something that was asked for.
+        census, opset: ops of the first ONNX file, counted, and its opset; 0 where there is none.
     """
 
     job: str = ""
@@ -211,6 +212,7 @@ class Report:
     notes: Sequence[str] = ()
     artefacts: Sequence[Artefact] = ()
     census: dict[str, int] = field(default_factory=dict)
+    opset: int = 0
     size_before: int = 0
     parameters_before: int = 0
     parameters_after: int = 0
@@ -236,6 +238,23 @@ class Report:
     def pipeline(self) -> str:
         """Everything that rewrote the graph, as pipeline text."""
         return ",".join(item.spec for item in self.passes)
+
+    @property
+    def integer_share(self) -> float | None:
+        """Share of convolutions, products and sums that run in integers; None where they were not counted."""
+        if not self.quantization:
+            return None
+        made = self.quantization[-1]
+        integer, floats = sum(made.integer.values()), sum(made.floats.values())
+        return integer / (integer + floats) if integer + floats else None
+
+    @property
+    def speed(self) -> tuple[float, float] | None:
+        """95 % interval of the file's time relative to the original's; None where nothing was timed."""
+        if self.timing is not None:
+            return self.timing.interval
+        placed = self.quantization[-1].placement if self.quantization else None
+        return None if placed is None else placed.interval
 
     def failures(self) -> list[str]:
         """Why the result may not be used, in words; empty if it may."""

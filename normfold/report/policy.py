@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
 
 from normfold.errors import UsageError
-from normfold.report.objects import PassReport
+from normfold.report.objects import Report
+
+About = Literal["pass", "kind", "site", "op", "measure"]
 
 _COMPARISONS = {
     ">=": operator.ge,
@@ -17,42 +22,137 @@ _COMPARISONS = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_FORM = re.compile(r"\s*(?P<name>[a-z][a-z0-9-]*)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<number>\d+)\s*")
+_FORM = re.compile(
+    r"\s*(?P<name>[A-Za-z_*][\w.*#-]*)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<number>\d+(\.\d+)?)\s*"
+)
+_KINDS = (
+    "batch-norm",
+    "layer-norm",
+    "group-norm",
+    "instance-norm",
+    "rms-norm",
+    "weight-standardisation",
+)
+_MEASURES = ("size", "opset", "integers", "time")
+_LEFT = ("left", "kept")
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """How many sites a pass must have rewritten (or must not): ``NAME``, a comparison, a number."""
+    """A name, a comparison and a number.
+
+    Attributes:
+        about: what the name is: a ``pass`` (sites that it rewrote), a ``kind`` of norms or a ``site``, ``*`` for
+            any part of its path (those that are left), an ``op`` of the ONNX file (how many), or a ``measure``:
+            ``size`` of the first file in MB, its ``opset``, the share of its ops that run in ``integers``, its
+            ``time`` relative to the original's (by the end of the 95 % interval that is nearest to being met).
+    """
 
     name: str
     sign: str
-    number: int
+    number: float
+    about: About = "pass"
 
     @classmethod
     def parse(cls, text: str, names: Sequence[str]) -> Requirement:
-        """Read ``PASS>=N`` (or ``<=``, ``==``, ``>``, ``<``), for one of the passes ``names``.
+        """Read ``NAME>=N`` (or ``<=``, ``==``, ``>``, ``<``); ``names`` are the passes that run.
 
         Raises:
-            UsageError: the text has another form, or the pass is not in the pipeline.
+            UsageError: the text has another form, or a name is not known.
         """
         found = _FORM.fullmatch(text)
         if found is None:
             raise UsageError(
                 "a requirement cannot be read",
                 found=f"`{text}`",
-                hint="write PASS>=N, as in `center-stream>=1`",
+                hint="write NAME>=N, as in `center-stream>=1`, `batch-norm==0`, `LayerNormalization==0`, "
+                "`encoder.*==0`, `size<=5.2`",
             )
-        if found["name"] not in names:
-            raise UsageError(
-                f"`{found['name']}` is required and is not in the pipeline",
-                found=", ".join(names),
-            )
-        return cls(found["name"], found["sign"], int(found["number"]))
+        return cls(
+            found["name"], found["sign"], float(found["number"]), _about(found["name"], names)
+        )
 
-    def check(self, passes: Sequence[PassReport]) -> str:
+    @property
+    def of_file(self) -> bool:
+        """True where it is known only when a file is there."""
+        return self.about in ("op", "measure")
+
+    @property
+    def times(self) -> bool:
+        """True where the file must be timed for it."""
+        return self.name == "time" and self.about == "measure"
+
+    def check(self, report: Report) -> str:
         """Empty if it is met, else what was found."""
-        count = sum(len(item.applied) for item in passes if item.name == self.name)
-        return "" if _COMPARISONS[self.sign](count, self.number) else f"{self}, found {count}"
+        found = self._found(report)
+        if isinstance(found, str):
+            return f"{self}, {found}"
+        if any(_COMPARISONS[self.sign](value, self.number) for value in found):
+            return ""
+        return (
+            f"{self}, found {' to '.join(f'{value:.6g}' for value in found)}{self._where(report)}"
+        )
+
+    def _found(self, report: Report) -> tuple[float, ...] | str:
+        """The number, or both ends of where it lies; or why there is none."""
+        if self.about == "pass":
+            return (sum(len(item.applied) for item in report.passes if item.name == self.name),)
+        if self.about in ("kind", "site"):
+            if self.about == "site" and not any(self._matches(item.site) for item in report.sites):
+                close = difflib.get_close_matches(self.name, [x.site for x in report.sites], 1)
+                return "no such site" + (f" (did you mean `{close[0]}`?)" if close else "")
+            return (len(self._left(report)),)
+        if self.about == "op":
+            return (report.census.get(self.name, 0),)
+        return self._measured(report)
+
+    def _measured(self, report: Report) -> tuple[float, ...] | str:
+        made = [item for item in report.artefacts if item.format == "onnx"] or report.artefacts
+        if self.name == "size":
+            return (made[0].size / 1e6,) if made else "no file was written"
+        if self.name == "opset":
+            return (report.opset,) if report.opset else "no ONNX file was written"
+        if self.name == "integers":
+            share = report.integer_share
+            return "nothing was counted in integers" if share is None else (share,)
+        return report.speed or "nothing was timed on this machine"
+
+    def _matches(self, site: str) -> bool:
+        return fnmatchcase(site, self.name)
+
+    def _left(self, report: Report) -> list[str]:
+        mine = (
+            item.kind == self.name if self.about == "kind" else self._matches(item.site)
+            for item in report.sites
+        )
+        pairs = zip(mine, report.sites, strict=True)
+        return [item.site for counts, item in pairs if counts and item.state in _LEFT]
+
+    def _where(self, report: Report) -> str:
+        left = self._left(report) if self.about in ("kind", "site") else []
+        return f": {', '.join(left[:3])}{', ...' if len(left) > 3 else ''}" if left else ""
 
     def __str__(self) -> str:
-        return f"{self.name}{self.sign}{self.number}"
+        return f"{self.name}{self.sign}{self.number:.10g}"
+
+
+def _about(name: str, passes: Sequence[str]) -> About:
+    if name in passes:
+        return "pass"
+    if name in _KINDS:
+        return "kind"
+    if name in _MEASURES:
+        return "measure"
+    if "." in name or "*" in name or "#" in name:
+        return "site"
+    if name[0].isupper():
+        return "op"
+    known = [*passes, *_KINDS, *_MEASURES]
+    close = difflib.get_close_matches(name, known, 1)
+    raise UsageError(
+        f"`{name}` is required, and is neither a pass that runs nor anything else that is counted",
+        found=f"passes: {', '.join(passes)}",
+        hint=(f"did you mean `{close[0]}`? " if close else "")
+        + f"kinds: {', '.join(_KINDS)}; measures: {', '.join(_MEASURES)}; a site has a dot or a `*` in its name, "
+        "an op of the file a capital letter",
+    )

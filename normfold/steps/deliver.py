@@ -20,14 +20,15 @@ from normfold.judge.files import Judge, artefact
 from normfold.judge.layers import compare_layers
 from normfold.ranges import sidecar
 from normfold.report.events import Counted, KeptOriginal, Missing, Noted
+from normfold.report.objects import Report
 from normfold.report.quantization import Placement
-from normfold.report.timing import duration
+from normfold.report.timing import Timing, duration
 from normfold.report.verdict import Budget, Verdict
 from normfold.steps import placement
 from normfold.steps.earlier import remove_stale
 from normfold.steps.names import named, of_files
 from normfold.steps.pipelines import with_rounding
-from normfold.steps.prepare import Prepared
+from normfold.steps.prepare import Prepared, require
 from normfold.steps.quantize import Made, in_floats, to_grids
 from normfold.steps.work import Work
 from normfold.target import Target
@@ -51,6 +52,8 @@ def deliver(graph: Graph, work: Work, prepared: Prepared) -> tuple[Graph, list[P
         return graph, []
     with staging(export.output) as folder:
         graph = _write_all(graph, work, prepared, folder)
+        if work.record.ok:
+            require(prepared, work.record, of_files=True)
         if not work.record.ok:
             return graph, []
         remove_stale(export.output, prepared.name, work.record.report().artefacts)
@@ -128,8 +131,12 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
             if request.format == "onnx" and work.verifier is not None and exact:
                 _compare_layers(draft, work)
             return graph
-        if job.policy.keep_if_faster and request.format == "onnx" and target.times_here:
-            graph = _faster(draft, request, graph, work)
+        if request.format == "onnx" and target.times_here:
+            if job.policy.keep_if_faster:
+                graph = _faster(draft, request, graph, work)
+            elif prepared.times and work.record.report().speed is None:
+                _time(draft, widened(work.captured, request.target)[0], request, work)
+                shutil.rmtree(draft.path.parent / "original")
     return graph
 
 
@@ -230,19 +237,27 @@ def _count(draft: Draft, target: Target, work: Work) -> None:
     work.record.emit(Counted(found.integer, found.floats, found.ops, found.blocked))
 
 
-def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
-    """Keep the file if it is faster than the original's own export, else put that in its place."""
-    report, captured = work.record.report(), widened(work.captured, request.target)[0]
+def _time(
+    draft: Draft, original: Graph, request: Request, work: Work
+) -> tuple[Timing, Graph, Report]:
+    """Time the file against the original's own export, which lies beside it in `original` then."""
     timing, bare, plain = time_against_original(
-        captured,
+        original,
         draft.path,
-        report.pipeline,
+        work.record.report().pipeline,
         opset=work.job.export.opset,
         target=request.target.name,
         say=work.say,
     )
-    folder = draft.path.parent / "original"
     work.record.emit(timing)
+    return timing, bare, plain
+
+
+def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
+    """Keep the file if it is faster than the original's own export, else put that in its place."""
+    captured = widened(work.captured, request.target)[0]
+    timing, bare, plain = _time(draft, captured, request, work)
+    folder = draft.path.parent / "original"
     if timing.faster:
         shutil.rmtree(folder)
         return graph
@@ -253,11 +268,12 @@ def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
         os.replace(file, draft.path.with_name(file.name))
         files.append(draft.path.with_name(file.name))
     folder.rmdir()
+    pipeline = work.record.report().pipeline
     slow, fast = duration(timing.b_seconds), duration(timing.a_seconds)
     work.record.emit(
         KeptOriginal(
             plain,
-            f"not faster, so the original's own export was written: `{report.pipeline}` takes {slow}, the "
+            f"not faster, so the original's own export was written: `{pipeline}` takes {slow}, the "
             f"original {fast}",
         )
     )

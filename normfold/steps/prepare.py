@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from normfold.files import require_writable
 from normfold.ir import Graph
 from normfold.job import EngineOptions, Job
 from normfold.judge.rules import budgets
+from normfold.report.events import Recorder, Unmet
 from normfold.report.policy import Requirement
 from normfold.rewrite import Pass
 from normfold.steps.quantize import kept_by
@@ -34,7 +36,7 @@ class Prepared:
     """What a job's texts mean.
 
     Attributes:
-        requirements: of the policy, on passes that run.
+        requirements: of the policy.
         ranges: sizes of dynamic axes that an engine is built for.
         engine: how one is built, with the builder that the target names.
         name: of the files.
@@ -44,6 +46,11 @@ class Prepared:
     ranges: dict[str, Any]
     engine: EngineOptions
     name: str
+
+    @property
+    def times(self) -> bool:
+        """True where a requirement is on the time of a file."""
+        return any(item.times for item in self.requirements)
 
 
 def prepare(job: Job) -> Prepared:
@@ -63,6 +70,7 @@ def prepare(job: Job) -> Prepared:
         passes += kept_by(job.quantize)
     names = [item.name for item in passes]
     requirements = [Requirement.parse(text, names) for text in job.policy.require]
+    _require_files(requirements, job)
     _, ranges = parse_dynamic(job.source.dynamic)
     engine = engine_of(job)
     if "trt" in job.export.export:
@@ -103,6 +111,24 @@ def _require_folder(file: Path | None) -> None:
     """Refuse a file whose folder is not there, before the work that it would hold."""
     if file is not None and not file.parent.is_dir():
         raise UsageError("the folder to write to does not exist", where=str(file.parent))
+
+
+def require(prepared: Prepared, record: Recorder, *, of_files: bool) -> None:
+    """Say which requirements are not met: those on files, or those on the network alone."""
+    for requirement in prepared.requirements:
+        if requirement.of_file == of_files and (text := requirement.check(record.report())):
+            record.emit(Unmet(text))
+
+
+def _require_files(requirements: Sequence[Requirement], job: Job) -> None:
+    """Refuse a requirement on a file where no such file is written."""
+    formats = set(job.export.export)
+    for item in requirements:
+        if item.of_file and not (formats if item.name == "size" else formats & {"onnx"}):
+            raise UsageError(
+                f"`{item}` is about an ONNX file, and none is written",
+                found=f"--export {', '.join(sorted(formats)) or 'none'}",
+            )
 
 
 def _require_model(model: Any) -> None:

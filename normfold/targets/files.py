@@ -55,5 +55,5 @@ def export(order: Order, suffix: str) -> Written:
     )
     for note in exported.notes:
         order.emit(Noted(note))
-    order.emit(Exported(dict(exported.census.ops)))
+    order.emit(Exported(dict(exported.census.ops), exported.opset))
     return exported

@@ -82,8 +82,8 @@ def test_bert_fails_where_a_conversion_is_required(cli: Cli, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("center-stream>1", ("`center-stream` is required and is not in the pipeline",)),
-        ("fold-affine=>1", ("a requirement cannot be read", "write PASS>=N")),
+        ("center-stream>1", ("`center-stream` is required, and is neither a pass that runs",)),
+        ("fold-affine=>1", ("a requirement cannot be read", "write NAME>=N")),
         ("fold-affine>=", ("a requirement cannot be read",)),
     ],
 )
@@ -112,3 +112,29 @@ def test_refused_dynamic_axes(cli: Cli, text: str, parts: tuple[str, ...]) -> No
     ran = cli("convert", GPT2, *TOKENS, "--dynamic", text)
     assert ran.status == 2
     ran.one_error(*parts)
+
+
+def test_requirements_on_the_file_that_are_met(cli: Cli) -> None:
+    met = ["BatchNormalization==0", "batch-norm==0", "size<9", "opset==20", "time<=99"]
+    asked = [word for text in met for word in ("--require", text)]
+    ran = cli("convert", TINY, *asked, "-o", "out", "--opset", "20", "--json")
+    assert ran.status == 0, ran.json
+    assert ran.json["timing"]["rounds"] >= 6  # because it was required
+    assert ran.json["opset"] == 20
+    assert sorted(contents(Path("out"))) == ["tiny.onnx", "tiny.report.json"]
+
+
+@pytest.mark.parametrize("text", ["Conv==0", "size<=0.0001", "opset<9"])
+def test_nothing_is_published_where_the_file_does_not_meet_them(cli: Cli, text: str) -> None:
+    ran = cli("convert", TINY, "--require", text, "-o", "out", "--json")
+    assert ran.status == 1
+    (unmet,) = ran.json["unmet"]
+    assert unmet.startswith(f"{text}, found ")
+    assert ran.json["timing"] is None
+    assert sorted(contents(Path("out"))) == ["tiny.report.json"]
+
+
+def test_a_requirement_on_a_file_that_is_not_written(cli: Cli) -> None:
+    ran = cli("convert", TINY, "--require", "Conv==1", "--export", "pt2")
+    assert ran.status == 2
+    ran.one_error("`Conv==1` is about an ONNX file, and none is written")
