@@ -54,7 +54,7 @@ def staging(folder: Path) -> Iterator[Path]:
         raise UsageError(
             "the output folder cannot be made", where=str(folder), found=str(error)
         ) from error
-    _sweep(folder)
+    sweep(folder)
     temporary = folder / f".normfold-{os.getpid()}"
     try:
         temporary.mkdir(exist_ok=True)
@@ -104,6 +104,14 @@ def publish(temporary: Path, folder: Path) -> list[Path]:
     return sorted(published)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A file, whole or not at all; its folder is made."""
+    require_writable(path.parent)
+    with staging(path.parent) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+        publish(folder, path.parent)
+
+
 def _stale(target: Path) -> list[Path]:
     """What lies beside a new file and does not belong to it, unless it is new as well."""
     found = [target.with_name(f"{target.stem}.statistics.safetensors")]
@@ -119,8 +127,8 @@ def _stale(target: Path) -> list[Path]:
     return found
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left behind."""
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left behind in a folder."""
     for stale in folder.glob(".normfold-*"):
         pid = stale.name.removeprefix(".normfold-")
         if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from normfold.cli import reads
 from normfold.cli.command import origin
 from normfold.cli.ending import Ended
 from normfold.cli.settings import Option, configuration, settings
@@ -240,10 +241,11 @@ def _fail(
     """Print an error, as JSON where JSON was asked for, and exit."""
     if _wants_json():
         error = {"what": what, "where": where, "found": found, "hint": hint}
+        data: dict[str, Any] = {"ok": False, "exit_code": status, "error": error}
+        if (read := reads.listed()) is not None:
+            data["read"] = read
         try:
-            print(
-                json.dumps({"ok": False, "exit_code": status, "error": error}, indent=2), flush=True
-            )
+            print(json.dumps(data, indent=2), flush=True)
         except BrokenPipeError:
             _reader_left()
     else:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from normfold.cli.local import Bench, Checking
-from normfold.cli.settings import configuration
 from normfold.cli.show import console, emit, progress, warn_pickle
 from normfold.errors import ExportError, UsageError
-from normfold.files import publish, require_writable, staging
+from normfold.files import write_text
 from normfold.job import Source, options_of
 
 Given = dict[str, Any]
@@ -185,45 +182,10 @@ def bisect(given: Given) -> int:
 
 
 def check(given: Given) -> int:
-    from normfold.cli import check
-    from normfold.report.markdown import markdown
-    from normfold.report.rendering import rendering
+    from normfold.cli.gate import check
 
-    as_json, config = given.pop("as_json", False), configuration()
-    asked = Checking(**{name: value for name, value in given.items() if name != "config"})
-    folder, found = check.runs(config)
-    for name in asked.only:
-        if name not in {run.name for run in found}:
-            known = ", ".join(run.name for run in found)
-            raise UsageError(f"there is no model `{name}`", hint=f"models: {known}")
-    found = [run for run in found if not asked.only or run.name in asked.only]
-    files = [Path(name) for name in asked.reports]
-    for file in files:
-        rendering(file)
-        require_writable(file.parent)
-    if asked.keep is not None:
-        require_writable(asked.keep)
-    jobs = asked.jobs or max(1, (os.cpu_count() or 1) // 2)
-
-    def say(run: check.Run, entry: Any) -> None:
-        print(f"{run.name}: {entry.state}", file=sys.stderr, flush=True)
-
-    entries = check.execute(found, folder, asked.keep, config, jobs, say)
-    for file in files:
-        _write(file, rendering(file)(entries))
-    if as_json:
-        models = [{"name": entry.name, **entry.data} for entry in entries]
-        typer.echo(json.dumps({"models": models}, indent=2))
-    else:
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            for line in check.workflow_commands(entries):
-                typer.echo(line)
-        typer.echo(markdown(entries), nl=False)
-    code = check.worst([run.code(entry) for run, entry in zip(found, entries, strict=True)])
-    states = Counter(entry.state for entry in entries)
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    print(f"{'NOT passed' if code else 'passed'}: {counts}", file=sys.stderr)
-    return code
+    as_json = given.pop("as_json", False)
+    return check(Checking(**{name: x for name, x in given.items() if name != "config"}), as_json)
 
 
 def report(given: Given) -> int:
@@ -232,21 +194,13 @@ def report(given: Given) -> int:
 
     output = given.get("output")
     render = markdown if output is None else rendering(output)
-    text = render([read(Path(given["file"]))])
+    text = render(read(Path(given["file"])))
     if output is None:
         typer.echo(text, nl=False)
     else:
-        _write(output, text)
+        write_text(output, text)
         typer.echo(f"wrote {output}")
     return 0
-
-
-def _write(file: Path, text: str) -> None:
-    """A file, whole or not at all."""
-    require_writable(file.parent)
-    with staging(file.parent) as folder:
-        (folder / file.name).write_text(text, encoding="utf-8")
-        publish(folder, file.parent)
 
 
 def passes(given: Given) -> int:

@@ -102,6 +102,14 @@ class Checking(Options):
         default_text="files are judged, and go again",
     )
     only: tuple[str, ...] = option((), "Names of models; repeatable.", metavar="NAME")
+    update: bool = option(False, "Write the lock: what is found now is what is expected.")
+    cache: Path | None = option(
+        None,
+        "Where results are kept for the next run.",
+        metavar="FOLDER",
+        default_text="~/.cache/normfold/check",
+    )
+    fresh: bool = option(False, "Run every model, whatever is kept of earlier runs.")
 
 
 @dataclass(frozen=True)

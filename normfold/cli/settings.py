@@ -98,8 +98,10 @@ def settings(
     return made
 
 
-def models(named: Path | None = None, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """The file that has the table of models, and that table; arguments as of `settings`.
+def models(
+    named: Path | None = None, folder: Path | None = None
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The file that has the table of models, all else in it, and that table; arguments as of `settings`.
 
     Raises:
         UsageError: there is none, or it is not a table of tables.
@@ -118,7 +120,8 @@ def models(named: Path | None = None, folder: Path | None = None) -> tuple[Path,
             raise UsageError(
                 f"`{name}` has a wrong value for `{MODELS}.{key}`", found=f"{value!r}, not a table"
             )
-    return (named or folder / name), found
+    rest = {key: value for key, value in table.items() if key != MODELS}
+    return (named or folder / name), rest, found
 
 
 def may_be_found(key: str, value: Any, option: Option) -> bool:

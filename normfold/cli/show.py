@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from normfold.cli import reads
 from normfold.progress import Listener, Progress
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ def progress() -> Iterator[Listener]:
 
 def emit(report: Report, as_json: bool, verbose: bool) -> None:
     """Print a report as text or JSON."""
+    from normfold.report import json_text
+
     if as_json:
-        typer.echo(report.to_json())
+        read = reads.listed()
+        data = report.to_dict() if read is None else {**report.to_dict(), "read": read}
+        typer.echo(json_text(data))
         return
     from normfold.report.text import print_report
 

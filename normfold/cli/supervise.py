@@ -52,7 +52,7 @@ def supervise(writable: Sequence[Path], why_not: str | None) -> None:
     if why_not is not None:
         confinement.not_confined(why_not)
         return
-    _sweep()
+    sweep()
     made = [new for folder in writable for new in _make(folder)]
     temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     _stage = mmap.mmap(-1, _STAGE_BYTES)
@@ -199,7 +199,7 @@ def _keep_tracebacks(temporary: Path) -> None:
                     new.write(old.read(_LONGEST))
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove temporary folders of runs that were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         found = _OWN.fullmatch(path.name)

@@ -5,6 +5,7 @@ Reports are read as plain data, as their JSON has it, so that those of earlier r
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,7 @@ class Case:
         name: what it is about: a pass, a file.
         text: what was found, in words.
         seconds: that it took.
+        line: of the user's source, ``file:number: text``.
     """
 
     kind: str
@@ -38,14 +40,57 @@ class Case:
     state: State
     text: str = ""
     seconds: float = 0.0
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A difference from the lock.
+
+    Attributes:
+        kind: ``site``, ``size``, ``opset``, ``time``, ``input``, ``kernels``, ``version``, ...
+        state: ``fail`` where it is worse, ``note`` where it is only another.
+        line: of the user's source, ``file:number: text``.
+    """
+
+    kind: str
+    state: Literal["fail", "note"]
+    text: str
+    line: str = ""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a run: its name, and its report as plain data, or that of the error that it ended with."""
+    """One model of a run: its name, and its report as plain data, or that of the error that it ended with.
+
+    Attributes:
+        drift: how it differs from its lock.
+        read: the files that it was made from, where that was recorded.
+        cached: it is the result of an earlier run, and holds.
+    """
 
     name: str
     data: Mapping[str, Any]
+    drift: tuple[Drift, ...] = ()
+    read: tuple[str, ...] = ()
+    cached: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        more = {"cached": self.cached, "read": self.read, "drift": self.drift}
+        return {
+            "name": self.name,
+            **{key: _plain(value) for key, value in more.items() if value},
+            **self.data,
+        }
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> Entry:
+        """From what `to_dict` made, or a report as a run writes it."""
+        rest = dict(data)
+        drift = tuple(Drift(**item) for item in rest.pop("drift", ()))
+        read, cached = tuple(rest.pop("read", ())), bool(rest.pop("cached", False))
+        return cls(str(rest.pop("name", name)), rest, drift, read, cached)
 
     @property
     def error(self) -> Mapping[str, Any] | None:
@@ -71,7 +116,11 @@ class Entry:
 
     def cases(self) -> list[Case]:
         """Everything that was judged, in the order of the run."""
-        return list(_cases(self.data))
+        worse = [item for item in self.drift if item.state == "fail"]
+        return [
+            *_cases(self.data),
+            *(Case("lock", item.kind, "fail", item.text, line=item.line) for item in worse),
+        ]
 
     def left(self) -> list[Mapping[str, Any]]:
         """The sites that are left, with the reason of the decline: site, kind, code, reason, hint, line."""
@@ -85,6 +134,13 @@ class Entry:
             for site in self.data.get("sites", ())
             if site["state"] == "left" and site["code"]
         ]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples of objects as lists of dicts."""
+    if not isinstance(value, tuple):
+        return value
+    return [dataclasses.asdict(item) if isinstance(item, Drift) else item for item in value]
 
 
 def _cases(data: Mapping[str, Any]) -> Iterator[Case]:

@@ -19,8 +19,10 @@ def markdown(entries: Sequence[Entry]) -> str:
     ]
     for entry in entries:
         bad = [case for case in entry.cases() if case.state != "pass"]
-        if bad:
+        notes = [item for item in entry.drift if item.state == "note"]
+        if bad or notes:
             lines += ["", f"### {_cell(entry.name)}", "", *map(_item, bad)]
+            lines += [f"- since the lock, {item.kind}: {_cell(item.text)}" for item in notes]
         left = entry.left()
         if left and bad:
             lines += ["", "| left | kind | code | why |", "|---|---|---|---|"]
@@ -37,7 +39,8 @@ def _item(case: Case) -> str:
     name = f" `{case.name}`" if case.name else ""
     first, *more = case.text.splitlines() or [""]
     detail = "".join(f"\n  {_cell(line)}" for line in more)
-    return f"- {_WORDS[case.state]} {case.kind}{name}: {_cell(first)}{detail}"
+    place = f" ({_cell(case.line)})" if case.line else ""
+    return f"- {_WORDS[case.state]} {case.kind}{name}: {_cell(first)}{place}{detail}"
 
 
 def _cell(text: object) -> str:

@@ -18,9 +18,7 @@ Rendering = Callable[[Sequence[Entry]], str]
 
 
 def _json(entries: Sequence[Entry]) -> str:
-    data = [dict(entry.data) for entry in entries]
-    named = [{"name": entry.name, **item} for entry, item in zip(entries, data, strict=True)]
-    return json.dumps(data[0] if len(data) == 1 else {"models": named}, indent=2) + "\n"
+    return json.dumps({"models": [entry.to_dict() for entry in entries]}, indent=2) + "\n"
 
 
 RENDERINGS: dict[str, Rendering] = {
@@ -47,8 +45,8 @@ def rendering(path: Path) -> Rendering:
     )
 
 
-def read(path: Path) -> Entry:
-    """A report that a run wrote as JSON, or the error that it printed.
+def read(path: Path) -> list[Entry]:
+    """The models of a report: that of a run, the error that it printed, or those of `check`.
 
     Raises:
         UsageError: there is no such file, or it is not a report that this version reads.
@@ -59,19 +57,22 @@ def read(path: Path) -> Entry:
         raise UsageError(
             "the report cannot be read", where=str(path), found=str(error)[:200]
         ) from error
-    known = isinstance(data, dict) and (data.get("schema") == SCHEMA or "error" in data)
-    if not known:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise UsageError(
-            "this is not a report that this version of normfold reads",
-            where=str(path),
-            found=f"schema {found}",
-            hint=f"`NAME.report.json` of a run, schema {SCHEMA}",
-        )
-    entry = Entry(path.name.removesuffix(".json").removesuffix(".report"), data)
+    name = path.name.removesuffix(".json").removesuffix(".report")
+    several = isinstance(data, dict) and isinstance(data.get("models"), list)
+    found = data["models"] if several else [data]
+    for item in found:
+        if not (isinstance(item, dict) and (item.get("schema") == SCHEMA or "error" in item)):
+            raise UsageError(
+                "this is not a report that this version of normfold reads",
+                where=str(path),
+                found=f"schema {item.get('schema') if isinstance(item, dict) else type(item).__name__}",
+                hint=f"`NAME.report.json` of a run, schema {SCHEMA}, or what `check --json` prints",
+            )
     try:
-        entry.cases()
-        entry.left()
+        entries = [Entry.from_dict(name, item) for item in found]
+        for entry in entries:
+            entry.cases()
+            entry.left()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError("the report is damaged", where=str(path), found=repr(error)) from error
-    return entry
+    return entries

@@ -49,18 +49,16 @@ def _results(entry: Entry, root: Path) -> Iterator[dict[str, Any]]:
     for case in entry.cases():
         if case.state in _LEVELS:
             what = f"{entry.name}: {case.kind} {case.name}".strip()
-            yield _result(
+            result = _result(
                 f"normfold-{case.kind}", _LEVELS[case.state], f"{what}: {case.text}", entry.name
             )
+            yield _located(result, case.line, root)
     for site in entry.left():
         reason, hint = site.get("reason", ""), site.get("hint", "")
         text = f"{entry.name}: {site['kind']} `{site['site']}` is left: {reason or site['code']}"
         place = f"{entry.name}/{site['site']}"
         result = _result(site["code"], "note", text, place, reason, hint)
-        location = _location(str(site.get("line", "")), root)
-        if location:
-            result["locations"] = [location]
-        yield result
+        yield _located(result, str(site.get("line", "")), root)
 
 
 def _result(
@@ -73,6 +71,12 @@ def _result(
             {"logicalLocations": [{"fullyQualifiedName": place, "kind": "module"}]}
         ]
     return made | {"_rule": meaning or rule, "_help": hint or meaning or rule}
+
+
+def _located(result: dict[str, Any], line: str, root: Path) -> dict[str, Any]:
+    """A result at a source line, where there is one."""
+    location = _location(line, root)
+    return result if location is None else {**result, "locations": [location]}
 
 
 def _location(line: str, root: Path) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ import pytest
 from junitparser import JUnitXml
 from sarif_pydantic import Sarif
 
-from normfold.cli import check
+from normfold.cli import check, runs
 from tests.cli.conftest import ROOT, Cli, start
 
 GOOD = 'network = "tests.cli.nets:tiny"\n'
@@ -36,8 +36,9 @@ target = "trt-rtx"
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its processes find the networks of the tests."""
+    """Its processes find the networks of the tests, and no results of other tests."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", "kept-results")
 
 
 def configured(text: str, name: str = "models.toml") -> str:
@@ -61,7 +62,8 @@ def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -
     suites = list(JUnitXml.fromfile("made/report.junit.xml"))
     found = {suite.name: (suite.failures, suite.errors) for suite in suites}
     assert found == {"good": (0, 0), "policy": (1, 0), "branches": (0, 1)}
-    assert {path.name for path in tmp_path.iterdir()} == {"made", "models.toml", *files[1:]}
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"kept-results", "made", "models.toml", *files[1:]}
 
 
 def test_files_are_kept_where_they_are_wanted(cli: Cli, tmp_path: Path) -> None:
@@ -158,20 +160,20 @@ def test_an_unknown_model_and_a_report_of_no_known_form(cli: Cli) -> None:
 
 def test_what_a_run_prints_is_its_report() -> None:
     data = {"ok": True, "exit_code": 0, "outcome": "done"}
-    assert check._entry("a", 0, json.dumps(data).encode(), b"").outcome == "done"
-    assert check._entry("a", 1, json.dumps(data).encode(), b"").exit_code == 1  # it does not agree
+    assert runs._entry("a", 0, json.dumps(data).encode(), b"").outcome == "done"
+    assert runs._entry("a", 1, json.dumps(data).encode(), b"").exit_code == 1  # it does not agree
 
 
 def test_the_configuration_of_the_documentation(cli: Cli) -> None:
     text = (ROOT / "docs/check.md").read_text().partition("```toml\n")[2].partition("```")[0]
-    folder, runs = check.runs(Path(configured(text)))
-    assert folder == Path()
-    assert [(run.name, run.command, run.times) for run in runs] == [
+    file, _, found = check.runs(Path(configured(text)))
+    assert file == Path("models.toml")
+    assert [(run.name, run.command, run.times) for run in found] == [
         ("resnet20", "convert", False),
         ("vit", "quantize", True),
     ]
-    assert runs[0].words[1:] == ("--trust-module=examples", "--require=fold-affine>=21")
-    assert runs[1].words == ("examples.nets:vit_tiny_shapes", "--quantize=int8-dynamic")
+    assert found[0].words[1:] == ("--trust-module=examples", "--require=fold-affine>=21")
+    assert found[1].words == ("examples.nets:vit_tiny_shapes", "--quantize=int8-dynamic")
 
 
 @pytest.mark.parametrize("command", ["convert", "quantize"])
@@ -201,13 +203,13 @@ def test_a_signal_ends_its_processes(
 def test_what_is_timed_runs_alone(key: str, times: bool, tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text(f"[models.net]\nnetwork = 'a.pt'\n{key} = 'int8'\n")
-    (run,) = check.runs(path)[1]
+    (run,) = check.runs(path)[2]
     assert run.times == times
 
 
 def test_the_factory_of_a_state_dict_is_code(cli: Cli) -> None:
     """`model` is the option of that name, as in the job of a report."""
     text = "[models.net]\nnetwork = 'a.safetensors'\nmodel = 'pkg.nets:make'\n"
-    (run,) = check.runs(Path(configured(text, "normfold.toml")))[1]
+    (run,) = check.runs(Path(configured(text, "normfold.toml")))[2]
     assert run.words == ("a.safetensors", "--model=pkg.nets:make")
     cli("check").one_error("models.net.model", "only found")

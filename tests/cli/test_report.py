@@ -18,13 +18,16 @@ def test_a_report_is_read_back_and_rendered(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "net.report.json"
     path.write_text(mixed().to_json())
     data = json.loads(path.read_text())
-    assert read(path) == Entry("net", data)
+    assert read(path) == [Entry("net", data)]
     for suffix in RENDERINGS:
         ran = cli("report", path, "-o", f"made/net{suffix}")
         assert (ran.status, ran.out) == (0, f"wrote made/net{suffix}\n"), ran.err
-        assert (tmp_path / f"made/net{suffix}").read_text() == rendering(Path(suffix))([read(path)])
-    assert json.loads((tmp_path / "made/net.json").read_text()) == data
-    assert cli("report", path).out == markdown([read(path)])
+        assert (tmp_path / f"made/net{suffix}").read_text() == rendering(Path(suffix))(read(path))
+    assert json.loads((tmp_path / "made/net.json").read_text()) == {
+        "models": [{"name": "net", **data}]
+    }
+    assert read(tmp_path / "made/net.json") == [Entry("net", data)]
+    assert cli("report", path).out == markdown(read(path))
 
 
 @pytest.mark.parametrize(

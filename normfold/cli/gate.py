@@ -1,0 +1,94 @@
+"""`normfold check` from options to exit code: run, compare with the lock, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import typer
+
+from normfold.cli import check as configured
+from normfold.cli import supervise
+from normfold.cli.cache import Cache, default_folder
+from normfold.cli.local import Checking
+from normfold.cli.locked import Lock
+from normfold.cli.runs import Run, Runner
+from normfold.cli.settings import configuration
+from normfold.errors import UsageError
+from normfold.files import require_writable, sweep, write_text
+from normfold.report.cases import Entry
+from normfold.report.markdown import markdown
+from normfold.report.rendering import rendering
+
+
+def check(asked: Checking, as_json: bool) -> int:
+    """Every model of the configuration; the exit code is the worst of all.
+
+    Raises:
+        UsageError: a wrong configuration or lock, an unknown model, a place that cannot be written to.
+    """
+    config = configuration()
+    file, settings, every = configured.runs(config)
+    found = _chosen(every, asked.only)
+    lock = Lock(file)
+    reports = [Path(name) for name in asked.reports]
+    for report in reports:
+        rendering(report)
+        require_writable(report.parent)
+    if asked.keep is not None:
+        require_writable(asked.keep)
+    cache = Cache(asked.cache or default_folder())
+    supervise.sweep()
+    for folder in (cache.folder, lock.folder, *(report.parent for report in reports)):
+        sweep(folder)
+    cache.sweep()
+
+    def say(run: Run, entry: Entry) -> None:
+        kept = ", as before" if entry.cached else ""
+        print(f"{run.name}: {lock.compared(run, entry).state}{kept}", file=sys.stderr, flush=True)
+
+    jobs = asked.jobs or max(1, (os.cpu_count() or 1) // 2)
+    named = config is not None
+    runner = Runner(file, asked.keep, named, settings, jobs, cache, not asked.fresh, say)
+    entries = runner.execute(found)
+    notes = [*cache.notes]
+    if asked.update:
+        bad = lock.write(found, entries, [run.name for run in every])
+        notes += [f"{name} is not locked: it is not sound" for name in bad]
+        notes.append(f"wrote {os.path.relpath(lock.path)}")
+    else:
+        unlocked = [run.name for run in found if run.name not in lock.models]
+        if lock.models and unlocked:
+            notes.append(f"not in the lock: {', '.join(unlocked)} (`normfold check --update`)")
+        pairs = zip(found, entries, strict=True)
+        entries = [lock.compared(run, entry) for run, entry in pairs]
+    for report in reports:
+        write_text(report, rendering(report)(entries))
+    _print(entries, as_json)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    code = configured.worst([run.code(entry) for run, entry in zip(found, entries, strict=True)])
+    counts = ", ".join(f"{n} {state}" for state, n in Counter(x.state for x in entries).items())
+    print(f"{'NOT passed' if code else 'passed'}: {counts}", file=sys.stderr)
+    return code
+
+
+def _chosen(every: list[Run], names: tuple[str, ...]) -> list[Run]:
+    known = [run.name for run in every]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no model `{name}`", hint=f"models: {', '.join(known)}")
+    return [run for run in every if not names or run.name in names]
+
+
+def _print(entries: list[Entry], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"models": [entry.to_dict() for entry in entries]}, indent=2))
+        return
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in configured.workflow_commands(entries):
+            typer.echo(line)
+    typer.echo(markdown(entries), nl=False)

@@ -1,0 +1,149 @@
+"""The lock beside a configuration: what of it is about this machine's folders and the repository's history."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from normfold.cli.cache import file_hash
+from normfold.cli.runs import Run
+from normfold.files import write_text
+from normfold.report import lock
+from normfold.report.cases import Drift, Entry
+from normfold.report.machine import processor
+
+_HUNK = re.compile(r"^@@ -\S+ \+(\d+)", re.MULTILINE)
+_GIT_SECONDS = 10.0
+
+
+class Lock:
+    """The file, and what it says of each model.
+
+    Attributes:
+        path: `normfold.lock` for `normfold.toml` and pyproject.toml, else the configuration's name with `.lock`.
+        models: as plain data; empty where there is no file.
+    """
+
+    def __init__(self, config: Path) -> None:
+        named = config.name == "pyproject.toml"
+        self.path = config.with_name("normfold.lock") if named else config.with_suffix(".lock")
+        self.folder = config.parent.absolute()
+        self.models = lock.read(self.path)
+
+    def compared(self, run: Run, entry: Entry) -> Entry:
+        """A result with its differences from the lock."""
+        old = self.models.get(run.name)
+        if old is None or entry.error is not None:
+            return entry
+        drift = lock.compare(old, self.record(run, entry), edits(self.folder, self.path))
+        return replace(entry, drift=tuple(self._placed(item) for item in drift))
+
+    def record(self, run: Run, entry: Entry) -> dict[str, Any]:
+        """What the lock says of a result."""
+        given = [self.folder / run.words[0], *map(Path, entry.read)]
+        made = lock.record(
+            lock.Run(entry, (run.command, *run.words), self._hashes(given), processor())
+        )
+        for site in made["sites"].values():
+            for key in ("line", "at"):
+                if site.get(key):
+                    site[key] = self._relative(site[key])
+        return made
+
+    def write(
+        self, runs: Sequence[Run], entries: Sequence[Entry], known: Sequence[str]
+    ) -> list[str]:
+        """Write what is known now.
+
+        Args:
+            known: the models of the configuration: others go.
+
+        Returns:
+            The models that are not locked because they are not sound.
+        """
+        models = {name: item for name, item in self.models.items() if name in known}
+        bad = []
+        for run, entry in zip(runs, entries, strict=True):
+            if entry.state in ("pass", "unproved"):
+                models[run.name] = self.record(run, entry)
+            else:
+                bad.append(run.name)
+        write_text(self.path, lock.text(models))
+        return bad
+
+    def _hashes(self, paths: Sequence[Path]) -> Mapping[str, str]:
+        """Of files, and of folders as a whole, by their path from here."""
+        folders = [path for path in paths if path.is_dir()]
+        found = {}
+        for path in paths:
+            if path.is_dir():
+                inner = sorted(x for x in path.rglob("*") if x.is_file() and x.suffix != ".pyc")
+                total = hashlib.sha256()
+                for file in inner:
+                    total.update(f"{file.relative_to(path)}\0{file_hash(file)}\n".encode())
+                found[f"{self._name(path)}/"] = total.hexdigest()
+            elif path.is_file() and not any(folder in path.parents for folder in folders):
+                found[self._name(path)] = file_hash(path)
+        return found
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def _relative(self, line: str) -> str:
+        for folder in {self.folder, self.folder.resolve()}:
+            line = line.removeprefix(f"{folder}/")
+        return line
+
+    def _placed(self, drift: Drift) -> Drift:
+        """With its line as it is seen from the current folder."""
+        if not drift.line or Path(drift.line).is_absolute():
+            return drift
+        here = Path(os.path.relpath(self.folder)).as_posix()
+        return drift if here == "." else replace(drift, line=f"{here}/{drift.line}")
+
+
+def edits(folder: Path, path: Path) -> Callable[[str], str]:
+    """How a source file was changed since a lock was committed: the line, and the last commit that touched it.
+
+    Says nothing without git, or where the lock is not committed.
+    """
+    base = _git(folder, "log", "-1", "--format=%H", "--", path.name).strip()
+
+    def edit(name: str) -> str:
+        if not base:
+            return ""
+        parts = []
+        if hunk := _HUNK.search(_git(folder, "diff", "-U0", base, "--", name)):
+            parts.append(f"line {hunk[1]}")
+        if _git(folder, "diff", "--name-only", "HEAD", "--", name).strip():
+            parts.append("not committed")
+        else:
+            commit = _git(folder, "log", "-1", "--format=%h %s", f"{base}..HEAD", "--", name)
+            if commit.strip():
+                found, _, subject = commit.strip().partition(" ")
+                parts.append(f"commit {found} \u201c{subject}\u201d")
+        return ", ".join(parts)
+
+    return edit
+
+
+def _git(folder: Path, command: str, *words: str) -> str:
+    """What git prints; nothing where there is none. Nothing that a repository configures is started."""
+    more = ["--no-ext-diff", "--no-textconv", "--no-color"] if command == "diff" else []
+    try:
+        ran = subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", command, *more, *words],
+            cwd=folder,
+            capture_output=True,
+            timeout=_GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ran.stdout.decode("utf-8", "replace") if ran.returncode == 0 else ""

@@ -1,0 +1,65 @@
+"""The files that a run reads, so that `check` knows when an earlier result holds.
+
+python -P -c "from normfold.cli.reads import main; main(PARENT)" COMMAND ...  runs a command that ends with the
+process PARENT, and lists them in its JSON, as ``read``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import site
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+_recorded: set[str] | None = None
+_DEATH = 1  # of prctl: the signal that this process gets when its parent dies
+_NOT = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/", "/usr/lib/", "/lib/")
+
+
+def main(parent: int) -> None:
+    """The command line, with every file that Python code opens recorded."""
+    global _recorded
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_DEATH, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(143)
+    found = _recorded = set[str]()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], (str, bytes)):
+            found.add(os.path.abspath(os.fsdecode(arguments[0])))
+
+    sys.addaudithook(hook)
+    from normfold.cli import main as command_line
+
+    command_line()
+
+
+def listed() -> list[str] | None:
+    """Files that were opened or imported and are still there, sorted, less those of installed packages.
+
+    None where nothing is recorded.
+    """
+    if _recorded is None:
+        return None
+    modules = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    paths = {*_recorded, *(os.path.abspath(name) for name in modules if name)}
+    installed = _installed()
+    return sorted(
+        path
+        for path in paths
+        if not path.startswith(installed) and not path.endswith(".pyc") and os.path.isfile(path)
+    )
+
+
+def _installed() -> tuple[str, ...]:
+    """Where files lie that belong to Python, a package or the machine: versions stand for them."""
+    found = sysconfig.get_paths()
+    places = {found[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    places |= {*site.getsitepackages(), site.getusersitepackages()}
+    places |= {str(Path(__file__).parents[1])}
+    return (*_NOT, *(f"{place.rstrip('/')}/" for place in places if place.count("/") > 1))

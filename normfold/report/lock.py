@@ -1,0 +1,302 @@
+"""The lock of `check`: what is known of every model, to be committed, and what has changed since, in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normfold.errors import UsageError
+from normfold.report.cases import Drift, Entry
+
+SCHEMA = 1
+_DEEP = 3  # levels of the file that have a line for each entry
+_FOLDED = ("gone", "converted")
+_SIZE = 0.02  # a file may grow by this share
+_TIME = 0.02  # an interval may lie this much behind the other one
+_SHARE = 0.005  # of ops in integers
+_ERROR = 10.0  # times what it was
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result and what it was made of.
+
+    Attributes:
+        words: the command, its model and its options.
+        files: SHA-256 of what was read, by path.
+        machine: what its time was measured on.
+    """
+
+    entry: Entry
+    words: Sequence[str]
+    files: Mapping[str, str]
+    machine: str
+
+
+def record(run: Run) -> dict[str, Any]:
+    """What the lock says of a model, as plain data."""
+    data = run.entry.data
+    made: dict[str, Any] = {
+        "verdict": run.entry.state,
+        "job": list(run.words),
+        "files": dict(run.files),
+        "versions": data.get("versions", {}),
+        "sites": _recorded_sites(run.entry),
+        "kernels": data.get("census", {}),
+        "opset": data.get("opset", 0),
+        "sizes": {
+            item["path"].rpartition("/")[2]: item["size"] for item in data.get("artefacts", ())
+        },
+        "errors": {
+            item["kind"]: float(f"{item['needed_tolerance']:.2g}")
+            for item in data.get("checks", ())
+            if item.get("needed_tolerance")
+        },
+    }
+    counted = [item for item in data.get("quantization", ()) if item["integer"] or item["floats"]]
+    if counted:
+        integer, floats = (sum(counted[-1][key].values()) for key in ("integer", "floats"))
+        made["integers"] = round(integer / (integer + floats), 4)
+    placed = [item["placement"] for item in data.get("quantization", ()) if item["placement"]]
+    timed = [item for item in (data.get("timing"), *reversed(placed)) if item]
+    if timed:
+        numbers = (timed[0]["ratio"], *timed[0]["interval"])
+        made["time"] = dict(
+            zip(("ratio", "low", "high"), (round(x, 3) for x in numbers), strict=True),
+            machine=run.machine,
+        )
+    return made
+
+
+def _recorded_sites(entry: Entry) -> dict[str, dict[str, str]]:
+    """What became of each site, and of those that are left why, and at which line."""
+    found = {
+        item["site"]: {key: item[key] for key in ("kind", "state", "code", "line") if item[key]}
+        for item in entry.data.get("sites", ())
+    }
+    for item in entry.left():
+        place = [
+            item.get("reason"),
+            item.get("detail"),
+            item.get("node") and f"at `{item['node']}`",
+        ]
+        own = found[item["site"]]
+        own["line"] = next(x["line"] for x in entry.data["sites"] if x["site"] == item["site"])
+        own["why"], own["at"] = ", ".join(filter(None, place)), item.get("line", "")
+    return found
+
+
+def text(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The lock as it is written: sorted, so that what changed is a line of a diff."""
+    return _written({"schema": SCHEMA, "models": models}, 0) + "\n"
+
+
+def _written(value: Any, depth: int) -> str:
+    if not isinstance(value, Mapping) or depth > _DEEP or not value:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    inner = "  " * (depth + 1)
+    rows = [
+        f"{inner}{json.dumps(key, ensure_ascii=False)}: {_written(value[key], depth + 1)}"
+        for key in sorted(value)
+    ]
+    return "{\n" + ",\n".join(rows) + "\n" + "  " * depth + "}"
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The models of a lock; none where there is no file.
+
+    Raises:
+        UsageError: it is not a lock, or one of another version.
+    """
+    if not path.is_file():
+        return {}
+    again = "`normfold check --update` writes it anew"
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        models = data["models"]
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']}")
+        for item in models.values():
+            list(compare(item, item))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            "the lock cannot be read", where=str(path), found=repr(error)[:200], hint=again
+        ) from error
+    found: dict[str, dict[str, Any]] = models
+    return found
+
+
+Edits = Callable[[str], str]
+
+
+def compare(
+    old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits = lambda path: ""
+) -> Iterator[Drift]:
+    """Every difference of a model from its lock: what is worse fails, the rest is said.
+
+    Args:
+        edits: what is known of how a source file was changed: a commit, a line.
+    """
+    cause = _cause(old, new, edits)
+    because = f"; {cause}" if cause else "; nothing that the lock knows of has changed"
+    yield from _inputs(old, new)
+    yield from _sites(old["sites"], new["sites"], because)
+    if old["opset"] != new["opset"] and new["opset"]:
+        yield Drift("opset", "fail", f"opset {new['opset']}, was {old['opset']}{because}")
+    for name, size in new["sizes"].items():
+        before = old["sizes"].get(name)
+        if before is None or not before:
+            yield Drift("file", "note", f"`{name}` is a new file{because}")
+        elif abs(size / before - 1) > _SIZE:
+            grown = size > before
+            words = f"`{name}` has {_bytes(size)}, had {_bytes(before)} ({size / before - 1:+.1%})"
+            yield Drift("size", "fail" if grown else "note", words + because)
+    for name in sorted(old["sizes"].keys() - new["sizes"].keys()):
+        yield Drift("file", "fail", f"`{name}` is not written any more{because}")
+    yield from _kernels(old, new, because)
+    yield from _time(old.get("time"), new.get("time"), because)
+    for kind, error in new["errors"].items():
+        before = old["errors"].get(kind)
+        if before and error > _ERROR * before:
+            yield Drift(
+                "error", "note", f"{kind} errs by {error:.1e}, by {before:.1e} before{because}"
+            )
+    changed = _versions(old, new)
+    if changed:
+        yield Drift("version", "note", f"the lock was made with {changed}")
+
+
+def _inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Drift]:
+    """What the result is made of."""
+    for name in sorted(old["files"].keys() & new["files"].keys()):
+        if old["files"][name] != new["files"][name] and not name.endswith(".py"):
+            yield Drift(
+                "input",
+                "fail",
+                f"`{name}` is not the file of the lock (sha256 {new['files'][name][:12]}, was "
+                f"{old['files'][name][:12]})",
+            )
+    if options := _options(old, new):
+        yield Drift("job", "note", options)
+
+
+def _sites(old: Mapping[str, Any], new: Mapping[str, Any], because: str) -> Iterator[Drift]:
+    for name, now in new.items():
+        was, line = old.get(name), now.get("line", "")
+        reason = now.get("code", "")
+        if was is None:
+            what = f"`{name}` ({now['kind']}) is new, and {_state(now)}{reason and f': {reason}'}"
+            yield Drift("site", "note", what + because, line)
+        elif was["state"] in _FOLDED and now["state"] not in _FOLDED:
+            what = f"`{name}` ({now['kind']}) stopped folding, and {_state(now)}"
+            what += f": {reason}" if reason else ""
+            what += f" {now['why']}" if now.get("why") else ""
+            if was.get("line") and _code(was["line"]) != _code(line):
+                what += f"; its line was `{_code(was['line'])}`, is `{_code(line)}`"
+            yield Drift("site", "fail", what + because, now.get("at") or line)
+        elif was["state"] not in _FOLDED and now["state"] in _FOLDED:
+            yield Drift("site", "note", f"`{name}` ({now['kind']}) folds now{because}", line)
+        elif was.get("code", "") != reason:
+            codes = f"{was.get('code') or 'none'} to {reason or 'none'}"
+            yield Drift(
+                "site", "note", f"`{name}` is {_state(now)} for another reason: {codes}", line
+            )
+    for name in old.keys() - new.keys():
+        what = f"`{name}` ({old[name]['kind']}) is not in the network any more"
+        yield Drift("site", "note", what + because)
+
+
+def _state(site: Mapping[str, Any]) -> str:
+    return {"gone": "folded away", "kept": "is kept", "left": "is left"}.get(
+        site["state"], f"is {site['state']}"
+    )
+
+
+def _code(line: str) -> str:
+    """The text of a source line, without its place."""
+    return line.split(": ", 1)[-1].strip()
+
+
+def _kernels(old: Mapping[str, Any], new: Mapping[str, Any], because: str) -> Iterator[Drift]:
+    share, before = new.get("integers"), old.get("integers")
+    if before is not None and (share or 0.0) < before - _SHARE:
+        yield Drift(
+            "integers", "fail", f"{share or 0:.1%} run in integers, did {before:.1%}{because}"
+        )
+    a, b = old["kernels"], new["kernels"]
+    changed = [
+        f"{op} {a.get(op, 0)} to {b.get(op, 0)}"
+        for op in sorted(a.keys() | b.keys())
+        if a.get(op, 0) != b.get(op, 0)
+    ]
+    if changed:
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        yield Drift("kernels", "note", f"ops of the file: {', '.join(changed[:6])}{more}{because}")
+
+
+def _time(
+    old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, because: str
+) -> Iterator[Drift]:
+    if old is None or new is None:
+        if old is not None:
+            yield Drift("time", "note", "it is not timed any more")
+        return
+    words = f"takes {_interval(new)} of the original's time, took {_interval(old)}"
+    if old["machine"] != new["machine"]:
+        if new["low"] > old["high"] or new["high"] < old["low"]:
+            yield Drift(
+                "time", "note", f"{words} on another machine ({old['machine']}): not compared"
+            )
+    elif new["low"] > old["high"] * (1 + _TIME):
+        slower = new["ratio"] / old["ratio"] - 1
+        yield Drift("time", "fail", f"{slower:.0%} slower: {words}{because}")
+    elif new["high"] < old["low"] * (1 - _TIME):
+        yield Drift("time", "note", f"faster: {words}{because}")
+
+
+def _interval(time: Mapping[str, Any]) -> str:
+    return f"{time['ratio']:.3g} ({time['low']:.3g} to {time['high']:.3g})"
+
+
+def _cause(old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits) -> str:
+    """What changed in what a result is made of, the likeliest first."""
+    found = [_options(old, new)]
+    names = sorted(old["files"].keys() | new["files"].keys())
+    changed = [name for name in names if old["files"].get(name) != new["files"].get(name)]
+    for name in changed:
+        if name.endswith(".py"):
+            detail = edits(name)
+            found.append(f"`{name}` was edited since the lock{detail and f' ({detail})'}")
+        else:
+            found.append(f"`{name}` is another file than in the lock")
+    versions = _versions(old, new)
+    found.append(versions and f"the lock was made with {versions}")
+    return "; ".join(filter(None, found))
+
+
+def _options(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Which options of the job changed, in words."""
+    added = [word for word in new["job"] if word not in old["job"]]
+    removed = [word for word in old["job"] if word not in new["job"]]
+    parts = [f"`{word}` is new" for word in added] + [f"`{word}` is gone" for word in removed]
+    return f"options of the job: {', '.join(parts)}" if parts else ""
+
+
+def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    a, b = old["versions"], new["versions"]
+    if not b:  # of an error
+        return ""
+    names = sorted(a.keys() | b.keys())
+    return ", ".join(
+        f"{name} {a.get(name, 'missing')}, this is {b.get(name, 'missing')}"
+        for name in names
+        if a.get(name) != b.get(name)
+    )
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.4g} MB" if math.log10(size or 1) >= 5 else f"{size / 1e3:.4g} kB"

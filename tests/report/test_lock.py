@@ -1,0 +1,176 @@
+"""What changed since a lock, each difference in one sentence with its cause."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normfold.errors import UsageError
+from normfold.report import lock
+from normfold.report.cases import Drift, Entry
+from normfold.report.verdict import Artefact, Verdict
+from tests.report.runs import mixed
+
+WORDS = ("convert", "net.pt", "--to=folded")
+FILES = {"net.pt": "a" * 64, "net.py": "b" * 64}
+
+
+@pytest.fixture(scope="module")
+def old() -> dict[str, Any]:
+    """A record as a run makes it, with the numbers that only integers have."""
+    made = Artefact("out/net.onnx", "onnx", "ort-x86", 2_000_000, "0" * 64, Verdict("pass", "", ""))
+    report = replace(mixed(), artefacts=(made,), opset=20, census={"Conv": 2})
+    entry = Entry("net", json.loads(report.to_json()))
+    found = lock.record(lock.Run(entry, WORDS, FILES, "one, 2 cores"))
+    found["versions"] = {"torch": "2.13.0", "onnxruntime": "1.31.1"}
+    found["integers"] = 1.0
+    found["time"] = {"ratio": 0.5, "low": 0.48, "high": 0.52, "machine": "one, 2 cores"}
+    found["errors"] = {"rounding": 1e-7}
+    return found
+
+
+def differences(old: dict[str, Any], **changes: Any) -> list[Drift]:
+    return list(lock.compare(old, {**copy.deepcopy(old), **changes}, lambda path: "line 7"))
+
+
+def test_nothing_changed(old: dict[str, Any]) -> None:
+    assert differences(old) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "words"),
+    [
+        ({"sizes": {"net.onnx": 2_100_000}}, "fail", "has 2.1 MB, had 2 MB (+5.0%)"),
+        ({"sizes": {"net.onnx": 1_000_000}}, "note", "has 1 MB, had 2 MB (-50.0%)"),
+        ({"sizes": {}}, "fail", "`net.onnx` is not written any more"),
+        ({"opset": 23}, "fail", "opset 23, was 20"),
+        ({"integers": 0.9}, "fail", "90.0% run in integers, did 100.0%"),
+        ({"kernels": {"Conv": 2, "Pad": 3}}, "note", "ops of the file: Pad 0 to 3"),
+        ({"errors": {"rounding": 2e-6}}, "note", "rounding errs by 2.0e-06, by 1.0e-07 before"),
+        ({"time": None}, "note", "it is not timed any more"),
+    ],
+)
+def test_a_difference_that_nothing_explains(
+    changes: dict[str, Any], state: str, words: str, old: dict[str, Any]
+) -> None:
+    (found,) = differences(old, **changes)
+    assert found.state == state
+    assert words in found.text
+    assert "time" in changes or found.text.endswith("nothing that the lock knows of has changed")
+
+
+def test_a_small_difference_is_none(old: dict[str, Any]) -> None:
+    assert differences(old, sizes={"net.onnx": 2_020_000}, errors={"rounding": 5e-7}) == []
+
+
+@pytest.mark.parametrize(
+    ("time", "state", "words"),
+    [
+        (
+            (0.55, 0.54, 0.56),
+            "fail",
+            "10% slower: takes 0.55 (0.54 to 0.56) of the original's time",
+        ),
+        ((0.55, 0.515, 0.58), "", ""),  # the intervals overlap
+        ((0.4, 0.38, 0.42), "note", "faster: "),
+    ],
+)
+def test_times(time: tuple[float, ...], state: str, words: str, old: dict[str, Any]) -> None:
+    now = dict(zip(("ratio", "low", "high"), time, strict=True), machine="one, 2 cores")
+    found = differences(old, time=now)
+    assert [item.state for item in found] == ([state] if state else [])
+    assert all(words in item.text for item in found)
+    (other,) = differences(old, time={**now, "low": 0.6, "machine": "another"})
+    assert (other.state, other.text.endswith("(one, 2 cores): not compared")) == ("note", True)
+
+
+def test_a_checkpoint_is_another_one(old: dict[str, Any]) -> None:
+    (found,) = differences(old, files={**FILES, "net.pt": "c" * 64})
+    assert (found.kind, found.state) == ("input", "fail")
+    assert f"`net.pt` is not the file of the lock (sha256 {'c' * 12}, was {'a' * 12})" in found.text
+
+
+def test_an_edited_source_alone_is_no_difference_but_a_cause(old: dict[str, Any]) -> None:
+    files = {**FILES, "net.py": "c" * 64}
+    assert differences(old, files=files) == []
+    (found,) = differences(old, files=files, opset=18)
+    assert found.text.endswith("`net.py` was edited since the lock (line 7)")
+
+
+def test_other_versions_are_said_and_are_a_cause(old: dict[str, Any]) -> None:
+    versions = {"torch": "3.0", "onnxruntime": "1.31.1"}
+    said = "the lock was made with torch 2.13.0, this is 3.0"
+    (found,) = differences(old, versions=versions)
+    assert (found.state, found.text) == ("note", said)
+    bigger, _ = differences(old, versions=versions, sizes={"net.onnx": 3_000_000})
+    assert bigger.text.endswith(f"(+50.0%); {said}")
+
+
+def test_options_of_the_job(old: dict[str, Any]) -> None:
+    words = ["convert", "net.pt", "--opset=18"]
+    said, found = differences(old, job=words, opset=18)
+    options = "options of the job: `--opset=18` is new, `--to=folded` is gone"
+    assert (said.state, said.text) == ("note", options)
+    assert found.text == f"opset 18, was 20; {options}"
+
+
+def test_sites(old: dict[str, Any]) -> None:
+    gone = next(name for name, site in old["sites"].items() if site["state"] == "gone")
+    left = next(name for name, site in old["sites"].items() if site["state"] == "left")
+    stuck = {"kind": "batch-norm", "state": "left", "code": "NF103", "line": "net.py:9: y = f(x)"}
+    stuck |= {"why": "the norm has another reader, at `add`", "at": "net.py:12: z = y + 1"}
+
+    def said(name: str, site: dict[str, str] | None) -> Drift:
+        sites = {**old["sites"], **({} if site is None else {name: site})}
+        if site is None:
+            del sites[name]
+        (found,) = differences(old, sites=sites)
+        return found
+
+    worse = said(gone, stuck)
+    assert (worse.state, worse.line) == ("fail", "net.py:12: z = y + 1")
+    assert "stopped folding, and is left: NF103 the norm has another reader, at `add`" in worse.text
+    assert "; its line was `" in worse.text
+    assert said(left, {**old["sites"][left], "state": "gone", "code": ""}).text.startswith(
+        f"`{left}` (batch-norm) folds now"
+    )
+    assert "for another reason: " in said(left, {**old["sites"][left], "code": "NF999"}).text
+    assert said("new", stuck).text.startswith("`new` (batch-norm) is new, and is left: NF103")
+    assert "is not in the network any more" in said(gone, None).text
+
+
+def test_the_file_is_sorted_and_has_a_line_for_each_site(
+    old: dict[str, Any], tmp_path: Path
+) -> None:
+    text = lock.text({"b": old, "a": old})
+    lines = text.splitlines()
+    assert text.index('"a": {') < text.index('"b": {')
+    assert all(sum(f'"{site}": {{' in line for line in lines) == 2 for site in old["sites"])
+    path = tmp_path / "normfold.lock"
+    path.write_text(text)
+    assert lock.read(path) == {"a": old, "b": old}
+    assert lock.read(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema": 9, "models": {}}',
+        '{"schema": 1, "models": {"a": 3}}',
+        "[" * 99999,
+    ],
+)
+def test_a_damaged_lock_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "normfold.lock"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="the lock cannot be read") as caught:
+        lock.read(path)
+    assert "--update" in str(caught.value.hint)
