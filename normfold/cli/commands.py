@@ -13,7 +13,7 @@ import typer
 from normfold.cli.local import Bench, Checking
 from normfold.cli.show import console, emit, progress, warn_pickle
 from normfold.errors import ExportError, UsageError
-from normfold.files import write_text
+from normfold.files import require_writable, write_text
 from normfold.job import Source, options_of
 
 Given = dict[str, Any]
@@ -179,6 +179,42 @@ def bisect(given: Given) -> int:
         elif own["reproducer"] is not None:
             print_line(console(), f"wrote {own['reproducer']}: the smallest part that fails")
     return 0 if culprit is None else 1
+
+
+def init(given: Given) -> int:
+    import tomllib
+
+    from normfold.cli.settings import MODELS
+
+    output = Path(given.pop("output", "normfold.toml"))
+    require_writable(output.parent)
+    if output.suffix != ".toml" or output.name == "pyproject.toml":
+        raise UsageError(
+            "the configuration is a TOML file of its own",
+            where=str(output),
+            hint="`-o normfold.toml`; of pyproject.toml `[tool.normfold.models.NAME]` is read, too",
+        )
+    before = ""
+    try:
+        before = output.read_text(encoding="utf-8") if output.exists() else ""
+        known = tomllib.loads(before).get(MODELS, {})
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "the configuration cannot be added to", where=str(output), found=str(error)[:200]
+        ) from error
+    warn_pickle(given)
+    with progress() as say:
+        from normfold.init import HEAD, table
+
+        name, text = table(given, output.parent, say)
+    if name in known:
+        raise UsageError(
+            f"there is a model `{name}` already", where=str(output), hint="edit its table"
+        )
+    head = f"{before.rstrip()}\n" if before.strip() else HEAD.format(name=output.name)
+    write_text(output, f"{head}\n{text}")
+    typer.echo(f"wrote {output}: next, `normfold check --config {output} --update`")
+    return 0
 
 
 def check(given: Given) -> int:

@@ -113,6 +113,19 @@ class Checking(Options):
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What `init` writes."""
+
+    output: Path = option(
+        Path("normfold.toml"),
+        "File to write; a table is added to one that is there.",
+        "--output",
+        "-o",
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
 class Rendered:
     """What `report` writes."""
 

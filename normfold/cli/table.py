@@ -9,6 +9,7 @@ from pathlib import Path
 from normfold.cli import commands
 from normfold.cli.command import Argument, Command, Given
 from normfold.cli.local import (
+    Begun,
     Bench,
     Budgets,
     Checking,
@@ -134,6 +135,18 @@ TABLE = (
             "normfold bisect model.pt --to rmsnorm",
             "normfold bisect model.pt out/model.onnx --reproducer fault/",
             "normfold bisect model.pt --passes my-pass",
+        ),
+        why_not=_why_not,
+    ),
+    Command(
+        "init",
+        "Write a commented normfold.toml for a model, with requirements that hold today.",
+        commands.init,
+        _ONE,
+        [*options_of(Begun), *_some(Rewrite, "to"), *_CAPTURE, *options_of(Configured)],
+        (
+            "normfold init model.pt --trust-module mypkg",
+            "normfold init timm:vit_tiny_patch16_224 --to rmsnorm",
         ),
         why_not=_why_not,
     ),
