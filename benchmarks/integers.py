@@ -1,10 +1,13 @@
 """Networks in 8 bits against floats and against onnxruntime's own quantisation, in one interleaved run.
 
 python -m benchmarks.integers [--model resnet18 resnet50 ...] [--batch 1] [--threads N] [--rounds 30]
+python -m benchmarks.integers --decided [--model mobilenetv3_large_100 ...]
 
 ``default`` is onnxruntime.quantization.quantize_static as it comes (its preprocessing first), with as many noise
 images as ours has: times do not depend on ranges. The weights are random and perturbed. A ratio is the median over
 the rounds, with its 95 % interval. Census: linear ops that run in integers, from onnxruntime's optimised models.
+
+``--decided`` is what `normfold quantize` writes, with what it leaves in floats because it measured so.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import normfold
@@ -31,6 +35,14 @@ from normfold.targets.onnx import export_onnx
 from normfold.targets.runtime import RuntimeSession
 
 MODELS = ["resnet18", "resnet50", "mobilenetv2_100", "efficientnet_b0", "densenet121"]
+DECIDED = [
+    "efficientnet_b0",
+    "mobilenetv3_large_100",
+    "convnext_tiny",
+    "vit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "resnet50",
+]
 LINEAR = ("Conv", "Gemm", "MatMul", "Add")
 
 
@@ -94,20 +106,49 @@ def counted(census: IntegerCensus) -> str:
     return f"{whole} of {whole + sum(census.floats.get(kind, 0) for kind in LINEAR)}"
 
 
+def decided(name: str, folder: Path) -> str:
+    """A row: what became of the network, and the layers that stay in floats with their milliseconds."""
+    model = models.make(name)
+    x = models.example_input(model)
+    options: dict[str, Any] = {"quantize": "int8", "data": torch.cat([x] * 8), "verify": "off"}
+    report = normfold.convert(model, inputs=(x,), output=folder, **options).report
+    made = report.quantization[-1]
+    placed = made.placement
+    assert placed is not None
+    low, high = placed.interval
+    share = "0" if report.integer_share is None else f"{report.integer_share:.0%}"
+    left = [
+        f"{item.layers[0]}{f' and {len(item.layers) - 1} more' if len(item.layers) > 1 else ''}: "
+        f"{1e3 * item.integers:.2f} against {1e3 * item.floats:.2f}"
+        for item in placed.layers
+    ]
+    whole = "whole network" if placed.whole else "; ".join(left) or "nothing"
+    return f"| {name} | {placed.ratio:.2f} ({low:.2f} to {high:.2f}) | {share} | {whole} |"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table, as Markdown."""
     parser = argparse.ArgumentParser(description="8 bits against floats and the default.")
-    parser.add_argument("--model", nargs="+", default=MODELS)
+    parser.add_argument("--model", nargs="+")
+    parser.add_argument("--decided", action="store_true")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args(arguments)
+    if options.decided:
+        print(
+            "| network | time, of floats | in integers | stays in floats, ms |\n|---|---|---|---|"
+        )
+        for name in options.model or DECIDED:
+            with tempfile.TemporaryDirectory() as folder:
+                print(decided(name, Path(folder)), flush=True)
+        return
     print(
         "| network | float, ms | default, ms | normfold, ms | over float | over default "
         "| integer (default, normfold) |"
     )
     print("|---" * 7 + "|")
-    for name in options.model:
+    for name in options.model or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             made = files(name, Path(folder))
             x = models.example_input(models.make(name), options.batch)

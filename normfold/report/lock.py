@@ -19,6 +19,20 @@ _SIZE = 0.02  # a file may grow by this share
 _TIME = 0.02  # an interval may lie this much behind the other one
 _SHARE = 0.005  # of ops in integers
 _ERROR = 10.0  # times what it was
+# what a lock holds of a model; a list has one shape for all, a dict with "" one for all values
+_TIME_SHAPE = {"ratio": float, "low": float, "high": float, "machine": str}
+_SHAPE: dict[str, Any] = {
+    "verdict": str,
+    "job": [str],
+    "files": {"": str},
+    "versions": {"": str},
+    "sites": {"": {"kind": str, "state": str}},
+    "kernels": {"": int},
+    "opset": int,
+    "sizes": {"": int},
+    "errors": {"": float},
+}
+_MORE = {"integers": float, "time": _TIME_SHAPE}
 
 
 @dataclass(frozen=True)
@@ -120,14 +134,33 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         models = data["models"]
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']}")
-        for item in models.values():
-            list(compare(item, item))
+        for name, item in models.items():
+            optional = {key: shape for key, shape in _MORE.items() if item.get(key) is not None}
+            if not _fits(item, {**_SHAPE, **optional}):
+                raise ValueError(f"`{name}` is damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             "the lock cannot be read", where=str(path), found=repr(error)[:200], hint=again
         ) from error
     found: dict[str, dict[str, Any]] = models
     return found
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether plain data has a shape."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return False
+        if "" in shape:
+            return all(_fits(item, shape[""]) for item in value.values())
+        return all(key in value and _fits(value[key], inner) for key, inner in shape.items())
+    if isinstance(value, bool):
+        return False
+    if shape is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, shape) and (shape is str or value >= 0)
 
 
 Edits = Callable[[str], str]

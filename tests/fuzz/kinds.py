@@ -165,6 +165,61 @@ def _configuration(text: str) -> object:
         )
 
 
+def _models(text: str) -> object:
+    import tempfile
+
+    from normfold.cli import check
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "normfold.toml"
+        path.write_text(text, "utf-8", errors="replace")
+        return check.runs(path)
+
+
+def _locks() -> list[bytes]:
+    from normfold.report import lock
+
+    return [lock.text({"net": _LOCKED, "other": {**_LOCKED, "sites": {}}}).encode()]
+
+
+def _lock(path: Path) -> object:
+    """Read, and every model of it compared with another result."""
+    from normfold.report import lock
+
+    others = [_LOCKED, {**_LOCKED, "opset": 7, "files": {"net.pt": "cc", "net.py": "dd"}}]
+    known = lock.read(path).values()
+    return [list(lock.compare(item, other)) for item in known for other in others]
+
+
+def _reports() -> list[bytes]:
+    from tests.report.runs import mixed
+
+    return [mixed().to_json().encode()]
+
+
+def _report(path: Path) -> object:
+    from normfold.report.rendering import RENDERINGS, read
+
+    entries = read(path)
+    return [render(entries) for render in RENDERINGS.values()]
+
+
+_LOCKED: dict[str, Any] = {
+    "verdict": "pass",
+    "job": ["convert", "net.pt", "--to=folded"],
+    "files": {"net.pt": "aa", "net.py": "bb"},
+    "versions": {"torch": "2.13.0"},
+    "sites": {
+        "bn": {"kind": "batch-norm", "state": "gone", "line": "net.py:3: x = self.bn(x)"},
+        "norm": {"kind": "layer-norm", "state": "left", "code": "NF118", "line": "net.py:4: y", "why": "w"},
+    },
+    "kernels": {"Conv": 3},
+    "opset": 20,
+    "sizes": {"net.onnx": 1000},
+    "errors": {"rounding": 1e-7},
+    "integers": 0.9,
+    "time": {"ratio": 0.5, "low": 0.4, "high": 0.6, "machine": "one"},
+}  # fmt: skip
 _MODEL = ("--model", "tests.fuzz.kinds:make", "--input", "2x3x8x8")
 _NET = ("tests.fuzz.kinds:make", "--input", "2x3x8x8")
 KINDS = {
@@ -193,4 +248,15 @@ KINDS = {
         _configuration,
         ("convert", *_NET, "--config", "{}", "-o", "out", "--verify", "off"),
     ),
+    "models": Kind(
+        "",
+        lambda: [
+            '[models.net]\nnetwork = "tests.fuzz.kinds:make"\ninput = ["2x3x8x8"]\nrequire = ["batch-norm==0"]\n',
+            'to = "folded"\n[models.a]\nnetwork = "a.pt"\ncommand = "quantize"\nallow-unproved = true\nseed = 3\n',
+        ],
+        _models,
+        ("check", "--config", "{}", "--cache", "kept"),
+    ),
+    "lock": Kind(".lock", _locks, _lock, ("report", "{}")),
+    "report": Kind(".json", _reports, _report, ("report", "{}")),
 }  # fmt: skip
