@@ -247,7 +247,7 @@ def test_nothing_uses_the_root_copies() -> None:
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = [extras[name] for name in ("hub", "openvino", "trt", "trt-rtx")]
+    optional = [extras[name] for name in ("hub", "openvino", "plots", "trt", "trt-rtx")]
     declared = [item for group in (project["dependencies"], *optional) for item in group]
     names = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in declared}
     used = {item.top for path in PRODUCT.values() for item in imports(path.read_text())}

@@ -28,8 +28,13 @@ def graph_text(graph: Graph, parameters: bool = True) -> str:
     Parameters and parameter expressions print as ``$name``, activations as ``%name``, symbolic sizes as
     letters in order of appearance. ``parameters=False`` leaves the ``$`` lines out.
     """
+    return "\n".join(node_lines(graph, parameters).values()) + "\n"
+
+
+def node_lines(graph: Graph, parameters: bool = True) -> dict[str, str]:
+    """The lines of `graph_text`, by the name of the node."""
     symbols: dict[str, str] = {}
-    lines = []
+    lines = {}
     for node in graph.nodes:
         if is_static(node) and not parameters:
             continue
@@ -40,8 +45,9 @@ def graph_text(graph: Graph, parameters: bool = True) -> str:
             if node.op != "output"
             else f"return {_argument(node.args[0])}"
         )
-        lines.append(line + (f" : {value}" if value else "") + (f"  # {path}" if path else ""))
-    return "\n".join(lines) + "\n"
+        line += (f" : {value}" if value else "") + (f"  # {path}" if path else "")
+        lines[node.name] = line
+    return lines
 
 
 def _name(node: fx.Node) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from normfold.report.around import Around
 from normfold.report.engine import EngineReport
 from normfold.report.layers import LayerReport
 from normfold.report.objects import AnyCheck, PassReport, Report, SiteStatus
@@ -28,11 +29,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """Passes ran; ``sites`` and ``parameters`` are those of the graph behind them."""
+    """Passes ran; ``sites``, their surroundings and ``parameters`` are those of the graph behind them."""
 
     passes: tuple[PassReport, ...]
     sites: tuple[SiteStatus, ...]
     parameters: int
+    around: tuple[Around, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,12 @@ def _with(report: Report, event: Event) -> Report:
                 parameters_before=parameters,
                 parameters_after=parameters,
             )
-        case Rewritten(passes, sites, parameters):
+        case Rewritten(passes, sites, parameters, around):
             return replace(
                 report,
                 passes=(*report.passes, *passes),
                 sites=sites,
+                around=around or report.around,
                 parameters_after=parameters,
             )
         case Noted(text):
@@ -148,6 +151,7 @@ def _with(report: Report, event: Event) -> Report:
                 report,
                 passes=plain.passes,
                 sites=plain.sites,
+                around=(),
                 parameters_after=plain.parameters_after,
                 census=plain.census,
                 opset=plain.opset,

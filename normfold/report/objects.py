@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from normfold.report.around import Around
 from normfold.report.certificate import Certificate
 from normfold.report.engine import EngineReport
 from normfold.report.layers import LayerReport
@@ -197,6 +198,7 @@ class Report:
         parameters_before, parameters_after: bytes of the parameters of the graph.
         ranges: whether half precision, or integers, hold what is computed in them; nothing where a network keeps
             its types.
+        around: lines of the graph around sites, before the passes and behind them.
         layers: where a file whose verdict failed leaves the original.
         unmet: requirements of the policy that are not met.
         missing: what this machine lacks for something that was asked for.
@@ -226,6 +228,7 @@ class Report:
     training: TrainingReport | None = None
     quantization: Sequence[QuantizationReport] = ()
     layers: LayerReport | None = None
+    around: Sequence[Around] = ()
     unmet: Sequence[str] = ()
     missing: Sequence[str] = ()
 

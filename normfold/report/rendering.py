@@ -9,6 +9,7 @@ from typing import Any
 
 from normfold.errors import UsageError
 from normfold.report.cases import Entry
+from normfold.report.html import html
 from normfold.report.junit import junit
 from normfold.report.markdown import markdown
 from normfold.report.objects import SCHEMA
@@ -25,6 +26,7 @@ RENDERINGS: dict[str, Rendering] = {
     ".junit.xml": junit,
     ".sarif": sarif,
     ".md": markdown,
+    ".html": html,
     ".json": _json,
 }
 

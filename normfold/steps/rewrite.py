@@ -18,6 +18,7 @@ from normfold.report import Check, PassReport
 from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
 from normfold.report.sites import site_statuses
+from normfold.report.snapshot import Snapshot, around
 from normfold.rewrite import Effect, Pass, parse, run_pipeline
 from normfold.rewrite.baker import needs_baking
 from normfold.rewrite.pipeline import require_passes
@@ -91,9 +92,11 @@ def run_judged(
             found = rules.judge(current)
             report.check, report.certificate = found.check, found.certificate
 
+    before = Snapshot.of(graph)
     result, reports = run_pipeline(graph, passes, after, copy)
     sites = site_statuses(result, [*record.report().passes, *reports])
-    record.emit(Rewritten(tuple(reports), tuple(sites), result.parameter_bytes()))
+    near = tuple(around(before, result, sites))
+    record.emit(Rewritten(tuple(reports), tuple(sites), result.parameter_bytes(), near))
     for text in [*result.notes, *_nothing_done(reports)]:
         record.emit(Noted(text))
     return result

@@ -28,6 +28,7 @@ from normfold.report import (
     Warned,
     json_text,
 )
+from normfold.report.around import Around
 from normfold.report.quantization import (
     Confidence,
     Evidence,
@@ -106,6 +107,7 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("agreement", AgreementCheck),
         ("budget", Budget),
         ("artefact", Artefact),
+        ("around", Around),
         ("verdict", Verdict),
     ],
 )
