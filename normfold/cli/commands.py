@@ -226,11 +226,11 @@ def check(given: Given) -> int:
 
 def report(given: Given) -> int:
     from normfold.report.markdown import markdown
-    from normfold.report.rendering import read, rendering
+    from normfold.report.rendering import render_file, rendering
 
     output = given.get("output")
     render = markdown if output is None else rendering(output)
-    text = render(read(Path(given["file"])))
+    text = render_file(Path(given["file"]), render)
     if output is None:
         typer.echo(text, nl=False)
     else:

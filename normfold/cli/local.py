@@ -88,7 +88,7 @@ class Checking(Options):
     )
     reports: tuple[str, ...] = option(
         (),
-        "File for a report of all models: .junit.xml, .sarif, .md or .json; repeatable.",
+        "File for a report of all models: .junit.xml, .sarif, .html, .md or .json; repeatable.",
         "--report",
         metavar="FILE",
         named=True,
@@ -131,7 +131,7 @@ class Rendered:
 
     output: Path | None = option(
         None,
-        "File to write: .junit.xml, .sarif, .md or .json.",
+        "File to write: .junit.xml, .sarif, .html, .md or .json.",
         "--output",
         "-o",
         metavar="FILE",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold.cli.cache import Cache, Key, file_hash
+from normfold.errors import EnvironmentMissing
 from normfold.report.cases import Entry
 
 # -P: a folder may hold a `json.py` of its own
@@ -127,14 +128,19 @@ class Runner:
                 "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs))
             )
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=self.file.parent,
-                env=environment,
-            )
+            try:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    cwd=self.file.parent,
+                    env=environment,
+                )
+            except OSError as error:
+                raise EnvironmentMissing(
+                    "a process of normfold's own cannot be started", found=str(error)
+                ) from error
             self._living.add(process)
             code = process.wait()
             self._living.discard(process)

@@ -164,7 +164,7 @@ TABLE = (
     ),
     Command(
         "report",
-        "Write the report of a run again: as JUnit, SARIF, Markdown or JSON, by the suffix of the file.",
+        "Write the report of a run again: as HTML, JUnit, SARIF, Markdown or JSON, by the suffix of the file.",
         commands.report,
         [
             Argument(

@@ -173,13 +173,28 @@ _DETAILS = ("where", "found", "hint")
 
 def _verdict(check: Mapping[str, Any] | None, name: str) -> Iterator[Case]:
     if check is not None:
-        text = "; ".join([*check.get("failures", ()), *filter(None, [check.get("note")])])
+        found = check.get("failures") or [_within(check)]
+        text = "; ".join(filter(None, [*found, check.get("note")]))
         state: State = "pass" if check.get("ok") else "fail"
         yield Case(check["kind"], name, state, text, check.get("seconds") or 0.0)
+
+
+def _within(check: Mapping[str, Any]) -> str:
+    """What a check that passed found: the output that used most of its tolerance, or the agreement."""
+    outputs = [item for item in check.get("outputs", ()) if item["error"] is not None]
+    if outputs:
+        worst = max(outputs, key=lambda item: item["error"] / (item["tolerance"] or 1e-30))
+        return f"error {worst['error']:.1e} at most, {worst['tolerance']:.1e} allowed"
+    agreement, decibels = check.get("agreement"), check.get("snr_db") or ()
+    parts = [] if agreement is None else [f"agreement {agreement:.1%}"]
+    parts += [f"{value:.1f} dB" for value in decibels if value is not None]
+    return ", ".join(parts)
 
 
 def _certificate(found: Mapping[str, Any] | None, name: str) -> Iterator[Case]:
     if found is not None:
         wrong = [f"{x['output']}: {x['state']}" for x in found["outputs"] if x["state"] != "equal"]
         state, seconds = _STATES[found["state"]], found.get("seconds") or 0.0
-        yield Case("certificate", name, state, "; ".join(wrong), seconds)
+        sites = len(found["covered"])
+        words = f"{sites} of {sites + len(found['left'])} sites, over {len(found['primes'])} primes"
+        yield Case("certificate", name, state, "; ".join([*wrong, words]), seconds)

@@ -47,6 +47,19 @@ def rendering(path: Path) -> Rendering:
     )
 
 
+def render_file(path: Path, render: Rendering) -> str:
+    """A report that was read back, in another form.
+
+    Raises:
+        UsageError: as `read`, and where what is rendered is not in it.
+    """
+    entries = read(path)
+    try:
+        return render(entries)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError("the report is damaged", where=str(path), found=repr(error)) from error
+
+
 def read(path: Path) -> list[Entry]:
     """The models of a report: that of a run, the error that it printed, or those of `check`.
 

@@ -21,8 +21,8 @@ RUNS = {
     "vit": ("convert", "examples.nets:vit_tiny_shapes", "--to", "rmsnorm"),
     "resnet": ("quantize", "examples/models/resnet20.pt", "--trust-module", "examples"),
     "mixed": (
-        "quantize", "examples/models/resnet20.pt", "--trust-module", "examples", "--target-size", "0.2",
-        "--synthesis-steps", "5", "--max-drop", "100",
+        "quantize", "examples.nets:vit_tiny_shapes", "--target-size", "0.7", "--synthesis-steps", "5",
+        "--max-drop", "100",
     ),
     "failed": (
         "convert", "examples/models/resnet20.pt", "--trust-module", "examples", "--require", "fold-affine>=99",

@@ -10,6 +10,7 @@ from xml.etree import ElementTree as xml
 Element = xml.Element
 Content = str | xml.Element | None
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LONG = 30  # characters of a cell that gets room for them
 _MARKS = {"pass": "\u2713", "fail": "\u2717", "error": "!", "unproved": "?"}
 
 
@@ -69,8 +70,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> E
 def _cell(value: Any) -> Element:
     if isinstance(value, xml.Element):
         return element("td", value)
+    text = plain(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return element("td", plain(value), **({"class_": "number"} if number else {}))
+    kind = "number" if number else "long" if len(text) > _LONG else ""
+    return element("td", text, **({"class_": kind} if kind else {}))
 
 
 def code(text: object) -> Element:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import tomllib
+
 from normfold.report.cases import Entry
 from normfold.report.html.elements import Element, code, element, pill, plain, section, size, table
 
 _STATES = {"pass": "pass", "fail": "fail", "not judged": "unproved"}
-_QUOTED = 'network = "'
 
 
 def passes(entry: Entry, place: str) -> Element | None:
@@ -59,7 +61,7 @@ def how(entry: Entry, place: str) -> Element | None:
     data = entry.data
     if entry.error is not None:
         return None
-    job = str(data.get("job", ""))
+    network, job = _job(str(data.get("job", "")))
     facts = [
         ("model", data.get("model")),
         ("inputs", data.get("inputs")),
@@ -69,22 +71,32 @@ def how(entry: Entry, place: str) -> Element | None:
         ("confinement", data.get("confinement")),
     ]
     rows = [x for k, v in facts if v for x in (element("dt", k), element("dd", plain(v)))]
-    command = ""
-    for line in job.splitlines():
-        if line.startswith(_QUOTED):
-            command = (
-                f"normfold convert '{line.removeprefix(_QUOTED).rstrip(chr(34))}' --config job.toml"
-            )
     notes = [element("li", plain(text)) for text in data.get("notes", ())]
     return section(
         "How it was made",
         element("dl", *rows),
         element("ul", *notes) if notes else None,
-        element("p", "This, as ", code("job.toml"), ", and ", code(command), " do it again:")
-        if command
+        element(
+            "p", "This, as ", code("job.toml"), ", and ", code(_again(network)), " do it again:"
+        )
+        if network
         else None,
         element("pre", plain(job)) if job else None,
     )
+
+
+def _job(text: str) -> tuple[str, str]:
+    """The network of a job, and its options as a configuration has them; nothing where only Python can say it."""
+    try:
+        network = tomllib.loads(text).get("network", "")
+    except tomllib.TOMLDecodeError:
+        return "", text
+    lines = [line for line in text.splitlines() if not line.startswith("network = ")]
+    return str(network), "\n".join(lines).strip()
+
+
+def _again(network: str) -> str:
+    return shlex.join(["normfold", "convert", network, "--config", "job.toml"])
 
 
 def _grown(before: int, after: int) -> str:

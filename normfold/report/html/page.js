@@ -3,7 +3,7 @@ for (const part of document.querySelectorAll("section:has(.filter)")) {
   const choices = [...part.querySelectorAll("select")];
   const leaves = [...part.querySelectorAll("li[data-text]")];
   const update = () => {
-    const words = text.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+    const words = text.value.toLowerCase().split(",").map((word) => word.trim()).filter(Boolean);
     let shown = 0;
     for (const leaf of leaves) {
       const fits = choices.every((one) => !one.value || leaf.dataset[one.name] === one.value)

@@ -34,13 +34,7 @@ def errors(entry: Entry, place: str) -> Element | None:
 def verdict(entry: Entry, place: str) -> Element | None:
     """Everything that was judged."""
     rows = [
-        (
-            pill(case.state),
-            plain(case.kind),
-            plain(case.name),
-            plain(case.text),
-            _took(case.seconds),
-        )
+        (pill(case.state), case.kind, case.text, case.name, _took(case.seconds))
         for case in entry.cases()
         if case.kind != "lock"
     ]
@@ -48,7 +42,7 @@ def verdict(entry: Entry, place: str) -> Element | None:
         return None
     return section(
         "What the verdict rests on",
-        table(("", "line", "of", "found", "seconds"), rows, "Everything that was judged"),
+        table(("", "line", "found", "of", "seconds"), rows, "Everything that was judged"),
     )
 
 
