@@ -11,7 +11,7 @@ Networks are simulated in float32 and compared with the floats on 2,000 test ima
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,13 +95,14 @@ def run(bench: Bench, data: bool) -> Iterator[dict[str, Any]]:
         }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what was found."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--networks", nargs="*", default=["vit", "resnet20"])
     parser.add_argument("--out", type=Path, default=Path("out/float8"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in options.networks:
         bench = Bench(name, options.out)
         for data in (True, False):

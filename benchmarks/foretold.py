@@ -16,7 +16,7 @@ import argparse
 import copy
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ def pairs(
             yield {"network": name, "variant": variant, **cases[damage].row(changes)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what was found."""
     parser = argparse.ArgumentParser(
         description="The loss that is foretold without data, against the true one."
     )
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=names, default=names)
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("out/foretold.jsonl"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = (
         [json.loads(line) for line in options.out.read_text().splitlines()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def file(module: nn.Module, folder: Path, scheme: str | None, seed: int, pixels:
     """A network's file; not timed, so that all of it is on grids."""
     given: dict[str, Any] = {}
     if scheme is not None:
-        given = {"quantize": scheme, "seed": seed, "keep_if_faster": False, "name": scheme}
+        given = {"quantize": scheme, "seed": seed, "name": scheme}
     if scheme == "int8":
-        given["pixels"] = pixels
+        given |= {"pixels": pixels, "keep_if_faster": False}
     result = normfold.convert(
         module, inputs=(torch.randn(2, 3, 32, 32),), output=folder, **{"name": "floats", **given}
     )
@@ -40,14 +41,15 @@ def file(module: nn.Module, folder: Path, scheme: str | None, seed: int, pixels:
     return next(path for path in result.artifacts if path.suffix == ".onnx")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table, as Markdown."""
     parser = argparse.ArgumentParser(
         description="Test accuracy of the shipped networks in few bits."
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--scheme", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     images = shapes.train_set(256)[0]
     pixels = (float(images.min()), float(images.max()))
     print("| network | scheme | seed | accuracy | points lost | MB |\n|---|---|---|---|---|---|")

@@ -21,14 +21,18 @@ from benchmarks import (
     bare_export,
     certify_large,
     compile_cost,
+    float8,
+    foretold,
     gpu,
     gpu_norms,
+    int4,
     integers,
     models,
     natural,
     norm_costs,
     offline_norms,
     reading,
+    shipped,
     stages,
     trained,
     trained_networks,
@@ -52,6 +56,44 @@ def test_integers(capsys: pytest.CaptureFixture[str]) -> None:
     head, rule, row = capsys.readouterr().out.splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     assert re.search(r"\d of \d, \d of \d \|$", row)
+
+
+@pytest.mark.timed
+def test_what_is_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    integers.main(["--decided", "--model", "tiny"])
+    *_, row = capsys.readouterr().out.splitlines()
+    assert re.match(r"\| tiny \| \d\.\d+ \(\d\.\d+ to \d\.\d+\) \| \d+%? \| ", row)
+
+
+def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("examples.accuracy.top1", lambda predict: 0.5)
+    shipped.main(["--network", "resnet20", "--scheme", "int8-weights", "int8-dynamic"])
+    *_, weights, dynamic = capsys.readouterr().out.splitlines()
+    assert weights.startswith("| resnet20 | int8-weights | 0 | 50.00 | 0.00 | 0.")
+    assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 50.00 | 0.00 | 0.")
+
+
+def test_int4(capsys: pytest.CaptureFixture[str]) -> None:
+    int4.main(["--network", "tiny", "--tools", "float", "normfold", "rtn32", "hqq32"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["float", "normfold", "rtn32", "hqq32", "ideal"]
+    assert float(rows[0][2]) == 0
+    assert all(0 < float(row[2]) < 0.1 for row in rows[1:-1])
+
+
+@pytest.mark.zoo
+def test_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pairs.jsonl"
+    foretold.main(["--network", "resnet20", "--variant", "w4-rounded", "--out", str(file)])
+    (row,) = map(json.loads, file.read_text().splitlines())
+    assert row["foretold"] > 0
+    assert "1 pairs: an upper bound in " in capsys.readouterr().out
+
+
+@pytest.mark.zoo
+def test_float8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    float8.main(["--networks", "resnet20", "--out", str(tmp_path)])
+    assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 def test_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
