@@ -24,6 +24,7 @@ from normfold.files import atomic
 from normfold.ir.graph import Graph, is_symbolic, op_name
 from normfold.ir.provenance import module_path, source_line
 from normfold.ir.recurrent import free_length
+from normfold.ir.torch_tables import kept_tables
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import images, integer, numbers, stable, tables, write
@@ -215,6 +216,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
         with (
             warnings.catch_warnings(record=True) as caught,
             redirect_stdout(io.StringIO()),
+            kept_tables(exports=True),
             torch.no_grad(),
             free_length(),  # the exporter finds shapes once more
         ):
