@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, UsageError
+from normfold.ir.paths import named_leaves
 from normfold.load import guess, probe
 from normfold.load.nested import Axes, Call, bind, call, repeated, widened
 from normfold.load.specs import Spec, draw_spec, is_mask, parse
@@ -75,7 +76,8 @@ def choose(found: Found, asked: Asked) -> Chosen:
         if asked.single:
             args, kwargs = pytree.tree_map(_float32, (args, kwargs))
         if args or kwargs:
-            return ready(module, args, kwargs, asked)
+            chosen = ready(module, args, kwargs, asked)
+            return replace(chosen, free=_free(found, asked, chosen))
         inputs = ()
     if isinstance(inputs, Mapping):
         return ready(module, (), dict(inputs), asked)
@@ -118,6 +120,24 @@ def ready(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], aske
         )
         raise _misfit(module, f"the given tensors ({shapes})", failure, (args, kwargs))
     return Chosen(args, kwargs, "the given tensors")
+
+
+def _free(found: Found, asked: Asked, chosen: Chosen) -> dict[str, tuple[int, ...]]:
+    """The axes of samples that the network is known to leave free, such as a length: they are longer or shorter
+    elsewhere."""
+    module = found.module
+    try:
+        first = next(guess.guesses(module, asked.batch, found.image_size, found.input_names), None)
+    except LoadError:  # its inputs are not known
+        first = None
+    given = dict(named_leaves(module.forward, chosen.args, chosen.kwargs))
+    made = {}
+    for item in first.inputs if first is not None else ():
+        value = given.get(item.name or "")
+        if isinstance(value, torch.Tensor) and value.dim() == len(item.shape):
+            axes = tuple(axis for axis in item.free if value.shape[axis] > 1)
+            made.update({str(item.name): axes} if axes else {})
+    return made
 
 
 def _repeated(batch: int) -> str:

@@ -5,11 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from normfold.data.opening import capture_source
 from normfold.errors import LoadError
+from normfold.ir.capture import placeholders
+from normfold.ir.graph import is_symbolic
+from normfold.job import Source
 from normfold.load import load
 
 Saved = tuple[Path, Any]  # the folder and the model that was saved in it
@@ -45,6 +50,19 @@ def _error(folder: Path) -> str:
         load(folder)
     assert caught.value.exit_code == 4
     return str(caught.value)
+
+
+def test_samples_do_not_fix_the_length(saved: Saved, tmp_path: Path) -> None:
+    """A file that is calibrated on texts of one length is fed with others."""
+    folder, _ = saved
+    rows = np.random.default_rng(0).integers(50, size=(6, 9))
+    np.savez(tmp_path / "texts.npz", input_ids=rows, attention_mask=np.ones_like(rows))
+    graph = capture_source(Source(str(folder), data=tmp_path / "texts.npz"))
+    sizes = [node.meta["val"].shape for node in placeholders(graph)]
+    assert len(sizes) == 2
+    assert all(is_symbolic(size) for shape in sizes for size in shape)
+    fixed = capture_source(Source(str(folder), inputs=("input_ids:2x9:i64",)))
+    assert placeholders(fixed)[0].meta["val"].shape[1] == 9  # a size that was asked for stays
 
 
 def test_a_sharded_folder(saved: Saved) -> None:
