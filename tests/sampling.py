@@ -12,7 +12,7 @@ def every_other(values: Iterable[Any]) -> list[Any]:
     """The first, the third, ...; the zoo has all of them."""
     return [
         pytest.param(
-            *(value if isinstance(value, tuple) else (value,)), marks=[pytest.mark.zoo] * (at % 2)
+            *(value if isinstance(value, tuple) else (value,)), marks=[pytest.mark.slow] * (at % 2)
         )
         for at, value in enumerate(values)
     ]

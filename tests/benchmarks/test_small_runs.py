@@ -81,7 +81,7 @@ def test_int4(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(0 < float(row[2]) < 0.1 for row in rows[1:-1])
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pairs.jsonl"
     foretold.main(["--network", "resnet20", "--variant", "w4-rounded", "--out", str(file)])
@@ -90,7 +90,7 @@ def test_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 pairs: an upper bound in " in capsys.readouterr().out
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_float8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     float8.main(["--networks", "resnet20", "--out", str(tmp_path)])
     assert len(capsys.readouterr().out.splitlines()) == 10
@@ -124,7 +124,7 @@ def test_a_row_without_a_file(
     assert "int3" in row
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_a_file_that_is_refused_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,7 +316,7 @@ def test_an_engine_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["timing"]["b_seconds"] > 0
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_the_script_for_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     command = ["bash", "benchmarks/gpu.sh", "--dry-run", "--out", str(file), "--parts", "tests"]

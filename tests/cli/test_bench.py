@@ -141,7 +141,7 @@ def test_help_brings_in_no_torch() -> None:
     assert "Time two networks in turn" in ran.stdout
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_keep_if_faster(cli: Cli, clock: dict[str, float]) -> None:
     """As fast as the original is not faster."""
     ran = cli("convert", TINY, "--keep-if-faster", "-o", "out", "--verify", "off")

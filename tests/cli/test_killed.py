@@ -42,7 +42,7 @@ def gone(folder: Path) -> bool:
     return True
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_killed_fifty_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "repository"
     place.mkdir()

@@ -212,7 +212,7 @@ def test_a_target_that_is_too_small(cli: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.onnx"))
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_a_target_of_latency(cli: Any, tmp_path: Path) -> None:
     ran = cli("quantize", *RESIDUAL, *QUICK, "--target-latency", "1000", "-o", str(tmp_path))
     assert ran.status == 0, ran.err

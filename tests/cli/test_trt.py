@@ -101,7 +101,7 @@ def test_every_option(cli: Cli) -> None:
     assert {item["why"] for item in islands} == {"kept by `fc`"}
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_a_sequence_of_any_length(cli: Cli) -> None:
     tokens = ["--input", "input_ids:2x16:i64", "--dynamic", "input_ids:1=1..16..40"]
     command = ["convert", GPT2, "-o", "out", "--export", "trt", "--to", "rmsnorm", *tokens]
@@ -255,7 +255,7 @@ def test_float64_is_said_plainly(cli: Cli) -> None:
     assert not OUT.exists()
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_killed_while_building(cli: Cli, old: dict[str, bytes], tmp_path: Path) -> None:
     process = start(*QUICK, "--precision", "fp16", cwd=tmp_path)
     staged = tmp_path / "out" / f".normfold-{process.pid}" / "tiny.trt.onnx"

@@ -22,13 +22,13 @@ aten = torch.ops.aten
 NETS: list[Any] = [
     (Residual, (2, 4, 5, 6)),
     (Encoder, (2, 5, 8)),
-    pytest.param(RepBlock, (2, 4, 5, 6), marks=pytest.mark.zoo),
-    pytest.param(Norms, (2, 4, 5, 6), marks=pytest.mark.zoo),
+    pytest.param(RepBlock, (2, 4, 5, 6), marks=pytest.mark.slow),
+    pytest.param(Norms, (2, 4, 5, 6), marks=pytest.mark.slow),
 ]
 TYPES = [
     torch.float32,
-    pytest.param(torch.float64, marks=pytest.mark.zoo),
-    pytest.param(torch.bfloat16, marks=pytest.mark.zoo),
+    pytest.param(torch.float64, marks=pytest.mark.slow),
+    pytest.param(torch.bfloat16, marks=pytest.mark.slow),
 ]
 
 

@@ -20,7 +20,7 @@ def test_the_script_builds_engines(tmp_path: Path, capsys: pytest.CaptureFixture
     }
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_the_language_model_in_bfloat16(tmp_path: Path) -> None:
     row = engines.build("GPT", "bf16", tmp_path, windows=10)
     assert row.metric < 5

@@ -71,7 +71,9 @@ def test_export_keeps_the_batch_dynamic(factory: type[nn.Module]) -> None:
         assert torch.allclose(program.module()(images), module(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("file", [pytest.param("net.pt", marks=pytest.mark.zoo), "net.safetensors"])
+@pytest.mark.parametrize(
+    "file", [pytest.param("net.pt", marks=pytest.mark.slow), "net.safetensors"]
+)
 def test_training_script_writes_what_it_trained(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from normfold.job import Train
 QUICK = Train(steps=20, batch_size=32, evaluations=2, hold_out=0.2)
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_the_vit_without_layer_norms(tmp_path: Path) -> None:
     row = prepbn.student("un", tmp_path, samples=400, training=QUICK, images=100)
     assert row.norms == 0
@@ -20,7 +20,7 @@ def test_the_vit_without_layer_norms(tmp_path: Path) -> None:
     assert row.after > 50
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_untrained_and_a_few(tmp_path: Path) -> None:
     row, ranking = dial.student(tmp_path, 160, 0, ["blocks.4.norm2", "blocks.3.norm2"])
     assert row["gone"] == 2
@@ -28,7 +28,7 @@ def test_untrained_and_a_few(tmp_path: Path) -> None:
     assert len(ranking.harms) == 2
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LN", "PRepBN 0.5", "UN"])
 def test_from_scratch(name: str) -> None:
     row = scratch.run({"norm": name, "seed": 0, "epochs": 1, "images": 200})
@@ -37,7 +37,7 @@ def test_from_scratch(name: str) -> None:
     assert len(row["history"]) == 1
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["scratch", "pretrained"])
 def test_gpt(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_gpt, "REPORT", 10)

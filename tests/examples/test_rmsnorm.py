@@ -10,7 +10,7 @@ import pytest
 from examples import gpt, rmsnorm, text
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_the_script_prints_both_models_before_and_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

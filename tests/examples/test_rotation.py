@@ -12,7 +12,7 @@ from examples.gpt import GPT, load, torch_predictor
 from examples.rotation import perplexities, with_outlier
 from examples.train_gpt import RATE, train
 
-pytestmark = pytest.mark.zoo
+pytestmark = pytest.mark.slow
 WINDOWS = 100
 
 

@@ -28,7 +28,7 @@ def test_a_token_sees_its_shifted_window_and_nothing_across_the_edge(shift: int)
         assert found == {(i, j) for i in rows for j in columns}
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_it_converts() -> None:
     torch.manual_seed(0)
     network = swin_shapes().eval()

@@ -24,7 +24,7 @@ def batches() -> Tensor:
     return torch.randint(11, (STEPS, 3, 9), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_the_script_finds_the_gradients_equal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ def test_exact_rewrites_are_identities(name: str) -> None:
     assert all("1x" in size or "2x" in size for size in found.sizes.split() if size != "and")
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_no_false_alarm(name: str) -> None:
     graph, result = rewritten(name, 1)

@@ -126,7 +126,7 @@ def require_same_text(network: Any, file: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["gpt2", *(pytest.param(kind, marks=pytest.mark.zoo) for kind in KINDS if kind != "gpt2")],
+    ["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "gpt2")],
 )
 def test_a_file_generates_what_transformers_does(kind: str, tmp_path: Path) -> None:
     name, settings, to = KINDS[kind]
@@ -181,7 +181,7 @@ def test_a_program_has_no_length_for_which_it_is_not_the_network(
     assert Verifier(graph).outputs("pt2", run)
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_a_long_rope_begins_again(tmp_path: Path) -> None:
     settings = {**LLAMA, "rope_parameters": LONG, "original_max_position_embeddings": 20}
     network = made("Phi3ForCausalLM", settings)

@@ -35,7 +35,7 @@ def make(member: Member) -> nn.Module:
     return (_vision if member.source == "torchvision" else _timm)(member.name)[0]
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize("name", ALL)
 def test_a_pickled_model_of_a_library_loads(name: str, tmp_path: Path) -> None:
     model = make(ALL[name]).eval()
@@ -45,7 +45,7 @@ def test_a_pickled_model_of_a_library_loads(name: str, tmp_path: Path) -> None:
     _same(found, model)
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_pickled_detector_loads(name: str, tmp_path: Path) -> None:
     from torchvision.models import detection

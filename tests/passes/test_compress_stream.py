@@ -40,7 +40,7 @@ from tests.passes.judge import golden, golden_pass, judge, right, untouched
 
 BASES = ["orthonormal", "drop-last"]
 # where only the basis differs in what is written, not in what is done, the second one runs in the zoo
-ONE_BASIS = ["orthonormal", pytest.param("drop-last", marks=pytest.mark.zoo)]
+ONE_BASIS = ["orthonormal", pytest.param("drop-last", marks=pytest.mark.slow)]
 AXES = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 
 
@@ -106,7 +106,7 @@ def test_golden_drop_last() -> None:
     [
         # the bases differ in how a stream is stored, not in what it passes: each net with one, and in the zoo both
         pytest.param(
-            name, basis, marks=[pytest.mark.zoo] if (place % 2) == (basis == "drop-last") else []
+            name, basis, marks=[pytest.mark.slow] if (place % 2) == (basis == "drop-last") else []
         )
         for place, name in enumerate(NETS)
         for basis in BASES

@@ -97,7 +97,7 @@ def test_case(branches: list[Case], dtype: torch.dtype) -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 @pytest.mark.parametrize(("branches", "dtype"), _named(list(DTYPES), chosen=False))
 def test_full_product(branches: list[Case], dtype: torch.dtype) -> None:
     found = complaints(branches, dtype)

@@ -24,7 +24,7 @@ from normfold.ranges.ranges import distance
 from normfold.report.quantization import QuantizationReport
 from normfold.steps.quantize import make_integers
 
-pytestmark = pytest.mark.zoo
+pytestmark = pytest.mark.slow
 OPTIONS = Quantize("int8", images=64, synthesis_steps=60)
 JUDGED = 1000
 

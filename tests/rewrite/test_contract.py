@@ -93,8 +93,8 @@ def test_documentation(name: str) -> None:
 
 NETS = [
     (Residual, (2, 4, 5, 6)),
-    pytest.param(RepBlock, (2, 4, 5, 6), marks=pytest.mark.zoo),
-    pytest.param(Norms, (2, 4, 5, 6), marks=pytest.mark.zoo),
+    pytest.param(RepBlock, (2, 4, 5, 6), marks=pytest.mark.slow),
+    pytest.param(Norms, (2, 4, 5, 6), marks=pytest.mark.slow),
     (Encoder, (2, 5, 8)),
 ]
 
@@ -122,7 +122,7 @@ def test_the_input_is_untouched(name: str, build: Build, shape: tuple[int, ...])
     after.module.graph.lint()
 
 
-ALONE = [pytest.param(Residual, (2, 4, 5, 6), marks=pytest.mark.zoo), (Encoder, (2, 5, 8))]
+ALONE = [pytest.param(Residual, (2, 4, 5, 6), marks=pytest.mark.slow), (Encoder, (2, 5, 8))]
 
 
 def everything_about(graph: Graph) -> list[object]:

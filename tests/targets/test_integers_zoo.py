@@ -17,7 +17,7 @@ from normfold.steps.quantize import make_integers
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx
 
-pytestmark = pytest.mark.zoo
+pytestmark = pytest.mark.family
 OPTIONS = Quantize("int8")
 DATA = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 # what has no kernel: BatchNorms in front of ReLUs that nothing can take in stay multiplications and additions

@@ -62,7 +62,7 @@ def evaluated(graph: Graph, verifier: Verifier, path: Path) -> Check:
     return verifier.outputs("reference", run, BUDGET)
 
 
-@pytest.mark.parametrize("to", [pytest.param("layer_norm", marks=pytest.mark.zoo), "rms_norm"])
+@pytest.mark.parametrize("to", [pytest.param("layer_norm", marks=pytest.mark.slow), "rms_norm"])
 def test_a_stream_whose_squares_overflow(to: str, tmp_path: Path) -> None:
     net = loud()
     images = x(2, 3, 8, 8)
@@ -87,7 +87,7 @@ def test_a_stream_whose_squares_overflow(to: str, tmp_path: Path) -> None:
     assert not verifier.half("float16", without.typed.graph, BUDGET)
 
 
-@pytest.mark.parametrize("to", [pytest.param("layer_norm", marks=pytest.mark.zoo), "rms_norm"])
+@pytest.mark.parametrize("to", [pytest.param("layer_norm", marks=pytest.mark.slow), "rms_norm"])
 def test_the_same_network_at_an_ordinary_scale_has_no_islands(to: str, tmp_path: Path) -> None:
     pipeline = preset("rmsnorm") if to == "rms_norm" else "canonicalize,restore,bake"
     graph = capture(loud(1.0), (x(2, 3, 8, 8),))
@@ -172,7 +172,7 @@ SQUARES: dict[str, tuple[Any, str]] = {
     "name",
     [
         pytest.param(
-            name, marks=[pytest.mark.zoo] if name in ("group", "instance", "length") else []
+            name, marks=[pytest.mark.slow] if name in ("group", "instance", "length") else []
         )
         for name in SQUARES
     ],

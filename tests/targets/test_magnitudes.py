@@ -82,7 +82,7 @@ NORMS: dict[str, tuple[nn.Module, list[int], bool]] = {
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.zoo)],
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("name", NORMS)
 def test_a_norm_has_squares_and_a_power(name: str, dtype: torch.dtype) -> None:

@@ -29,7 +29,7 @@ def timm_net(name: str, **options: Any) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet26d", marks=pytest.mark.zoo)])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet26d", marks=pytest.mark.slow)])
 def test_a_folded_resnet_has_no_batch_norms(name: str, tmp_path: Path) -> None:
     net = timm_net(name)
     made = back(net, tmp_path, "folded", IMAGE)

@@ -118,7 +118,7 @@ def test_a_tied_embedding_stays_tied_or_is_untied(tmp_path: Path) -> None:
     assert not shares(untied)
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 def test_positions_that_are_not_read_are_not_guessed(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
@@ -133,7 +133,7 @@ def test_positions_that_are_not_read_are_not_guessed(tmp_path: Path) -> None:
         assert kinds(made)["RMSNorm"] > 0
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 def test_a_centring_op_is_refused_and_untying_helps(tmp_path: Path) -> None:
     ids = torch.randint(0, 20, (2, 8))
     with pytest.raises(ExportError, match=r"takes the mean off(.|\n)*`--untie`"):

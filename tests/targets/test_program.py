@@ -183,7 +183,7 @@ def test_a_program_file_is_functional_and_reads_again(
         assert exported.census.ops["Gelu"] == exported.census.ops["Attention"] == 2
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ConvNet, Transformer])
 def test_a_program_file_is_what_AOTInductor_compiles(kind: type[nn.Module], tmp_path: Path) -> None:
     """The lines of docs/targets.md; a C++ compiler and half a minute."""

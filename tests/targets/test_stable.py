@@ -125,7 +125,7 @@ def test_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
         torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 def test_the_whole_table() -> None:
     """No op is wrong but those that onnxruntime itself computes otherwise, listed with `sweep`."""
     cases = every()

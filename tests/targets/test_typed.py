@@ -253,7 +253,7 @@ def test_outputs_keep_their_types_whatever_they_are() -> None:
     ("norm", "captured"),
     [
         (nn.LayerNorm, torch.float16),
-        pytest.param(nn.RMSNorm, torch.bfloat16, marks=pytest.mark.zoo),
+        pytest.param(nn.RMSNorm, torch.bfloat16, marks=pytest.mark.slow),
     ],
 )
 def test_networks_captured_in_half_precision(norm: Any, captured: torch.dtype) -> None:

@@ -110,7 +110,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", [pytest.param("bn", marks=pytest.mark.zoo), "prepbn", "un"])
+@pytest.mark.parametrize("kind", [pytest.param("bn", marks=pytest.mark.slow), "prepbn", "un"])
 def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
     whole, expected = train(kind)
 

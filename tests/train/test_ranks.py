@@ -33,7 +33,7 @@ def run(command: list[str], script: Path, kind: str, out: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
 
 
-@pytest.mark.zoo
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prepbn"])
 def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"

@@ -1,1 +1,1 @@
-"""Conformance over whole model families: `make zoo`, or ``pytest -m zoo tests/zoo``."""
+"""Conformance over whole model families: `make family`, or ``pytest -m family tests/zoo``."""

@@ -1,4 +1,4 @@
-"""Certificates of whole networks: ``pytest -m zoo tests/zoo/test_certificates.py``."""
+"""Certificates of whole networks: ``pytest -m family tests/zoo/test_certificates.py``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize(("source", "name", "text"), NETWORKS)
 def test_certified(source: str, name: str, text: str) -> None:
     module, args = ln_build(Member(source, source, name))

@@ -17,7 +17,7 @@ import normfold
 from normfold.errors import CaptureError
 from tests.zoo.detectors import torchvision_detector, yolo
 
-pytestmark = pytest.mark.zoo
+pytestmark = pytest.mark.family
 FREE = ("images:2", "images:3")
 
 

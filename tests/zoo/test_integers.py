@@ -1,4 +1,4 @@
-"""Transformers in integers, through the bare command on folders: ``pytest -m zoo tests/zoo/test_integers.py``.
+"""Transformers in integers, through the bare command on folders: ``pytest -m family tests/zoo/test_integers.py``.
 
 Masks are inputs, lengths are free, tables are tied as each network ties them; decoders with their cache too.
 """
@@ -22,7 +22,7 @@ MEMBERS = [
 ]
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.id)
 def test_every_scheme_is_written_and_judged(member: Member) -> None:
     row = integer_trial(member)

@@ -1,4 +1,4 @@
-"""The zoo as tests, one for each member: ``pytest -m zoo tests/zoo``."""
+"""The zoo as tests, one for each member: ``pytest -m family tests/zoo``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.zoo.trial import trial
 from tests.zoo.trt_trial import engine_members, engine_trial
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize("member", members(), ids=lambda member: member.id)
 def test_captured_folded_and_verified(member: Member) -> None:
     row = trial(member)
@@ -19,7 +19,7 @@ def test_captured_folded_and_verified(member: Member) -> None:
     assert row.gone + sum(row.left.values()) == row.norms
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize("member", ln_members(), ids=lambda member: member.id)
 def test_captured_centred_and_verified(member: Member) -> None:
     row = ln_trial(member)
@@ -27,7 +27,7 @@ def test_captured_centred_and_verified(member: Member) -> None:
     assert row.converted + sum(row.declined.values()) == row.norms
 
 
-@pytest.mark.zoo
+@pytest.mark.family
 @pytest.mark.parametrize("member", engine_members(), ids=lambda member: member.id)
 def test_built(member: Member) -> None:
     row = engine_trial(member)
