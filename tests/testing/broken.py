@@ -26,13 +26,15 @@ class ForgetsTheBias(FoldScale):
         rewriter.record("scaled")
 
 
-class RoundsTheWeight(FoldScale):
-    """Right in float64; what is baked has lost the last bits of float32."""
+class LosesBits(FoldScale):
+    """Right as an identity and in float64; float32 has no bits left for the output behind a sum of 10,000."""
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         super().rewrite(match, rewriter)
-        half = rewriter.cast(match.node.args[1], torch.float16)  # type: ignore[arg-type]
-        rewriter.set_argument(match.node, 1, rewriter.cast(half, torch.float32))
+        large = rewriter.insert_after(match.node, aten.add.Tensor, match.node, 1e4)
+        rewriter.replace(match.node, large, keep=(large,))
+        small = rewriter.insert_after(large, aten.sub.Tensor, large, 1e4)
+        rewriter.replace(large, small, keep=(small,))
 
 
 class ScalesInPlace(FoldScale):
