@@ -38,7 +38,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PLUGIN, sources, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     target = tmp_path_factory.mktemp("site-packages")
     quiet = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
-    command = ["-m", "pip", "install", *quiet, "--no-build-isolation", "--target", target, sources]
+    command = [
+        "-m",
+        "pip",
+        "install",
+        *quiet,
+        "--no-build-isolation",
+        "--target",
+        f"{target}",
+        f"{sources}",
+    ]
     ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return target
