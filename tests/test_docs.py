@@ -255,7 +255,7 @@ def test_python_runs(page: str, clone: Path) -> None:
     for block in python_blocks(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(block, page, "exec"), namespace)
+            exec(compile(block, page, "exec", dont_inherit=True), namespace)
         for text in re.findall(r"^\s*print\(.*\)\s+# (.*)$", block, re.MULTILINE):
             assert text in printed.getvalue().splitlines()
 
