@@ -28,6 +28,7 @@ LINKED = [
     "CHANGELOG.md",
     "benchmarks/README.md",
     "examples/models/README.md",
+    "examples/plugin/README.md",
     "examples/results/README.md",
     "examples/results/integers.md",
 ]

@@ -215,7 +215,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder is empty but for `examples`, as the root of a clone has it."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    plugin = ROOT / "examples" / "plugin"  # whose pass and tests a page shows
+    monkeypatch.setattr(sys, "path", [str(ROOT), str(plugin), *sys.path])
     return tmp_path
 
 
@@ -254,7 +255,7 @@ def test_python_runs(page: str, clone: Path) -> None:
     for block in python_blocks(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(block, page, "exec"), namespace)
+            exec(compile(block, page, "exec", dont_inherit=True), namespace)
         for text in re.findall(r"^\s*print\(.*\)\s+# (.*)$", block, re.MULTILINE):
             assert text in printed.getvalue().splitlines()
 

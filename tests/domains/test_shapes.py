@@ -14,9 +14,9 @@ from normfold.domains.shapes import Shapes
 from normfold.ir import Graph, capture
 from normfold.passes import BUILT_IN
 from normfold.rewrite import Rewriter, parse, run_pipeline
+from normfold.testing.shapes import Describer, untrue_shapes
 from tests.nets import Encoder, Norms, RepBlock, Residual
 from tests.passes.orders import prepared_for
-from tests.shapes import Describer, untrue_shapes
 
 aten = torch.ops.aten
 NETS: list[Any] = [

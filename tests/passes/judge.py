@@ -20,7 +20,7 @@ from normfold.ir.text import graph_text
 from normfold.ops.table import BATCH_NORM_OPS
 from normfold.report import Declined, PassReport
 from normfold.rewrite import parse, run_pipeline
-from tests.shapes import untrue_shapes
+from normfold.testing.shapes import untrue_shapes
 
 ALGEBRA = 1e-10  # relative error that the un-baked graph may have in float64
 ULPS = 8

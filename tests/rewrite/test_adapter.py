@@ -15,8 +15,8 @@ from normfold.ir import Graph, capture
 from normfold.ir.sites import affine_sites
 from normfold.ir.statistics import statistics_of
 from normfold.rewrite import FxPass, parse, run_pipeline
+from normfold.testing.shapes import untrue_shapes
 from tests.nets import Residual, perturb
-from tests.shapes import untrue_shapes
 
 
 def graph() -> Graph:
