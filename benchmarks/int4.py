@@ -268,6 +268,9 @@ def _sentence_files(
         except normfold.NormfoldError as error:
             print(f"| {name} | {error} | | |", flush=True)
             continue
+        if not result.ok:
+            print(f"| {name} | {result.report.failures()[0]} | | |", flush=True)
+            continue
         yield name, Path(result.report.artefacts[0].path)
 
 

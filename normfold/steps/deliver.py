@@ -36,6 +36,7 @@ from normfold.targets.floats import widened
 from normfold.targets.order import Draft, Order, Run, drafts, runs_of
 from normfold.targets.tensorrt.write import builder, wanted
 
+_ROUNDED_DB = 20.0  # of inputs in 8 bits by blocks, through many layers
 _COARSE_DB = 3.0  # of weights of few bits: noise of half the size of the signal
 
 
@@ -114,7 +115,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.verifier,
         work.half_budget,
         promise,
-        budget=_budget(promise, job.policy.max_drop),
+        budget=_budget(promise, job, request),
         plain=lambda: _own_export(order, request, work),
         strict=job.policy.verify == "strict",
         trained=job.train is not None and work.kept is None,
@@ -156,11 +157,17 @@ def _placement(
     return placement.place(graph, with_rounding(step, work), request.target, work, earlier)
 
 
-def _budget(promise: Promise | None, max_drop: float | None) -> Budget:
-    """What integers may lose; of weights of few bits the file is judged by its simulation, and what they lose is
-    said."""
+def _budget(promise: Promise | None, job: Job, request: Request) -> Budget:
+    """What integers may lose.
+
+    With weights of few bits the file is judged by its simulation, and what they lose is said. Where onnxruntime
+    rounds the inputs of products by itself, a file may lie further below its simulation.
+    """
+    max_drop, step = job.policy.max_drop, job.quantize
     if promise is not None and promise.coarse:
         return Budget(agreement=None, snr_db=_COARSE_DB, max_drop=max_drop)
+    if step is not None and step.scheme == "int8-weights" and request.format == "onnx":
+        return Budget(clear_db=_ROUNDED_DB, max_drop=max_drop)
     return Budget(max_drop=max_drop)
 
 
