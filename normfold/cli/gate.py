@@ -6,6 +6,8 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -46,14 +48,19 @@ def check(asked: Checking, as_json: bool) -> int:
         sweep(folder)
     cache.sweep()
 
-    def say(run: Run, entry: Entry) -> None:
-        kept = ", as before" if entry.cached else ""
-        print(f"{run.name}: {lock.compared(run, entry).state}{kept}", file=sys.stderr, flush=True)
-
     jobs = asked.jobs or max(1, (os.cpu_count() or 1) // 2)
     named = config is not None
-    runner = Runner(file, asked.keep, named, settings, jobs, cache, not asked.fresh, say)
-    entries = runner.execute(found)
+    with shown() as said:
+
+        def say(run: Run, entry: Entry | None) -> None:
+            if entry is None:
+                said(run.name, "")
+                return
+            kept = ", as before" if entry.cached else ""
+            said(run.name, f"{lock.compared(run, entry).state}{kept}")
+
+        runner = Runner(file, asked.keep, named, settings, jobs, cache, not asked.fresh, say)
+        entries = runner.execute(found)
     notes = [*cache.notes]
     if asked.update:
         bad = lock.write(found, entries, [run.name for run in every])
@@ -74,6 +81,34 @@ def check(asked: Checking, as_json: bool) -> int:
     counts = ", ".join(f"{n} {state}" for state, n in Counter(x.state for x in entries).items())
     print(f"{'NOT passed' if code else 'passed'}: {counts}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[str, str], None]]:
+    """Says what became of each model; on a terminal those that run have a line with their seconds."""
+    if not sys.stderr.isatty():
+
+        def say(name: str, state: str) -> None:
+            if state:
+                print(f"{name}: {state}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def move(name: str, state: str) -> None:
+            if not state:
+                tasks[name] = bar.add_task(name, total=None)
+                return
+            bar.remove_task(tasks.pop(name))
+            bar.console.print(f"{name}: {state}", markup=False, highlight=False)
+
+        yield move
 
 
 def _chosen(every: list[Run], names: tuple[str, ...]) -> list[Run]:

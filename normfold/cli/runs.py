@@ -58,6 +58,7 @@ class Runner:
         named: the configuration was named, and not only found.
         settings: options of the configuration that hold for all, as plain data.
         cache: where earlier results are; `reuse` says whether they count.
+        say: is told of each model when it begins, without an entry, and when it is done.
     """
 
     file: Path
@@ -67,7 +68,7 @@ class Runner:
     jobs: int
     cache: Cache
     reuse: bool
-    say: Callable[[Run, Entry], None]
+    say: Callable[[Run, Entry | None], None]
     _living: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _writing: threading.Lock = field(default_factory=threading.Lock)
@@ -81,6 +82,7 @@ class Runner:
 
             def one(run: Run) -> None:
                 if not self._stopped.is_set():
+                    self.say(run, None)
                     entries[run.name] = entry = self._one(run, place)
                     self.say(run, entry)
 
