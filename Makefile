@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 
-.PHONY: demo demo-prepbn test lint slow mutants family compat fuzz clean
+.PHONY: demo demo-prepbn test lint docs slow mutants family compat fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)  ## convert a trained network; accuracy before and after
@@ -25,6 +25,9 @@ lint: $(STAMP)
 
 slow: $(STAMP)  ## tests that take long: training, engines, processes killed
 	@$(PY) -m pytest -m slow --numprocesses 2 --dist worksteal
+
+docs: $(VENV)/.docs  ## README and docs/ as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
 
 mutants: $(STAMP)  ## thousands of faults in networks and files, and which of them the verdict misses: half an hour
 	@$(PY) -m tests.mutants --jobs 2
@@ -45,7 +48,7 @@ fuzz: $(STAMP)  ## 10,000 damaged files and texts of each kind: an hour
 	@$(PY) -m tests.fuzz
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch goes first: once the pinned one is there, no later requirement can bring in another build.
 # torchvision and timm ask for torch by themselves, so they are installed without what they need;
@@ -60,4 +63,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) setuptools wheel torch
 	@$(PIP) --no-deps torchvision timm
 	@$(PIP) --no-build-isolation --editable '.[dev,hub,trt-rtx,openvino]'
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	@$(PIP) --no-build-isolation --editable '.[docs]'
 	@touch $@

@@ -5,6 +5,7 @@ python -m tests.pages        # writes the latter
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from normfold.report.reasons import Caution, Reason
 from normfold.target import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 PAGES = ["README.md", *DOCS]
 LINKED = [
     *PAGES,
@@ -43,6 +44,11 @@ _COMMAND = re.compile(r"(?:\$ |.* -m )?(normfold [a-z].*)")
 # -- reading a page ----------------------------------------------------------------------------------
 
 
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of every fence."""
+    return [(part[1], part[2]) for part in _FENCE.finditer(TEXT[page])]
+
+
 def python_blocks(page: str) -> list[str]:
     """Behind as many empty lines as there are in front of them, so that errors name the right one."""
     found = [part for part in _FENCE.finditer(TEXT[page]) if part[1] == "python"]
@@ -54,8 +60,11 @@ def indented(text: str) -> list[str]:
 
 
 def spans(text: str) -> Iterator[str]:
-    """Code of a page outside fences: indented lines, and what is in backticks."""
+    """Code of a page outside fences: indented lines, and what is in backticks; of fences the lines of a shell."""
     yield from indented(text)
+    for part in _FENCE.finditer(text):
+        if part[1] == "sh":
+            yield from (line.partition(" >> ")[0] for line in part[2].splitlines())
     prose = [line for line in _FENCE.sub("", text).splitlines() if not line.startswith("    ")]
     yield from (code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", "\n".join(prose)))
 
@@ -195,12 +204,68 @@ def cautions_table() -> str:
     return markdown(("code", "name", "meaning", "what helps"), rows)
 
 
+SCHEMA: dict[str, Any] = json.loads((ROOT / "normfold/report/schema.json").read_text())
+
+
+def _shape(part: dict[str, Any]) -> str:
+    """What a value of the report is, in words."""
+    if "$ref" in part:
+        name = part["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name})"
+    if "const" in part:
+        return code(json.dumps(part["const"]))
+    if "enum" in part:
+        return ", ".join(code(json.dumps(value)) for value in part["enum"])
+    if choices := part.get("anyOf") or part.get("oneOf"):
+        return " or ".join(map(_shape, choices))
+    if isinstance(part.get("type"), list):
+        return " or ".join(part["type"])
+    if part.get("type") == "array":
+        if "prefixItems" in part:
+            return f"({', '.join(map(_shape, part['prefixItems']))})"
+        return f"list of {_shape(part['items'])}" if "items" in part else "list"
+    values = part.get("additionalProperties")
+    if isinstance(values, dict):
+        return f"names, each with {_shape(values)}"
+    return str(part.get("type", "any"))
+
+
+def _inner(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects that are described in place, and how they are reached."""
+    for choice in (part, *part.get("anyOf", ()), *part.get("oneOf", ())):
+        if "properties" in choice:
+            yield "", choice
+        elif isinstance(choice.get("items"), dict):
+            yield from ((f"[]{end}", found) for end, found in _inner(choice["items"]))
+
+
+def _fields(part: dict[str, Any], start: str = "") -> Iterator[tuple[str, str, str]]:
+    for name, value in part["properties"].items():
+        optional = "" if name in part.get("required", ()) else "; may be missing"
+        text = escaped(value.get("description", ""))
+        yield code(start + name), escaped(_shape(value)) + optional, text
+        for end, found in _inner(value):
+            yield from _fields(found, f"{start}{name}{end}.")
+
+
+def schema_tables() -> str:
+    header = ("field", "value", "meaning")
+    parts = ["## The report", SCHEMA["description"], markdown(header, list(_fields(SCHEMA)))]
+    for name, part in SCHEMA["$defs"].items():
+        parts += [f"## {name}", part.get("description", "")]
+        parts.append(
+            markdown(header, list(_fields(part))) if "properties" in part else _shape(part)
+        )
+    return "\n\n".join(part.strip() for part in parts if part)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "targets": targets_table,
     "commands": commands_table,
     "options": options_tables,
     "reasons": reasons_table,
     "cautions": cautions_table,
+    "schema": schema_tables,
 }
 MARKED = re.compile(r"(<!-- (\w+): written by [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
