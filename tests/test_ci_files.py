@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,15 +28,32 @@ require = ["fold-affine>={}"]
 """
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A repository with a model, in a fresh checkout."""
-    path = tmp_path / "clone"
-    path.mkdir()
-    (path / "normfold.toml").write_text(CONFIG.format(1))
-    for name in ("temp", "kept"):
-        (tmp_path / name).mkdir()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a runner keeps its things, a repository with a model among them."""
+    path = tmp_path_factory.mktemp("runner")
+    for name in ("clone", "temp", "kept"):
+        (path / name).mkdir()
     return path
+
+
+@pytest.fixture
+def clone(place: Path) -> Path:
+    """The repository, as it is checked out."""
+    path = place / "clone"
+    for name in ("output", "summary.md"):
+        (place / name).unlink(missing_ok=True)
+    config = path / "normfold.toml"
+    if not config.is_file() or config.read_text() != CONFIG.format(1):
+        config.write_text(CONFIG.format(1))
+    return path
+
+
+def restored(cache: Path, clone: Path) -> None:
+    """Results of earlier jobs, as a runner restores them: no model runs twice."""
+    for file in clone.parent.glob("temp/normfold-cache/*.json"):
+        cache.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, cache)
 
 
 def shell(text: str, clone: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -129,14 +147,20 @@ def test_forks_get_the_summary_only() -> None:
 @pytest.mark.parametrize(
     "text", [STEPS["Install"]["run"], GITLAB[".normfold-check"]["before_script"][0]]
 )
-def test_the_line_that_installs(text: str, clone: Path) -> None:
-    """Into a folder of its own, and what it needs is here already."""
-    made = clone.parent / "made"
+def test_the_line_that_installs(text: str, clone: Path, tmp_path: Path) -> None:
+    """Into a folder of its own, from a copy, as setuptools builds in its source; what it needs is here."""
+    made, source = tmp_path / "made", tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source)
+    for name in ("normfold", "passes"):
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=skip)
     ran = shell(
         text,
         clone,
-        GITHUB_ACTION_PATH=str(ROOT),
-        PACKAGE=str(ROOT),
+        GITHUB_ACTION_PATH=str(source),
+        PACKAGE=str(source),
         INDEX=ACTION["inputs"]["index"]["default"],
         REQUIREMENTS="",
         PIP_TARGET=str(made),
@@ -152,6 +176,7 @@ def test_the_line_that_installs(text: str, clone: Path) -> None:
 def test_the_template_for_gitlab(clone: Path) -> None:
     job = GITLAB[".normfold-check"]
     (line,) = job["script"]
+    restored(clone / job["cache"]["paths"][0], clone)
     ran = shell(line, clone, CONFIG=job["variables"]["CONFIG"])
     assert ran.returncode == 0, ran.stderr
     for name in job["artifacts"]["paths"]:
@@ -161,6 +186,7 @@ def test_the_template_for_gitlab(clone: Path) -> None:
 
 
 def test_the_hook_of_pre_commit(clone: Path) -> None:
+    restored(clone.parent / "kept/normfold/check", clone)
     ran = shell(shlex.join(shlex.split(HOOK["entry"])), clone)
     assert ran.returncode == 0, ran.stderr
     pattern = re.compile(HOOK["files"])
