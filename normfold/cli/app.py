@@ -121,7 +121,7 @@ def main() -> None:
     sys.unraisablehook = _lost
     try:
         _require_folder()
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="normfold")
         sys.stdout.flush()
     except NormfoldError as error:
         _fail(error.what, error.exit_code, error.where, error.found, error.hint)
@@ -243,7 +243,7 @@ def _fail(
         error = {"what": what, "where": where, "found": found, "hint": hint}
         data: dict[str, Any] = {"ok": False, "exit_code": status, "error": error}
         if (read := reads.listed()) is not None:
-            data["read"] = read
+            data |= {"read": read, "variables": reads.variables()}
         try:
             print(json.dumps(data, indent=2), flush=True)
         except BrokenPipeError:

@@ -96,6 +96,8 @@ class Cache:
                 return None
             if body["given"] != _listing(key.given()):
                 return None
+            if body["variables"] != _values(body["variables"]):
+                return None
             entry = replace(Entry.from_dict(key.name, body["data"]), cached=True)
             entry.cases()
             os.utime(file)
@@ -120,7 +122,12 @@ class Cache:
         files, given = hashes(map(Path, entry.read)), _listing(key.given())
         if any(_changed(Path(name)) >= before for name in files.keys() | given.keys()):
             return
-        body = {"files": files, "given": given, "data": entry.to_dict()}
+        body: dict[str, Any] = {
+            "files": files,
+            "given": given,
+            "variables": _values(entry.variables),
+        }
+        body["data"] = entry.to_dict()
         file = self._file(key)
         try:
             with staging(self.folder) as folder:
@@ -196,6 +203,11 @@ def _variables() -> dict[str, str]:
     """Those that a result may depend on."""
     names = ("NORMFOLD_", "OMP_", "MKL_", "TORCH_", "PYTHONPATH", "PYTHONHASHSEED")
     return {name: value for name, value in os.environ.items() if name.startswith(names)}
+
+
+def _values(names: Iterable[str]) -> dict[str, str]:
+    """What variables are set to, hashed: they may hold secrets."""
+    return {name: _digest(os.environ.get(name)) for name in names}
 
 
 def _machine() -> str:

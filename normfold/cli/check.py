@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,14 +43,20 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
         )
     if not name or not all(part.isalnum() or part in "-_." for part in name) or name[0] == ".":
         raise UsageError(
-            f"`{file}` has a model that no file can be named after", found=f"models.{name}"
+            f"`{file}` has a model that no file can be named after",
+            found=repr(name),
+            hint="letters, digits, `-`, `_` and `.`, as in `[models.resnet-20]`",
         )
     left_out = COMMANDS[command][1]
     options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
     known = {flag.removeprefix("--"): item for item in options for flag in item.flags}
     model = values.get("network")
     if not isinstance(model, str) or not model or model.startswith("-"):
-        raise UsageError(f"`{file}` does not say which model `models.{name}` is", found=repr(model))
+        raise UsageError(
+            f"`{file}` does not say which model `models.{name}` is",
+            found=None if model is None else repr(model),
+            hint='write `network = "model.pt"`, or what else `normfold convert` takes as MODEL',
+        )
     if not named and _runs_code(model):
         raise _may_not(file, f"models.{name}.network")
     words = [model]
@@ -58,10 +65,12 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
             continue
         item = known.get(key)
         if item is None or item.name == "output":
-            where = "`normfold check` says where files go"
+            close = difflib.get_close_matches(key, [*_OWN, *known], 1)
+            meant = f"did you mean `{close[0]}`? " if close else ""
+            hint = f"{meant}`normfold {command} --help` lists the options"
             raise UsageError(
                 f"`{file}` has an unknown key `models.{name}.{key}`",
-                hint=where if item is not None else f"`normfold {command} --help`",
+                hint=hint if item is None else "`normfold check` says where files go",
             )
         plain = settings.Option(item.keyword, item.many or item.count > 1, item.named)
         if not named and not settings.may_be_found(key, value, plain):
@@ -73,7 +82,9 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
     allow = values.get("allow-unproved", False)
     if not isinstance(allow, bool):
         raise UsageError(
-            f"`{file}` has a wrong value for `models.{name}.allow-unproved`", found=repr(allow)
+            f"`{file}` has a wrong value for `models.{name}.allow-unproved`",
+            found=repr(allow),
+            hint="true or false",
         )
     return Run(name, str(command), tuple(words), allow, timed)
 
@@ -102,6 +113,15 @@ def _words(item: Option, value: Any, key: str, file: str) -> list[str]:
                 f"`{file}` has a wrong value for `{key}`", found=f"{value!r}, not a bool"
             )
         return [flag if value else f"--no-{item.key}"]
+    if item.kind in ("int", "float") or item.choices:
+        try:
+            item.value(value)
+        except UsageError as error:
+            raise UsageError(
+                f"`{file}` has a wrong value for `{key}`",
+                found=repr(value),
+                hint=f"{error.what}{f'; {error.hint}' if error.hint else ''}",
+            ) from error
     if item.count > 1:
         return [flag, *map(str, values)]
     if len(values) > 1 and not item.many:

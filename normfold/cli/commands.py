@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,8 @@ def init(given: Given) -> int:
         )
     head = f"{before.rstrip()}\n" if before.strip() else HEAD.format(name=output.name)
     write_text(output, f"{head}\n{text}")
-    typer.echo(f"wrote {output}: next, `normfold check --config {output} --update`")
+    again = shlex.join(["normfold", "check", "--config", str(output), "--update"])
+    typer.echo(f"wrote {output}: next, `{again}`")
     return 0
 
 

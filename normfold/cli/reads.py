@@ -1,4 +1,4 @@
-"""The files that a run reads, so that `check` knows when an earlier result holds.
+"""The files and variables that a run reads, so that `check` knows when an earlier result holds.
 
 python -P -c "from normfold.cli.reads import main; main(PARENT)" COMMAND ...  runs a command that ends with the
 process PARENT, and lists them in its JSON, as ``read``.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import site
 import sys
 import sysconfig
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+_ABOUT = re.compile(r"\.pyc$|\.(dist|egg)-info/")  # of a package
 _recorded: set[str] | None = None
+_variables: set[str] = set()
+_ASKED_BY = ("os", "collections.abc", "_collections_abc")  # for the code that asks
 _DEATH = 1  # of prctl: the signal that this process gets when its parent dies
 _NOT = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/", "/usr/lib/", "/lib/")
 
@@ -34,9 +39,31 @@ def main(parent: int) -> None:
             found.add(os.path.abspath(os.fsdecode(arguments[0])))
 
     sys.addaudithook(hook)
+    _watch_variables()
     from normfold.cli import main as command_line
 
     command_line()
+
+
+def _watch_variables() -> None:
+    """Record the environment variables that code asks for which is not of an installed package."""
+    kind: Any = type(os.environ)
+    get, installed = kind.__getitem__, (*_installed(), "<")
+
+    def watched(self: Any, key: str) -> str:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__") in _ASKED_BY:
+            frame = frame.f_back
+        if frame is not None and not frame.f_code.co_filename.startswith(installed):
+            _variables.add(key)
+        return str(get(self, key))
+
+    kind.__getitem__ = watched
+
+
+def variables() -> list[str]:
+    """Names of the variables that the user's code asked for, sorted."""
+    return sorted(_variables)
 
 
 def listed() -> list[str] | None:
@@ -52,7 +79,7 @@ def listed() -> list[str] | None:
     return sorted(
         path
         for path in paths
-        if not path.startswith(installed) and not path.endswith(".pyc") and os.path.isfile(path)
+        if not path.startswith(installed) and not _ABOUT.search(path) and os.path.isfile(path)
     )
 
 

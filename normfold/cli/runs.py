@@ -84,7 +84,8 @@ class Runner:
                 if not self._stopped.is_set():
                     self.say(run, None)
                     entries[run.name] = entry = self._one(run, place)
-                    self.say(run, entry)
+                    if not self._stopped.is_set():  # else it is not the model's doing
+                        self.say(run, entry)
 
             try:
                 with ThreadPoolExecutor(self.jobs) as pool:
@@ -120,7 +121,7 @@ class Runner:
         return entry
 
     def _new(self, run: Run, place: Path) -> Entry:
-        start = _START.format(parent=os.getpid())
+        start, own = _START.format(parent=os.getpid()), f"{place / run.name}/"
         words = [sys.executable, "-P", "-c", start, run.command, *run.words, "--json"]
         words += ["-o", str(place / run.name)]
         words += ["--config", str(self.file.absolute())] if self.named else []
@@ -150,11 +151,12 @@ class Runner:
             err.seek(0)
             text = out.read()
             if self.output is None:  # where they were for a while says nothing
-                text = text.replace(os.fsencode(f"{place / run.name}/"), b"")
+                for written in (json.dumps(own)[1:-1].encode(), os.fsencode(own)):
+                    text = text.replace(written, b"")
                 text = text.replace(b'"outcome": "wrote ', b'"outcome": "')
             entry = _entry(run.name, code, text, err.read())
         # what it wrote itself has no place any more, or lies there; what it read of the configuration is known
-        own, known = f"{place / run.name}/", str(self.file.absolute())
+        known = str(self.file.absolute())
         read = (x for x in entry.read if Path(x).is_absolute() and not x.startswith(own))
         return replace(entry, read=tuple(x for x in read if x != known))
 

@@ -75,8 +75,8 @@ def emit(report: Report, as_json: bool, verbose: bool) -> None:
 
     if as_json:
         read = reads.listed()
-        data = report.to_dict() if read is None else {**report.to_dict(), "read": read}
-        typer.echo(json_text(data))
+        more = {} if read is None else {"read": read, "variables": reads.variables()}
+        typer.echo(json_text({**report.to_dict(), **more}))
         return
     from normfold.report.text import print_report
 

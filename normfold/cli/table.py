@@ -152,7 +152,7 @@ TABLE = (
     ),
     Command(
         "check",
-        "Convert and judge every model of a configuration, as a step of CI does; the exit code is the worst.",
+        "Convert and judge the models of --config, or of normfold.toml here; the worst exit code counts.",
         commands.check,
         [],
         [*options_of(Checking), *_JSON],

@@ -65,7 +65,8 @@ class Entry:
 
     Attributes:
         drift: how it differs from its lock.
-        read: the files that it was made from, where that was recorded.
+        read, variables: the files that it was made from, and the environment variables that the user's code asked
+            for, where that was recorded.
         cached: it is the result of an earlier run, and holds.
     """
 
@@ -73,11 +74,17 @@ class Entry:
     data: Mapping[str, Any]
     drift: tuple[Drift, ...] = ()
     read: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
     cached: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        more = {"cached": self.cached, "read": self.read, "drift": self.drift}
+        more = {
+            "cached": self.cached,
+            "read": self.read,
+            "variables": self.variables,
+            "drift": self.drift,
+        }
         return {
             "name": self.name,
             **{key: _plain(value) for key, value in more.items() if value},
@@ -89,8 +96,9 @@ class Entry:
         """From what `to_dict` made, or a report as a run writes it."""
         rest = dict(data)
         drift = tuple(Drift(**item) for item in rest.pop("drift", ()))
-        read, cached = tuple(rest.pop("read", ())), bool(rest.pop("cached", False))
-        return cls(str(rest.pop("name", name)), rest, drift, read, cached)
+        read, variables = tuple(rest.pop("read", ())), tuple(rest.pop("variables", ()))
+        cached = bool(rest.pop("cached", False))
+        return cls(str(rest.pop("name", name)), rest, drift, read, variables, cached)
 
     @property
     def error(self) -> Mapping[str, Any] | None:
@@ -112,6 +120,9 @@ class Entry:
         """What happened, in one line."""
         if self.error is not None:
             return str(self.error.get("what", ""))
+        worse = next((item for item in self.drift if item.state == "fail"), None)
+        if worse is not None and not self.exit_code:
+            return f"not as its lock says: {worse.text}"
         return str(self.data.get("outcome", ""))
 
     def cases(self) -> list[Case]:

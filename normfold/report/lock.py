@@ -15,7 +15,7 @@ from normfold.report.cases import Drift, Entry
 SCHEMA = 1
 _DEEP = 3  # levels of the file that have a line for each entry
 _FOLDED = ("gone", "converted")
-_SIZE = 0.02  # a file may grow by this share
+_SIZE, _BYTES = 0.02, 1024  # a file may grow by this share, or by so many bytes
 _TIME = 0.02  # an interval may lie this much behind the other one
 _SHARE = 0.005  # of ops in integers
 _ERROR = 10.0  # times what it was
@@ -166,6 +166,20 @@ def _fits(value: Any, shape: Any) -> bool:
 Edits = Callable[[str], str]
 
 
+@dataclass(frozen=True)
+class Causes:
+    """What changed in what a result is made of, the likeliest first: in words, and of a source file its path."""
+
+    found: tuple[tuple[str, str], ...]
+
+    def because(self, line: str = "") -> str:
+        """The one that is named behind a difference: that of the line's own file, where it was edited."""
+        if not self.found:
+            return "; nothing that the lock knows of has changed"
+        own = [text for text, path in self.found if path and line.startswith(f"{path}:")]
+        return f"; {own[0] if own else self.found[0][0]}"
+
+
 def compare(
     old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits = lambda path: ""
 ) -> Iterator[Drift]:
@@ -174,17 +188,17 @@ def compare(
     Args:
         edits: what is known of how a source file was changed: a commit, a line.
     """
-    cause = _cause(old, new, edits)
-    because = f"; {cause}" if cause else "; nothing that the lock knows of has changed"
+    causes = _causes(old, new, edits)
+    because = causes.because()
     yield from _inputs(old, new)
-    yield from _sites(old["sites"], new["sites"], because)
+    yield from _sites(old["sites"], new["sites"], causes)
     if old["opset"] != new["opset"] and new["opset"]:
         yield Drift("opset", "fail", f"opset {new['opset']}, was {old['opset']}{because}")
     for name, size in new["sizes"].items():
         before = old["sizes"].get(name)
         if before is None or not before:
             yield Drift("file", "note", f"`{name}` is a new file{because}")
-        elif abs(size / before - 1) > _SIZE:
+        elif abs(size / before - 1) > _SIZE and abs(size - before) > _BYTES:
             grown = size > before
             words = f"`{name}` has {_bytes(size)}, had {_bytes(before)} ({size / before - 1:+.1%})"
             yield Drift("size", "fail" if grown else "note", words + because)
@@ -192,12 +206,16 @@ def compare(
         yield Drift("file", "fail", f"`{name}` is not written any more{because}")
     yield from _kernels(old, new, because)
     yield from _time(old.get("time"), new.get("time"), because)
-    for kind, error in new["errors"].items():
-        before = old["errors"].get(kind)
-        if before and error > _ERROR * before:
-            yield Drift(
-                "error", "note", f"{kind} errs by {error:.1e}, by {before:.1e} before{because}"
-            )
+    worse = [
+        f"{kind} errs by {error:.1e}, by {old['errors'][kind]:.1e} before"
+        for kind, error in new["errors"].items()
+        if old["errors"].get(kind) and error > _ERROR * old["errors"][kind]
+    ]
+    if worse:
+        yield Drift("error", "note", f"{'; '.join(worse)}{because}")
+    for text, path in causes.found:
+        if path:
+            yield Drift("source", "note", text)
     changed = _versions(old, new)
     if changed:
         yield Drift("version", "note", f"the lock was made with {changed}")
@@ -217,9 +235,10 @@ def _inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Drift]:
         yield Drift("job", "note", options)
 
 
-def _sites(old: Mapping[str, Any], new: Mapping[str, Any], because: str) -> Iterator[Drift]:
+def _sites(old: Mapping[str, Any], new: Mapping[str, Any], causes: Causes) -> Iterator[Drift]:
     for name, now in new.items():
         was, line = old.get(name), now.get("line", "")
+        because = causes.because(now.get("at") or line)
         reason = now.get("code", "")
         if was is None:
             what = f"`{name}` ({now['kind']}) is new, and {_state(now)}{reason and f': {reason}'}"
@@ -240,7 +259,7 @@ def _sites(old: Mapping[str, Any], new: Mapping[str, Any], because: str) -> Iter
             )
     for name in old.keys() - new.keys():
         what = f"`{name}` ({old[name]['kind']}) is not in the network any more"
-        yield Drift("site", "note", what + because)
+        yield Drift("site", "note", what + causes.because(old[name].get("line", "")))
 
 
 def _state(site: Mapping[str, Any]) -> str:
@@ -295,20 +314,26 @@ def _interval(time: Mapping[str, Any]) -> str:
     return f"{time['ratio']:.3g} ({time['low']:.3g} to {time['high']:.3g})"
 
 
-def _cause(old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits) -> str:
-    """What changed in what a result is made of, the likeliest first."""
-    found = [_options(old, new)]
+def _causes(old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits) -> Causes:
+    found = [(_options(old, new), "")]
     names = sorted(old["files"].keys() | new["files"].keys())
     changed = [name for name in names if old["files"].get(name) != new["files"].get(name)]
+    found += [
+        (f"`{name}` is another file than in the lock", "")
+        for name in changed
+        if not name.endswith(".py")
+    ]
     for name in changed:
         if name.endswith(".py"):
             detail = edits(name)
-            found.append(f"`{name}` was edited since the lock{detail and f' ({detail})'}")
-        else:
-            found.append(f"`{name}` is another file than in the lock")
+            gone = name not in new["files"]
+            what = "is not read any more" if gone else "was edited since the lock"
+            if name not in old["files"]:
+                what = "was not read for the lock"
+            found.append((f"`{name}` {what}{detail and f' ({detail})'}", name))
     versions = _versions(old, new)
-    found.append(versions and f"the lock was made with {versions}")
-    return "; ".join(filter(None, found))
+    found.append((versions and f"the lock was made with {versions}", ""))
+    return Causes(tuple((text, path) for text, path in found if text))
 
 
 def _options(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -58,6 +58,7 @@ def test_integers(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"\d of \d, \d of \d \|$", row)
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_what_is_decided(capsys: pytest.CaptureFixture[str]) -> None:
     integers.main(["--decided", "--model", "tiny"])
@@ -65,6 +66,7 @@ def test_what_is_decided(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.match(r"\| tiny \| \d\.\d+ \(\d\.\d+ to \d\.\d+\) \| \d+%? \| ", row)
 
 
+@pytest.mark.slow
 def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("examples.accuracy.top1", lambda predict: 0.5)
     shipped.main(["--network", "resnet20", "--scheme", "int8-weights", "int8-dynamic"])
@@ -73,6 +75,7 @@ def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 50.00 | 0.00 | 1.1")
 
 
+@pytest.mark.slow
 def test_int4(capsys: pytest.CaptureFixture[str]) -> None:
     int4.main(["--network", "tiny", "--tools", "float", "normfold", "rtn32", "hqq32"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -96,6 +99,7 @@ def test_float8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
+@pytest.mark.slow
 def test_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a stand-in that needs no package, and its files used again by a second run."""
     file = tmp_path / "rows.json"
@@ -216,6 +220,7 @@ def test_the_yardstick(tmp_path: Path) -> None:
     assert (tmp_path / "bare.onnx").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_process(tmp_path: Path) -> None:
     sample = compile_cost.measure(compile_cost.command("verify off", "tiny", tmp_path))
     assert sample.cpu > 0
@@ -275,6 +280,7 @@ def test_reading(capsys: pytest.CaptureFixture[str]) -> None:
     assert "confinement" in said
 
 
+@pytest.mark.slow
 def test_what_only_a_gpu_shows(tmp_path: Path) -> None:
     names = [name for name in gpu.PARTS if name != "tests"]  # below
     gpu.main(["--dry-run", "--out", str(tmp_path / "gpu.json"), "--parts", *names], apart=False)

@@ -85,6 +85,21 @@ def test_other_options_settings_versions_and_variables(
     assert kept.get(key) is not None
 
 
+def test_variables_that_the_users_code_asked_for(
+    kept: Cache, key: Key, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SCALE", "2")
+    put(kept, key, replace(entry, variables=("MY_SCALE", "NOT_SET")))
+    assert kept.get(key) is not None
+    monkeypatch.setenv("ANOTHER", "2")
+    assert kept.get(key) is not None
+    for name, value in (("MY_SCALE", "5"), ("NOT_SET", "")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert kept.get(key) is None
+    assert "MY_SCALE" in next(kept.folder.iterdir()).read_text()
+
+
 def test_what_is_timed_is_of_one_machine(
     kept: Cache, key: Key, entry: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +117,7 @@ def test_faults_are_not_kept(code: int, kept: Cache, key: Key, entry: Entry) -> 
 
 
 def test_what_changed_while_it_ran_is_not_kept(kept: Cache, key: Key, entry: Entry) -> None:
-    kept.put(key, entry, time.time() - 11)
+    kept.put(key, entry, time.time() - 3600)
     assert kept.get(key) is None
 
 

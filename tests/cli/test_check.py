@@ -102,9 +102,11 @@ def test_annotations_of_github(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
         ("[models.net]\ninput = 'x:1x3'", "does not say which model"),
         ("[models.net]\nnetwork = '--trust-pickle'", "does not say which model"),
         ("[models.net]\nnetwork = 'a.pt'\ncommand = 'explain'", "one of: convert"),
-        ("[models.net]\nnetwork = 'a.pt'\nverfy = 'off'", "unknown key `models.net.verfy`"),
+        ("[models.net]\nnetwork = 'a.pt'\nverfy = 'off'", "did you mean `verify`?"),
+        ("[models.net]\nnetwork = 'a.pt'\nopset = 'x'", "`--opset` takes a whole number"),
+        ("[models.net]\nnetwork = 'a.pt'\nverify = 'x'", "`--verify` does not take `x`"),
         ("[models.net]\nnetwork = 'a.pt'\noutput = 'x'", "says where files go"),
-        ("[models.net]\nnetwork = 'a.pt'\nseed = [1, 2]", "not one value"),
+        ("[models.net]\nnetwork = 'a.pt'\nseed = [1, 2]", "takes a whole number"),
         ("[models.net]\nnetwork = 'a.pt'\nseed = {a = 1}", "wrong value"),
         ("[models.net]\nnetwork = 'a.pt'\nallow-unproved = 1", "wrong value"),
         ("[models.'../x']\nnetwork = 'a.pt'", "no file can be named after"),
@@ -202,7 +204,8 @@ def test_a_signal_ends_its_processes(
 )
 def test_what_is_timed_runs_alone(key: str, times: bool, tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
-    path.write_text(f"[models.net]\nnetwork = 'a.pt'\n{key} = 'int8'\n")
+    value = "int8" if times else "fp16"
+    path.write_text(f"[models.net]\nnetwork = 'a.pt'\n{key} = '{value}'\n")
     (run,) = check.runs(path)[2]
     assert run.times == times
 

@@ -104,6 +104,21 @@ def test_files_are_made_again_where_they_are_not_there(cli: Cli) -> None:
     assert Path("out/good/make.onnx").is_file()
 
 
+def test_a_variable_that_the_network_asks_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is not ASCII, too: files of a while are not named."""
+    asks = "import os\n" + NET.replace(
+        "Linear(4, 2)", 'Linear(4, int(os.environ.get("WIDE", "2")))'
+    )
+    write("net.py", asks)
+    write("normfold.toml", GOOD.replace("good", '"größe"'))
+    first = check(cli)
+    assert first.status == 0
+    assert "| größe | pass | make.onnx: equivalent" in first.out
+    assert "as before" in check(cli).err
+    monkeypatch.setenv("WIDE", "3")
+    assert "as before" not in check(cli).err
+
+
 def test_a_norm_that_stops_folding_is_explained(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the reader that is in the way, its line, and the commit that brought it."""
     subprocess.run(["git", "init", "-q"], check=True)
@@ -115,7 +130,8 @@ def test_a_norm_that_stops_folding_is_explained(cli: Cli, monkeypatch: pytest.Mo
     ran = check(cli, "--report", "made.sarif")
     assert ran.status == 1
     told = "`bn` (batch-norm) stopped folding"
-    annotation, line = [x for x in ran.out.splitlines() if told in x]
+    annotation, row, line = [x for x in ran.out.splitlines() if told in x]
+    assert row.startswith("| good | **fail** | not as its lock says: ")
     assert annotation.startswith("::error file=net.py,line=1")
     assert "NF" in line
     assert "`net.py` was edited since the lock (line 15, commit " in line

@@ -66,6 +66,8 @@ def test_a_difference_that_nothing_explains(
 
 def test_a_small_difference_is_none(old: dict[str, Any]) -> None:
     assert differences(old, sizes={"net.onnx": 2_020_000}, errors={"rounding": 5e-7}) == []
+    small = {**old, "sizes": {"net.onnx": 1700}}
+    assert differences(small, sizes={"net.onnx": 1900}) == []
 
 
 @pytest.mark.parametrize(
@@ -95,11 +97,22 @@ def test_a_checkpoint_is_another_one(old: dict[str, Any]) -> None:
     assert f"`net.pt` is not the file of the lock (sha256 {'c' * 12}, was {'a' * 12})" in found.text
 
 
-def test_an_edited_source_alone_is_no_difference_but_a_cause(old: dict[str, Any]) -> None:
-    files = {**FILES, "net.py": "c" * 64}
-    assert differences(old, files=files) == []
-    (found,) = differences(old, files=files, opset=18)
-    assert found.text.endswith("`net.py` was edited since the lock (line 7)")
+def test_an_edited_source_is_said_and_is_a_cause(old: dict[str, Any]) -> None:
+    files = {**FILES, "net.py": "c" * 64, "other.py": "d" * 64}
+    said = "`net.py` was edited since the lock (line 7)"
+    first, second = differences(old, files=files)
+    assert (first.state, first.text) == ("note", said)
+    assert second.text == "`other.py` was not read for the lock (line 7)"
+    found, *_ = differences(old, files=files, opset=18)
+    assert found.text == f"opset 18, was 20; {said}"
+
+
+def test_the_cause_of_a_site_is_the_edit_of_its_own_file(old: dict[str, Any]) -> None:
+    name = next(name for name, site in old["sites"].items() if site["state"] == "gone")
+    stuck = {"kind": "batch-norm", "state": "left", "code": "NF103", "at": "net.py:12: z = y + 1"}
+    files = {**FILES, "a.py": "c" * 64, "net.py": "d" * 64}
+    found, *_ = differences(old, files=files, sites={**old["sites"], name: stuck})
+    assert found.text.endswith("; `net.py` was edited since the lock (line 7)")
 
 
 def test_other_versions_are_said_and_are_a_cause(old: dict[str, Any]) -> None:
