@@ -103,6 +103,12 @@ class CorrectBias(Pass):
             if grid:
                 corrected = rewriter.expression(on_grid, corrected, *grid.args[1:])
         if position is None:
+            behind_axis = (
+                len(shape_of(node)) - 1 - linear.out_dim
+            )  # of a product with a matrix on the left
+            if behind_axis:
+                shape = [linear.out_features, *[1] * behind_axis]
+                corrected = rewriter.expression(aten.reshape.default, corrected, shape)
             users = list(node.users)
             result = rewriter.insert_after(node, aten.add.Tensor, node, corrected)
             for user in users:
@@ -116,6 +122,8 @@ def _biased(node: fx.Node) -> fx.Node:
     """The op that adds the bias: the sum behind a product that has no place for one, or the node itself."""
     linear, users = linear_of(node), list(node.users)
     if linear is None or linear.bias_position is not None or len(users) != 1:
+        return node
+    if linear.out_dim != len(shape_of(node)) - 1:  # a vector is along another axis
         return node
     behind = users[0]
     if row_of(behind).kind is not Kind.ADD or row_of(behind).inverts or behind.kwargs:

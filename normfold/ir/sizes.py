@@ -130,6 +130,11 @@ class Sizes:
         asked = self.guards if of is None else self._guards_of(of)
         return all(guard.holds(values) for guard in asked)
 
+    def may_be_one(self, symbol: Any) -> bool:
+        """False where the network itself asks for more; torch takes 2 as the least of every free size."""
+        known = getattr(self._env, "var_to_range", {}).get(symbol)
+        return known is None or bool(known.lower <= 2)
+
     def _rules_of(self, symbol: Any) -> list[Guard]:
         """Without the guards that a size is not another one, as torch assumes of every free size and 1."""
         own = self._guards_of(symbol)

@@ -11,7 +11,8 @@ import normfold
 from normfold.ir import Graph, capture
 from normfold.ir.capture import dynamic_axes
 from normfold.judge import Verifier
-from normfold.judge.inputs import KINDS
+from normfold.judge.inputs import KINDS, single_sizes
+from normfold.rewrite import parse, run_pipeline
 from tests.judge.nets import FOLDED, Wrapped, images, small
 
 
@@ -166,3 +167,27 @@ def test_cases_of_one_name_have_outputs_of_their_own() -> None:
     names = [case.name for case in judging.cases]
     assert names.count("input:1x4") == 2
     assert judging.capture()
+
+
+def test_a_size_that_must_be_larger_is_not_tried_at_one() -> None:
+    """As in a speech encoder: two steps of its convolutions are the least that its table is added to."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3, stride=4, padding=1)
+            self.table = nn.Buffer(torch.randn(4, 50))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x.transpose(1, 2))
+            scores: Tensor = self.head((y + self.table[:, : y.shape[-1]]).transpose(1, 2))
+            return scores
+
+    free = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
+    graph = capture(Net().eval(), (torch.randn(2, 24, 4),), dynamic=free)
+    assert [case.leaves[0].shape[1] for _, case in single_sizes(graph)] == [24]
+    result, _ = run_pipeline(graph, parse("canonicalize,restore,bake"))
+    verifier = Verifier(graph)
+    assert verifier.capture()
+    assert verifier.rounding(result)

@@ -97,6 +97,29 @@ def test_products_of_blocks_have_their_bias_behind_them(bias: bool, source: str)
         torch.testing.assert_close(mended, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [5, 16])
+def test_a_matrix_on_the_left_has_its_channels_on_another_axis(rows: int) -> None:
+    """As in Mamba: the correction goes along the axis of the channels, however many columns there are."""
+    torch.manual_seed(0)
+    first, head = nn.Linear(8, 16, bias=False), nn.Linear(16, 3)
+    module = Compose(
+        lambda m, x: m.head(F.relu(m.first.weight @ x.transpose(1, 2)).transpose(1, 2)),
+        first=first,
+        head=head,
+    )
+    x = torch.randn(64, rows, 8, generator=torch.Generator().manual_seed(0)) + 1.0
+    graph = capture(module, (x,))
+    graph.samples = [((x,), {})]
+    merge_ranges(measure(graph, [(x,)]), {})
+    rounded, _ = run_pipeline(graph, parse(COARSE))
+    corrected, _ = run_pipeline(graph, parse(f"{COARSE},correct-bias"))
+    wanted, plain, mended = (
+        torch.cat([y.mean(-1) for y in hidden(g, x)]) for g in (graph, rounded, corrected)
+    )
+    assert float((plain - wanted).abs().max()) > 1e-2
+    torch.testing.assert_close(mended, wanted, rtol=1e-3, atol=1e-4)
+
+
 def hidden(graph: Graph, x: Tensor) -> list[Tensor]:
     """Mean of what each ReLU reads, per channel."""
     found = []
