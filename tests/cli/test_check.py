@@ -66,6 +66,7 @@ def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -
     assert made == {"kept-results", "made", "models.toml", *files[1:]}
 
 
+@pytest.mark.slow
 def test_files_are_kept_where_they_are_wanted(cli: Cli, tmp_path: Path) -> None:
     Path("json.py").write_text("raise SystemExit('code of the folder ran')")
     ran = cli("check", "--config", configured(CONFIG), "--only", "good", "-o", "kept", "--json")
@@ -86,6 +87,7 @@ def test_what_is_not_judged_here_is_not_green(cli: Cli) -> None:
         assert "not judged here" in ran.out
 
 
+@pytest.mark.slow
 def test_annotations_of_github(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     ran = cli("check", "--config", configured(CONFIG), "--only", "policy")

@@ -96,6 +96,7 @@ def test_a_second_run_takes_what_is_known(cli: Cli) -> None:
     assert ran.out == check(cli).out
 
 
+@pytest.mark.slow
 def test_files_are_made_again_where_they_are_not_there(cli: Cli) -> None:
     check(cli, "-o", "out")
     assert "as before" in check(cli, "-o", "out").err
@@ -196,6 +197,7 @@ def test_a_damaged_lock_is_refused(cli: Cli) -> None:
         ran.one_error("the lock cannot be read", "normfold check --update")
 
 
+@pytest.mark.slow
 def test_models_that_come_and_go(cli: Cli) -> None:
     check(cli, "--update")
     write("normfold.toml", GOOD + GOOD.replace("good", "other"))

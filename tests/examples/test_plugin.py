@@ -72,6 +72,7 @@ def run(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_it_is_listed_and_explained(site: Path, tmp_path: Path) -> None:
     ran = run(site, tmp_path, "-m", "normfold", "passes", "--json")
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -96,6 +97,7 @@ def test_it_runs_in_a_plan_and_in_a_conversion(site: Path, work: Path) -> None:
     assert (work / "out" / "head.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(site: Path, tmp_path: Path) -> None:
     """On the installed module: the tests are copied to where the sources are not."""
     shutil.copytree(PLUGIN / "tests", tmp_path / "tests")

@@ -120,7 +120,9 @@ def test_seeds() -> None:
         assert certify(graph, result, seed=seed, primes=1)
 
 
-@pytest.mark.parametrize("name", ["residual", "attention", "drop-last"])
+@pytest.mark.parametrize(
+    "name", ["residual", "attention", pytest.param("drop-last", marks=pytest.mark.slow)]
+)
 def test_faults_are_what_they_are_in_float64(name: str) -> None:
     """Every fault that changes an output is one, every other change is none (`make mutants` tries all of them)."""
     graph, result = rewritten(name)
