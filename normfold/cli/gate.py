@@ -50,14 +50,15 @@ def check(asked: Checking, as_json: bool) -> int:
 
     jobs = asked.jobs or max(1, (os.cpu_count() or 1) // 2)
     named = config is not None
+    judged: dict[str, Entry] = {}
     with shown() as said:
 
         def say(run: Run, entry: Entry | None) -> None:
             if entry is None:
                 said(run.name, "")
                 return
-            kept = ", as before" if entry.cached else ""
-            said(run.name, f"{lock.compared(run, entry).state}{kept}")
+            judged[run.name] = entry if asked.update else lock.compared(run, entry)
+            said(run.name, f"{judged[run.name].state}{', as before' if entry.cached else ''}")
 
         runner = Runner(file, asked.keep, named, settings, jobs, cache, not asked.fresh, say)
         entries = runner.execute(found)
@@ -70,8 +71,7 @@ def check(asked: Checking, as_json: bool) -> int:
         unlocked = [run.name for run in found if run.name not in lock.models]
         if lock.models and unlocked:
             notes.append(f"not in the lock: {', '.join(unlocked)} (`normfold check --update`)")
-        pairs = zip(found, entries, strict=True)
-        entries = [lock.compared(run, entry) for run, entry in pairs]
+        entries = [judged[run.name] for run in found]
     for report in reports:
         write_text(report, rendering(report)(entries))
     _print(entries, as_json)

@@ -45,7 +45,7 @@ class Fault:
     def put_into(self, graph: Graph) -> Graph:
         """A copy of the graph with the fault."""
         wrong = graph.copy()
-        self.change(wrong, _named(wrong, self.node))
+        self.change(wrong, named(wrong, self.node))
         wrong.recompile()
         return wrong
 
@@ -78,11 +78,11 @@ def _of(graph: Graph, node: fx.Node) -> Iterator[Fault]:
     operands = [source for source in node.all_input_nodes if _is_float(source)]
     for operand in operands:
         if _alike(operand, node):  # a factor or a term is forgotten
-            yield Fault(node.name, f"only {operand.name} is left", _only(operand.name))
+            yield Fault(node.name, f"only {operand.name} is left", only(operand.name))
         other = _another(graph, node, operand)
         if other:
             words = f"reads {other} in place of {operand.name}"
-            yield Fault(node.name, words, _reads(operand.name, other))
+            yield Fault(node.name, words, reads(operand.name, other))
     schema = getattr(node.target, "_schema", None)
     specs = schema.arguments if schema is not None else ()
     for index, (spec, value) in enumerate(zip(specs, node.args, strict=False)):
@@ -114,7 +114,8 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
     return bool(mine.shape == yours.shape and mine.dtype == yours.dtype)
 
 
-def _named(graph: Graph, name: str) -> fx.Node:
+def named(graph: Graph, name: str) -> fx.Node:
+    """The node of a name."""
     return next(node for node in graph.nodes if node.name == name)
 
 
@@ -137,16 +138,20 @@ def _targeted(target: Any) -> Change:
     return change
 
 
-def _only(operand: str) -> Change:
+def only(operand: str) -> Change:
+    """What reads a node reads one of its operands."""
+
     def change(graph: Graph, node: fx.Node) -> None:
-        node.replace_all_uses_with(_named(graph, operand))
+        node.replace_all_uses_with(named(graph, operand))
 
     return change
 
 
-def _reads(operand: str, other: str) -> Change:
+def reads(operand: str, other: str) -> Change:
+    """A node reads another one in the place of an operand."""
+
     def change(graph: Graph, node: fx.Node) -> None:
-        node.replace_input_with(_named(graph, operand), _named(graph, other))
+        node.replace_input_with(named(graph, operand), named(graph, other))
 
     return change
 

@@ -14,10 +14,10 @@ from normfold.ir import Graph
 from normfold.ir.expressions import fetch, is_static
 from normfold.ir.graph import op_name, shape_of
 from normfold.rewrite import Rewriter
+from normfold.testing.faults import Change, named, only, reads
 
 aten = torch.ops.aten
 Place = Literal["parameters", "expressions", "graph"]
-Change = Callable[[Graph, fx.Node], None]
 
 # ops that take the same arguments
 EXCHANGED: dict[Any, tuple[Any, ...]] = {
@@ -190,18 +190,18 @@ def _of_call(
     operands = [n for n in node.all_input_nodes if _is_float(n)]
     for operand in operands:
         if _alike(operand, node):
-            yield f"only {operand.name} is left", _only(operand.name)
+            yield f"only {operand.name} is left", only(operand.name)
         elif shape_of(operand) == shape_of(node)[::-1] and len(shape_of(node)) == 2 == len(
             node.args
         ):
-            yield f"{op_name(node)} left out", _only(operand.name)
+            yield f"{op_name(node)} left out", only(operand.name)
         others = [
             n
             for n in seen
             if _alike(n, operand) and n not in operands and is_static(n) == is_static(operand)
         ]
         for other in draw.sample(others, min(2, len(others))):
-            yield f"reads {other.name} in place of {operand.name}", _reads(operand.name, other.name)
+            yield f"reads {other.name} in place of {operand.name}", reads(operand.name, other.name)
         if len(shape_of(operand)) == 2 and len(set(shape_of(operand))) == 1 and is_static(operand):
             yield f"reads {operand.name} transposed", _reads_transposed(operand.name)
     if len(node.args) > 1 and all(isinstance(x, fx.Node) for x in node.args[:2]):
@@ -262,10 +262,6 @@ def _alike(one: Any, other: Any) -> bool:
     return shape_of(one) == shape_of(other) and one.meta["val"].dtype == other.meta["val"].dtype
 
 
-def _named(graph: Graph, name: str) -> fx.Node:
-    return next(node for node in graph.nodes if node.name == name)
-
-
 def _targeted(target: Any) -> Change:
     def change(graph: Graph, node: fx.Node) -> None:
         node.target = target
@@ -276,23 +272,9 @@ def _targeted(target: Any) -> Change:
     return change
 
 
-def _only(operand: str) -> Change:
-    def change(graph: Graph, node: fx.Node) -> None:
-        node.replace_all_uses_with(_named(graph, operand))
-
-    return change
-
-
-def _reads(operand: str, other: str) -> Change:
-    def change(graph: Graph, node: fx.Node) -> None:
-        node.replace_input_with(_named(graph, operand), _named(graph, other))
-
-    return change
-
-
 def _reads_transposed(operand: str) -> Change:
     def change(graph: Graph, node: fx.Node) -> None:
-        old = _named(graph, operand)
+        old = named(graph, operand)
         with graph.module.graph.inserting_before(node):
             made = graph.module.graph.call_function(aten.t.default, (old,))
         made.meta["val"] = old.meta["val"]
