@@ -20,7 +20,9 @@ from torch.utils import _pytree as pytree
 from normfold.errors import CaptureError
 from normfold.ir import expressions
 from normfold.ir.fresh import fresh
+from normfold.ir.functional import functionalise
 from normfold.ir.graph import Graph, is_symbolic
+from normfold.ir.inline import NotLocal
 from normfold.ir.names import require_printable, with_plain_names
 from normfold.ir.outputs import has_dataclass, with_plain_outputs
 from normfold.ir.paths import bind, distinct, input_names, named_leaves
@@ -214,12 +216,7 @@ def _from_program(
         args, kwargs = program.example_inputs
     with kept_tables(), quiet():
         program, own_names = with_plain_names(program)
-        try:
-            program = decomposed(program, program.run_decompositions)
-        except Exception as error:  # what torch.export let pass and its decompositions do not
-            raise capture_error([error]) from error
-        module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
+        program, module = _functional(program)
     _drop_writes(module)
     _fix_squeezes(module.graph)
     notes = writes_notes(program, own_names)
@@ -238,6 +235,22 @@ def _from_program(
     graph.recompile()
     graph.notes += [*Sizes(graph).rules(), *random_note(graph)]
     return graph
+
+
+def _functional(program: ExportedProgram) -> tuple[ExportedProgram, fx.GraphModule]:
+    """A program and its module, in which no op writes, but into buffers and inputs at the end."""
+    try:
+        module = program.module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+        functionalise(module)
+    except NotLocal:
+        try:
+            program = decomposed(program, program.run_decompositions)
+        except Exception as error:  # what torch.export let pass and its decompositions do not
+            raise capture_error([error]) from error
+        module = program.module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+    return program, module
 
 
 def _drop_writes(module: fx.GraphModule) -> None:

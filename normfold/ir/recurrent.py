@@ -121,7 +121,7 @@ def decomposed(
     projected = getattr(torch.ops.normfold, _PROJECTED).default
     for node in program.graph.nodes:
         if node.target in ours:
-            node.target = projected if _is_projected(node) else ours[node.target]
+            node.target = projected if is_projected(node) else ours[node.target]
     program.graph_module.recompile()
     done = decompose({projected: _without_projections})
     back = {other: op for op, other in ours.items()} | {projected: _OPS["lstm"]}
@@ -130,11 +130,11 @@ def decomposed(
     return done
 
 
-def _is_projected(node: fx.Node) -> bool:
+def is_projected(node: fx.Node) -> bool:
     """True if the weights are of an LSTM with projections: of two states, the first is the smaller one."""
-    states: Any = node.args[1]
     if node.target is not _OPS["lstm"]:
         return False
+    states: Any = node.args[1]
     h, c = (state.meta["val"].shape[2] for state in states)
     return bool(h != c)
 

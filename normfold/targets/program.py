@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 from normfold.errors import ExportError, UsageError
 from normfold.ir.expressions import fetch
 from normfold.ir.graph import Graph
+from normfold.ir.inline import NotLocal
 from normfold.ir.provenance import module_path
 from normfold.ir.recurrent import decomposed, free_length
 from normfold.ir.torch_tables import kept_tables
 from normfold.ops.integer_ops import UNSTORED
-from normfold.targets.expand import NotLocal, expand
+from normfold.targets.expand import expand
 
 
 class LiftedProgram(ExportedProgram):
