@@ -108,6 +108,13 @@ for _command in TABLE:
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    try:
+        _run()
+    finally:
+        gc.freeze()  # captured networks are cycles: to take them apart at the end is seconds for nothing
+
+
+def _run() -> NoReturn:
     # before torch is loaded: threads that wait must not spin where cores are shared (CI runners)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # a captured network is some 100,000 objects that stay: the defaults walk through all of them time and again
