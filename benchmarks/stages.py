@@ -19,7 +19,7 @@ Verify = Literal["final", "each", "off"]
 POINTS = (
     ("load", "normfold.load.api", "load"),
     ("capture: torch.export", "torch.export", "export"),
-    ("capture: decompose", "torch.export.exported_program", "ExportedProgram.run_decompositions"),
+    ("capture: functional", "normfold.ir.functional", "functionalise"),
     ("capture: module", "torch.export.exported_program", "ExportedProgram.module"),
     ("capture: rest", "normfold.ir.capture", "capture"),
     ("passes: copy", "normfold.ir.graph", "Graph.copy"),

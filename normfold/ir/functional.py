@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
 from normfold.ir.inline import NotLocal, inline, sizes_stay
+from normfold.ir.input_sizes import from_inputs
 from normfold.ir.provenance import copy_provenance
 from normfold.ir.recurrent import is_projected
 
@@ -49,6 +50,7 @@ def functionalise(module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node in composite or _stands_for_others(node):
             inline(graph, node, {}, _may_not_come)
+    from_inputs(graph)
     graph.eliminate_dead_code()
 
 
