@@ -15,12 +15,18 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from normfold.ir.inline import NotLocal
+
 _SIZE = torch.ops.aten.sym_size.int
 _WHOLE = (FloorDiv, CleanDiv, Mod, PythonMod)
 
 
 def from_inputs(graph: fx.Graph) -> None:
-    """Replace every size that is computed by what it is of the inputs' sizes; what data decide stays."""
+    """Replace every size that is computed by what it is of the inputs' sizes; what data decide stays.
+
+    Raises:
+        NotLocal: a size cannot be written so.
+    """
     sources: dict[Any, tuple[fx.Node, int, torch.SymInt]] = {}
     for node, axis, size in _free(graph):
         sources.setdefault(size.node.expr, (node, axis, size))
@@ -34,7 +40,7 @@ def from_inputs(graph: fx.Graph) -> None:
         if not (free and free <= sources.keys() and _is_whole(expression)):
             continue
         if expression not in made:
-            for symbol in sorted(expression.free_symbols, key=str):
+            for symbol in sorted(free, key=str):
                 if symbol not in made:
                     made[symbol] = _read(anchor, sources[symbol])
             if expression not in made:
@@ -69,8 +75,11 @@ def _read(anchor: fx.Node, source: tuple[fx.Node, int, torch.SymInt]) -> fx.Node
 def _computed(anchor: fx.Node, expression: Any, made: dict[Any, fx.Node]) -> fx.Node:
     tracer = GraphAppendingTracer(anchor.graph)
     proxies = {symbol: fx.Proxy(made[symbol], tracer) for symbol in expression.free_symbols}
-    with anchor.graph.inserting_before(anchor):
-        result = sympy_interp(PythonReferenceAnalysis, proxies, expression)
+    try:
+        with anchor.graph.inserting_before(anchor):
+            result = sympy_interp(PythonReferenceAnalysis, proxies, expression)
+    except Exception as error:  # arithmetic that cannot be written down
+        raise NotLocal(str(expression)) from error
     for node in _behind(result.node, [*made.values()]):
         args = fx.map_arg(node.args, lambda source: source.meta["val"])
         node.meta["val"] = node.target(*args)  # type: ignore[operator]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim
 
 from normfold.ir import Graph, capture
 from normfold.ir.functional import _NAMES, _is_composite
@@ -243,6 +244,35 @@ VIEWS: dict[str, Net] = {
 @pytest.mark.parametrize("name", VIEWS)
 def test_composite_views(name: str) -> None:
     _agrees(Compose(lambda _, x: VIEWS[name](x) * 2))
+
+
+def _windows(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    x = nn.functional.pad(x, (0, -width % 4, 0, -height % 4))
+    x = x.view(batch, channels, x.shape[2] // 4, 4, x.shape[3] // 4, 4)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, channels)
+
+
+SIZES: dict[str, Net] = {
+    "windows": _windows,
+    "squares": lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2),
+    "of what is computed": lambda x: torch.cat([x, x], 3).relu().flatten(2),
+    "number": lambda x: x.sum((1, 2, 3)) / x.relu().numel() * x.shape[2] ** 2,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_read_from_the_inputs(name: str, wholly: list[str]) -> None:
+    net = Compose(lambda _, x: SIZES[name](x))
+    free = {"inputs": (dict.fromkeys((0, 2, 3), Dim.DYNAMIC),)}
+    graph = capture(net, (torch.randn(2, 6, 8, 12),), dynamic=free)
+    assert bool(wholly) == (name == "windows")  # whether 16 divides the number is a new guard
+    for shape in ((1, 6, 8, 12), (3, 6, 4, 7), (2, 6, 13, 5)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(graph(x), net(x))
+    read = [node for node in graph.nodes if str(node.target).startswith("aten.sym_")]
+    assert read
+    assert {source.op for node in read for source in node.all_input_nodes} == {"placeholder"}
 
 
 def test_every_composite_view_is_tried() -> None:
