@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from sarif_pydantic import Sarif
 from torch import nn
 
 from tests.cli.conftest import ROOT, Cli
+from tests.report.jenkins import require_jenkins
 
 NET = """import torch
 from torch import nn
@@ -182,6 +184,8 @@ def test_four_outcomes(cli: Cli) -> None:
     assert ran.status == 4
     assert ran.err.splitlines()[-1] == "NOT passed: 1 pass, 1 fail, 1 unproved, 1 error"
     assert "`net.pt` is not the file of the lock (sha256 " in ran.out
+    require_jenkins(Path("made.junit.xml").read_text())
+    Sarif.model_validate_json(Path("made.sarif").read_text())
     began = time.monotonic()
     again = check(cli)
     assert time.monotonic() - began < 0.1 * first
