@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _SHAPE: dict[str, Any] = {
     "errors": {"": float},
 }
 _MORE = {"integers": float, "time": _TIME_SHAPE}
+_CONFLICT = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -128,22 +130,32 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     """
     if not path.is_file():
         return {}
-    again = "`normfold check --update` writes it anew"
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-        models = data["models"]
-        if data["schema"] != SCHEMA:
-            raise ValueError(f"schema {data['schema']}")
-        for name, item in models.items():
-            optional = {key: shape for key, shape in _MORE.items() if item.get(key) is not None}
-            if not _fits(item, {**_SHAPE, **optional}):
-                raise ValueError(f"`{name}` is damaged")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        models = _models(json.loads(text))
+    except (OSError, ValueError, RecursionError) as error:
+        found, hint = str(error)[:200], "`normfold check --update` writes it anew"
+        if isinstance(error, ValueError) and _CONFLICT.search(text):
+            found, hint = "marks of a merge conflict", f"take one side, or resolve them; {hint}"
         raise UsageError(
-            "the lock cannot be read", where=str(path), found=repr(error)[:200], hint=again
+            "the lock cannot be read", where=str(path), found=found, hint=hint
         ) from error
-    found: dict[str, dict[str, Any]] = models
-    return found
+    return models
+
+
+def _models(data: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(data, dict) or not isinstance(data.get("models"), dict):
+        raise ValueError("no object with `schema` and `models`")
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"schema {data.get('schema')!r}; this version has {SCHEMA}")
+    for name, item in data["models"].items():
+        if not isinstance(item, dict):
+            raise ValueError(f"`{name}` is damaged")
+        optional = {key: shape for key, shape in _MORE.items() if item.get(key) is not None}
+        if not _fits(item, {**_SHAPE, **optional}):
+            raise ValueError(f"`{name}` is damaged")
+    models: dict[str, dict[str, Any]] = data["models"]
+    return models
 
 
 def _fits(value: Any, shape: Any) -> bool:

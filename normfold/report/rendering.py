@@ -17,6 +17,8 @@ from normfold.report.sarif import sarif
 
 Rendering = Callable[[Sequence[Entry]], str]
 
+_TAKES = f"it takes `NAME.report.json` of a run, schema {SCHEMA}, or what `check --json` prints"
+
 
 def _json(entries: Sequence[Entry]) -> str:
     return json.dumps({"models": [entry.to_dict() for entry in entries]}, indent=2) + "\n"
@@ -69,8 +71,9 @@ def read(path: Path) -> list[Entry]:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        why = "no JSON" if isinstance(error, ValueError) else str(error)[:200]
         raise UsageError(
-            "the report cannot be read", where=str(path), found=str(error)[:200]
+            "the report cannot be read", where=str(path), found=why, hint=_TAKES
         ) from error
     name = path.name.removesuffix(".json").removesuffix(".report")
     several = isinstance(data, dict) and isinstance(data.get("models"), list)
@@ -81,7 +84,7 @@ def read(path: Path) -> list[Entry]:
                 "this is not a report that this version of normfold reads",
                 where=str(path),
                 found=f"schema {item.get('schema') if isinstance(item, dict) else type(item).__name__}",
-                hint=f"`NAME.report.json` of a run, schema {SCHEMA}, or what `check --json` prints",
+                hint=_TAKES,
             )
     try:
         entries = [Entry.from_dict(name, item) for item in found]
