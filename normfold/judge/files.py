@@ -32,6 +32,7 @@ class Judge:
         verifier: knows the original; None judges nothing.
         half_budget: relative error of a network in half precision.
         promise: of an integer network; its files are judged by ``budget``.
+        rounded: a budget in its place for the first way in which a file is run, where kernels round by themselves.
         plain: makes the original's own export, and gives how it is run, by the kind of the check.
         strict: ask for that always, not only where a file is outside its tolerance.
         training: the original is a trained student.
@@ -43,6 +44,7 @@ class Judge:
     plain: Callable[[], dict[str, Run]] = dict
     strict: bool = False
     budget: Budget = field(default_factory=Budget)
+    rounded: Budget | None = None
     trained: bool = False
     _made: list[dict[str, Run]] = field(default_factory=list, init=False, compare=False)
 
@@ -62,7 +64,8 @@ class Judge:
         try:
             for kind, run in draft.runs():
                 one = bool(checks) and not self.strict and not checks[0].failures()
-                checks.append(self._check(kind, draft.name, run, one))
+                budget = self.budget if checks else self.rounded or self.budget
+                checks.append(self._check(kind, draft.name, run, one, budget))
                 emit(checks[-1])
                 del run  # it holds the weights, which the next way reads again
         except EnvironmentMissing as error:
@@ -74,10 +77,10 @@ class Judge:
         stands = f", standing in for {draft.stands_for}" if draft.stands_for else ""
         return Verdict("pass", runtime, f"{self._words(checks)} in {runtime}{stands}")
 
-    def _check(self, kind: str, name: str, run: Any, one: bool) -> AnyCheck:
+    def _check(self, kind: str, name: str, run: Any, one: bool, budget: Budget) -> AnyCheck:
         assert self.verifier is not None
         if self.promise is not None:
-            return self.promise.check(kind, name, run, self.budget)
+            return self.promise.check(kind, name, run, budget)
         check = self.verifier.outputs(
             kind, run, self.half_budget, lambda: self._own().get(kind), self.strict, one
         )

@@ -115,7 +115,8 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         work.verifier,
         work.half_budget,
         promise,
-        budget=_budget(promise, job, request),
+        budget=_budget(promise, job.policy.max_drop),
+        rounded=_rounded(job, request),
         plain=lambda: _own_export(order, request, work),
         strict=job.policy.verify == "strict",
         trained=job.train is not None and work.kept is None,
@@ -157,18 +158,20 @@ def _placement(
     return placement.place(graph, with_rounding(step, work), request.target, work, earlier)
 
 
-def _budget(promise: Promise | None, job: Job, request: Request) -> Budget:
-    """What integers may lose.
-
-    With weights of few bits the file is judged by its simulation, and what they lose is said. Where onnxruntime
-    rounds the inputs of products by itself, a file may lie further below its simulation.
-    """
-    max_drop, step = job.policy.max_drop, job.quantize
+def _budget(promise: Promise | None, max_drop: float | None) -> Budget:
+    """What integers may lose; of weights of few bits the file is judged by its simulation, and what they lose is
+    said."""
     if promise is not None and promise.coarse:
         return Budget(agreement=None, snr_db=_COARSE_DB, max_drop=max_drop)
-    if step is not None and step.scheme == "int8-weights" and request.format == "onnx":
-        return Budget(clear_db=_ROUNDED_DB, max_drop=max_drop)
     return Budget(max_drop=max_drop)
+
+
+def _rounded(job: Job, request: Request) -> Budget | None:
+    """Of a file for whose products onnxruntime, as it is used, rounds the inputs by itself."""
+    step = job.quantize
+    if step is None or step.scheme != "int8-weights" or request.format != "onnx":
+        return None
+    return Budget(clear_db=_ROUNDED_DB, max_drop=job.policy.max_drop)
 
 
 def _compare_layers(draft: Draft, work: Work) -> None:
