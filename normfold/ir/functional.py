@@ -27,7 +27,7 @@ _VIEWS = """
     linalg_diagonal mH mT matrix_H moveaxis movedim narrow numpy_T positive ravel reshape reshape_as split swapaxes
     swapdims tensor_split to unflatten unsafe_chunk view_as vsplit
 """
-_NAMES = frozenset(_VIEWS.split())
+COMPOSITE_VIEWS = frozenset(_VIEWS.split())
 _MODES = {
     "dropout": 2,
     "batch_norm": 5,
@@ -92,7 +92,7 @@ def _stands_for_others(node: fx.Node) -> bool:
         return True
     if not _is_composite(target):
         return False
-    if target.namespace == "aten" and name in _NAMES:
+    if target.namespace == "aten" and name in COMPOSITE_VIEWS:
         return True
     aliases = [*target._schema.arguments, *target._schema.returns]
     if target.namespace != "aten" or any(item.alias_info is not None for item in aliases):

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from normfold.ir import Graph, capture
-from normfold.ir.functional import _NAMES, _is_composite
+from normfold.ir.functional import COMPOSITE_VIEWS, _is_composite
 from normfold.ir.inline import NotLocal
 from tests.nets import Compose, perturb
 
@@ -204,7 +204,7 @@ def test_a_norm_of_batch_statistics_is_traced_whole(wholly: list[str]) -> None:
     assert wholly
 
 
-# Calls by the names of `_NAMES`.
+# Calls by the names of `COMPOSITE_VIEWS`.
 VIEWS: dict[str, Net] = {
     "adjoint": lambda x: x.adjoint(),
     "atleast_1d": torch.atleast_1d,
@@ -276,4 +276,4 @@ def test_sizes_are_read_from_the_inputs(name: str, wholly: list[str]) -> None:
 
 
 def test_every_composite_view_is_tried() -> None:
-    assert set(VIEWS) == _NAMES
+    assert set(VIEWS) == COMPOSITE_VIEWS
