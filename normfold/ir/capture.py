@@ -31,7 +31,6 @@ from normfold.ir.randomness import random_note
 from normfold.ir.recurrent import decomposed, free_length
 from normfold.ir.refusal import capture_error
 from normfold.ir.sizes import Sizes
-from normfold.ir.torch_tables import kept_tables
 from normfold.ir.traces import (
     Change,
     attributes_note,
@@ -198,7 +197,7 @@ def _export(
         # the strict mode would trace what watches, too
         watching = nullcontext() if strict else watched(module, changes)
         try:
-            with kept_tables(), quiet(), torch.no_grad(), free_length(), watching:
+            with quiet(), torch.no_grad(), free_length(), watching:
                 return torch.export.export(
                     module, args, kwargs, dynamic_shapes=shapes, strict=strict
                 )
@@ -214,7 +213,7 @@ def _from_program(
 ) -> Graph:
     if not args and not kwargs and program.example_inputs is not None:
         args, kwargs = program.example_inputs
-    with kept_tables(), quiet():
+    with quiet():
         program, own_names = with_plain_names(program)
         program, module = _functional(program)
     _drop_writes(module)

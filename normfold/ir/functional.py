@@ -20,6 +20,7 @@ from normfold.ir.inline import NotLocal, inline, sizes_stay
 from normfold.ir.input_sizes import from_inputs
 from normfold.ir.provenance import copy_provenance
 from normfold.ir.recurrent import is_projected
+from normfold.ir.wrapped import unwrap
 
 # Composite ops that return a view, or the tensor itself, as its sizes want it: torch replaces them, too.
 _VIEWS = """
@@ -45,6 +46,7 @@ def functionalise(module: fx.GraphModule) -> None:
         NotLocal: the graph holds something that only a whole trace can replace; it may be half done.
     """
     graph = module.graph
+    unwrap(module)
     _require_flat(graph)
     composite = _without_writes(graph)
     for node in list(graph.nodes):

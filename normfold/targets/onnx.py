@@ -24,7 +24,6 @@ from normfold.files import atomic
 from normfold.ir.graph import Graph, is_symbolic, op_name
 from normfold.ir.provenance import module_path, source_line
 from normfold.ir.recurrent import free_length
-from normfold.ir.torch_tables import kept_tables
 from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import images, integer, numbers, stable, tables, write
@@ -43,6 +42,7 @@ from normfold.targets.plain import (
     write_rms_norms,
 )
 from normfold.targets.program import exported_program, with_tensors_only
+from normfold.targets.registry import kept_registry
 from normfold.targets.slices import write_pads, write_slices
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
         with (
             warnings.catch_warnings(record=True) as caught,
             redirect_stdout(io.StringIO()),
-            kept_tables(exports=True),
+            kept_registry(),
             torch.no_grad(),
             free_length(),  # the exporter finds shapes once more
         ):

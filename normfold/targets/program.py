@@ -19,7 +19,6 @@ from normfold.ir.graph import Graph
 from normfold.ir.inline import NotLocal
 from normfold.ir.provenance import module_path
 from normfold.ir.recurrent import decomposed, free_length
-from normfold.ir.torch_tables import kept_tables
 from normfold.ops.integer_ops import UNSTORED
 from normfold.targets.expand import expand
 
@@ -70,7 +69,7 @@ def exported_program(graph: Graph, *, retrace: bool = False) -> ExportedProgram:
         except _NotLiftable:
             pass
     try:
-        with kept_tables(), torch.no_grad(), free_length():
+        with torch.no_grad(), free_length():
             return torch.export.export(
                 graph.module,
                 graph.args,

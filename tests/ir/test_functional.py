@@ -107,6 +107,47 @@ def test_replaced_where_it_stands(name: str, wholly: list[str]) -> None:
     assert not wholly
 
 
+class Wrapped(nn.Module):
+    """Parts without gradients and without autocast, one within the other; the caller's gradients are on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.scale = nn.Linear(6, 6), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.proj(x)
+        with torch.no_grad():
+            z = y.relu().add_(1)
+            with torch.autocast("cpu", enabled=False):
+                w = (z.float() * self.scale).unflatten(1, (2, 3))
+            v = z.flatten(0) * 2
+        return y + z, w + v.sum()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_parts_without_gradients_or_autocast(gradients: bool, wholly: list[str]) -> None:
+    net, x = Wrapped().eval(), torch.randn(3, 6)
+    with torch.set_grad_enabled(gradients):
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    assert any("wrap_with" in str(node.target) for node in program.graph.nodes)
+    graph = capture(program)
+    assert not wholly
+    assert not any("wrap_with" in str(node.target) for node in graph.nodes)
+    for batch in (1, 5):
+        x = torch.randn(batch, 6)
+        torch.testing.assert_close(graph(x), net(x))
+
+
+def test_autocast_is_traced_whole(wholly: list[str]) -> None:
+    def half(self: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.proj(x)  # type: ignore[operator, no-any-return]
+
+    net, x = Compose(half, proj=nn.Linear(6, 6)), torch.randn(3, 6)
+    torch.testing.assert_close(capture(net, (x,))(x), net(x))
+    assert wholly
+
+
 def _view_before(y: Tensor) -> Tensor:
     view = y.flatten(1)
     y.relu_()
