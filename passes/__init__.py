@@ -15,6 +15,7 @@ BUILT_IN = {
     "canonicalize": "normfold.passes.canonicalize:Canonicalize",
     "fold-input": "normfold.passes.fold_input:FoldInput",
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
+    "elide-bias": "normfold.passes.elide_bias:ElideBias",
     "center-stream": "normfold.passes.center_stream:CenterStream",
     "compress-stream": "normfold.passes.compress_stream:CompressStream",
     "rotate-stream": "normfold.passes.rotate_stream:RotateStream",

@@ -19,6 +19,7 @@ BEFORE = {
     "canonicalize": "",
     "fold-input": "canonicalize",
     "fold-affine": "canonicalize",
+    "elide-bias": "canonicalize",
     "center-stream": "canonicalize,fold-affine",
     "compress-stream": "canonicalize,fold-affine,center-stream",
     "rotate-stream": "canonicalize,fold-affine,center-stream",
