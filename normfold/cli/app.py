@@ -167,6 +167,8 @@ def _run() -> NoReturn:
 
 
 def _crashed(error: Exception) -> NoReturn:
+    if _stopped != _INTERRUPTED:
+        _fail("interrupted", _stopped)  # a stop within an import leaves a module half made
     from normfold.cli.crash import crash
 
     found = crash(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -157,3 +158,15 @@ def test_published_files_can_be_read_by_others(cli: Cli) -> None:
 def test_what_is_not_a_model(model: object, tmp_path: Path) -> None:
     with pytest.raises(normfold.errors.UsageError, match="a model cannot be a"):
         normfold.convert(model, output=tmp_path)
+
+
+def test_what_breaks_behind_a_stop_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop within numpy's import leaves it half made, and the next use recurses."""
+    app = importlib.import_module("normfold.cli.app")
+    monkeypatch.setattr(app, "_stopped", 143)
+    with pytest.raises(SystemExit) as ended:
+        app._crashed(RecursionError("maximum recursion depth exceeded"))
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "error: interrupted\n"
