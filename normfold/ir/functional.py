@@ -29,12 +29,8 @@ _VIEWS = """
     swapdims tensor_split to unflatten unsafe_chunk view_as vsplit
 """
 COMPOSITE_VIEWS = frozenset(_VIEWS.split())
-_MODES = {
-    "dropout": 2,
-    "batch_norm": 5,
-    "feature_dropout": 2,
-    "alpha_dropout": 2,
-}  # place of `training`
+# Composite ops that are something else in training, and which of their arguments says so.
+_MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5}
 _OPAQUE = ("normfold",)  # namespaces whose ops stay
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
