@@ -23,11 +23,13 @@ def needs_expansion(node: fx.Node, table: Table) -> bool:
     return target in table or target.namespace != "aten" or target._schema.is_mutable
 
 
-def expand(graph: fx.Graph, table: Table) -> None:
-    """Replace every op of ``graph`` that needs it by its decomposition, in place.
+def expand(graph: fx.Graph, table: Table) -> int:
+    """Replace every op of ``graph`` that needs it by its decomposition, in place; returns how many.
 
     Raises:
         NotLocal: one of them has no decomposition that stands alone; some of the others may be expanded.
     """
-    for node in [node for node in graph.nodes if needs_expansion(node, table)]:
+    found = [node for node in graph.nodes if needs_expansion(node, table)]
+    for node in found:
         inline(graph, node, table, lambda step: needs_expansion(step, table))
+    return len(found)

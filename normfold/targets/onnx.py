@@ -11,6 +11,7 @@ import time
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from normfold.targets.plain import (
     write_global_pools,
     write_rms_norms,
 )
-from normfold.targets.program import exported_program, with_tensors_only
+from normfold.targets.program import LiftedProgram, exported_program, with_tensors_only
 from normfold.targets.registry import kept_registry
 from normfold.targets.slices import write_pads, write_slices
 
@@ -191,18 +192,26 @@ def _translate(graph: Graph, opset: int, target: Target) -> tuple[ir.Model, list
         raise _refused(error, graph) from error
 
 
+def _write_forms(graph: fx.Graph, opset: int) -> None:
+    """Write what the exporter, or the runtime, would do otherwise than the network, in place."""
+    images.require_resizes(graph)
+    write_global_pools(graph)
+    write_batch_norms(graph)
+    write_rms_norms(graph, native=opset >= _NATIVE_RMS_NORM)
+    write_activations(graph)
+    write_clamps(graph)
+    write_booleans(graph)
+    stable.write_all(graph)
+    images.write_group_norms(graph)
+    write_slices(graph)
+    write_casts(graph)
+
+
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
-    images.require_resizes(program.graph)
-    write_global_pools(program.graph)
-    write_batch_norms(program.graph)
-    write_rms_norms(program.graph, native=opset >= _NATIVE_RMS_NORM)
-    write_activations(program.graph)
-    write_clamps(program.graph)
-    write_booleans(program.graph)
-    stable.write_all(program.graph)
-    images.write_group_norms(program.graph)
-    write_slices(program.graph)
-    write_casts(program.graph)
+    forms = partial(_write_forms, opset=opset)
+    forms(program.graph)
+    if isinstance(program, LiftedProgram):
+        program.forms = forms
     for (
         node
     ) in program.graph.nodes:  # of nodes that passes made: the exporter warns where it is missing

@@ -29,23 +29,36 @@ class LiftedProgram(ExportedProgram):
     Capture has functionalised the graph already, and retracing every op to find nearly the same ops again is
     a fifth of the time of an ONNX export. The exporter hands over the table of everything that it cannot
     translate: only what the graph holds of that is expanded.
+
+    Attributes:
+        forms: writes ops in the forms that the file wants them in, those too that come of an expansion.
     """
+
+    forms: Callable[[fx.Graph], None] | None = None
 
     def run_decompositions(
         self, decomp_table: dict[Any, Callable[..., Any]] | None = None, **kwargs: Any
     ) -> ExportedProgram:
         """This program with the ops of ``decomp_table`` expanded where they stand, or traced again."""
-        if decomp_table:
-            try:
-                expand(self.graph, decomp_table)
-            except NotLocal:
-                pass  # traced below, like any other program
-            else:
-                self.graph_module.recompile()
-                return self
+        if not decomp_table:
+            return self._traced(decomp_table, **kwargs)
+        program: ExportedProgram = self
+        try:
+            expanded = expand(self.graph, decomp_table)
+        except NotLocal:
+            program, expanded = self._traced(decomp_table, **kwargs), 1
+        if expanded and self.forms is not None:
+            self.forms(program.graph)
+            expand(program.graph, decomp_table)
+        program.graph_module.recompile()
+        return program
+
+    def _traced(
+        self, table: dict[Any, Callable[..., Any]] | None, **kwargs: Any
+    ) -> ExportedProgram:
         trace = super().run_decompositions
         # a graph holds no projections any more, which is what other decompositions are for
-        return decomposed(self, lambda _: trace(decomp_table, **kwargs))
+        return decomposed(self, lambda _: trace(table, **kwargs))
 
 
 class _NotLiftable(Exception):

@@ -27,6 +27,9 @@ _BOUNDED = {
     _aten.clamp.default: ("min", "max"),
     _aten.clamp_min.default: ("min", ""),
     _aten.clamp_max.default: ("", "max"),
+    _aten.clamp.Tensor: ("min", "max"),
+    _aten.clamp_min.Tensor: ("min", ""),
+    _aten.clamp_max.Tensor: ("", "max"),
 }
 
 
@@ -309,7 +312,8 @@ def write_losses(graph: fx.Graph) -> int:
 def write_bounds(graph: fx.Graph) -> int:
     """Give clamps of float32 with one bound the other, in place; returns how many.
 
-    Without it, onnxruntime clips infinities to the largest number.
+    Without it, onnxruntime clips infinities to the largest number. A bound that only the run knows makes a maximum
+    or a minimum.
     """
     found = [
         node
@@ -317,10 +321,25 @@ def write_bounds(graph: fx.Graph) -> int:
         if node.target in _BOUNDED and node.meta["val"].dtype == torch.float32
     ]
     for node in found:
-        low, high = (argument(node, name) if name else None for name in _BOUNDED[node.target])
-        bounds = [-math.inf if low is None else low, math.inf if high is None else high]
-        if (low is None) == (high is None) or not all(isinstance(x, int | float) for x in bounds):
+        names = _BOUNDED[node.target]
+        low, high = (_number(argument(node, name)) if name else None for name in names)
+        if (low is None) == (high is None):
             continue
-        node.target, node.kwargs = _aten.clamp.default, {}
-        node.args = (node.args[0], *(float(bound) for bound in bounds))
+        bound = high if low is None else low
+        if isinstance(bound, fx.Node):
+            if bound.meta["val"].dtype != torch.float32:
+                continue
+            node.target = _aten.minimum.default if low is None else _aten.maximum.default
+            node.args = (node.args[0], bound)
+        else:
+            node.target = _aten.clamp.default
+            bounds = [-math.inf if low is None else low, math.inf if high is None else high]
+            node.args = (node.args[0], *map(float, bounds))
+        node.kwargs = {}
     return len(found)
+
+
+def _number(bound: Any) -> Any:
+    """The number that a bound is, where it is one."""
+    made = isinstance(bound, fx.Node) and bound.target is _aten.scalar_tensor.default
+    return bound.args[0] if made else bound
