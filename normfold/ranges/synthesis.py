@@ -127,7 +127,7 @@ class PerImage:
 class Patches:
     """The differential entropy of the cosine similarities of patches, by a kernel estimate; larger is better."""
 
-    bandwidth, points = 0.01, 10
+    bandwidth, points, patches = 0.01, 10, 256
 
     def __init__(self, graph: Graph) -> None:
         self.nodes = [
@@ -139,6 +139,9 @@ class Patches:
         return -torch.stack([self._entropy(values[node]) for node in self.nodes]).sum() + smooth
 
     def _entropy(self, x: Tensor) -> Tensor:
+        if x.shape[-2] > self.patches:  # their pairs would fill the memory
+            chosen = torch.randperm(x.shape[-2], generator=torch.Generator().manual_seed(0))
+            x = x[..., chosen[: self.patches].to(x.device), :]
         patches = F.normalize(
             x.mean(-3), dim=-1
         )  # (..., heads, tokens, features): mean over the heads

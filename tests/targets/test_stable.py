@@ -54,6 +54,11 @@ MENDED: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
         lambda x: F.avg_pool2d(x, (2, 3), 2, 1, divisor_override=5),
         (torch.randn(1, 2, 7, 8),),
     ),
+    "cosine similarity": (  # comes apart only in the exporter, with ops that write
+        lambda x: F.cosine_similarity(x, x.flip(-1), -1),
+        (_X.reshape(4, 5),),
+    ),
+    "a clamp by a tensor": (lambda x: x.clamp(min=torch.tensor(0.5)), (_X,)),
     "cross entropy of smoothed labels": (
         lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1, ignore_index=3),
         (torch.randn(6, 5) * 9, torch.arange(6) % 5),
