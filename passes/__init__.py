@@ -15,6 +15,8 @@ BUILT_IN = {
     "canonicalize": "normfold.passes.canonicalize:Canonicalize",
     "fold-input": "normfold.passes.fold_input:FoldInput",
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
+    "fold-near-affine": "normfold.passes.fold_near_affine:FoldNearAffine",
+    "fold-mean": "normfold.passes.fold_mean:FoldMean",
     "elide-bias": "normfold.passes.elide_bias:ElideBias",
     "center-stream": "normfold.passes.center_stream:CenterStream",
     "compress-stream": "normfold.passes.compress_stream:CompressStream",

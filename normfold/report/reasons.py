@@ -248,6 +248,12 @@ class Reason(Code):
         "the target has no kernel in so few bits for a layer of this kind or size, or none that pays",
         "nothing to do: it stays in floats; quantize-weights{target=...} says whose kernels are asked for",
     )
+    NOT_NEAR_AFFINE = (
+        "NF133",
+        "not-near-affine",
+        "the norm divides by a number that varies from input to input, by more than an affine may err",
+        "fold-near-affine{max-deviation=...} allows more; `--to affine` trains such a norm away",
+    )
 
 
 class Caution(Code):

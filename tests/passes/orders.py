@@ -20,6 +20,8 @@ BEFORE = {
     "fold-input": "canonicalize",
     "fold-affine": "canonicalize",
     "elide-bias": "canonicalize",
+    "fold-near-affine": "canonicalize",
+    "fold-mean": "canonicalize",
     "center-stream": "canonicalize,fold-affine",
     "compress-stream": "canonicalize,fold-affine,center-stream",
     "rotate-stream": "canonicalize,fold-affine,center-stream",
