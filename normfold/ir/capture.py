@@ -19,10 +19,12 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError
 from normfold.ir import expressions
-from normfold.ir.fresh import fresh
+from normfold.ir.aliases import require_apart
+from normfold.ir.fresh import call
 from normfold.ir.functional import functionalise
 from normfold.ir.graph import Graph, is_symbolic
 from normfold.ir.inline import NotLocal
+from normfold.ir.logical import write_logically
 from normfold.ir.names import require_printable, with_plain_names
 from normfold.ir.outputs import has_dataclass, with_plain_outputs
 from normfold.ir.paths import bind, distinct, input_names, named_leaves
@@ -43,6 +45,8 @@ from normfold.ir.traces import (
 )
 
 Axes = Mapping[str, Collection[int]]
+# after this error of the other mode, what the strict one gives ends in a segmentation fault
+_UNSAFE = "fake tensor in the exported program constant"
 BATCH = 2  # the smallest size that torch.export does not specialise
 
 
@@ -77,10 +81,7 @@ def capture(
     if any(part.training for part in module.modules()):
         original = share_parameters(module).eval()
         notes.append("the model was in train mode: captured in eval mode from a copy")
-    # torch.export guards the tensor behind a view, and then cannot find it
-    args, kwargs = pytree.tree_map_only(
-        Tensor, lambda leaf: leaf.clone() if leaf._is_view() else leaf, (args, kwargs)
-    )
+    args, kwargs = _apart(args, kwargs)
     shapes = dynamic_axes(original, args, kwargs) if dynamic == "batch" else dynamic
     program, original = _export_plain(original, args, kwargs, shapes, notes)
     graph = _from_program(program, args, kwargs, input_names(original.forward, args, kwargs))
@@ -90,6 +91,23 @@ def capture(
     if shapes is not None:
         _check_dynamic(graph, shapes)
     return graph
+
+
+def _apart(args: Any, kwargs: Any) -> Any:
+    """Example inputs with memory of their own each.
+
+    torch.export takes one tensor that is given twice for one input, and cannot find the tensor behind a view.
+    """
+    seen: set[int] = set()
+
+    def own(leaf: Tensor) -> Tensor:
+        memory = leaf.untyped_storage()._cdata
+        if leaf._is_view() or memory in seen:
+            return leaf.clone()
+        seen.add(memory)
+        return leaf
+
+    return pytree.tree_map_only(Tensor, own, (args, kwargs))
 
 
 def share_parameters(module: nn.Module) -> nn.Module:
@@ -155,7 +173,7 @@ def _export_plain(
     try:
         return _export_warm(module, args, kwargs, shapes, notes)
     except CaptureError:
-        if not _returns_dataclass(fresh(module), args, kwargs):
+        if not _returns_dataclass(module, args, kwargs):
             raise
     return _export_warm(with_plain_outputs(module), args, kwargs, shapes, notes)
 
@@ -184,7 +202,7 @@ def _export_warm(
 
 def _returns_dataclass(module: nn.Module, args: Any, kwargs: Any) -> bool:
     with torch.no_grad(), suppress(Exception):  # why the network does not run was said already
-        return has_dataclass(module(*args, **kwargs))
+        return has_dataclass(call(module, *args, **kwargs))
     return False
 
 
@@ -205,6 +223,8 @@ def _export(
             Exception
         ) as error:  # torch.export raises dozens of types, some of them bare RuntimeErrors
             errors.append(error)
+            if _UNSAFE in str(error):
+                break
     raise capture_error(errors) from errors[0]
 
 
@@ -215,9 +235,10 @@ def _from_program(
         args, kwargs = program.example_inputs
     with quiet():
         program, own_names = with_plain_names(program)
-        program, module = _functional(program)
+        program, module = _functional(program, own_names)
     _drop_writes(module)
     _fix_squeezes(module.graph)
+    write_logically(module.graph)
     notes = writes_notes(program, own_names)
     expressions.hoist(module.graph)
     inputs = tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
@@ -236,13 +257,16 @@ def _from_program(
     return graph
 
 
-def _functional(program: ExportedProgram) -> tuple[ExportedProgram, fx.GraphModule]:
+def _functional(
+    program: ExportedProgram, own_names: Mapping[str, str]
+) -> tuple[ExportedProgram, fx.GraphModule]:
     """A program and its module, in which no op writes, but into buffers and inputs at the end."""
     try:
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
         functionalise(module)
     except NotLocal:
+        require_apart(program, own_names)
         try:
             program = decomposed(program, program.run_decompositions)
         except Exception as error:  # what torch.export let pass and its decompositions do not

@@ -7,6 +7,7 @@ Nearly all networks need less: `relu_` is `relu` where nothing else sees the ten
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,10 +160,26 @@ class _Writes:
         for other in (item for storage in shared for item in self.sharing[storage]):
             if other.op != "call_function":
                 raise NotLocal(node.name)  # what the caller gave, or a parameter
-            if other is written or self.place[other] >= at:
+            if other is written or self.place[other] >= at or self._are_apart(other, written):
                 continue
             if any(self.place.get(user, at) >= at for user in other.users):
                 raise NotLocal(node.name)
+
+    def _are_apart(self, one: fx.Node, other: fx.Node) -> bool:
+        """True for views of two pieces of one split."""
+        pieces = self._pieces(one)
+        return any(pieces.get(split, at) != at for split, at in self._pieces(other).items())
+
+    def _pieces(self, node: fx.Node) -> dict[fx.Node, Any]:
+        """The splits behind a view, and which of their pieces it is of."""
+        found: dict[fx.Node, Any] = {}
+        while node.args and isinstance(source := node.args[0], fx.Node):
+            if self.storages.get(source) != self.storages.get(node):
+                break
+            if node.target is operator.getitem:
+                found[source] = node.args[1]
+            node = source
+        return found
 
 
 def _storages(node: fx.Node) -> Iterator[int]:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError, last_line
-from normfold.ir.fresh import fresh
+from normfold.ir.fresh import fresh, unchanged
 from normfold.ir.graph import is_symbolic
 
 _OWN = {*vars(nn.Module()), "_is_full_backward_hook"}  # what torch keeps on every module
@@ -150,7 +150,7 @@ def warm(module: nn.Module, args: Any, kwargs: Any) -> nn.Module:
         )
     own_args, own_kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged(called):
             called(*own_args, **own_kwargs)
     except Exception as error:
         raise CaptureError(
@@ -184,17 +184,20 @@ def _named(what: str, items: Sequence[object], article: str = "the ") -> str:
 
 
 def writes_notes(program: ExportedProgram, own_names: Mapping[str, str]) -> list[str]:
-    """What is said of buffers and inputs that a call writes into."""
+    """What is said of buffers, parameters and inputs that a call writes into."""
     signature = program.graph_signature
     names = dict.fromkeys(signature.buffers_to_mutate.values())
     buffers = [f"`{own_names.get(name, name)}`" for name in names]
+    names = dict.fromkeys(signature.parameters_to_mutate.values())
+    parameters = [f"`{own_names.get(name, name)}`" for name in names]
     inputs = [f"`{name}`" for name in dict.fromkeys(signature.user_inputs_to_mutate.values())]
     notes = []
-    if buffers:
-        notes.append(
-            f"a call of the network changes {_named('buffer', buffers)}: the file has no state, each call starts "
-            "from the stored values"
-        )
+    for what, written in (("buffer", buffers), ("parameter", parameters)):
+        if written:
+            notes.append(
+                f"a call of the network changes {_named(what, written)}: the file has no state, each call starts "
+                "from the stored values"
+            )
     if inputs:
         notes.append(
             f"the network changes its {_named('input', inputs, '')} in place: the file leaves what it is given "

@@ -92,7 +92,7 @@ def compare(
             rounding = min(max(of(run[part])[0] for run in own.rounded), EXCUSED)
             baseline, allowed = max(baseline, rounding), max(allowed, rounding)
         # where the original itself overflows or is NaN there is nothing to compare with
-        if not baseline < float("inf") or _undefined(reference) or _all(left_out):
+        if not baseline < float("inf") or _undefined(reference) or is_whole(left_out):
             allowed = float("inf")
         if allowed == float("inf"):
             error = 0.0
@@ -101,9 +101,17 @@ def compare(
 
 
 def checked(
-    check: Check, reference: Sequence[Outputs], notes: Sequence[str], certified: bool = False
+    check: Check,
+    reference: Sequence[Outputs],
+    notes: Sequence[str],
+    certified: bool = False,
+    tied: Sequence[str] = (),
 ) -> Check:
-    """A check with the notes on what it leaves out; failed where that is all and it is not ``certified``."""
+    """A check with the notes on what it leaves out; failed where that is all and it is not ``certified``.
+
+    Args:
+        tied: names of outputs that rounding decides on every input.
+    """
     found, notes = list(check.outputs), list(filter(None, dict.fromkeys(notes)))
     dropped = [item for item in found if item.tolerance == float("inf")]
     if dropped and not notes:
@@ -118,6 +126,9 @@ def checked(
         ]
     if dropped and len(dropped) == len(found) and not certified:
         found.append(OutputCheck("*", "every input", 0.0, float("inf"), 0.0, float("inf")))
+    elif tied and not certified:
+        notes.append(f"rounding alone decides {', '.join(tied)}: nothing of that can be judged")
+        found += [OutputCheck(x, "every input", 0.0, float("inf"), 0.0, float("inf")) for x in tied]
     return replace(check, outputs=tuple(found), note="; ".join(notes))
 
 
@@ -135,7 +146,8 @@ def _is_real(y: Tensor) -> bool:
     return y.is_floating_point() or y.is_complex()
 
 
-def _all(left_out: Tensor | None) -> bool:
+def is_whole(left_out: Tensor | None) -> bool:
+    """True where nothing is left to compare."""
     return left_out is not None and left_out.numel() > 0 and bool(left_out.all())
 
 

@@ -282,16 +282,26 @@ def _noise(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator)
     return torch.randn(tuple(shape), generator=generator, dtype=wide).to(dtype)
 
 
+def _cut(leaf: Tensor, generator: torch.Generator) -> Tensor:
+    """A mask whose last axis ends early: after a random place it is the opposite of what it begins with."""
+    size = leaf.shape[-1]
+    place = int(torch.randint(1, max(size, 2), (), generator=generator))
+    behind = torch.arange(size) >= place
+    return torch.where(behind, leaf[..., :1].logical_not().to(leaf.dtype), leaf)
+
+
 def _fill(
     leaf: Tensor, kind: str, generator: torch.Generator, axis: int, masked: bool, rows: int
 ) -> Tensor:
-    if masked:  # its first row is whole, the others have padding
-        return leaf.roll(1, axis) if kind == "random" and leaf.dim() else leaf
+    if masked or leaf.dtype == torch.bool:  # the first row is whole, the others have padding
+        if kind in ("x100", "zeros") and leaf.dim() - 1 > axis:
+            return _cut(leaf, generator)
+        return leaf.roll(1, axis) if kind != "constant" and leaf.dim() else leaf
     if not (leaf.is_floating_point() or leaf.is_complex()):
         # the example's own values are known to be in range: keep to them
-        if kind == "zeros" and leaf.dtype != torch.bool and int(leaf.min()) <= 0:
+        if kind == "zeros" and int(leaf.min()) <= 0:
             return torch.zeros_like(leaf)
-        if kind == "constant" and leaf.dtype != torch.bool:
+        if kind == "constant":
             return torch.full_like(leaf, int(leaf.reshape(-1)[0]))
         if (
             kind == "x100" and rows and leaf.numel()

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator, Float64
 from normfold.ir.expressions import late
-from normfold.ir.fresh import fresh
+from normfold.ir.fresh import call
 from normfold.judge.comparison import Outputs, tensors
 from normfold.judge.inputs import Case
 from normfold.ops.table import row_of
@@ -34,8 +34,9 @@ def run(graph: Graph, module: Any, of: Sequence[Case]) -> list[Outputs]:
         for case in of:
             own = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in case.leaves]
             args, kwargs = pytree.tree_unflatten(own, tree)
-            called = fresh(module) if isinstance(module, nn.Module) else module
-            results.append(tensors(called(*args, **kwargs)))
+            is_network = isinstance(module, nn.Module)
+            made = call(module, *args, **kwargs) if is_network else module(*args, **kwargs)
+            results.append(tensors(made))
     return results
 
 

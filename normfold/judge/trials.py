@@ -154,7 +154,7 @@ def _single_sizes(graph: Graph, seed: int, found: Trials) -> tuple[set[Any], boo
             if symbol == sizes.batch and all(map(_is_noise, case.leaves)):
                 case, alone = replace(case, usual=True), True
             found.add(case, own, reference)
-        else:
+        elif _is_captured(graph, seed):
             others.add(symbol)
             axis = sizes.axes_of(symbol)[0]
             hint = "use `--batch static` for a file of one size" if symbol == sizes.batch else ""
@@ -163,6 +163,14 @@ def _single_sizes(graph: Graph, seed: int, found: Trials) -> tuple[set[Any], boo
                 f"sizes, and than the files; {hint or 'a file for that needs a fixed size there'}"
             )
     return others, alone
+
+
+def _is_captured(graph: Graph, seed: int) -> bool:
+    """False where the captured graph is not the network at larger sizes either: a size of 1 tells nothing then."""
+    case = cases(graph, seed)[0]
+    own = _tried(graph, case)
+    computed = _computed(lambda case: run_float64(graph, [case])[0], case)
+    return isinstance(own, str) or _is_near(computed, own)
 
 
 def _computed(call: Callable[[Case], Outputs], case: Case) -> Outputs | None:

@@ -36,6 +36,7 @@ from normfold.judge.comparison import (
     Own,
     checked,
     compare,
+    is_whole,
     largest_error,
     last_bit,
     owned,
@@ -181,12 +182,8 @@ class Verifier:
 
     def _fewest(self, usual: bool = False) -> int:
         """The smallest case on which the original says something: a deviation over a batch of 1 is NaN."""
-        nothing = {
-            index
-            for index, outputs in enumerate(self.reference)
-            if not any(bool(torch.isfinite(y).any()) for y in outputs)
-        }
-        return fewest(self.cases, usual, nothing)
+        says = [any(bool(y.isfinite().any()) for y in outputs) for outputs in self.reference]
+        return fewest(self.cases, usual, {index for index, known in enumerate(says) if not known})
 
     def _only(self, of: Sequence[int] | None) -> list[Case]:
         return self.cases if of is None else [self.cases[index] for index in of]
@@ -356,6 +353,7 @@ class Verifier:
     ) -> Check:
         """Compare results of the cases ``of``, or of all."""
         found: list[OutputCheck] = []
+        decided = {"*"}
         notes, results = [self._outputs.note], self._outputs.known(results)
         pairs = zip(range(len(self.cases)) if of is None else of, results, strict=True)
         size = {index: count(case) * self.brief for index, case in enumerate(self.cases)}
@@ -365,10 +363,11 @@ class Verifier:
                 notes.append(f"{len(got)} outputs instead of {len(reference)}")
                 found.append(OutputCheck("*", case.name, 0.0, float("inf"), 0.0, float("inf")))
                 continue
+            masks: list[Tensor] = []
             runs: list[Outputs] = []
             if tolerance is None:
-                known = self.baseline if baseline is None else baseline
-                runs = [known[index]] if known else []
+                own_runs = self.baseline if baseline is None else baseline
+                runs = [own_runs[index]] if own_runs else []
             others = plain[index] if plain is not None else []
             own = owned(len(reference), runs, others)
             checks = self._compared(case, reference, got, own, tolerance, kind == "rounding")
@@ -391,6 +390,9 @@ class Verifier:
                         f"{case.name}: {tied} numbers are decided by rounding, and not judged"
                     )
             found += checks
+            places = [at for at in range(len(reference)) if not masks or not is_whole(masks[at])]
+            decided |= {*map(self._outputs.name, places)}
         seconds = time.perf_counter() - start
         check = Check(kind, tuple(found), seconds, self.seed)
-        return checked(check, self.reference, notes, certified)
+        tied_only = dict.fromkeys(x.output for x in found if x.output not in decided)
+        return checked(check, self.reference, notes, certified, [*tied_only])

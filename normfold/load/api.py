@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from normfold.errors import LoadError, NormfoldError, UsageError, boundary, last_line
-from normfold.ir.fresh import fresh
+from normfold.ir.fresh import copied
 from normfold.job.source import Task
 from normfold.load import decoder, lacking, numpy_files, pickled, state
 from normfold.load import factory as factories
@@ -195,7 +194,7 @@ def _own(model: nn.Module, training: dict[nn.Module, bool]) -> Found:
     model, notes = unwrapped(model)
     was_training = any(module.training for module in model.modules())
     try:
-        mine = copy.deepcopy(fresh(model))  # of which every tensor can be copied
+        mine = copied(model)
         if was_training:
             notes.append("model was in train mode: put in eval on a copy")
     except Exception as error:

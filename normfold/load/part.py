@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import LoadError, NormfoldError, UsageError, last_line
-from normfold.ir.fresh import fresh, with_forward
+from normfold.ir.fresh import fresh, unchanged, with_forward
 from normfold.ir.paths import bind
 from normfold.load import inputs as example_inputs
 from normfold.load.nested import Call
@@ -146,7 +146,8 @@ def recorded(module: nn.Module, args: Any, kwargs: Any, paths: Sequence[str]) ->
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             given, named = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
-            copy(*given, **named)
+            with unchanged(copy):
+                copy(*given, **named)
     except Exception as error:
         raise LoadError("the network does not run", found=last_line(error)) from error
     finally:

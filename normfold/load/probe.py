@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from normfold.errors import last_line
-from normfold.ir.fresh import fresh
+from normfold.ir.fresh import call, fresh
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def forward(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Outputs of a copy of the network, without gradients, on copies of the inputs; or the failure."""
     try:
-        return _run(fresh(module), args, kwargs)
+        return _run(module, args, kwargs)
     except (Exception, SystemExit) as error:
         return Failure(_where(fresh(module), args, kwargs), last_line(error))
 
@@ -51,7 +51,7 @@ def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
     args, kwargs = pytree.tree_map(copy, (tuple(args), dict(kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return module(*args, **kwargs)
+        return call(module, *args, **kwargs)
 
 
 def _where(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -161,8 +161,8 @@ def _around(node: fx.Node, module: nn.Module) -> Border | None:
     constants: list[fx.Node | float] = []
     data = node
     while (write := write_of(data)) is not None:
-        inside = _inside(data)
-        if write.single or write.dim in widths or inside is None:
+        inside = None if write.single else _inside(data)
+        if inside is None or write.dim in widths:
             return None
         source, widths[write.dim] = inside
         constants.append(_value(_unsliced(write.base), data))

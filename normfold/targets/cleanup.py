@@ -7,6 +7,7 @@ into Conv among other things; whatever is gone from our files is gone because a 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,18 @@ def _graph_nodes(model: ir.Model) -> dict[str, fx.Node]:
     found = (node.meta.get("node") for node in model.graph)
     one = next((node for node in found if isinstance(node, fx.Node)), None)
     return {} if one is None else {node.name: node for node in one.graph.nodes}
+
+
+def give_shapes(model: ir.Model, outputs: Sequence[Any]) -> None:
+    """Give outputs without a shape that of the network: the exporter loses it where two ops become one."""
+    import onnx_ir as ir
+    from onnx_ir.tensor_adapters import from_torch_dtype
+
+    for value, tensor in zip(model.graph.outputs, outputs, strict=True):
+        if value.shape is None:
+            sizes = [size if isinstance(size, int) else str(size) for size in tensor.shape]
+            value.shape = ir.Shape(sizes)
+            value.type = ir.TensorType(from_torch_dtype(tensor.dtype))
 
 
 def name_axes(model: ir.Model, names: dict[str, str]) -> None:

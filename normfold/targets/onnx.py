@@ -30,7 +30,7 @@ from normfold.target import target as find_target
 from normfold.targets import images, integer, numbers, stable, tables, write
 from normfold.targets.attention import suit_fused, write_attention
 from normfold.targets.census import Census, census
-from normfold.targets.cleanup import Origin, clean, label, name_axes
+from normfold.targets.cleanup import Origin, clean, give_shapes, label, name_axes
 from normfold.targets.integer import narrow_scales, pack
 from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
@@ -120,6 +120,7 @@ def export_onnx(
     clean(model)
     narrow_scales(model)
     _set_names(model, graph)
+    give_shapes(model, [leaf.meta["val"] for leaf in _results(graph)])
     name_axes(model, _axis_names(model))
     origins = label(model, source_lines)
     _set_header(model, chosen, metadata or {})
@@ -334,6 +335,11 @@ def _placeholders(graph: Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
+def _results(graph: Graph) -> list[fx.Node]:
+    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, fx.Node)]
+
+
 def _axis_names(model: ir.Model) -> dict[str, str]:
     """A name for each symbolic size of the inputs: ``batch`` for the first axis, else ``input_axis``."""
     names: dict[str, str] = {}
@@ -375,11 +381,8 @@ def _external(model: ir.Model, asked: bool | None) -> bool:
 
 def _check_dynamic(graph: Graph, written: Census) -> None:
     """Every size that is symbolic in the graph must be symbolic in the file."""
-    inputs = _placeholders(graph)
-    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, fx.Node)]
     names = (*graph.input_names, *graph.output_names)
-    for name, node in zip(names, (*inputs, *leaves), strict=True):
+    for name, node in zip(names, (*_placeholders(graph), *_results(graph)), strict=True):
         value: Any = node.meta.get("val")
         if not isinstance(value, Tensor):
             continue
