@@ -88,7 +88,22 @@ def _into_a_slice_alone(y: Tensor) -> Tensor:
     return half
 
 
+def _pieces(y: Tensor) -> Tensor:
+    a, b = y.chunk(2, 1)
+    b += a
+    return torch.cat([b, a], 1)
+
+
+def _views_of_pieces(y: Tensor) -> Tensor:
+    q, k, v = y.unflatten(1, (3, 2)).unbind(1)
+    q.flatten(1).mul_(0.5)
+    k.relu_()
+    return torch.cat([v, k, v * 2], 1)
+
+
 PLAIN: dict[str, Net] = {
+    "pieces": _pieces,
+    "views of pieces": _views_of_pieces,
     "residual": _residual,
     "read after": _read_after,
     "slice alone": _into_a_slice_alone,

@@ -11,7 +11,7 @@ import normfold
 from normfold.ir import Graph, capture
 from normfold.ir.capture import dynamic_axes
 from normfold.judge import Verifier
-from normfold.judge.inputs import KINDS, single_sizes
+from normfold.judge.inputs import KINDS, cases, single_sizes
 from normfold.rewrite import parse, run_pipeline
 from tests.judge.nets import FOLDED, Wrapped, images, small
 
@@ -191,3 +191,18 @@ def test_a_size_that_must_be_larger_is_not_tried_at_one() -> None:
     verifier = Verifier(graph)
     assert verifier.capture()
     assert verifier.rounding(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_masks_vary_by_themselves(dtype: torch.dtype) -> None:
+    """Two masks that are the same in the example: a network that takes one for the other is seen."""
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor, a_mask: Tensor, b_mask: Tensor) -> Tensor:
+            return x.masked_fill(a_mask == 0, 0.0) * 2 + x.masked_fill(b_mask == 0, 0.0)
+
+    whole = torch.ones(2, 9, dtype=dtype)
+    graph = capture(Net(), (torch.randn(2, 9), whole, whole))
+    first, second = ([case.leaves[place] for case in cases(graph)] for place in (1, 2))
+    assert not all(map(torch.equal, first, second))
+    assert all(bool(mask[..., 0].all()) for mask in (*first, *second))

@@ -130,13 +130,28 @@ def one_channel(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return y
 
 
+def last_column(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    y = y * 1
+    y[..., -1] = 0
+    return y
+
+
+def a_row_of_another(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    y = y * 1
+    y[..., 0] = y[..., 1]
+    return y
+
+
 def infinite(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     y = y * 1
     y[:, :, :1] = torch.full((1, 4, 1, 1), 3e38) * 10
     return y[:, :, 1:]
 
 
-@pytest.mark.parametrize("write", [two_values, between, of_the_input, one_channel, infinite])
+@pytest.mark.parametrize(
+    "write",
+    [two_values, between, of_the_input, one_channel, last_column, a_row_of_another, infinite],
+)
 def test_other_writes_are_a_concat(write: Callable[..., Tensor], tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = perturb(Net(write)), torch.randn(2, 3, 8, 7)
