@@ -111,22 +111,23 @@ def test_a_certificate_reads_what_is_written_to_a_diagonal() -> None:
     assert certify(graph, wrong).state == "failed"
 
 
+def _free(x: Tensor) -> Tensor:
+    pairs = x @ x.T
+    pairs.diagonal().zero_()
+    return pairs
+
+
+def _strided(x: Tensor) -> Tensor:
+    return x.clone().fill_diagonal_(0)
+
+
 @pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda g: g.diagonal().zero_(), "a write to a diagonal of free sizes"),
-        (lambda g: g.fill_diagonal_(0), "a write by strides"),
-    ],
+    ("change", "what"), [(_free, "diagonal of free sizes"), (_strided, "a write by strides")]
 )
-def test_diagonals_of_free_sizes_are_refused(
+def test_writes_that_have_no_form(
     change: Callable[[Tensor], Tensor], what: str, tmp_path: Path
 ) -> None:
-    def forward(net: nn.Module, x: Tensor) -> Tensor:
-        pairs = x @ x.T
-        change(pairs)
-        return pairs @ x
-
-    graph = capture(Compose(forward).eval(), (torch.randn(3, 4),))
+    graph = capture(Compose(lambda net, x: change(x)).eval(), (torch.randn(3, 4),))
     with pytest.raises(ExportError, match=what) as caught:
         export_onnx(graph, tmp_path / "model.onnx")
     assert "test_diagonals.py" in str(caught.value.where)
