@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from normfold.ir.shared import refused_write, require_traceable
+
 Table = dict[Any, Callable[..., Any]]
 _LIBRARY = torch.library.Library("normfold", "FRAGMENT")
 _OPS = {name: getattr(torch.ops.aten, name).input for name in ("lstm", "gru")}
@@ -116,6 +118,9 @@ def decomposed(
     """What ``decompose`` makes of a program, by a table of more decompositions.
 
     Recurrent layers stay one op each, without projections.
+
+    Raises:
+        CaptureError: a write that torch does not trace.
     """
     ours = {op: getattr(torch.ops.normfold, name).default for name, op in _OPS.items()}
     projected = getattr(torch.ops.normfold, _PROJECTED).default
@@ -123,7 +128,14 @@ def decomposed(
         if node.target in ours:
             node.target = projected if is_projected(node) else ours[node.target]
     program.graph_module.recompile()
-    done = decompose({projected: _without_projections})
+    require_traceable(program)
+    try:
+        done = decompose({projected: _without_projections})
+    except Exception as error:
+        refused = refused_write(program)
+        if refused is None:
+            raise
+        raise refused from error
     back = {other: op for op, other in ours.items()} | {projected: _OPS["lstm"]}
     for one in (program, done):
         _swap(one, back)

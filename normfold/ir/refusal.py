@@ -24,12 +24,16 @@ _SPECIALISED = re.compile(
     r"but your code specialized it to be a constant \((?P<size>\d+)\)"
 )
 _DECIDED = re.compile(r"data-dependent expression (.+?) \(")
+_SMALL = 3
 _OWN = f"{Path(__file__).parents[1]}{os.sep}"  # a user's folder may be called normfold too
 _DATA = ("data-dependent", "Data-dependent", "data dependent")
 
 
 def capture_error(errors: Sequence[Exception]) -> CaptureError:
     """The error of a capture that was tried in several ways, with what the first of them raised."""
+    known = errors[0]
+    if isinstance(known, CaptureError):
+        return CaptureError(known.what, where=known.where, found=known.found, hint=known.hint)
     text = str(errors[0])
     fixed = list(_SPECIALISED.finditer(text))
     where = _line(text)
@@ -67,7 +71,20 @@ def _free_it(fixed: Sequence[re.Match[str]]) -> str:
     named = [_axis(match) for match in fixed if match["axis"] != "0"]
     ways = ["use `--batch static`"] if len(named) < len(fixed) else []
     ways += [f"leave out `--dynamic {axis}`" for axis in named]
-    return f"{FIXED}: {' and '.join(ways)}, or mend that line"
+    return f"{FIXED}: {' and '.join(ways)}, or mend that line{_larger(fixed)}"
+
+
+def _larger(fixed: Sequence[re.Match[str]]) -> str:
+    """Of small examples: what is left of them may have size 1, and torch.export takes a 1 for fixed."""
+    small = next((match for match in fixed if int(match["size"]) <= _SMALL), None)
+    if small is None:
+        return ""
+    name = _axis(small).rpartition(":")[0]
+    shape = f"{name}:4x..." if small["axis"] == "0" else f"{name}:..."
+    return (
+        f"; where it takes a part of the axis, such as `y[1:]`, which has size 1 in examples as small as these, "
+        f"larger ones are enough (`--input {shape}`)"
+    )
 
 
 def _line(text: str) -> str:

@@ -46,9 +46,7 @@ def _require_fixed(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target is _STRIDED:
             what, hint = "a write by strides has no form in ONNX", _HINT
-            found = (
-                f"`{op_name(node)}`, which is `fill_diagonal_` too, but of a matrix of fixed sizes"
-            )
+            found = f"`{op_name(node)}`; `fill_diagonal_` has one for matrices of fixed sizes"
         elif node.target is _WRITE and any(map(is_symbolic, _place(node)[2:])):
             what = "a write to a diagonal of free sizes has no form in ONNX"
             found = f"a matrix of {' x '.join(map(str, _place(node)[2:]))}"
