@@ -10,6 +10,7 @@ from typing import Any
 
 from normfold.errors import CaptureError
 from normfold.ir.provenance import FRAME, is_user_file
+from normfold.ir.shared import WITHOUT_DATA
 
 DOCTOR = (
     "run `normfold doctor MODEL`: it uses torch.export.draft_export to list every obstacle at once"
@@ -26,6 +27,7 @@ _SPECIALISED = re.compile(
 _DECIDED = re.compile(r"data-dependent expression (.+?) \(")
 _SMALL = 3
 _OWN = f"{Path(__file__).parents[1]}{os.sep}"  # a user's folder may be called normfold too
+_FAKE = "fake tensor in the exported program constant's list"
 _DATA = ("data-dependent", "Data-dependent", "data dependent")
 
 
@@ -51,6 +53,10 @@ def capture_error(errors: Sequence[Exception]) -> CaptureError:
             hint = f"{DATA}, or {DOCTOR}"
             decided = _DECIDED.search(reason)
             reason = f"the numbers in a tensor decide `{decided[1]}`" if decided else reason
+        elif _FAKE in text:
+            reason = "a tensor that no operation made, as `.data` of what the network computes is"
+            hint = f"{WITHOUT_DATA}; else {DOCTOR}"
+            where = next((line for line in map(_line, map(str, errors)) if line), "")
         elif "specialized" in text or "Constraints violated" in text or "not DYNAMIC" in text:
             hint = f"{FIXED}: use `--batch static`, or mend that line"
     return CaptureError(

@@ -15,6 +15,7 @@ from normfold.errors import CaptureError
 from normfold.ir.graph import op_name
 from normfold.ir.provenance import source_line
 
+WITHOUT_DATA = "write it without `.data`, or with `.detach()` in its place"
 _LIFTED = "lifted_tensor_"  # what torch.export calls a tensor that is no attribute of a module
 
 
@@ -33,7 +34,7 @@ def require_traceable(program: ExportedProgram) -> None:
                 "the network takes `.data` of a tensor, which torch.export does not follow",
                 where=source_line(user) or None,
                 found=f"`{op_name(user)}` of `.data`",
-                hint="write it without `.data`, or with `.detach()` in its place",
+                hint=WITHOUT_DATA,
             )
 
 

@@ -110,6 +110,20 @@ def test_what_these_hints_advise(write: Callable[[Written, Tensor], object]) -> 
     torch.testing.assert_close(made, net(x))
 
 
+class Assigned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        h.data = h.data + 1
+        return h
+
+
+def test_data_that_is_set() -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Assigned(), (torch.randn(2, 4),))
+    assert ".data" in str(caught.value.found)
+    assert "detach" in str(caught.value.hint)
+
+
 class Steps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[1:] - x[:-1]
