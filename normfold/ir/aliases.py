@@ -40,7 +40,8 @@ def require_apart(program: ExportedProgram, own_names: Mapping[str, str]) -> Non
                 f"{', '.join(others)}",
                 where=source_line(node) or None,
                 found="torch.export takes them for tensors of their own",
-                hint="keep one of them, and make the other of it in `forward`",
+                hint="register copies (`.clone()`) where they are apart; else one, and make the other of it in "
+                "`forward`",
             )
 
 

@@ -32,6 +32,7 @@ from normfold.ir.paths import output_names as named_outputs
 from normfold.ir.randomness import random_note
 from normfold.ir.recurrent import decomposed, free_length
 from normfold.ir.refusal import capture_error
+from normfold.ir.shared import refused_write, require_traceable
 from normfold.ir.sizes import Sizes
 from normfold.ir.traces import (
     Change,
@@ -45,8 +46,6 @@ from normfold.ir.traces import (
 )
 
 Axes = Mapping[str, Collection[int]]
-# after this error of the other mode, what the strict one gives ends in a segmentation fault
-_UNSAFE = "fake tensor in the exported program constant"
 BATCH = 2  # the smallest size that torch.export does not specialise
 
 
@@ -223,8 +222,6 @@ def _export(
             Exception
         ) as error:  # torch.export raises dozens of types, some of them bare RuntimeErrors
             errors.append(error)
-            if _UNSAFE in str(error):
-                break
     raise capture_error(errors) from errors[0]
 
 
@@ -234,6 +231,7 @@ def _from_program(
     if not args and not kwargs and program.example_inputs is not None:
         args, kwargs = program.example_inputs
     with quiet():
+        require_traceable(program)
         program, own_names = with_plain_names(program)
         program, module = _functional(program, own_names)
     _drop_writes(module)
@@ -270,7 +268,7 @@ def _functional(
         try:
             program = decomposed(program, program.run_decompositions)
         except Exception as error:  # what torch.export let pass and its decompositions do not
-            raise capture_error([error]) from error
+            raise refused_write(program) or capture_error([error]) from error
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
     return program, module

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from normfold.ir.aliases import owner
 from normfold.ir.provenance import copy_provenance
+from normfold.ir.strided import name_diagonals
 
 _aten = torch.ops.aten
 _COMPUTED = {
@@ -21,6 +22,7 @@ _COMPUTED = {
 
 def write_logically(graph: fx.Graph) -> None:
     """Replace such ops, in place; what has no such form stays."""
+    name_diagonals(graph)
     for node in list(graph.nodes):
         if node.target in _COMPUTED:
             node.target = _COMPUTED[node.target]

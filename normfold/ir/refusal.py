@@ -10,6 +10,7 @@ from typing import Any
 
 from normfold.errors import CaptureError
 from normfold.ir.provenance import FRAME, is_user_file
+from normfold.ir.shared import WITHOUT_DATA
 
 DOCTOR = (
     "run `normfold doctor MODEL`: it uses torch.export.draft_export to list every obstacle at once"
@@ -24,7 +25,9 @@ _SPECIALISED = re.compile(
     r"but your code specialized it to be a constant \((?P<size>\d+)\)"
 )
 _DECIDED = re.compile(r"data-dependent expression (.+?) \(")
+_SMALL = 3
 _OWN = f"{Path(__file__).parents[1]}{os.sep}"  # a user's folder may be called normfold too
+_FAKE = "fake tensor in the exported program constant's list"
 _DATA = ("data-dependent", "Data-dependent", "data dependent")
 
 
@@ -47,6 +50,10 @@ def capture_error(errors: Sequence[Exception]) -> CaptureError:
             hint = f"{DATA}, or {DOCTOR}"
             decided = _DECIDED.search(reason)
             reason = f"the numbers in a tensor decide `{decided[1]}`" if decided else reason
+        elif _FAKE in text:
+            reason = "a tensor that no operation made, as `.data` of what the network computes is"
+            hint = f"{WITHOUT_DATA}; else {DOCTOR}"
+            where = next((line for line in map(_line, map(str, errors)) if line), "")
         elif "specialized" in text or "Constraints violated" in text or "not DYNAMIC" in text:
             hint = f"{FIXED}: use `--batch static`, or mend that line"
     return CaptureError(
@@ -67,7 +74,20 @@ def _free_it(fixed: Sequence[re.Match[str]]) -> str:
     named = [_axis(match) for match in fixed if match["axis"] != "0"]
     ways = ["use `--batch static`"] if len(named) < len(fixed) else []
     ways += [f"leave out `--dynamic {axis}`" for axis in named]
-    return f"{FIXED}: {' and '.join(ways)}, or mend that line"
+    return f"{FIXED}: {' and '.join(ways)}, or mend that line{_larger(fixed)}"
+
+
+def _larger(fixed: Sequence[re.Match[str]]) -> str:
+    """Of small examples: what is left of them may have size 1, and torch.export takes a 1 for fixed."""
+    small = next((match for match in fixed if int(match["size"]) <= _SMALL), None)
+    if small is None:
+        return ""
+    name = _axis(small).rpartition(":")[0]
+    shape = f"{name}:4x..." if small["axis"] == "0" else f"{name}:..."
+    return (
+        f"; where it takes a part of the axis, such as `y[1:]`, which has size 1 in examples as small as these, "
+        f"larger ones are enough (`--input {shape}`)"
+    )
 
 
 def _line(text: str) -> str:

@@ -256,7 +256,10 @@ _ROWS: tuple[tuple[str, Meaning], ...] = (
     ("masked_fill", _masked_fill),
     ("pad constant_pad_nd", _pad),
     ("cat concat concatenate stack hstack vstack", _joined),
-    ("index_put slice_scatter select_scatter scatter masked_scatter index_copy", _placed),
+    (
+        "index_put slice_scatter select_scatter diagonal_scatter scatter masked_scatter index_copy",
+        _placed,
+    ),
     (
         """upsample_nearest1d upsample_nearest2d upsample_nearest3d tril triu diagonal take_along_dim
         normfold::channel_pad""",

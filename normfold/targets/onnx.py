@@ -31,6 +31,7 @@ from normfold.targets import images, integer, numbers, stable, tables, write
 from normfold.targets.attention import suit_fused, write_attention
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, give_shapes, label, name_axes
+from normfold.targets.diagonals import write_diagonals
 from normfold.targets.integer import narrow_scales, pack
 from normfold.targets.opsets import choose_opset
 from normfold.targets.plain import (
@@ -201,6 +202,7 @@ def _write_forms(graph: fx.Graph, opset: int) -> None:
     write_rms_norms(graph, native=opset >= _NATIVE_RMS_NORM)
     write_activations(graph)
     write_clamps(graph)
+    write_diagonals(graph)
     write_booleans(graph)
     stable.write_all(graph)
     images.write_group_norms(graph)

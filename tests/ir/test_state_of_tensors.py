@@ -88,6 +88,9 @@ def test_a_write_through_data_is_refused() -> None:
 class Tied(nn.Module):
     """A buffer in the memory of a parameter."""
 
+    w: Tensor
+    lin: nn.Linear
+
     def __init__(self, written: bool) -> None:
         super().__init__()
         self.lin, self.written = nn.Linear(6, 6), written
@@ -122,11 +125,12 @@ def test_memory_that_is_shared_and_only_read(tmp_path: Path) -> None:
 
 def test_copies_share_what_was_shared() -> None:
     net = Tied(True)
-    for copy in (fresh(net), copied(net)):
-        assert copy.w.data_ptr() == copy.lin.weight.data_ptr()
-    assert fresh(net).lin.weight.data_ptr() == net.lin.weight.data_ptr()
-    assert copied(net).lin.weight.data_ptr() != net.lin.weight.data_ptr()
-    x, before = torch.randn(2, 6), net.lin.weight.detach().clone()
+    other, own = fresh(net), copied(net)
+    assert isinstance(other, Tied)
+    assert isinstance(own, Tied)
+    assert other.w.data_ptr() == other.lin.weight.data_ptr() == net.w.data_ptr()
+    assert own.w.data_ptr() == own.lin.weight.data_ptr() != net.w.data_ptr()
+    x, before = torch.randn(2, 6), net.w.clone()
     with torch.no_grad():
         y = call(net, x)
         torch.testing.assert_close(y, x @ (2 * before).T + net.lin.bias + 2 * before.sum())
