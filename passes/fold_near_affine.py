@@ -29,6 +29,7 @@ from normfold.ir.states import State
 from normfold.ops import groups as grouping
 from normfold.ops.table import is_norm
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
+from normfold.rewrite.centering import affine_of
 
 aten = torch.ops.aten
 
@@ -100,11 +101,20 @@ class FoldNearAffine(Pass):
             axes = list(range(-len(sizes), 0))
             mean = rewriter.insert_before(norm, aten.mean.dim, x, axes, True)
             x = rewriter.insert_before(norm, aten.sub.Tensor, x, mean)
+        rewriter.record(f"{match.path}: an affine {match.detail}")
+        affine = affine_of(norm)
+        if (
+            affine is not None and affine.args[1] is not None
+        ):  # its gain may be as large as k is small
+            scale = rewriter.expression(aten.mul.Tensor, affine.args[1], match.plan)
+            rewriter.set_argument(affine, 1, scale)
+            rewriter.replace(norm, x, same=False)
+            rewriter.changed_behind(affine)
+            return
         dtype = torch.promote_types(norm.meta["val"].dtype, torch.float32)
         scale = rewriter.expression(aten.full.default, sizes[-1:], match.plan, dtype=dtype)
         new = rewriter.insert_before(norm, channel_affine, x, scale, None, rank - 1)
         facts.put(new, AffineOf(match.sites))
-        rewriter.record(f"{match.path}: an affine {match.detail}")
         rewriter.replace(norm, new, same=False)
         rewriter.changed_behind(new)
 
