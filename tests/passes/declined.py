@@ -176,4 +176,7 @@ REFUSALS: dict[str, Refusal] = {
         step="quantize-weights",
         options="grid=e4m3 target=trt",
     ),
+    "NF133": _refusal(
+        lambda m, x: m.out(m.norm(m.fc(x))), step="fold-near-affine", options="variance=1"
+    ),
 }
