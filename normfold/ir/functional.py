@@ -46,9 +46,10 @@ def functionalise(module: fx.GraphModule) -> None:
     unwrap(module)
     _require_flat(graph)
     composite = _without_writes(graph)
+    known: dict[Any, fx.Graph] = {}
     for node in list(graph.nodes):
         if node in composite or _stands_for_others(node):
-            inline(graph, node, {}, _may_not_come)
+            inline(graph, node, {}, _may_not_come, known)
     from_inputs(graph)
     graph.eliminate_dead_code()
 

@@ -26,18 +26,24 @@ class NotLocal(Exception):
 
 
 def inline(
-    graph: fx.Graph, node: fx.Node, table: Table, unknown: Callable[[fx.Node], bool]
+    graph: fx.Graph,
+    node: fx.Node,
+    table: Table,
+    unknown: Callable[[fx.Node], bool],
+    known: dict[Any, fx.Graph],
 ) -> None:
     """Replace an op by what it is made of, in place.
 
     Args:
         table: functions that stand for ops, as `torch.export` takes them.
         unknown: true for ops that may not be left.
+        known: what calls were made of before, with this table: the layers of a network repeat each other.
 
     Raises:
         NotLocal: it cannot be traced alone, or leaves such an op.
     """
-    body = _traced(node, table)
+    key = _call_of(node)
+    body = known[key] = known[key] if key in known else _traced(node, table)
     copies = dict(zip(body.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
     with graph.inserting_before(node):
         for step in body.nodes:
@@ -51,6 +57,21 @@ def inline(
                 copies[step] = graph.node_copy(step, copies.__getitem__)
                 copy_provenance(node, copies[step])
     graph.erase_node(node)
+
+
+def _call_of(node: fx.Node) -> Any:
+    """What tells the trace of one call from that of another."""
+    places = {source: place for place, source in enumerate(node.all_input_nodes)}
+
+    def spec(source: fx.Node) -> Any:
+        value = source.meta.get("val")
+        if not isinstance(value, Tensor):
+            return f"%{places[source]} {value}"
+        layout = (value.shape, value.stride(), value.storage_offset(), value.is_conj())
+        return f"%{places[source]} {value.dtype} {value.device} {layout}"
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), spec)
+    return node.target, repr(args), repr(kwargs)
 
 
 def _traced(node: fx.Node, table: Table) -> fx.Graph:

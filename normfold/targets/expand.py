@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -30,6 +32,7 @@ def expand(graph: fx.Graph, table: Table) -> int:
         NotLocal: one of them has no decomposition that stands alone; some of the others may be expanded.
     """
     found = [node for node in graph.nodes if needs_expansion(node, table)]
+    known: dict[Any, fx.Graph] = {}
     for node in found:
-        inline(graph, node, table, lambda step: needs_expansion(step, table))
+        inline(graph, node, table, lambda step: needs_expansion(step, table), known)
     return len(found)
