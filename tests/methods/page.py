@@ -1,0 +1,46 @@
+"""docs/norm-methods.md: what becomes of every method, as a test run has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.methods.table import Found
+
+PAGE = Path(__file__).parents[2] / "docs" / "norm-methods.md"
+HEAD = """# Methods of normalisation
+
+What the preset `folded` makes of each method that a trained network may carry: a small network with perturbed
+parameters is captured, rewritten and judged. *Folded* and *stay* count sites of the report; a norm that is
+written by hand has one for each of its constants. A norm that takes statistics of its input at run time stays,
+and what it multiplies and adds may fold. The certificate is an [identity test without a tolerance](verdict.md),
+the error that of the un-baked graph in float64. `python -m tests.methods` writes this page.
+
+| method | folded | stay | code | certificate | float64 error |
+|---|---|---|---|---|---|
+"""
+TAIL = """
+- Scalars (SkipInit, Fixup, a temperature) are multiplied as they are: only what has one number per channel
+  folds.
+- Weight, Spectral and orthogonal parametrisations, standardised and conditioned weights, DoRA and the weight of
+  a cosine head are parameter expressions: they become plain weights when they are baked, whatever is folded.
+- Training-only branches are not in a capture. Batch statistics at inference are the method itself and stay
+  ([NF101](codes.md)), as do conditions that an input decides.
+- LayerNorms that barely normalise (an eps of 1e12) fold by `fold-near-affine`, means that are taken off
+  (TaperNorm) by `fold-mean` ([passes](passes.md)).
+"""
+
+
+def row(name: str, found: Found) -> str:
+    """A line of the table."""
+    codes = " ".join(found.codes)
+    return f"| {name} | {found.gone} | {found.left} | {codes} | {found.certificate} | {found.error:.0e} |"
+
+
+def write(rows: list[str]) -> None:
+    PAGE.write_text(HEAD + "\n".join(rows) + "\n" + TAIL)
+
+
+def written() -> dict[str, list[str]]:
+    """The rows of the page, without the errors, by method."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines()]
+    return {cells[0]: cells[1:-1] for cells in rows if len(cells) == 6 and cells[1].isdigit()}
