@@ -47,6 +47,7 @@ class Key:
         settings: options of the configuration that hold for all models, as plain data.
         folder: that paths are relative to.
         timed: the result depends on the machine.
+        output: where its files are kept, which its report names; empty for nowhere.
     """
 
     name: str
@@ -54,11 +55,12 @@ class Key:
     settings: Any
     folder: Path
     timed: bool
+    output: str = ""
 
     def digest(self) -> str:
         """Everything that is known before the run, hashed."""
         parts = [_FORMAT, self.words, self.settings, str(self.folder.resolve()), _versions()]
-        parts += [processor(), _variables(), [_machine()] if self.timed else []]
+        parts += [processor(), _variables(), [_machine()] if self.timed else [], self.output]
         return _digest(parts)
 
     def given(self) -> list[Path]:

@@ -15,6 +15,7 @@ from normfold.job import COMMANDS, GROUPS, Option, options_of
 from normfold.report.cases import Entry
 
 _PLACE = re.compile(r"(.+?):([1-9]\d*)(?:: |$)")
+_LONGEST, _PATH = 100, 4096  # letters of a model's name, which files are named after, and of a path
 _WORST = (70, 2, 4, 1, 3, 0)
 _OWN = ("network", "command", "allow-unproved")  # keys of a model that are not options
 
@@ -35,17 +36,18 @@ def runs(config: Path | None) -> tuple[Path, Any, list[Run]]:
 
 def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
     command = values.get("command", "convert")
-    if command not in COMMANDS:
+    if not isinstance(command, str) or command not in COMMANDS:
         raise UsageError(
             f"`{file}` has a wrong value for `models.{name}.command`",
             found=repr(command),
             hint=f"one of: {', '.join(COMMANDS)}",
         )
-    if not name or not all(part.isalnum() or part in "-_." for part in name) or name[0] == ".":
+    plain_name = all(part.isalnum() or part in "-_." for part in name)
+    if not plain_name or not 0 < len(name) <= _LONGEST or name[0] == ".":
         raise UsageError(
             f"`{file}` has a model that no file can be named after",
             found=repr(name),
-            hint="letters, digits, `-`, `_` and `.`, as in `[models.resnet-20]`",
+            hint=f"up to {_LONGEST} letters, digits, `-`, `_` and `.`, as in `[models.resnet-20]`",
         )
     left_out = COMMANDS[command][1]
     options = [item for group in GROUPS if group not in left_out for item in options_of(group)]
@@ -56,6 +58,10 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
             f"`{file}` does not say which model `models.{name}` is",
             found=None if model is None else repr(model),
             hint='write `network = "model.pt"`, or what else `normfold convert` takes as MODEL',
+        )
+    if "\0" in model or len(model) > _PATH:
+        raise UsageError(
+            f"`{file}` has a wrong value for `models.{name}.network`", found=ascii(model)[:80]
         )
     if not named and _runs_code(model):
         raise _may_not(file, f"models.{name}.network")
@@ -105,7 +111,11 @@ def _words(item: Option, value: Any, key: str, file: str) -> list[str]:
     """An option as words of a command line."""
     flag = item.flags[0]
     values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(one, (str, int, float)) for one in values):
+    if (
+        not values
+        or not all(isinstance(one, (str, int, float)) for one in values)
+        or any("\0" in str(one) for one in values)
+    ):
         raise UsageError(f"`{file}` has a wrong value for `{key}`", found=repr(value))
     if item.kind == "bool":
         if not isinstance(value, bool):

@@ -35,11 +35,15 @@ def check(asked: Checking, as_json: bool) -> int:
     config = configuration()
     file, settings, every = configured.runs(config)
     found = _chosen(every, asked.only)
-    lock = Lock(file)
+    lock = Lock(file, settings, asked.update)
     reports = [Path(name) for name in asked.reports]
     for report in reports:
         rendering(report)
         require_writable(report.parent)
+        if report.is_dir():
+            raise UsageError(
+                "a report cannot be written in the place of a folder", where=str(report)
+            )
     if asked.keep is not None:
         require_writable(asked.keep)
     cache = Cache(asked.cache or default_folder())
@@ -69,8 +73,15 @@ def check(asked: Checking, as_json: bool) -> int:
         notes.append(f"wrote {os.path.relpath(lock.path)}")
     else:
         unlocked = [run.name for run in found if run.name not in lock.models]
-        if lock.models and unlocked:
+        gone = sorted(lock.models.keys() - {run.name for run in every})
+        if not lock.found:
+            notes.append(
+                f"there is no {lock.path.name}: nothing is compared with it (`normfold check --update`)"
+            )
+        elif unlocked:
             notes.append(f"not in the lock: {', '.join(unlocked)} (`normfold check --update`)")
+        if gone:
+            notes.append(f"in the lock, and not in {file.name} any more: {', '.join(gone)}")
         entries = [judged[run.name] for run in found]
     for report in reports:
         write_text(report, rendering(report)(entries))

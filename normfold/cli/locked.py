@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from normfold.cli.cache import file_hash
 from normfold.cli.runs import Run
+from normfold.errors import UsageError
 from normfold.files import write_text
 from normfold.report import lock
 from normfold.report.cases import Drift, Entry
@@ -28,13 +30,37 @@ class Lock:
     Attributes:
         path: `normfold.lock` for `normfold.toml` and pyproject.toml, else the configuration's name with `.lock`.
         models: as plain data; empty where there is no file.
+        found: there is a file.
     """
 
-    def __init__(self, config: Path) -> None:
+    def __init__(
+        self, config: Path, settings: Mapping[str, Any] | None = None, anew: bool = False
+    ) -> None:
+        """Read it; what cannot be read is empty where it is to be written ``anew``.
+
+        Args:
+            settings: options of the configuration that hold for all models, as plain data.
+
+        Raises:
+            UsageError: it cannot be read, or is no file.
+        """
         named = config.name == "pyproject.toml"
         self.path = config.with_name("normfold.lock") if named else config.with_suffix(".lock")
         self.folder = config.parent.absolute()
-        self.models = lock.read(self.path)
+        self._settings = settings or {}
+        self.found = self.path.is_file()
+        if not self.found and (self.path.exists() or self.path.is_symlink()):
+            raise UsageError(
+                "the lock is no file",
+                where=str(self.path),
+                found="a folder" if self.path.is_dir() else "a link to what is not there",
+            )
+        try:
+            self.models = lock.read(self.path)
+        except UsageError:
+            if not anew:
+                raise
+            self.models = {}
 
     def compared(self, run: Run, entry: Entry) -> Entry:
         """A result with its differences from the lock."""
@@ -47,9 +73,7 @@ class Lock:
     def record(self, run: Run, entry: Entry) -> dict[str, Any]:
         """What the lock says of a result."""
         given = [self.folder / run.words[0], *map(Path, entry.read)]
-        made = lock.record(
-            lock.Run(entry, (run.command, *run.words), self._hashes(given), processor())
-        )
+        made = lock.record(lock.Run(entry, self._words(run), self._hashes(given), processor()))
         for site in made["sites"].values():
             for key in ("line", "at"):
                 if site.get(key):
@@ -76,6 +100,16 @@ class Lock:
                 bad.append(run.name)
         write_text(self.path, lock.text(models))
         return bad
+
+    def _words(self, run: Run) -> list[str]:
+        """The command, its model and options, also those that hold for all models or are set by variables."""
+        own = self._settings.get(run.command, {})
+        plain = {key: x for key, x in self._settings.items() if not isinstance(x, dict)}
+        common = [f"{key} = {json.dumps(x, default=str)}" for key, x in {**plain, **own}.items()]
+        variables = [
+            f"{x}={os.environ[x]}" for x in sorted(os.environ) if x.startswith("NORMFOLD_")
+        ]
+        return [run.command, *run.words, *common, *variables]
 
     def _hashes(self, paths: Sequence[Path]) -> Mapping[str, str]:
         """Of files, and of folders as a whole, by their path from here."""

@@ -22,6 +22,7 @@ _recorded: set[str] | None = None
 _variables: set[str] = set()
 _ASKED_BY = ("os", "collections.abc", "_collections_abc")  # for the code that asks
 _DEATH = 1  # of prctl: the signal that this process gets when its parent dies
+_MEMORY = "/dev/shm/"  # a file system
 _NOT = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/", "/usr/lib/", "/lib/")
 
 
@@ -39,10 +40,26 @@ def main(parent: int) -> None:
             found.add(os.path.abspath(os.fsdecode(arguments[0])))
 
     sys.addaudithook(hook)
+    _watch_safetensors(found)
     _watch_variables()
     from normfold.cli import main as command_line
 
     command_line()
+
+
+def _watch_safetensors(found: set[str]) -> None:
+    """Record its files: it opens them outside of Python."""
+    try:
+        import safetensors
+    except ImportError:
+        return
+    opened = safetensors.safe_open
+
+    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        found.add(os.path.abspath(os.fsdecode(filename)))
+        return opened(filename, *args, **kwargs)
+
+    vars(safetensors)["safe_open"] = safe_open
 
 
 def _watch_variables() -> None:
@@ -79,7 +96,9 @@ def listed() -> list[str] | None:
     return sorted(
         path
         for path in paths
-        if not path.startswith(installed) and not _ABOUT.search(path) and os.path.isfile(path)
+        if (path.startswith(_MEMORY) or not path.startswith(installed))
+        and not _ABOUT.search(path)
+        and os.path.isfile(path)
     )
 
 

@@ -110,7 +110,8 @@ class Runner:
             process.terminate()
 
     def _one(self, run: Run, place: Path) -> Entry:
-        key = Key(run.name, (run.command, *run.words), self.settings, self.file.parent, run.times)
+        words, output = (run.command, *run.words), "" if self.output is None else str(place)
+        key = Key(run.name, words, self.settings, self.file.parent, run.times, output)
         entry = self.cache.get(key) if self.reuse else None
         if entry is not None and (self.output is None or _are_there(entry, place / run.name)):
             return entry

@@ -6,11 +6,13 @@ Reports are read as plain data, as their JSON has it, so that those of earlier r
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 State = Literal["pass", "fail", "error", "unproved"]
+_SOURCE = re.compile(r".+\.py:\d+(: |$)")  # a line of Python's
 _WORST: tuple[State, ...] = ("error", "fail", "unproved", "pass")
 _STATES: dict[str, State] = {
     "pass": "pass",
@@ -158,7 +160,9 @@ def _cases(data: Mapping[str, Any]) -> Iterator[Case]:
     error = data.get("error")
     if error is not None:
         parts = [error.get("what"), *(f"{key}: {error[key]}" for key in _DETAILS if error.get(key))]
-        yield Case("run", "", "error", "\n".join(map(str, parts)))
+        where = str(error.get("where") or "")
+        line = where if _SOURCE.match(where) else ""
+        yield Case("run", "", "error", "\n".join(map(str, parts)), line=line)
     for item in data.get("passes", ()):
         yield from _verdict(item.get("check"), item["spec"])
         yield from _certificate(item.get("certificate"), item["spec"])
@@ -192,7 +196,10 @@ def _verdict(check: Mapping[str, Any] | None, name: str) -> Iterator[Case]:
 
 def _within(check: Mapping[str, Any]) -> str:
     """What a check that passed found: the output that used most of its tolerance, or the agreement."""
-    outputs = [item for item in check.get("outputs", ()) if item["error"] is not None]
+    numbers = [item for item in check.get("outputs", ()) if item["error"] is not None]
+    outputs = [item for item in numbers if item["tolerance"] is not None]
+    if numbers and not outputs:
+        return "nothing of it could be judged"
     if outputs:
         worst = max(outputs, key=lambda item: item["error"] / (item["tolerance"] or 1e-30))
         return f"error {worst['error']:.1e} at most, {worst['tolerance']:.1e} allowed"

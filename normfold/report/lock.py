@@ -133,7 +133,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         models = _models(json.loads(text))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         found, hint = str(error)[:200], "`normfold check --update` writes it anew"
         if isinstance(error, ValueError) and _CONFLICT.search(text):
             found, hint = "marks of a merge conflict", f"take one side, or resolve them; {hint}"
@@ -248,15 +248,18 @@ def _inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Drift]:
 
 
 def _sites(old: Mapping[str, Any], new: Mapping[str, Any], causes: Causes) -> Iterator[Drift]:
+    renamed = _renamed(old, new)
     for name, now in new.items():
-        was, line = old.get(name), now.get("line", "")
+        before = name if name in old else renamed.get(name, name)
+        was, line = old.get(before), now.get("line", "")
         because = causes.because(now.get("at") or line)
         reason = now.get("code", "")
         if was is None:
             what = f"`{name}` ({now['kind']}) is new, and {_state(now)}{reason and f': {reason}'}"
             yield Drift("site", "note", what + because, line)
         elif was["state"] in _FOLDED and now["state"] not in _FOLDED:
-            what = f"`{name}` ({now['kind']}) stopped folding, and {_state(now)}"
+            own = "" if before == name else f", which was `{before}`,"
+            what = f"`{name}` ({now['kind']}){own} stopped folding, and {_state(now)}"
             what += f": {reason}" if reason else ""
             what += f" {now['why']}" if now.get("why") else ""
             if was.get("line") and _code(was["line"]) != _code(line):
@@ -266,16 +269,27 @@ def _sites(old: Mapping[str, Any], new: Mapping[str, Any], causes: Causes) -> It
             yield Drift("site", "note", f"`{name}` ({now['kind']}) folds now{because}", line)
         elif was.get("code", "") != reason:
             codes = f"{was.get('code') or 'none'} to {reason or 'none'}"
-            yield Drift(
-                "site", "note", f"`{name}` is {_state(now)} for another reason: {codes}", line
-            )
-    for name in old.keys() - new.keys():
+            yield Drift("site", "note", f"`{name}` {_state(now)} for another reason: {codes}", line)
+    for name in sorted(old.keys() - new.keys() - {*renamed.values()}):
         what = f"`{name}` ({old[name]['kind']}) is not in the network any more"
         yield Drift("site", "note", what + causes.because(old[name].get("line", "")))
 
 
+def _renamed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Sites that are new and left, each with one of its kind that folded and is gone: a new name hides nothing."""
+    gone = [name for name in old if name not in new and old[name]["state"] in _FOLDED]
+    found = {}
+    for name, now in new.items():
+        if name not in old and now["state"] not in _FOLDED:
+            other = next((x for x in gone if old[x]["kind"] == now["kind"]), None)
+            if other is not None:
+                gone.remove(other)
+                found[name] = other
+    return found
+
+
 def _state(site: Mapping[str, Any]) -> str:
-    return {"gone": "folded away", "kept": "is kept", "left": "is left"}.get(
+    return {"gone": "is folded away", "kept": "is kept", "left": "is left"}.get(
         site["state"], f"is {site['state']}"
     )
 

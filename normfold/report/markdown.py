@@ -22,12 +22,13 @@ def markdown(entries: Sequence[Entry]) -> str:
         notes = [item for item in entry.drift if item.state == "note"]
         if bad or notes:
             lines += ["", f"### {_cell(entry.name)}", "", *map(_item, bad)]
-            lines += [f"- since the lock, {item.kind}: {_cell(item.text)}" for item in notes]
+            lines += [f"- since the lock, {_cell(item.kind)}: {_cell(item.text)}" for item in notes]
         left = entry.left()
         if left and bad:
             lines += ["", "| left | kind | code | why |", "|---|---|---|---|"]
             lines += [
-                f"| `{site['site']}` | {site['kind']} | {site['code']} | {_cell(site.get('reason', ''))} |"
+                f"| {_code(site['site'])} | {_cell(site['kind'])} | {_cell(site['code'])} "
+                f"| {_cell(site.get('reason', ''))} |"
                 for site in left[:_MOST]
             ]
             if len(left) > _MOST:
@@ -36,11 +37,16 @@ def markdown(entries: Sequence[Entry]) -> str:
 
 
 def _item(case: Case) -> str:
-    name = f" `{case.name}`" if case.name else ""
+    name = f" {_code(case.name)}" if case.name else ""
     first, *more = case.text.splitlines() or [""]
     detail = "".join(f"\n  {_cell(line)}" for line in more)
     place = f" ({_cell(case.line)})" if case.line else ""
-    return f"- {_WORDS[case.state]} {case.kind}{name}: {_cell(first)}{place}{detail}"
+    return f"- {_WORDS[case.state]} {_cell(case.kind)}{name}: {_cell(first)}{place}{detail}"
+
+
+def _code(text: object) -> str:
+    """A name as code, which no character of it ends."""
+    return f"`{_cell(str(text).replace('`', chr(0x2019)))}`"
 
 
 def _cell(text: object) -> str:

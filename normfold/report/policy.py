@@ -103,7 +103,11 @@ class Requirement:
                 return "no such site" + (f" (did you mean `{close[0]}`?)" if close else "")
             return (len(self._left(report)),)
         if self.about == "op":
-            return (report.census.get(self.name, 0),)
+            count = report.census.get(self.name, 0)
+            close = difflib.get_close_matches(self.name, report.census, 1, 0.8)
+            if not count and close:  # of another case, or a letter off
+                return f"no such op in the file (did you mean `{close[0]}`?)"
+            return (count,)
         return self._measured(report)
 
     def _measured(self, report: Report) -> tuple[float, ...] | str:

@@ -58,8 +58,18 @@ def render_file(path: Path, render: Rendering) -> str:
     entries = read(path)
     try:
         return render(entries)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UsageError("the report is damaged", where=str(path), found=repr(error)) from error
+
+
+def _is_report(item: Any) -> bool:
+    """True for what a run writes, and for the error that it ended with."""
+    if not isinstance(item, dict):
+        return False
+    error = item.get("error")
+    if error is not None:
+        return isinstance(error, dict) and bool(error.get("what"))
+    return item.get("schema") == SCHEMA and "checks" in item and "outcome" in item
 
 
 def read(path: Path) -> list[Entry]:
@@ -77,9 +87,9 @@ def read(path: Path) -> list[Entry]:
         ) from error
     name = path.name.removesuffix(".json").removesuffix(".report")
     several = isinstance(data, dict) and isinstance(data.get("models"), list)
-    found = data["models"] if several else [data]
+    found = (data["models"] or [None]) if several else [data]
     for item in found:
-        if not (isinstance(item, dict) and (item.get("schema") == SCHEMA or "error" in item)):
+        if not _is_report(item):
             raise UsageError(
                 "this is not a report that this version of normfold reads",
                 where=str(path),
@@ -91,6 +101,6 @@ def read(path: Path) -> list[Entry]:
         for entry in entries:
             entry.cases()
             entry.left()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError("the report is damaged", where=str(path), found=repr(error)) from error
     return entries

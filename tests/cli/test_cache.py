@@ -75,6 +75,7 @@ def test_other_options_settings_versions_and_variables(
     assert kept.get(replace(key, words=(*key.words, "--seed=1"))) is None
     assert kept.get(replace(key, settings={"seed": 4})) is None
     assert kept.get(replace(key, timed=True)) is None
+    assert kept.get(replace(key, output="/somewhere")) is None  # which its report names
     with monkeypatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "7")
         assert kept.get(key) is None

@@ -51,8 +51,9 @@ def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -
     reports = [word for name in files for word in ("--report", name)]
     ran = cli("check", "--config", configured(CONFIG), *reports, "--jobs", "2")
     assert ran.status == 4, ran.err
-    *lines, last = ran.err.splitlines()
+    *lines, note, last = ran.err.splitlines()
     assert sorted(lines) == ["branches: error", "good: pass", "policy: fail"]
+    assert note.startswith("note: there is no models.lock")
     assert last == "NOT passed: 1 pass, 1 fail, 1 error"
     assert ran.out == Path("report.md").read_text()
     assert "| good | pass | tiny.onnx: equivalent in" in ran.out
@@ -112,6 +113,14 @@ def test_annotations_of_github(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
         ("[models.net]\nnetwork = 'a.pt'\nseed = {a = 1}", "wrong value"),
         ("[models.net]\nnetwork = 'a.pt'\nallow-unproved = 1", "wrong value"),
         ("[models.'../x']\nnetwork = 'a.pt'", "no file can be named after"),
+        (f"[models.{'x' * 101}]\nnetwork = 'a.pt'", "no file can be named after"),
+        ("[models.net]\nnetwork = 'a.pt'\ncommand = ['convert']", "one of: convert"),
+        ('[models.net]\nnetwork = "a\\u0000.pt"', "wrong value for `models.net.network`"),
+        (f"[models.net]\nnetwork = '{'x' * 5000}'", "wrong value for `models.net.network`"),
+        (
+            '[models.net]\nnetwork = "a.pt"\ninput = "x\\u0000"',
+            "wrong value for `models.net.input`",
+        ),
     ],
 )
 def test_a_wrong_configuration(text: str, message: str, cli: Cli) -> None:

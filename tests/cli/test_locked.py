@@ -199,6 +199,25 @@ def test_a_damaged_lock_is_refused(cli: Cli) -> None:
         ran = check(cli)
         assert ran.status == 2
         ran.one_error("the lock cannot be read", "normfold check --update")
+    assert check(cli, "--update").status == 0  # as the hint says
+    assert list(lock()["models"]) == ["good"]
+
+
+def test_a_lock_that_is_not_there_is_said(cli: Cli) -> None:
+    ran = check(cli)
+    assert ran.status == 0
+    assert "note: there is no normfold.lock: nothing is compared with it" in ran.err
+    Path("normfold.lock").symlink_to("nowhere")
+    ran = check(cli)
+    assert ran.status == 2
+    ran.one_error("the lock is no file", "a link to what is not there")
+
+
+def test_options_for_all_models_are_a_cause(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(cli, "--update")
+    monkeypatch.setenv("NORMFOLD_CONVERT_SEED", "3")
+    ran = check(cli)
+    assert "`NORMFOLD_CONVERT_SEED=3` is new" in ran.out
 
 
 @pytest.mark.slow

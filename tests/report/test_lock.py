@@ -157,6 +157,17 @@ def test_sites(old: dict[str, Any]) -> None:
     assert "is not in the network any more" in said(gone, None).text
 
 
+def test_a_new_name_hides_no_norm_that_stopped_folding(old: dict[str, Any]) -> None:
+    gone = next(name for name, site in old["sites"].items() if site["state"] == "gone")
+    sites = {name: site for name, site in old["sites"].items() if name != gone}
+    stuck = {"kind": old["sites"][gone]["kind"], "state": "left", "code": "NF105"}
+    (found,) = differences(old, sites={**sites, "other": stuck})
+    assert found.state == "fail"
+    assert f"`other` (batch-norm), which was `{gone}`, stopped folding" in found.text
+    folds, more = differences(old, sites={**sites, "other": {**stuck, "state": "gone"}})
+    assert {folds.state, more.state} == {"note"}
+
+
 def test_the_file_is_sorted_and_has_a_line_for_each_site(
     old: dict[str, Any], tmp_path: Path
 ) -> None:

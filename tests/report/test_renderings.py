@@ -15,17 +15,17 @@ from sarif_pydantic import Sarif
 
 from normfold.errors import UsageError
 from normfold.report import Report
-from normfold.report.cases import Entry
+from normfold.report.cases import Drift, Entry
 from normfold.report.junit import junit
 from normfold.report.markdown import markdown
-from normfold.report.rendering import rendering
+from normfold.report.rendering import read, rendering
 from normfold.report.sarif import sarif
 from normfold.report.verdict import Artefact, Verdict
 from tests.report.jenkins import require_jenkins
 from tests.report.runs import mixed
 
 ROOT = Path(__file__).parents[2]
-ERROR = {
+ERROR: dict[str, Any] = {
     "ok": False,
     "exit_code": 4,
     "error": {"what": "the network <cannot> | be \x00 captured", "where": "net.py:3", "hint": "no"},
@@ -116,6 +116,44 @@ def test_markdown_is_short_when_green(entries: list[Entry]) -> None:
         assert f"### {entry.name}".replace("<", "&lt;") in text
     assert "<cannot>" not in text
     assert "**fail** policy: batch-norm == 0: 2 are left" in text
+
+
+def test_names_end_no_cell_and_no_code(report: Report) -> None:
+    data = plain(report)
+    name = "a`|<script>\nb"
+    for site in data["sites"]:
+        site["site"] = name
+    drift = (Drift("<img>", "note", "`x`"),)
+    text = markdown([Entry("net", {**data, "unmet": [name], "passes": []}, drift)])
+    assert "<script>" not in text
+    assert "<img>" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| `a")]
+    assert rows
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 5 and line.count("`") == 2 for line in rows)
+
+
+def test_a_check_of_which_nothing_could_be_judged() -> None:
+    output = {"output": "y", "error": 0.0, "tolerance": None}
+    check = {"kind": "rounding", "ok": True, "outputs": [output], "failures": [], "note": ""}
+    (case,) = Entry("net", {"checks": [check]}).cases()
+    assert (case.state, case.text) == ("pass", "nothing of it could be judged")
+
+
+def test_an_error_stands_at_its_line() -> None:
+    where = "/a b/net.py:17: raise ValueError"
+    entry = Entry("net", {**ERROR, "error": {**ERROR["error"], "where": where}})
+    assert entry.cases()[0].line == where
+    assert f"{where.replace(' ', '%20')[:11]}" in sarif([entry], ROOT)
+    assert Entry("net", {**ERROR, "error": {"what": "x", "where": "net.pt"}}).cases()[0].line == ""
+
+
+@pytest.mark.parametrize(
+    "text", ['{"error": null}', '{"error": {}}', '{"schema": 2}', '{"models": []}', "[]", "3"]
+)
+def test_data_of_another_program_is_no_report(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UsageError):
+        read(tmp_path / "x.json")
 
 
 def test_a_form_that_nothing_writes_is_refused() -> None:
