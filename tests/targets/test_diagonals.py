@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,22 +22,23 @@ from tests.nets import Compose
 ort = pytest.importorskip("onnxruntime")
 
 
-def _assert_same(change: Callable[[Tensor], Tensor], x: Tensor, path: Path) -> None:
+def _assert_same(change: Callable[[Tensor], Any], x: Tensor, path: Path) -> None:
     """Bit by bit, at another batch than that of the capture."""
     graph = capture(Compose(lambda net, x: change(x)).eval(), (x,))
     export_onnx(graph, path)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     x = torch.cat([x, x[:1]])
-    (made,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert made.dtype == x.numpy().dtype
-    np.testing.assert_array_equal(made, change(x).numpy())
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    wanted = change(x)
+    for made, right in zip(found, wanted if isinstance(wanted, list) else [wanted], strict=True):
+        assert made.dtype == x.numpy().dtype
+        np.testing.assert_array_equal(made, right.numpy())
 
 
 def _numbers(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return (torch.arange(math.prod(shape)).reshape(shape) % 11 - 5).to(dtype)
 
 
-@pytest.mark.parametrize("offset", [0, 1, -1, 4, -4, 9])
 @pytest.mark.parametrize(
     ("shape", "axes", "dtype"),
     [
@@ -48,12 +50,15 @@ def _numbers(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     ],
 )
 def test_writes_to_diagonals(
-    shape: tuple[int, ...], axes: tuple[int, int], dtype: torch.dtype, offset: int, tmp_path: Path
+    shape: tuple[int, ...], axes: tuple[int, int], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    def change(x: Tensor) -> Tensor:
-        y = x.clone()
-        y.diagonal(offset, *axes).copy_(x.flip(1, 2).diagonal(offset, *axes))
-        return y
+    def change(x: Tensor) -> list[Tensor]:
+        found = []
+        for offset in (0, 1, -1, 4, -4, 9):
+            y = x.clone()
+            y.diagonal(offset, *axes).copy_(x.flip(1, 2).diagonal(offset, *axes))
+            found.append(y)
+        return found
 
     _assert_same(change, _numbers(shape, dtype), tmp_path / "model.onnx")
 
@@ -68,10 +73,13 @@ def test_numbers_written_to_diagonals(number: float, tmp_path: Path) -> None:
     _assert_same(change, torch.ones(2, 3, 4), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("offset", [0, 2, -1])
-def test_reads_beside_infinities(offset: int, tmp_path: Path) -> None:
+def test_reads_beside_infinities(tmp_path: Path) -> None:
     x = torch.where(torch.arange(30.0).reshape(2, 3, 5) % 3 > 1, math.inf, 1.0)
-    _assert_same(lambda x: x.diagonal(offset, 2, 1) + 1, x, tmp_path / "model.onnx")
+    _assert_same(
+        lambda x: [x.diagonal(offset, 2, 1) + 1 for offset in (0, 2, -1)],
+        x,
+        tmp_path / "model.onnx",
+    )
 
 
 class Pairs(nn.Module):
