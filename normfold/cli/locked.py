@@ -106,9 +106,8 @@ class Lock:
         own = self._settings.get(run.command, {})
         plain = {key: x for key, x in self._settings.items() if not isinstance(x, dict)}
         common = [f"{key} = {json.dumps(x, default=str)}" for key, x in {**plain, **own}.items()]
-        variables = [
-            f"{x}={os.environ[x]}" for x in sorted(os.environ) if x.startswith("NORMFOLD_")
-        ]
+        prefix = f"NORMFOLD_{run.command.upper()}_"  # others are of a machine, and no option of the model
+        variables = [f"{x}={os.environ[x]}" for x in sorted(os.environ) if x.startswith(prefix)]
         return [run.command, *run.words, *common, *variables]
 
     def _hashes(self, paths: Sequence[Path]) -> Mapping[str, str]:
