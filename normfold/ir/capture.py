@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError
 from normfold.ir import expressions
-from normfold.ir.aliases import require_apart
 from normfold.ir.fresh import call
 from normfold.ir.functional import functionalise
 from normfold.ir.graph import Graph, is_symbolic
@@ -32,7 +31,7 @@ from normfold.ir.paths import output_names as named_outputs
 from normfold.ir.randomness import random_note
 from normfold.ir.recurrent import decomposed, free_length
 from normfold.ir.refusal import capture_error
-from normfold.ir.shared import refused_write, require_traceable
+from normfold.ir.shared import refused_write, require_apart, require_traceable
 from normfold.ir.sizes import Sizes
 from normfold.ir.traces import (
     Change,

@@ -6,10 +6,11 @@ as_strided(view of x, ...)          -> as_strided(x.reshape(-1), ...)      x own
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor, fx
 
-from normfold.ir.aliases import owner
 from normfold.ir.provenance import copy_provenance
 from normfold.ir.strided import name_diagonals
 
@@ -48,3 +49,16 @@ def _flatten_source(graph: fx.Graph, node: fx.Node) -> None:
     flat.meta["val"] = value.reshape(-1)
     copy_provenance(node, flat)
     node.args, node.kwargs = (flat, sizes, strides, offset), {}
+
+
+def owner(node: fx.Node) -> fx.Node:
+    """The node that made the memory of a tensor, of which the node may be a view."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        target = node.target
+        views = isinstance(target, torch._ops.OpOverload) and bool(
+            target._schema.arguments and target._schema.arguments[0].alias_info
+        )
+        if not views and target is not operator.getitem:
+            break
+        node = node.args[0]
+    return node

@@ -1,8 +1,8 @@
-"""Writes that torch cannot trace, in words: into `.data` and constants."""
+"""Writes that torch does not trace, in words: into `.data`, constants, and memory that is shared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from normfold.errors import CaptureError
+from normfold.ir.fresh import memories
 from normfold.ir.graph import op_name
+from normfold.ir.logical import owner
 from normfold.ir.provenance import source_line
 
 WITHOUT_DATA = "write it without `.data`, or with `.detach()` in its place"
@@ -35,6 +37,38 @@ def require_traceable(program: ExportedProgram) -> None:
                 where=source_line(user) or None,
                 found=f"`{op_name(user)}` of `.data`",
                 hint=WITHOUT_DATA,
+            )
+
+
+def require_apart(program: ExportedProgram, own_names: Mapping[str, str]) -> None:
+    """Refuse writes into a tensor of the network whose memory another one shares.
+
+    The graph has them as two, so that the other one would not see the write.
+
+    Raises:
+        CaptureError: names both tensors, and the line that writes.
+    """
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    state = {**program.state_dict, **program.constants}
+    tensors = {name: state[name] for name in names.values() if isinstance(state.get(name), Tensor)}
+    for node, written in ((y, x) for y in program.graph.nodes for x in _written(y)):
+        root = owner(written)
+        name = names.get(root.name, "") if root.op == "placeholder" else ""
+        memory = set(memories([tensors[name]] if name in tensors else []))
+        others = [
+            f"`{own_names.get(other, other)}`"
+            for other, tensor in tensors.items()
+            if other != name and not memory.isdisjoint(memories([tensor]))
+        ]
+        if others:
+            raise CaptureError(
+                f"the network writes into `{own_names.get(name, name)}`, which shares its memory with "
+                f"{', '.join(others)}",
+                where=source_line(node) or None,
+                found="torch.export takes them for tensors of their own",
+                hint="register copies (`.clone()`) where they are apart; else one, and make the other of it in "
+                "`forward`",
             )
 
 
