@@ -76,7 +76,9 @@ class FoldMean(Pass):
             centred = rewriter.expression(aten.sub.Tensor, weight, mean)
             rewriter.set_argument(linear.node, linear.weight_position, centred, same=True)
             rewriter.record(f"{linear.node.name}: its weight without the mean of its inputs")
-        rewriter.replace(match.node, match.node.args[0], same=False)  # type: ignore[arg-type]
+        source = match.node.args[0]
+        assert isinstance(source, fx.Node)
+        rewriter.replace(match.node, source, same=False)
 
 
 def _axis(node: fx.Node) -> int | None:
