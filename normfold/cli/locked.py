@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from normfold.cli.cache import file_hash
+from normfold.cli.history import edits
 from normfold.cli.runs import Run
 from normfold.errors import UsageError
 from normfold.files import write_text
 from normfold.report import lock
 from normfold.report.cases import Drift, Entry
 from normfold.report.machine import processor
-
-_HUNK = re.compile(r"^@@ -\S+ \+(\d+)", re.MULTILINE)
-_GIT_SECONDS = 10.0
 
 
 class Lock:
@@ -139,44 +135,3 @@ class Lock:
             return drift
         here = Path(os.path.relpath(self.folder)).as_posix()
         return drift if here == "." else replace(drift, line=f"{here}/{drift.line}")
-
-
-def edits(folder: Path, path: Path) -> Callable[[str], str]:
-    """How a source file was changed since a lock was committed: the line, and the last commit that touched it.
-
-    Says nothing without git, or where the lock is not committed.
-    """
-    base = _git(folder, "log", "-1", "--format=%H", "--", path.name).strip()
-
-    def edit(name: str) -> str:
-        if not base:
-            return ""
-        parts = []
-        if hunk := _HUNK.search(_git(folder, "diff", "-U0", base, "--", name)):
-            parts.append(f"line {hunk[1]}")
-        if _git(folder, "diff", "--name-only", "HEAD", "--", name).strip():
-            parts.append("not committed")
-        else:
-            commit = _git(folder, "log", "-1", "--format=%h %s", f"{base}..HEAD", "--", name)
-            if commit.strip():
-                found, _, subject = commit.strip().partition(" ")
-                parts.append(f"commit {found} \u201c{subject}\u201d")
-        return ", ".join(parts)
-
-    return edit
-
-
-def _git(folder: Path, command: str, *words: str) -> str:
-    """What git prints; nothing where there is none. Nothing that a repository configures is started."""
-    more = ["--no-ext-diff", "--no-textconv", "--no-color"] if command == "diff" else []
-    try:
-        ran = subprocess.run(
-            ["git", "-c", "core.fsmonitor=false", command, *more, *words],
-            cwd=folder,
-            capture_output=True,
-            timeout=_GIT_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ran.stdout.decode("utf-8", "replace") if ran.returncode == 0 else ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normfold.errors import UsageError
 from normfold.report.cases import Drift, Entry
+from normfold.report.causes import Causes, Edits
 
 SCHEMA = 1
 _DEEP = 3  # levels of the file that have a line for each entry
@@ -175,34 +176,17 @@ def _fits(value: Any, shape: Any) -> bool:
     return isinstance(value, shape) and (shape is str or value >= 0)
 
 
-Edits = Callable[[str], str]
-
-
-@dataclass(frozen=True)
-class Causes:
-    """What changed in what a result is made of, the likeliest first: in words, and of a source file its path."""
-
-    found: tuple[tuple[str, str], ...]
-
-    def because(self, line: str = "") -> str:
-        """The one that is named behind a difference: that of the line's own file, where it was edited."""
-        if not self.found:
-            return "; nothing that the lock knows of has changed"
-        own = [text for text, path in self.found if path and line.startswith(f"{path}:")]
-        return f"; {own[0] if own else self.found[0][0]}"
-
-
 def compare(
-    old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits = lambda path: ""
+    old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits = lambda path, line: ""
 ) -> Iterator[Drift]:
     """Every difference of a model from its lock: what is worse fails, the rest is said.
 
     Args:
-        edits: what is known of how a source file was changed: a commit, a line.
+        edits: how a source file was changed near one of its lines.
     """
-    causes = _causes(old, new, edits)
+    causes = Causes.of(old, new, edits)
     because = causes.because()
-    yield from _inputs(old, new)
+    yield from _inputs(old, new, causes)
     yield from _sites(old["sites"], new["sites"], causes)
     if old["opset"] != new["opset"] and new["opset"]:
         yield Drift("opset", "fail", f"opset {new['opset']}, was {old['opset']}{because}")
@@ -225,15 +209,13 @@ def compare(
     ]
     if worse:
         yield Drift("error", "note", f"{'; '.join(worse)}{because}")
-    for text, path in causes.found:
-        if path:
-            yield Drift("source", "note", text)
-    changed = _versions(old, new)
-    if changed:
-        yield Drift("version", "note", f"the lock was made with {changed}")
+    for text in causes.edited():
+        yield Drift("source", "note", text)
+    if causes.versions:
+        yield Drift("version", "note", causes.versions)
 
 
-def _inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Drift]:
+def _inputs(old: Mapping[str, Any], new: Mapping[str, Any], causes: Causes) -> Iterator[Drift]:
     """What the result is made of."""
     for name in sorted(old["files"].keys() & new["files"].keys()):
         if old["files"][name] != new["files"][name] and not name.endswith(".py"):
@@ -243,8 +225,8 @@ def _inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Drift]:
                 f"`{name}` is not the file of the lock (sha256 {new['files'][name][:12]}, was "
                 f"{old['files'][name][:12]})",
             )
-    if options := _options(old, new):
-        yield Drift("job", "note", options)
+    if causes.options:
+        yield Drift("job", "note", causes.options)
 
 
 def _sites(old: Mapping[str, Any], new: Mapping[str, Any], causes: Causes) -> Iterator[Drift]:
@@ -338,48 +320,6 @@ def _time(
 
 def _interval(time: Mapping[str, Any]) -> str:
     return f"{time['ratio']:.3g} ({time['low']:.3g} to {time['high']:.3g})"
-
-
-def _causes(old: Mapping[str, Any], new: Mapping[str, Any], edits: Edits) -> Causes:
-    found = [(_options(old, new), "")]
-    names = sorted(old["files"].keys() | new["files"].keys())
-    changed = [name for name in names if old["files"].get(name) != new["files"].get(name)]
-    found += [
-        (f"`{name}` is another file than in the lock", "")
-        for name in changed
-        if not name.endswith(".py")
-    ]
-    for name in changed:
-        if name.endswith(".py"):
-            detail = edits(name)
-            gone = name not in new["files"]
-            what = "is not read any more" if gone else "was edited since the lock"
-            if name not in old["files"]:
-                what = "was not read for the lock"
-            found.append((f"`{name}` {what}{detail and f' ({detail})'}", name))
-    versions = _versions(old, new)
-    found.append((versions and f"the lock was made with {versions}", ""))
-    return Causes(tuple((text, path) for text, path in found if text))
-
-
-def _options(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Which options of the job changed, in words."""
-    added = [word for word in new["job"] if word not in old["job"]]
-    removed = [word for word in old["job"] if word not in new["job"]]
-    parts = [f"`{word}` is new" for word in added] + [f"`{word}` is gone" for word in removed]
-    return f"options of the job: {', '.join(parts)}" if parts else ""
-
-
-def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    a, b = old["versions"], new["versions"]
-    if not b:  # of an error
-        return ""
-    names = sorted(a.keys() | b.keys())
-    return ", ".join(
-        f"{name} {a.get(name, 'missing')}, this is {b.get(name, 'missing')}"
-        for name in names
-        if a.get(name) != b.get(name)
-    )
 
 
 def _bytes(size: float) -> str:

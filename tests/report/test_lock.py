@@ -35,7 +35,9 @@ def old() -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], **changes: Any) -> list[Drift]:
-    return list(lock.compare(old, {**copy.deepcopy(old), **changes}, lambda path: "line 7"))
+    return list(
+        lock.compare(old, {**copy.deepcopy(old), **changes}, lambda path, line: f"line {line or 7}")
+    )
 
 
 def test_nothing_changed(old: dict[str, Any]) -> None:
@@ -104,7 +106,7 @@ def test_an_edited_source_is_said_and_is_a_cause(old: dict[str, Any]) -> None:
     assert (first.state, first.text) == ("note", said)
     assert second.text == "`other.py` was not read for the lock (line 7)"
     found, *_ = differences(old, files=files, opset=18)
-    assert found.text == f"opset 18, was 20; {said}"
+    assert found.text == f"opset 18, was 20; {said}, or {second.text}"
 
 
 def test_the_cause_of_a_site_is_the_edit_of_its_own_file(old: dict[str, Any]) -> None:
@@ -112,7 +114,12 @@ def test_the_cause_of_a_site_is_the_edit_of_its_own_file(old: dict[str, Any]) ->
     stuck = {"kind": "batch-norm", "state": "left", "code": "NF103", "at": "net.py:12: z = y + 1"}
     files = {**FILES, "a.py": "c" * 64, "net.py": "d" * 64}
     found, *_ = differences(old, files=files, sites={**old["sites"], name: stuck})
-    assert found.text.endswith("; `net.py` was edited since the lock (line 7)")
+    assert found.text.endswith("; `net.py` was edited since the lock (line 12)")
+    words = [*WORDS, "--opset=18"]
+    found = differences(old, files=files, sites={**old["sites"], name: stuck}, job=words)[1]
+    assert "(line 12), or options of the job: `--opset=18` is new" in found.text
+    found, *_ = differences(old, files=files, opset=18)
+    assert "`a.py` was not read for the lock (line 7), or `net.py` was edited" in found.text
 
 
 def test_other_versions_are_said_and_are_a_cause(old: dict[str, Any]) -> None:
