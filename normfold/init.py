@@ -9,7 +9,7 @@ from typing import Any
 
 from normfold.inspection import capture_source, plan
 from normfold.ir import Graph
-from normfold.job import Job, Source
+from normfold.job import Job, Source, all_options
 from normfold.job.presets import PRESETS
 from normfold.progress import Listener, Progress, silent
 from normfold.report import Report
@@ -55,12 +55,22 @@ def table(given: Mapping[str, Any], folder: Path, say: Listener = silent) -> tup
     else:
         report = plan(graph)
     known = {**options, **({} if to == "folded" else {"to": to})}
-    if isinstance(given["model"], str) and Path(given["model"]).exists():
-        known["model"] = Path(os.path.relpath(given["model"], folder)).as_posix()
+    for key in ("model", *(item.keyword for item in all_options() if item.may_be_path)):
+        if key in known:
+            known[key] = _seen_from(folder, known[key])
     name = name_of(given["model"]).replace(".", "-").strip("-_") or "model"
     met = "\n".join(f'    "{text}",' for text in requirements(report))
     job = Job.of(known).to_toml()
     return name, f"[models.{name}]\n{job}{_AFTER.format(met=met)}"
+
+
+def _seen_from(folder: Path, value: Any) -> Any:
+    """A value that names what is there, as a path from a folder; another value as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_seen_from(folder, item) for item in value]
+    if isinstance(value, (str, Path)) and Path(value).exists():
+        return Path(os.path.relpath(value, folder)).as_posix()
+    return value
 
 
 def _chosen(graph: Graph, to: str | None) -> tuple[str, Report]:

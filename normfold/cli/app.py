@@ -73,7 +73,8 @@ def _root(
             long = [flag.removeprefix("--") for flag in param.opts if flag.startswith("--")]
             for key in long:
                 many = param.multiple or param.nargs > 1
-                table[name][key] = Option(param.name, many, key in named[name])
+                metavar = param.metavar or ""
+                table[name][key] = Option(param.name, many, key in named[name], metavar)
             # as the option is spelled, not as its parameter is called
             param.envvar = [f"NORMFOLD_{name}_{key}".upper().replace("-", "_") for key in long]
             known.setdefault(name, set()).update(param.envvar)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from normfold.cli.runs import Run
 from normfold.errors import UsageError
 from normfold.job import COMMANDS, GROUPS, Option, options_of
 from normfold.report.cases import Entry
+from normfold.report.places import place, root
 
-_PLACE = re.compile(r"(.+?):([1-9]\d*)(?:: |$)")
 _LONGEST, _PATH = 100, 4096  # letters of a model's name, which files are named after, and of a path
 _WORST = (70, 2, 4, 1, 3, 0)
 _OWN = ("network", "command", "allow-unproved")  # keys of a model that are not options
@@ -154,8 +153,10 @@ def workflow_commands(entries: Sequence[Entry]) -> list[str]:
             if case.state != "pass":
                 kind = "warning" if case.state == "unproved" else "error"
                 title = _escaped(f"{entry.name}: {case.kind} {case.name}".strip(), ":,")
-                place = _PLACE.match(case.line)
-                where = f"file={_escaped(place[1], ':,')},line={place[2]}," if place else ""
+                at = place(case.line, root())
+                where = ""
+                if at is not None and at.own:
+                    where = f"file={_escaped(at.path.as_posix(), ':,')},line={at.number},"
                 lines.append(f"::{kind} {where}title={title}::{_escaped(case.text)}")
     return lines
 

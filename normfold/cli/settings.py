@@ -25,11 +25,13 @@ class Option:
 
     Attributes:
         named: only a file that the user named may set it.
+        metavar: what stands for its value; FILE or FOLDER is a path, from the file's own folder.
     """
 
     parameter: str
     repeatable: bool
     named: bool = False
+    metavar: str = ""
 
 
 MODELS = "models"  # the table of `normfold check`
@@ -94,7 +96,7 @@ def settings(
                 hint=f"if you know this file: `normfold {command} ... --config {name}`, or "
                 f"`NORMFOLD_CONFIG={name}`",
             )
-        made[option.parameter] = _value(key, value, option, name)
+        made[option.parameter] = _placed(_value(key, value, option, name), option, named)
     return made
 
 
@@ -156,6 +158,17 @@ def _value(key: str, value: Any, option: Option, file: str) -> Any:
     return [str(item) for item in items] if option.repeatable else value
 
 
+def _placed(value: Any, option: Option, file: Path | None) -> Any:
+    """A path as it is seen from the current folder; what may be another thing is one where it is there."""
+    kinds = option.metavar.split("|")
+    if file is None or not {"FILE", "FOLDER"} & set(kinds) or file.parent.resolve() == Path.cwd():
+        return value
+    if isinstance(value, list):
+        return [_placed(item, option, file) for item in value]
+    path = file.parent / str(value)
+    return str(path) if len(kinds) == 1 or path.exists() else value
+
+
 def _named(file: Path) -> tuple[str, dict[str, Any]]:
     """The table of a file that the user named; of a pyproject.toml its `[tool.normfold]`."""
     if not file.is_file():
@@ -173,7 +186,7 @@ def _found(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def _table(file: Path, path: tuple[str, ...]) -> dict[str, Any]:
     try:
-        data: Any = tomllib.loads(file.read_text(encoding="utf-8"))
+        data: Any = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UsageError(
             f"`{file.name}` is not valid TOML", where=str(file), found=last_line(error)

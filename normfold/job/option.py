@@ -103,6 +103,12 @@ class Option:
         return self.kind == "path" and self.declared.metavar == "FOLDER"
 
     @property
+    def may_be_path(self) -> bool:
+        """True where a value may name a file or a folder."""
+        kinds = (self.declared.metavar or "").split("|")
+        return self.kind == "path" or bool({"FILE", "FOLDER"} & set(kinds))
+
+    @property
     def named(self) -> bool:
         """True where only a configuration file that the user named may set it: trust, code, what is written."""
         return self.declared.named or self.kind == "path"

@@ -93,6 +93,8 @@ class Source(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model == "":
+            raise UsageError("MODEL is an empty text", hint="`.` is the current folder")
         first = next((text for text in self.dynamic if re.search(r":(\d+,)*0\b", text)), None)
         if self.batch == "static" and first is not None:
             raise UsageError(

@@ -23,7 +23,7 @@ _COMPARISONS = {
     "<": operator.lt,
 }
 _FORM = re.compile(
-    r"\s*(?P<name>[A-Za-z_*][\w.*#-]*)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<number>\d+(\.\d+)?)\s*"
+    r"\s*(?P<name>[\w*][\w.*#-]*)\s*(?P<sign>>=|<=|==|>|<)\s*(?P<number>\d+(\.\d+)?)\s*"
 )
 _KINDS = (
     "batch-norm",
@@ -147,7 +147,7 @@ def _about(name: str, passes: Sequence[str]) -> About:
         return "kind"
     if name in _MEASURES:
         return "measure"
-    if "." in name or "*" in name or "#" in name:
+    if "." in name or "*" in name or "#" in name or name[0].isdigit():
         return "site"
     if name[0].isupper():
         return "op"
@@ -157,6 +157,6 @@ def _about(name: str, passes: Sequence[str]) -> About:
         f"`{name}` is required, and is neither a pass that runs nor anything else that is counted",
         found=f"passes: {', '.join(passes)}",
         hint=(f"did you mean `{close[0]}`? " if close else "")
-        + f"kinds: {', '.join(_KINDS)}; measures: {', '.join(_MEASURES)}; a site has a dot or a `*` in its name, "
-        "an op of the file a capital letter",
+        + f"kinds: {', '.join(_KINDS)}; measures: {', '.join(_MEASURES)}; a site has a dot, a `*` or a digit "
+        "in front, an op of the file a capital letter",
     )

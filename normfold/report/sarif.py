@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from normfold.report.cases import Entry
+from normfold.report.places import place
+from normfold.report.places import root as repository
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVELS = {"fail": "error", "error": "error", "unproved": "warning"}
-_LINE = re.compile(r"(?P<file>.+?):(?P<line>[1-9]\d*)(: (?P<text>.*))?", re.DOTALL)
 MOST = 5000  # results that GitHub shows of a run; 25,000 make it refuse the file
 
 
@@ -21,10 +21,11 @@ def sarif(entries: Sequence[Entry], root: Path | None = None, most: int = MOST) 
     """The text of a file.
 
     Args:
-        root: paths below it are written relative to it, as code scanning wants them; the current folder.
+        root: paths below it are written relative to it, as code scanning wants them; the repository's, where the
+            CI service says it, else the current folder.
         most: results; failures first. How many were left out stands in the last one's place.
     """
-    found = [item for entry in entries for item in _results(entry, root or Path.cwd())]
+    found = [item for entry in entries for item in _results(entry, root or repository())]
     found.sort(key=lambda item: ("error", "warning", "note").index(item["level"]))
     if len(found) > most:
         text = f"{len(found) - most + 1} omitted: code scanning shows {most} of a run"
@@ -80,15 +81,11 @@ def _located(result: dict[str, Any], line: str, root: Path) -> dict[str, Any]:
 
 
 def _location(line: str, root: Path) -> Mapping[str, Any] | None:
-    """Of a source line as reports have it, ``file:number: text``."""
-    found = _LINE.fullmatch(line)
+    found = place(line, root)
     if found is None:
         return None
-    path = Path(found["file"])
-    if path.is_absolute() and path.is_relative_to(root):
-        path = path.relative_to(root)
-    uri = path.as_uri() if path.is_absolute() else quote(path.as_posix())
-    region: dict[str, Any] = {"startLine": int(found["line"])}
-    if found["text"]:
-        region["snippet"] = {"text": found["text"]}
+    uri = found.path.as_uri() if found.path.is_absolute() else quote(found.path.as_posix())
+    region: dict[str, Any] = {"startLine": found.number}
+    if found.text:
+        region["snippet"] = {"text": found.text}
     return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": region}}

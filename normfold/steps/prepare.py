@@ -165,7 +165,7 @@ def name_of(model: Any) -> str:
         return type(model).__name__.lower()
     text = str(model)
     if Path(text).exists():
-        tail = Path(text).resolve().name
+        tail = Path(os.path.abspath(text)).name  # the name of a link, not of what it points to
     else:
         tail = text.split("(")[0].rstrip("/").rsplit(":", 1)[-1].rsplit("/", 1)[-1]
     for suffix in _SUFFIXES:

@@ -67,7 +67,7 @@ def test_paths_are_relative_to_the_configuration(cli: Cli) -> None:
     Path("here.pt").symlink_to(net)
     ran = cli("init", "here.pt", "--trust-module", "examples", "--to", "folded", "-o", "ci/a.toml")
     assert ran.status == 0, ran.err
-    assert models("ci/a.toml")["resnet20"]["network"] == "../here.pt"
+    assert models("ci/a.toml")["here"]["network"] == "../here.pt"
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def test_a_norm_that_stops_folding_is_explained(cli: Cli, monkeypatch: pytest.Mo
     write("net.py", EDITED)
     commit("Return the features, too")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(Path.cwd()))
     ran = check(cli, "--report", "made.sarif")
     assert ran.status == 1
     told = "`bn` (batch-norm) stopped folding"

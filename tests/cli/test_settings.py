@@ -137,6 +137,23 @@ def test_a_table_is_for_one_command(tmp_path: Path) -> None:
     assert settings(COMMANDS, "convert", folder=tmp_path / "nothing-here") == {}
 
 
+def test_paths_are_seen_from_the_file(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be something else is a path where it is there; a mark at the beginning is no text."""
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "crops").mkdir()
+    text = "output = '../made'\ndata = '../crops'\ninputs = 'net:inputs'\n"
+    (tmp_path / "ci" / "a.toml").write_text(f"\ufeff{text}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    job = given("--config", "../ci/a.toml")
+    assert job.export.output == Path("../ci/../made")
+    assert (job.source.data, job.source.inputs_from) == ("../ci/../crops", "net:inputs")
+    monkeypatch.chdir(tmp_path / "ci")
+    assert given("--config", "a.toml").source.data == "../crops"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -20,6 +20,8 @@ SITES = [
     SiteStatus("encoder.1.norm", "layer-norm", "converted"),
     SiteStatus("stem.bn", "batch-norm", "gone"),
     SiteStatus("head.norm", "group-norm", "kept"),
+    SiteStatus("0.norm", "instance-norm", "left", "NF101"),
+    SiteStatus("12", "instance-norm", "gone"),
 ]
 FILE = Artefact(
     "out/net.onnx", "onnx", "ort-x86", 5_200_000, "00", Verdict("pass", "onnxruntime", "equivalent")
@@ -51,7 +53,9 @@ def said(text: str, report: Report = REPORT) -> str:
         "group-norm>0",
         "encoder.*==1",
         "encoder.1.*==0",
-        "*==2",
+        "*==3",
+        "0.*==1",
+        "12==0",
         "LayerNormalization==2",
         "BatchNormalization==0",
         "size<=5.2",
@@ -113,7 +117,7 @@ def test_an_unknown_name_is_refused(text: str) -> None:
     assert "kinds: batch-norm" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("text", ["", "fold-affine", "size<=a", "size<=1e3", "1>=2", "a b==1"])
+@pytest.mark.parametrize("text", ["", "fold-affine", "size<=a", "size<=1e3", ".1>=2", "a b==1"])
 def test_another_form_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Requirement.parse(text, PASSES)
