@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,21 +138,26 @@ def test_a_table_is_for_one_command(tmp_path: Path) -> None:
     assert settings(COMMANDS, "convert", folder=tmp_path / "nothing-here") == {}
 
 
-def test_paths_are_seen_from_the_file(
-    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be something else is a path where it is there; a mark at the beginning is no text."""
-    (tmp_path / "ci").mkdir()
-    (tmp_path / "here").mkdir()
-    (tmp_path / "crops").mkdir()
-    text = "output = '../made'\ndata = '../crops'\ninputs = 'net:inputs'\n"
+    for name in ("ci", "here", "crops"):
+        (tmp_path / name).mkdir()
+    text = "output = '../made'\ndata = '../crops'\ntrust-module = ['../net']\nseed = 3\n"
     (tmp_path / "ci" / "a.toml").write_text(f"\ufeff{text}", encoding="utf-8")
+    kinds = {"output": "FOLDER", "data": "FILE|FOLDER|LOADER", "trust-module": "PKG"}
+    options = {
+        name: dataclasses.replace(option, metavar=kinds.get(name, ""))
+        for name, option in COMMANDS["convert"].items()
+    }
     monkeypatch.chdir(tmp_path / "here")
-    job = given("--config", "../ci/a.toml")
-    assert job.export.output == Path("../ci/../made")
-    assert (job.source.data, job.source.inputs_from) == ("../ci/../crops", "net:inputs")
+    found = settings({"convert": options}, "convert", Path("../ci/a.toml"))
+    assert found.pop("output") == "../ci/../made"
+    assert found.pop("data") == "../ci/../crops"
+    assert found == {"trust_module": ["../net"], "seed": 3}
+    (tmp_path / "crops").rmdir()
+    assert settings({"convert": options}, "convert", Path("../ci/a.toml"))["data"] == "../crops"
     monkeypatch.chdir(tmp_path / "ci")
-    assert given("--config", "a.toml").source.data == "../crops"
+    assert settings({"convert": options}, "convert", Path("a.toml"))["output"] == "../made"
 
 
 @pytest.mark.parametrize(
