@@ -22,7 +22,7 @@ from normfold.job import Quantize
 from normfold.ranges.allocate import within
 from normfold.ranges.calibration import Calibrated, calibrate
 from normfold.ranges.mixed import BLOCK, FLOAT, Allocation, allocate, executed, pipeline, size
-from normfold.ranges.sensitivity import Layer, joint_divergence, sensitivities
+from normfold.ranges.sensitivity import Layer, joint_harm, sensitivities
 from normfold.rewrite import parse, run_pipeline
 from normfold.targets.onnx import export_onnx
 
@@ -87,7 +87,7 @@ class Choices:
             "accuracy": 100 * float((answers.argmax(1) == self.bench.right).mean()),
             "size": self.size(bits) / self.eight,
             "foretold": sum(layer.harm.get(bits[layer.path], 0.0) for layer in self.layers),
-            "divergence": joint_divergence(graph, lowered, inputs),
+            "divergence": joint_harm(graph, [lowered], inputs)[0][0],
             "bits": {str(n): list(bits.values()).count(n) for n in (LOW, 4, 8, FLOAT)},
         }
 

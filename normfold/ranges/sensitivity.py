@@ -6,7 +6,7 @@ layer i at k bits (Cai et al. 2020, section 3.3, made symmetric). It ranks layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,24 @@ def _rounded(weight: Tensor, linear: Linear, bits: int, blocks: int) -> Tensor:
     return to_grid(weight, linear.out_axis, bits, rounding=rounding).values
 
 
-def joint_divergence(graph: Graph, lowered: Graph, inputs: Sequence[Sequence[Tensor]]) -> float:
-    """`divergence` of a whole network from the float one, mean over the inputs."""
-    pairs = ((_outputs(lowered, leaves), _outputs(graph, leaves)) for leaves in inputs)
-    return sum(divergence(*pair) for pair in pairs) / len(inputs)
+def joint_harm(
+    graph: Graph, lowered: Iterable[Graph], inputs: Sequence[Sequence[Tensor]]
+) -> list[tuple[float, float]]:
+    """Of whole networks against the float one: `divergence`, and points of answers that are others.
+
+    Both are means over the inputs; an answer is the largest number along the last axis.
+    """
+    reference = [_outputs(graph, leaves) for leaves in inputs]
+    found = []
+    for network in lowered:
+        pairs = [
+            (_outputs(network, leaves), mine)
+            for leaves, mine in zip(inputs, reference, strict=True)
+        ]
+        changed = sum(float((a.argmax(-1) != b.argmax(-1)).double().mean()) for a, b in pairs)
+        total = sum(divergence(*pair) for pair in pairs)
+        found.append((total / len(inputs), 100 * changed / len(inputs)))
+    return found
 
 
 def first_float(outputs: Sequence[Tensor]) -> Tensor:

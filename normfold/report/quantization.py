@@ -71,6 +71,8 @@ class MixedReport:
         bits: of every layer.
         frontier: (cost, harm) of every choice that no other beats.
         layers: path, number of weights, and harm by number of bits.
+        measured: cost, divergence and points of changed answers of some choices as a whole, weights alone, on the
+            inputs that ranges are from.
     """
 
     unit: str
@@ -81,6 +83,7 @@ class MixedReport:
     bits: dict[str, int]
     frontier: tuple[tuple[float, float], ...]
     layers: tuple[tuple[str, int, dict[int, float]], ...]
+    measured: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)

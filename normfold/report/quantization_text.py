@@ -145,6 +145,10 @@ def _print_mixed(mixed: MixedReport, line: Callable[[str], None], verbose: bool)
     for cost, harm in mixed.frontier[::step]:
         bar = "#" * max(1, round(_WIDTH * harm / worst))
         line(f"          {cost:>12,.4g} {mixed.unit}  {harm:8.3g}  {bar}")
+    for cost, harm, lost in mixed.measured:
+        line(
+            f"          {cost:>12,.4g} {mixed.unit}  as a whole {harm:.3g}, {lost:.3g} points of answers changed"
+        )
     if verbose:
         for path, bits in mixed.bits.items():
             line(f"          {path}: {bits} bits")

@@ -21,11 +21,12 @@ from normfold.ranges.mixed import (
     pipeline,
     size,
 )
-from normfold.ranges.sensitivity import Layer, joint_divergence, sensitivities
+from normfold.ranges.sensitivity import Layer, joint_harm, sensitivities
 from normfold.report.quantization import MixedReport
 from normfold.rewrite import parse, run_pipeline
 from normfold.steps.latency import layer_times, time_graph
 
+_MEASURED = 7  # choices of which the whole network is run
 Judge = Callable[[dict[str, int]], float]
 
 
@@ -58,18 +59,32 @@ def choose(
     budget = _budget(options, layers)
     choice = _picked(found, max_drop, budget, fixed, unit, judge)
     bits = found.bits(choice)
-    text = pipeline(bits, options.simulate)
-    lowered, _ = run_pipeline(graph, parse(f"{text},bake")) if text else (graph, [])
+    shown = _spread(found.choices, choice)
+    tried = (_lowered(graph, found.bits(item), options.simulate) for item in shown)
+    harms = joint_harm(graph, tried, inputs)
     return MixedReport(
         unit=unit,
         budget=budget,
         cost=choice.cost + fixed,
         harm=choice.harm,
-        divergence=joint_divergence(graph, lowered, inputs),
+        divergence=harms[shown.index(choice)][0],
         bits=bits,
         frontier=tuple((item.cost + fixed, item.harm) for item in found.choices),
+        measured=tuple((item.cost + fixed, *harm) for item, harm in zip(shown, harms, strict=True)),
         layers=tuple((layer.path, layer.weights, dict(layer.harm)) for layer in found.layers),
     )
+
+
+def _spread(choices: Sequence[Choice], chosen: Choice) -> list[Choice]:
+    """Both ends, some in between, and the one that was made, cheapest first."""
+    last = len(choices) - 1
+    places = {round(last * at / (_MEASURED - 1)) for at in range(_MEASURED)}
+    return [choices[at] for at in sorted(places | {choices.index(chosen)})]
+
+
+def _lowered(graph: Graph, bits: dict[str, int], simulate: bool) -> Graph:
+    text = pipeline(bits, simulate)
+    return run_pipeline(graph, parse(f"{text},bake"))[0] if text else graph
 
 
 def _simulated(layer: Layer) -> Sequence[int]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normfold.ir import capture
-from normfold.ranges.sensitivity import divergence, joint_divergence, sensitivities
+from normfold.ranges.sensitivity import divergence, joint_harm, sensitivities
 from normfold.rewrite import parse, run_pipeline
 from tests.nets import perturb
 from tests.ranges.nets import residual
@@ -60,5 +60,10 @@ def test_fewer_bits_do_more_harm() -> None:
     for layer in layers:
         assert layer.harm[2] > layer.harm[4] > layer.harm[8] > 0
     lowered, _ = run_pipeline(graph, parse("quantize-weights{bits=4 rounding=squant}"))
-    both = joint_divergence(graph, lowered, [(X,)])
+    (both, changed), (same, none) = joint_harm(graph, [lowered, graph], [(X,)])
     assert both > max(layer.harm[8] for layer in layers)
+    with torch.no_grad():
+        mine, theirs = lowered.module(X), graph.module(X)
+    answers = (mine.argmax(-1) != theirs.argmax(-1)).double().mean()
+    assert changed == pytest.approx(100 * float(answers))
+    assert (same, none) == (0.0, 0.0)

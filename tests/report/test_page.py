@@ -65,6 +65,7 @@ def report() -> Report:
         ),
     )
     frontier = ((1e6, 0.5), (2e6, 0.1), (4e6, 0.01))
+    whole = ((1e6, 0.6, 12.5), (2e6, 0.1, 3.125))
     made = QuantizationReport(
         "int8",
         "ort-x86",
@@ -73,7 +74,7 @@ def report() -> Report:
         floats={"Conv": 1, "Gemm": 2},
         blocked={"gelu": "no kernel"},
         placement=Placement("ort-x86", 0.5, (0.45, 0.55), False, (LayerTime(("a", "b"), 2e-3, 1e-3),)),
-        mixed=MixedReport("bytes", 2.5e6, 2e6, 0.1, 0.1, {"conv": 4}, frontier, (("conv", 9, {4: 0.1}),)),
+        mixed=MixedReport("bytes", 2.5e6, 2e6, 0.1, 0.1, {"conv": 4}, frontier, (("conv", 9, {4: 0.1}),), whole),
         drift={"samples": 8, "kl": 0.01},
     )  # fmt: skip
     return replace(mixed(), timing=timing, layers=layers, quantization=[made], opset=20)
@@ -106,6 +107,7 @@ def test_every_part_is_there(report: Report) -> None:
         "2.00 ms",
         "1.02 (0.98 to 1.06)",
         "9 of 10",
+        "3.12",
         "0.25 times",
     ):
         assert words.replace("2.00 ms", "2 ms") in text

@@ -105,23 +105,28 @@ def _frontier(made: Mapping[str, Any], place: str) -> Element | None:
         return None
     scale, unit = (1e-6, "MB") if mixed["unit"] == "bytes" else (1.0, mixed["unit"])
     points = [(cost * scale, harm) for cost, harm in mixed["frontier"]]
-    chosen = (mixed["cost"] * scale, mixed["harm"])
+    whole = [(cost * scale, harm, lost) for cost, harm, lost in mixed.get("measured", ())]
+    panels = [("sum of divergences", points)]
+    panels += [("changed answers, points", [(x, lost) for x, _, lost in whole])] if whole else []
     rows = [(f"{cost:.4g}", f"{harm:.3g}") for cost, harm in points[:_MOST]]
+    more = [(f"{cost:.4g}", f"{harm:.3g}", f"{lost:.3g}") for cost, harm, lost in whole]
+    head = (unit, "divergence", "changed answers, points")
     return element(
         "div",
-        _plot(points, chosen, unit, place),
+        _plot(panels, mixed["cost"] * scale, unit, place),
+        table(head, more, "Some choices as a whole, weights alone") if more else None,
         element(
             "details",
             element("summary", f"{len(points)} choices as numbers"),
-            table((unit, "divergence"), rows, "Choices that no other beats"),
+            table((unit, "divergence"), rows, "Choices that no other beats, layer by layer"),
         ),
     )
 
 
 def _plot(
-    points: list[tuple[float, float]], chosen: tuple[float, float], unit: str, place: str
+    panels: list[tuple[str, list[tuple[float, float]]]], chosen: float, unit: str, place: str
 ) -> Element | None:
-    """The frontier as SVG; nothing where matplotlib is not installed: the table has the numbers."""
+    """Losses over the cost as SVG; nothing where matplotlib is not installed: the tables have the numbers."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -135,14 +140,16 @@ def _plot(
         "font.family": "sans-serif",
     }
     with rc_context(options):
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(*zip(*points, strict=True), marker=".", color="#123456")
-        axes.plot(*chosen, marker="o", color="#123456", markersize=9, fillstyle="none")
-        axes.set_xlabel(unit)
-        axes.set_ylabel("divergence")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        figure = Figure(figsize=(6, 0.8 + 2.4 * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), sharex=True, squeeze=False)
+        for axes, (title, points) in zip(grid[:, 0], panels, strict=True):
+            axes.plot(*zip(*points, strict=True), marker=".", color="#123456")
+            nearest = min(points, key=lambda point: abs(point[0] - chosen))
+            axes.plot(*nearest, marker="o", color="#123456", markersize=9, fillstyle="none")
+            axes.set_ylabel(title)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        grid[-1, 0].set_xlabel(unit)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -163,6 +170,7 @@ def _plot(
             drawn.remove(part)
     for key in ("width", "height"):
         drawn.attrib.pop(key, None)
-    words = f"Divergence over {unit}: {len(points)} choices, that which was made has a ring"
+    titles = " and ".join(title for title, _ in panels)
+    words = f"{titles.capitalize()} over {unit}; the choice that was made has a ring"
     drawn.attrib |= {"role": "img", "aria-label": words, "class": "plot"}
     return element("figure", drawn, element("figcaption", words))
