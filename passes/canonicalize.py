@@ -3,7 +3,7 @@
 batch_norm(x)          = a x + b              a = gamma * rsqrt(var + eps)    b = beta - a * mean
 layer_norm(x; g, b)    = g layer_norm(x) + b  (group_norm, instance_norm and rms_norm alike)
 (x - mean(x)) / sqrt(var(x) + eps) = layer_norm(x), x / sqrt(mean(x^2) + eps) = rms_norm(x), however spelled
-x * c, x + c, x - c, x / c with one number per channel c: an affine too
+x * c, x + c, x - c, x / c with one number per channel c: an affine too; with one for all: a site as it is
 a border of c that is assigned to slices: a padding with c
 a2 (a1 x + b1) + b2    = (a2 a1) x + (a2 b1 + b2)
 """
@@ -25,7 +25,7 @@ from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
 from normfold.ir.graph import argument, argument_index, is_symbolic, op_name, shape_of
 from normfold.ir.provenance import copy_provenance, module_path, module_type, source_line
-from normfold.ir.sites import AffineOf, NormOf
+from normfold.ir.sites import AffineOf, NormOf, affine_sites
 from normfold.ir.states import State
 from normfold.ir.statistics import Statistics, set_statistics, statistics_of
 from normfold.ops.handwritten import (
@@ -34,6 +34,7 @@ from normfold.ops.handwritten import (
     one_group,
     recognise,
 )
+from normfold.ops.scalars import scalar_of
 from normfold.ops.selection import Selection, selection_of, takes_all
 from normfold.ops.table import Kind, is_copy, norm_of, row_of
 from normfold.ops.writes import Border, border_of, replaced_by
@@ -87,6 +88,8 @@ class Canonicalize(Pass):
                 yield Match(node, (namer.site(node, found.kind),), "hand-written")
             elif row_of(node).kind in _ARITHMETIC and (plan := _vector_operand(node)) is not None:
                 yield Match(node, (namer.site(node, "constant"),), plan)
+            elif scalar_of(node) is not None and not affine_sites(node):
+                yield Match(node, (namer.site(node, "constant"),), "scalar")
             elif (border := border_of(node, graph.module)) is not None:
                 yield Match(node, (), border)
             elif _needs_strides(node) or _asserts(node) or _changes_nothing(node):
@@ -134,6 +137,9 @@ class Canonicalize(Pass):
                 _read_directly(node, part, rewriter)
         elif match.plan == "expression":
             facts.put(node, Seen())
+            return
+        elif match.plan == "scalar":  # stays the op that it is: it has no axis of channels
+            facts.put(node, AffineOf(match.sites))
             return
         elif isinstance(match.plan, Border):
             border = border_of(node, rewriter.graph.module)

@@ -1,6 +1,6 @@
 """fold-affine: move every channel affine into the weights around it.
 
-For an affine y = a x + b (one a and b per channel), tried for all sites before the next is tried:
+For an affine y = a x + b (one a and b per channel, or for all), tried for all sites before the next is tried:
 
 1. backward: the producer of x makes a x + b            W' = a W, c' = a c + b
 2. branch:   a x + b beside a convolution (or linear) of the same x, summed: the centre tap takes a
@@ -26,6 +26,7 @@ from normfold.ir.graph import shape_of
 from normfold.ir.sites import affine_sites
 from normfold.ir.states import State
 from normfold.ops import layout
+from normfold.ops.scalars import Scalar, scalar_of
 from normfold.ops.table import Kind, norm_of, row_of
 from normfold.report import Warned
 from normfold.rewrite import Between, Caution, Decline, Exactness, Match, Pass, Reason, Rewriter
@@ -48,7 +49,7 @@ class Partial(Fact):
 
 @dataclass(frozen=True)
 class FoldAffine(Pass):
-    """Fold channel affines (BatchNorm, LayerScale, norm gains, constants) into linear ops.
+    """Fold channel affines (BatchNorm, LayerScale, norm gains, constants) and scalars into linear ops.
 
     Options:
         direction: ``both``, ``backward`` (into producers only) or ``forward`` (into readers only).
@@ -77,7 +78,9 @@ class FoldAffine(Pass):
 
     def match(self, graph: Graph) -> Iterable[Match]:
         for node in list(graph.module.graph.nodes):
-            if row_of(node).kind is Kind.AFFINE and not is_static(node):
+            if is_static(node):
+                continue
+            if row_of(node).kind is Kind.AFFINE or (affine_sites(node) and scalar_of(node)):
                 yield Match(node, affine_sites(node))
 
     def check(self, graph: Graph, match: Match) -> Match | Decline:
@@ -109,9 +112,7 @@ class FoldAffine(Pass):
         for edit in match.plan:
             edit(rewriter)
         if match.partial is None and node.users:  # a merged branch has no readers left
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            rewriter.replace(node, source)
+            rewriter.replace(node, _Attempt(rewriter.graph, node, self).x)
         rewriter.record(f"{match.path}: {match.detail}")
 
 
@@ -124,6 +125,16 @@ class _Attempt:
 
     def __init__(self, graph: Graph, node: fx.Node, options: FoldAffine) -> None:
         self.graph, self.node, self.options = graph, node, options
+        self.per_channel = row_of(node).kind is Kind.AFFINE
+        if not self.per_channel:
+            scalar = scalar_of(node)
+            assert scalar is not None
+            self.x = scalar.data
+            everywhere = layout.channel(len(shape_of(node)), 0, 1)
+            coefficient = Coefficient(_vector(graph, scalar), everywhere)
+            self.scale = None if scalar.how == "plus" else coefficient
+            self.shift = coefficient if scalar.how == "plus" else None
+            return
         x, scale, shift, dim = node.args
         assert isinstance(x, fx.Node) and isinstance(dim, int)
         self.x = x
@@ -140,7 +151,8 @@ class _Attempt:
         forward = self.options.direction in ("both", "forward")
         if backward:
             yield self.backward
-            yield self.branch
+            if self.per_channel:
+                yield self.branch
         if forward:
             yield self.forward
         if backward and forward and self.scale is not None and self.shift is not None:
@@ -239,6 +251,15 @@ class _Attempt:
             return ()
         text = f"a channel is scaled by {gain:.3g}: its running variance is near zero; half precision may overflow"
         return (Warned(match.path, Caution.LARGE_GAIN.code, text),)
+
+
+def _vector(graph: Graph, scalar: Scalar) -> Vector:
+    """What a scalar multiplies by, or adds, as a vector of one element."""
+    vector = Vector(
+        lambda: graph.value(scalar.number).reshape(-1),
+        lambda rewriter: rewriter.expression(aten.reshape.default, scalar.number, [-1]),
+    )
+    return vector.reciprocal() if scalar.how == "over" else vector.times(scalar.factor)
 
 
 def _summary(blocked: dict[str, Blocked], match: Match) -> Decline:

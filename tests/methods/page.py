@@ -19,8 +19,9 @@ the error that of the un-baked graph in float64. `python -m tests.methods` write
 |---|---|---|---|---|---|
 """
 TAIL = """
-- Scalars (SkipInit, Fixup, a temperature) are multiplied as they are: only what has one number per channel
-  folds.
+- A number for all channels (SkipInit, Fixup, a temperature) folds as one per channel does. In front of a function
+  that is not linear (DyT, Derf, Fixup) it can only go into the weights before it, and stays where a residual
+  stream is read elsewhere too.
 - Weight, Spectral and orthogonal parametrisations, standardised and conditioned weights, DoRA and the weight of
   a cosine head are parameter expressions: they become plain weights when they are baked, whatever is folded.
 - Training-only branches are not in a capture. Batch statistics at inference are the method itself and stay
