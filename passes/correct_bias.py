@@ -48,6 +48,7 @@ class CorrectBias(Pass):
 
     name: ClassVar[str] = "correct-bias"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+    measures: ClassVar[bool] = True
 
     heads: bool = False
     limit: Annotated[float, Between(0)] = 1.0

@@ -52,6 +52,7 @@ class FoldNearAffine(Pass):
 
     name: ClassVar[str] = "fold-near-affine"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+    measures: ClassVar[bool] = True
     requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
     budget: ClassVar[float | None] = 1e-3  # a hundred norms at the default of `max_deviation`
 

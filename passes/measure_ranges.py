@@ -31,6 +31,7 @@ class MeasureRanges(Pass):
 
     name: ClassVar[str] = "measure-ranges"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    measures: ClassVar[bool] = True
 
     def match(self, graph: Graph) -> Iterable[Match]:
         return ()

@@ -41,6 +41,7 @@ class MigrateScale(Pass):
 
     name: ClassVar[str] = "migrate-scale"
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    measures: ClassVar[bool] = True
 
     alpha: Annotated[float, Between(0, 1)] = 0.5
 

@@ -64,6 +64,7 @@ class QuantizeWeights(Pass):
 
     name: ClassVar[str] = "quantize-weights"
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
+    measures: ClassVar[bool] = True
     effects: ClassVar[frozenset[Effect]] = frozenset({Effect.STORES_INTEGERS})
 
     grid: Literal["integers", "e4m3"] = "integers"

@@ -44,6 +44,7 @@ class ReplaceLayernorm(Pass):
 
     name: ClassVar[str] = "replace-layernorm"
     exactness: ClassVar[Exactness] = Exactness.CHANGES_FUNCTION
+    measures: ClassVar[bool] = True
     requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
 
     to: str = "affine"

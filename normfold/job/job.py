@@ -119,6 +119,7 @@ class Job:
         """What rules ask for."""
         cast, requests = self.cast, self.export.requests
         return Facts(
+            own=self.rewrite is not None and self.rewrite.passes is not None,
             trains=self.train is not None,
             stores=self.quantize is not None,
             quantizes=self.quantize is not None and not self.quantize.exact,
@@ -126,7 +127,7 @@ class Job:
             ranged=self.quantize is not None and self.quantize.ranged,
             evidence=None if self.source.data is not None else self._evidence(),
             has_data=self.source.data is not None,
-            has_inputs=len(self.source.inputs) > 0 or self.source.inputs_from is not None,
+            has_inputs=self.source.has_inputs,
             half=cast is not None and cast.precision in ("fp16", "bf16"),
             judges=self.policy.verify != "off",
             formats=frozenset(self.export.export),

@@ -10,8 +10,12 @@ from normfold.job.presets import trained
 
 @dataclass(frozen=True)
 class Facts:
-    """What a job does, as far as options depend on it: it ``stores`` integers also where it rounds nothing."""
+    """What a job does, as far as options depend on it.
 
+    It runs passes of the user's ``own``, and ``stores`` integers also where it rounds nothing.
+    """
+
+    own: bool
     trains: bool
     stores: bool
     quantizes: bool
@@ -49,9 +53,10 @@ RULES = {
         f"it goes with `--to` {_TRAINED}, and `--data`",
     ),
     "samples": Rule(
-        lambda job: job.approximate or not job.has_inputs,
+        lambda job: job.approximate or job.own or not job.has_inputs,
         "the inputs are given, and there is nothing to train or to measure: this conversion is exact",
-        f"it goes with `--to` {_TRAINED}, or with `--quantize`; or leave out `--input`",
+        f"it goes with `--to` {_TRAINED}, with `--quantize`, or with `--passes` that measure; or leave out "
+        "`--input`",
     ),
     "generation": Rule(
         lambda job: not (job.trains or job.has_data),

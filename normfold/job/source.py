@@ -102,6 +102,11 @@ class Source(Options):
                 hint="the first axis is the batch, which is free unless it is static: leave one of them out",
             )
 
+    @property
+    def has_inputs(self) -> bool:
+        """True where example inputs are given."""
+        return len(self.inputs) > 0 or self.inputs_from is not None
+
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Source:
         """The source of options by keyword, of which ``model`` is the network.

@@ -92,7 +92,7 @@ def find_inputs(
     source = source or Source()
     needed = options.ranged or options.correct_bias or options.migrate
     if source.data is not None:
-        return replace(_given(graph, source, normalisation), ranges=needed)
+        return replace(given_inputs(graph, source, normalisation), ranges=needed)
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
         made = _like_the_example(graph, source.seed)
         return Inputs(made, None, Evidence("none needed"), ranges=False, telling=False)
@@ -264,7 +264,7 @@ def _objective(graph: Graph, evidence: str) -> Objective:
     return found
 
 
-def _given(graph: Graph, source: Source, normalisation: Any) -> Inputs:
+def given_inputs(graph: Graph, source: Source, normalisation: Any) -> Inputs:
     leaves = pytree.tree_leaves((graph.args, graph.kwargs))
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
     data = load_data(

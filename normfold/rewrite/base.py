@@ -103,6 +103,7 @@ class Pass:
         ends: states that the graph is not in afterwards.
         effects: what else becomes of the graph, for what acts on it and not on names of passes.
         stages: 0: one sweep. Else `Match.stage` counts up to it while nothing more applies.
+        measures: it reads `Graph.samples`, for which a user gives ``--data``.
         budget: of an APPROXIMATE pass: |y - r| / |r| that it may cost, where the user gives no ``--max-error``.
     """
 
@@ -114,6 +115,7 @@ class Pass:
     effects: ClassVar[frozenset[Effect]] = frozenset()
     stages: ClassVar[int] = 0
     budget: ClassVar[float | None] = None
+    measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse options that are out of bounds; a subclass that checks more calls this too."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from normfold.judge import Verifier
 from normfold.judge.rules import Rules, budgets
 from normfold.judge.verifier import APPROXIMATIONS
 from normfold.progress import Listener, Progress, silent
+from normfold.ranges.calibration import given_inputs, samples_of
 from normfold.report import Check, PassReport
 from normfold.report.events import Noted, Recorder, Rewritten
 from normfold.report.policy import Requirement
@@ -119,17 +121,18 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
     policy = work.job.policy
     keep = work.verifier is not None or policy.keep_if_faster or not work.disposable
     keep = keep or "module" in work.job.export.export
-    result = run_judged(
-        graph,
-        passes,
-        policy.verify,
-        work.record,
-        verifier=work.verifier,
-        say=work.say,
-        copy=keep,
-        max_error=policy.max_error,
-        files=_are_judged(step, work),
-    )
+    with _samples(passes, graph, work):
+        result = run_judged(
+            graph,
+            passes,
+            policy.verify,
+            work.record,
+            verifier=work.verifier,
+            say=work.say,
+            copy=keep,
+            max_error=policy.max_error,
+            files=_are_judged(step, work),
+        )
     made = [item.check for item in work.record.report().passes if item.check is not None]
     if made and made[-1].kind in APPROXIMATIONS:  # files too are judged by what the passes may cost
         work.half_budget = made[-1].outputs[0].tolerance
@@ -140,6 +143,29 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
         if work.verifier is not None:
             work.record.emit(_baked(work.verifier, result, work.half_budget))
     return result
+
+
+@contextmanager
+def _samples(passes: Sequence[Pass], graph: Graph, work: Work) -> Iterator[None]:
+    """The user's samples in the graph while passes run that measure on them.
+
+    Raises:
+        UsageError: samples are given, and nothing in the job measures or learns.
+    """
+    source, job, before = work.job.source, work.job, graph.samples
+    if source.data is not None and any(item.measures for item in passes):
+        work.tell("reading samples")
+        graph.samples = samples_of(graph, given_inputs(graph, source, work.normalisation))
+    elif source.data is not None and source.has_inputs and not (job.train or job.quantize):
+        raise UsageError(
+            "`--data`: none of the passes measures on samples",
+            found=", ".join(item.name for item in passes),
+            hint="leave it out; `fold-near-affine` and `correct-bias` do, for example",
+        )
+    try:
+        yield
+    finally:
+        graph.samples = before
 
 
 def _baked(verifier: Verifier, result: Graph, budget: float | None) -> Check:
