@@ -9,7 +9,7 @@ from typing import Any
 
 from normfold.files import publish, staging
 from normfold.ir import Graph
-from normfold.job import Cast, Job, Quantize, Rewrite, Train, confinement
+from normfold.job import Cast, Job, Quantize, Recalibrate, Rewrite, Train, confinement
 from normfold.progress import Listener, silent
 from normfold.report import Report
 from normfold.report.events import Recorder
@@ -19,10 +19,17 @@ from normfold.steps.deliver import deliver
 from normfold.steps.open import begin
 from normfold.steps.prepare import prepare, require
 from normfold.steps.quantize import quantize
+from normfold.steps.recalibrate import recalibrate
 from normfold.steps.rewrite import rewrite
 from normfold.steps.train import train
 
-STEPS: dict[type, Any] = {Rewrite: rewrite, Train: train, Cast: cast, Quantize: quantize}
+STEPS: dict[type, Any] = {
+    Recalibrate: recalibrate,
+    Rewrite: rewrite,
+    Train: train,
+    Cast: cast,
+    Quantize: quantize,
+}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ def convert(
     untie: bool = False,
     equalize: bool = False,
     rotate: bool = False,
+    recalibrate: Literal["adabn", "alpha", "prior"] | None = None,
+    source_weight: float = 0.9,
+    source_samples: int = 16,
+    recalibrate_part: Literal["both", "mean", "variance"] = "both",
     norms: str | Sequence[str] = (),
     budget: float | None = None,
     steps: int | None = None,
@@ -131,6 +135,13 @@ def convert(
         untie: an embedding table that is also the head may be copied.
         equalize: equalise channels across layers (exact).
         rotate: rotate the residual streams that RMSNorms read (exact; --to rmsnorm).
+        recalibrate: take statistics of BatchNorms from --data: alone (adabn), or blended with the network's
+            own, by a share (alpha) or as if those had been of so many samples more (prior).
+        source_weight: share of the network's own statistics: new = share * own + (1 - share) * samples; with
+            `alpha`.
+        source_samples: n samples that the network's own statistics count for: their share is N / (N + n); with
+            `prior`.
+        recalibrate_part: what of the statistics is new.
         norms: LayerNorms to replace, by module path; repeatable.
         budget: replace only the cheapest norms, as many as (95 % sure) lose at most so much before any
             training.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import logging
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.errors import CaptureError
 from normfold.ir import expressions
-from normfold.ir.fresh import call
+from normfold.ir.fresh import call, deepcopy
 from normfold.ir.functional import functionalise
 from normfold.ir.graph import Graph, is_symbolic
 from normfold.ir.inline import NotLocal
@@ -111,7 +110,7 @@ def _apart(args: Any, kwargs: Any) -> Any:
 def share_parameters(module: nn.Module) -> nn.Module:
     """A structural copy whose parameters and buffers are the given module's own tensors."""
     tensors = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    return deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def dynamic_axes(

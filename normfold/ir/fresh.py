@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ def fresh(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:  # which deepcopy refuses
                 shared[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(module, shared)
+        return deepcopy(module, shared)
     except Exception:  # whatever the attributes of a network raise
         return module
 
@@ -49,7 +50,14 @@ def copied(module: nn.Module) -> nn.Module:
             place = (parameter.storage_offset(), parameter.size(), parameter.stride())
             data = parameter.data.new_empty(0).set_(storage, *place)
             memo[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
-    return copy.deepcopy(module, memo)
+    return deepcopy(module, memo)
+
+
+def deepcopy(module: nn.Module, memo: dict[Any, Any]) -> nn.Module:
+    """As Python's, without what torch warns of where it copies a graph of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module, memo)
 
 
 def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ from normfold.job.option import Option, option, options_of
 from normfold.job.output import EngineOptions, Export, Request
 from normfold.job.policy import Policy
 from normfold.job.source import MODEL_HELP, Source
-from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
+from normfold.job.steps import Cast, Quantize, Recalibrate, Rewrite, Step, Train
 
 __all__ = [
     "COMMANDS",
@@ -18,6 +18,7 @@ __all__ = [
     "Option",
     "Policy",
     "Quantize",
+    "Recalibrate",
     "Request",
     "Rewrite",
     "Source",

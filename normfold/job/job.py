@@ -15,10 +15,20 @@ from normfold.job.policy import Policy
 from normfold.job.presets import KEEPS_GRIDS, trained
 from normfold.job.rules import RULES, Facts
 from normfold.job.source import Source
-from normfold.job.steps import Cast, Quantize, Rewrite, Step, Train
+from normfold.job.steps import Cast, Quantize, Recalibrate, Rewrite, Step, Train
 from normfold.target import TARGETS
 
-GROUPS: tuple[type, ...] = (Source, Rewrite, Train, Cast, Quantize, Export, Policy, EngineOptions)
+GROUPS: tuple[type, ...] = (
+    Source,
+    Rewrite,
+    Recalibrate,
+    Train,
+    Cast,
+    Quantize,
+    Export,
+    Policy,
+    EngineOptions,
+)
 # presets of one job: a command's own defaults, and the groups that it has nothing to do with
 COMMANDS: dict[str, tuple[dict[str, Any], tuple[type, ...]]] = {
     "convert": ({}, ()),
@@ -72,6 +82,9 @@ class Job:
         steps: list[Step] = [rewrite]
         if rewrite.trained:
             steps.insert(0, replace(Train(**parts[Train]), to=rewrite.to))
+        recalibrates = Recalibrate(**parts[Recalibrate])
+        if recalibrates.method is not None:
+            steps.insert(0, recalibrates)
         if parts[Quantize].get("scheme") == "fp8" and parts[Cast].get("precision") is None:
             parts[Cast]["precision"] = "fp16"
         if parts[Cast].get("precision") is not None:
@@ -104,6 +117,10 @@ class Job:
         return self._step(Rewrite)  # type: ignore[no-any-return]
 
     @property
+    def recalibrate(self) -> Recalibrate | None:
+        return self._step(Recalibrate)  # type: ignore[no-any-return]
+
+    @property
     def train(self) -> Train | None:
         return self._step(Train)  # type: ignore[no-any-return]
 
@@ -120,6 +137,7 @@ class Job:
         cast, requests = self.cast, self.export.requests
         return Facts(
             own=self.rewrite is not None and self.rewrite.passes is not None,
+            recalibrates=None if self.recalibrate is None else self.recalibrate.method,
             trains=self.train is not None,
             stores=self.quantize is not None,
             quantizes=self.quantize is not None and not self.quantize.exact,
@@ -161,6 +179,11 @@ class Job:
                 f"`{self.train.to}` changes the function: the network must learn from its original, and there are "
                 "no samples",
                 hint="give `--data` (`data=` in Python): inputs as the network meets them, labels optional",
+            )
+        if self.recalibrate is not None and self.source.data is None:
+            raise UsageError(
+                "statistics are to be taken anew, and there are no samples",
+                hint="give `--data` (`data=` in Python): inputs as the network will meet them",
             )
         if "module" in self.export.export and self.cast is not None:
             raise UsageError(

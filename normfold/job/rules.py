@@ -16,6 +16,7 @@ class Facts:
     """
 
     own: bool
+    recalibrates: str | None
     trains: bool
     stores: bool
     quantizes: bool
@@ -28,6 +29,11 @@ class Facts:
     judges: bool
     formats: frozenset[str]
     times: bool
+
+    @property
+    def measures(self) -> bool:
+        """True if passes of one's own may measure on samples, or statistics are taken from them."""
+        return self.own or self.recalibrates is not None
 
     @property
     def approximate(self) -> bool:
@@ -53,10 +59,25 @@ RULES = {
         f"it goes with `--to` {_TRAINED}, and `--data`",
     ),
     "samples": Rule(
-        lambda job: job.approximate or job.own or not job.has_inputs,
+        lambda job: job.approximate or job.measures or not job.has_inputs,
         "the inputs are given, and there is nothing to train or to measure: this conversion is exact",
         f"it goes with `--to` {_TRAINED}, with `--quantize`, or with `--passes` that measure; or leave out "
         "`--input`",
+    ),
+    "recalibration": Rule(
+        lambda job: job.recalibrates is not None,
+        "no statistics are taken anew",
+        "it goes with `--recalibrate`",
+    ),
+    "recalibration-alpha": Rule(
+        lambda job: job.recalibrates == "alpha",
+        "statistics are not blended by a share",
+        "it goes with `--recalibrate alpha`",
+    ),
+    "recalibration-prior": Rule(
+        lambda job: job.recalibrates == "prior",
+        "statistics are not blended as if there were more samples",
+        "it goes with `--recalibrate prior`",
     ),
     "generation": Rule(
         lambda job: not (job.trains or job.has_data),
@@ -65,9 +86,9 @@ RULES = {
     ),
     "data": Rule(lambda job: job.has_data, "there are no samples", "give `--data`"),
     "samples-given": Rule(
-        lambda job: job.has_data and job.approximate,
+        lambda job: job.has_data and (job.approximate or job.recalibrates is not None),
         "there are no samples to apply it to",
-        "it goes with `--data`, to train or to quantise",
+        "it goes with `--data`, to train, to quantise or to recalibrate",
     ),
     "half": Rule(
         lambda job: job.half,

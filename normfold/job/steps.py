@@ -70,6 +70,50 @@ def insert_exact(text: str, extra: list[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Recalibrate(Options):
+    """Give BatchNorms the statistics of samples of where the network will run, before they are folded."""
+
+    GROUP: ClassVar[str] = "Recalibrating (--recalibrate)"
+    WHEN: ClassVar[str] = "recalibration"
+
+    method: Literal["adabn", "alpha", "prior"] | None = option(
+        None,
+        "Take statistics of BatchNorms from --data: alone (adabn), or blended with the network's own, by a share "
+        "(alpha) or as if those had been of so many samples more (prior).",
+        "--recalibrate",
+        keyword="recalibrate",
+        when="always",
+    )
+    source_weight: float = option(
+        0.9,
+        "Share of the network's own statistics: new = share * own + (1 - share) * samples; with `alpha`.",
+        metavar="SHARE",
+        low=0,
+        high=1,
+        when="recalibration-alpha",
+    )
+    source_samples: int = option(
+        16,
+        "N samples that the network's own statistics count for: their share is N / (N + n); with `prior`.",
+        metavar="N",
+        low=0,
+        when="recalibration-prior",
+    )
+    part: Literal["both", "mean", "variance"] = option(
+        "both", "What of the statistics is new.", "--recalibrate-part", keyword="recalibrate_part"
+    )
+
+    def share_of_source(self, samples: int) -> float:
+        """What the network's own statistics count for beside so many samples, from 0 to 1."""
+        match self.method:
+            case "alpha":
+                return self.source_weight
+            case "prior":
+                return self.source_samples / (self.source_samples + samples)
+        return 0.0
+
+
+@dataclass(frozen=True)
 class Train(Options):
     """Replace LayerNorms by norms that fold away, and distil the student from the original.
 
@@ -328,4 +372,4 @@ class Quantize(Options):
         return SCHEMES
 
 
-Step = Rewrite | Train | Cast | Quantize
+Step = Recalibrate | Rewrite | Train | Cast | Quantize

@@ -35,7 +35,7 @@ class Judge:
         rounded: a budget in its place for the first way in which a file is run, where kernels round by themselves.
         plain: makes the original's own export, and gives how it is run, by the kind of the check.
         strict: ask for that always, not only where a file is outside its tolerance.
-        training: the original is a trained student.
+        original: what the reference is called, where it is not the network that was loaded.
     """
 
     verifier: Verifier | None
@@ -45,7 +45,7 @@ class Judge:
     strict: bool = False
     budget: Budget = field(default_factory=Budget)
     rounded: Budget | None = None
-    trained: bool = False
+    original: str = ""
     _made: list[dict[str, Run]] = field(default_factory=list, init=False, compare=False)
 
     def judge(self, draft: Draft, emit: Callable[[Any], None]) -> Verdict:
@@ -94,12 +94,10 @@ class Judge:
     def _words(self, checks: list[AnyCheck]) -> str:
         if self.promise is not None:
             return f"within the budget ({checks[0].words})"  # type: ignore[union-attr]
-        student = " to the trained student" if self.trained else ""
         if self.half_budget is not None:
-            return (
-                f"within {self.half_budget:g} of the original{student and ', the trained student,'}"
-            )
-        return f"equivalent{student}"
+            other = f", {self.original}," if self.original else ""
+            return f"within {self.half_budget:g} of the original{other}"
+        return f"equivalent to {self.original}" if self.original else "equivalent"
 
 
 def artefact(draft: Draft, kind: str, target: str, folder: Any, verdict: Verdict) -> Artefact:

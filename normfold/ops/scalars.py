@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import fx
+from torch import Tensor, fx
 
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import shape_of
@@ -26,6 +26,8 @@ class Scalar:
 def scalar_of(node: fx.Node) -> Scalar | None:
     """View of an op that does the same to every element by a parameter; None for other ops."""
     found = None
+    if not isinstance(node.meta.get("val"), Tensor):  # sums of sizes
+        return None
     match row_of(node).kind:
         case Kind.PRODUCT:
             found = _product(node)
@@ -33,7 +35,9 @@ def scalar_of(node: fx.Node) -> Scalar | None:
             found = _sum(node)
     if found is None or is_static(found.data) or not is_static(found.number):
         return None
-    mine, data, number = (part.meta["val"] for part in (node, found.data, found.number))
+    mine, data, number = (part.meta.get("val") for part in (node, found.data, found.number))
+    if not isinstance(data, Tensor) or not isinstance(number, Tensor):
+        return None
     one = number.numel() == 1 and number.is_floating_point()
     same = data.dtype == mine.dtype and shape_of(found.data) == shape_of(node)
     return found if one and same and mine.dim() else None

@@ -12,6 +12,7 @@ from normfold.report.layers import LayerReport
 from normfold.report.objects import AnyCheck, PassReport, Report, SiteStatus
 from normfold.report.quantization import QuantizationReport
 from normfold.report.range import Range
+from normfold.report.recalibration import RecalibrationReport
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
 from normfold.report.verdict import Artefact
@@ -96,6 +97,7 @@ Event = (
     | Timing
     | Range
     | EngineReport
+    | RecalibrationReport
     | TrainingReport
     | QuantizationReport
     | LayerReport
@@ -167,6 +169,8 @@ def _with(report: Report, event: Event) -> Report:
             return replace(report, ranges=(*report.ranges, event))
         case EngineReport():
             return replace(report, engine=event)
+        case RecalibrationReport():
+            return replace(report, recalibration=event)
         case TrainingReport():
             return replace(report, training=event)
         case LayerReport():

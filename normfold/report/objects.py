@@ -14,6 +14,7 @@ from normfold.report.engine import EngineReport
 from normfold.report.layers import LayerReport
 from normfold.report.quantization import QuantizationReport
 from normfold.report.range import Range
+from normfold.report.recalibration import RecalibrationReport
 from normfold.report.timing import Timing
 from normfold.report.training import TrainingReport
 from normfold.report.verdict import AgreementCheck, Artefact
@@ -225,6 +226,7 @@ class Report:
     timing: Timing | None = None
     ranges: Sequence[Range] = ()
     engine: EngineReport | None = None
+    recalibration: RecalibrationReport | None = None
     training: TrainingReport | None = None
     quantization: Sequence[QuantizationReport] = ()
     layers: LayerReport | None = None

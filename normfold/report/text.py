@@ -65,6 +65,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_left(report, console, verbose)
     for warned in report.warnings():
         print_line(console, f"warning   {warned.code} {warned.site}: {warned.text}")
+    if report.recalibration is not None:
+        print_line(console, f"statistics {report.recalibration}")
     if report.training is not None:
         from normfold.report.training_text import print_training
 

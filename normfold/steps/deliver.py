@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors.torch import save_file
+
 from normfold.errors import EnvironmentMissing, ExportError, NormfoldError
 from normfold.files import publish, staging
 from normfold.ir import Graph
@@ -80,7 +82,17 @@ def _write_all(graph: Graph, work: Work, prepared: Prepared, folder: Path) -> Gr
             work.record.emit(Missing(f"no {request.format}: {error.what}{hint}"))
     if "pt2" in work.job.export.export or work.calibrated is not None:
         sidecar.save(graph, sidecar.sidecar_of(folder / f"{prepared.name}.onnx"))
+    if work.source_statistics:
+        tensors = {name: x.contiguous() for name, x in work.source_statistics.items()}
+        save_file(tensors, folder / f"{prepared.name}.source-statistics.safetensors")
     return made[0] if made else graph
+
+
+def _original(job: Job) -> str:
+    """What files are compared with, where it is not the network that was loaded."""
+    if job.train is not None:
+        return "the trained student"
+    return "the recalibrated network" if job.recalibrate is not None else ""
 
 
 def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem: Path) -> Graph:
@@ -119,7 +131,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
         rounded=_rounded(job, request),
         plain=lambda: _own_export(order, request, work),
         strict=job.policy.verify == "strict",
-        trained=job.train is not None and work.kept is None,
+        original="" if work.kept is not None else _original(job),
     )
     work.tell(f"writing {request.format}", target.name)
     for draft in drafts(request.format, order):

@@ -153,10 +153,11 @@ def _samples(passes: Sequence[Pass], graph: Graph, work: Work) -> Iterator[None]
         UsageError: samples are given, and nothing in the job measures or learns.
     """
     source, job, before = work.job.source, work.job, graph.samples
+    used = any((job.train, job.quantize, job.recalibrate))
     if source.data is not None and any(item.measures for item in passes):
         work.tell("reading samples")
         graph.samples = samples_of(graph, given_inputs(graph, source, work.normalisation))
-    elif source.data is not None and source.has_inputs and not (job.train or job.quantize):
+    elif source.data is not None and source.has_inputs and not used:
         raise UsageError(
             "`--data`: none of the passes measures on samples",
             found=", ".join(item.name for item in passes),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from normfold.data.metrics import Comparison
@@ -30,7 +30,7 @@ from normfold.steps.work import Work
 from normfold.train.distill import distill
 from normfold.train.harm import Candidate, rank
 from normfold.train.ranks import process_group
-from normfold.train.student import as_module, is_float, own_tensors
+from normfold.train.student import Eval, is_float, own_tensors
 
 _FITTED = 1024  # samples that affines are fitted to
 _RANKED = 512  # samples that harm is measured on
@@ -100,7 +100,7 @@ def train_student(
     else:
         result = distill(teacher, student, data, step, seed=source.seed, say=say)
     result.ranking, result.max_drop = ranking, policy.max_drop
-    student.original = _Eval(student)
+    student.original = Eval(student)
     say(Progress("comparing the student with the original on held-out samples"))
     compared = Comparison(logits=step.logits, metric=policy.metric)
     with torch.no_grad():
@@ -187,18 +187,6 @@ def _choose(
             "samples make the measurement sharper",
         )
     return ranking, tuple(site for site, _ in ranking.harms[:count])
-
-
-class _Eval(nn.Module):
-    """The trained student in eval mode, its norms as modules: what the verdict compares with."""
-
-    def __init__(self, student: Graph) -> None:
-        super().__init__()
-        self.module = as_module(student).eval()
-
-    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        outputs: list[Tensor] = self.module(*pytree.tree_leaves((args, kwargs)))
-        return outputs
 
 
 def _outputs(graph: Graph, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

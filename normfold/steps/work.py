@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from normfold.ir import Graph
 from normfold.job import Job
 from normfold.judge import Verifier
@@ -33,6 +35,7 @@ class Work:
         tried, rounding: what ways to put the network on grids err on held-out inputs, and the passes that the best
             of them puts weights on grids with; None for those of the scheme.
         kept: the original, where it is written instead of a result that is not faster.
+        source_statistics: buffers that a recalibration replaced, by name.
         rank: of this process under torchrun; only 0 writes.
     """
 
@@ -50,6 +53,7 @@ class Work:
     tried: dict[str, float] = field(default_factory=dict)
     rounding: str | None = None
     kept: Graph | None = None
+    source_statistics: dict[str, Tensor] = field(default_factory=dict)
     rank: int = 0
 
     def tell(self, stage: str, text: str = "") -> None:

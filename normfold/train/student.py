@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from normfold.ir import Graph, facts
 from normfold.ir.graph import shape_of
@@ -120,3 +121,15 @@ def _placeholders(graph: Graph) -> list[fx.Node]:
 def is_float(value: object) -> bool:
     """True for a tensor of floating-point numbers."""
     return isinstance(value, Tensor) and torch.is_floating_point(value)
+
+
+class Eval(nn.Module):
+    """A changed network in eval mode, its norms as modules: what the verdict compares with."""
+
+    def __init__(self, student: Graph) -> None:
+        super().__init__()
+        self.module = as_module(student).eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        outputs: list[Tensor] = self.module(*pytree.tree_leaves((args, kwargs)))
+        return outputs

@@ -32,6 +32,7 @@ from benchmarks import (
     norm_costs,
     offline_norms,
     reading,
+    recalibrated,
     shipped,
     stages,
     trained,
@@ -73,6 +74,17 @@ def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     *_, weights, dynamic = capsys.readouterr().out.splitlines()
     assert weights.startswith("| resnet20 | int8-weights | 0 | 50.00 | 0.00 | 0.")
     assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 50.00 | 0.00 | 1.1")
+
+
+@pytest.mark.slow
+def test_recalibrated(capsys: pytest.CaptureFixture[str]) -> None:
+    recalibrated.main(
+        ["--samples", "32", "--tests", "100", "--corruption", "contrast", "--way", "adabn"]
+    )
+    *_, row = capsys.readouterr().out.splitlines()
+    before, after, folded = map(float, row.strip("| ").split(" | ")[2:])
+    assert after == folded
+    assert after > before
 
 
 @pytest.mark.slow

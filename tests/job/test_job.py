@@ -20,6 +20,9 @@ OPTIONS = {item.keyword: item for item in all_options()}
 BESIDE: dict[str, dict[str, Any]] = {
     "training": {"to": "prepbn", "data": "s.npz"},
     "samples": {"quantize": "int8"},
+    "recalibration": {"recalibrate": "adabn", "data": "s.npz"},
+    "recalibration-alpha": {"recalibrate": "alpha", "data": "s.npz"},
+    "recalibration-prior": {"recalibrate": "prior", "data": "s.npz"},
     "data": {"quantize": "int8", "data": "s.npz"},
     "samples-given": {"quantize": "int8", "data": "s.npz"},
     "half": {"precision": "fp16"},
@@ -33,6 +36,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 # values where the first one that comes to mind is refused by something else
 VALUES: dict[str, Any] = {
+    "source_weight": 0.25,
     "to": "rmsnorm",
     "passes": "canonicalize,bake",
     "export": ("pt2",),
@@ -65,7 +69,8 @@ def value_of(item: Option) -> Any:
 
 def given(name: str) -> dict[str, Any]:
     item = OPTIONS[name]
-    return {**BESIDE.get(item.when or "", {}), name: value_of(item)}
+    beside = {"data": "s.npz"} if name == "recalibrate" else BESIDE.get(item.when or "", {})
+    return {**beside, name: value_of(item)}
 
 
 def flags(options: dict[str, Any]) -> list[str]:

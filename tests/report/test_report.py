@@ -36,6 +36,7 @@ from normfold.report.quantization import (
     Placement,
     QuantizationReport,
 )
+from normfold.report.recalibration import NormShift, RecalibrationReport
 from normfold.report.text import print_report
 from normfold.report.training import TrainingReport
 from normfold.report.verdict import AgreementCheck, Artefact, Budget, Verdict
@@ -96,6 +97,8 @@ def test_the_schema_is_a_schema_and_describes_every_field() -> None:
         ("site", SiteStatus),
         ("timing", Timing),
         ("range", Range),
+        ("recalibration", RecalibrationReport),
+        ("norm_shift", NormShift),
         ("training", TrainingReport),
         ("island", Island),
         ("engine", EngineReport),

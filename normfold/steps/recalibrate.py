@@ -1,0 +1,29 @@
+"""New statistics of BatchNorms, as a step of a job: the verdict compares with the network that has them."""
+
+from __future__ import annotations
+
+from normfold.ir import Graph
+from normfold.job import Recalibrate
+from normfold.judge import Verifier
+from normfold.ranges.calibration import given_inputs
+from normfold.report.events import Noted
+from normfold.steps.work import Work
+from normfold.train.recalibrate import recalibrated, source_statistics
+from normfold.train.student import Eval
+
+
+def recalibrate(step: Recalibrate, graph: Graph, work: Work) -> Graph:
+    """The network with statistics of the samples; what they were is written beside its files."""
+    source = work.job.source
+    work.tell("taking statistics anew")
+    inputs = given_inputs(graph, source, work.normalisation)
+    result, report = recalibrated(graph, inputs.batches, step)
+    work.record.emit(report)
+    for text in report.notes():
+        work.record.emit(Noted(text))
+    work.source_statistics = source_statistics(graph, result)
+    result.original = Eval(result)
+    work.captured = result
+    if work.verifier is not None:
+        work.verifier = Verifier(result, source.seed, work.samples, work.job.policy.tries)
+    return result
