@@ -23,7 +23,7 @@ from normfold.ir.intervals import range_of
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integers import Plan, plan
 from normfold.ops.linear import Linear, linear_of
-from normfold.ops.table import bounds
+from normfold.ops.table import Kind, bounds, kind_of
 from normfold.report import PassReport
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.integers import IntegerForms
@@ -110,7 +110,8 @@ class QuantizeActivations(Pass):
         )
         readers = found.readers.get(tensor)
         for user in list(tensor.users):
-            if user is not values and (readers is None or user in readers):
+            asked = user is not values and (readers is None or user in readers)
+            if asked and not (tensor.op == "placeholder" and _is_returned(user)):
                 rewriter.replace_input(user, tensor, values)
         rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}, {bits} bits")
 
@@ -124,6 +125,13 @@ class QuantizeActivations(Pass):
         value = rewriter.expression(on_grid, linear.bias, scale, None, 0, 0, -top, top, "nearest")
         rewriter.set_argument(node, linear.bias_position, value, same=True)
         rewriter.record(f"{node.name}: bias in 32 bits")
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """True if what a node reads is only moved to outputs: the floats of an input are at hand, and serve there."""
+    if node.op == "output":
+        return True
+    return kind_of(node) is Kind.MOVE and all(map(_is_returned, node.users))
 
 
 def _at_an_end(tensor: fx.Node) -> bool:

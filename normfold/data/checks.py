@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -82,6 +83,9 @@ def finite(names: Sequence[str], inputs: Sequence[Tensor], where: str) -> None:
                     "the data hold numbers that are not finite",
                     where=f"{where}, `{name}`[{', '.join(map(str, at))}]",
                     found=f"{float(tensor[at])}",
+                    hint="a mask that is added to scores serves with -1e4 in place of -inf, too"
+                    if float(tensor[at]) == -math.inf
+                    else None,
                 )
 
 

@@ -129,6 +129,10 @@ class Comparison:
             student, teacher = (
                 self._judged([part[side] for part in self._kept], every) for side in (0, 1)
             )
+            if math.isnan(teacher):
+                raise UsageError(
+                    f"`{self._named}` gives NaN for the original network: nothing can be judged by it"
+                )
         if self.logits:
             found = self._sums.figures()
         else:
@@ -234,8 +238,15 @@ def _best(logits: Tensor) -> Tensor:
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 
 
-def _error(s: Tensor, t: Tensor) -> tuple[float, float]:
+def comparable(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors in float64, with 0 in the place of what is infinite or NaN in both alike, as a mask is."""
     s, t = s.double(), t.double()
+    alike = ~t.isfinite() & ((s == t) | (s.isnan() & t.isnan()))
+    return s.masked_fill(alike, 0), t.masked_fill(alike, 0)
+
+
+def _error(s: Tensor, t: Tensor) -> tuple[float, float]:
+    s, t = comparable(s, t)
     return float((s - t).square().sum()), float(t.square().sum())
 
 

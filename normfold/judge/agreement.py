@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from normfold.data.metrics import Comparison
+from normfold.data.metrics import Comparison, comparable
 from normfold.ir import Graph
 from normfold.ir.expressions import is_static
 from normfold.ops.integer_ops import dequantize, quantize
@@ -141,14 +141,17 @@ def probabilities(scores: Tensor) -> Tensor:
 
 
 def ratios(mine: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> list[float]:
-    """Signal-to-noise ratio of every output in dB, over all batches; NaN where an output is not finite."""
+    """Signal-to-noise ratio of every output in dB, over all batches; NaN where an output is not finite.
+
+    What is infinite or NaN in both alike (a mask) is no noise.
+    """
     found = []
     for place in range(len(theirs[0])):
         if not theirs[0][place].is_floating_point():
             continue
         signal = noise = 0.0
         for outputs, references in zip(mine, theirs, strict=True):
-            expected, got = references[place].double(), outputs[place].double()
+            got, expected = comparable(outputs[place], references[place])
             signal += float(expected.square().sum())
             noise += float((got - expected).square().sum())
         ratio = max(signal, _QUIET) / max(noise, _QUIET) if math.isfinite(noise) else math.nan

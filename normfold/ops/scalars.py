@@ -35,7 +35,8 @@ def scalar_of(node: fx.Node) -> Scalar | None:
             found = _sum(node)
     if found is None or is_static(found.data) or not is_static(found.number):
         return None
-    mine, data, number = (part.meta.get("val") for part in (node, found.data, found.number))
+    mine = node.meta["val"]
+    data, number = (part.meta.get("val") for part in (found.data, found.number))
     if not isinstance(data, Tensor) or not isinstance(number, Tensor):
         return None
     one = number.numel() == 1 and number.is_floating_point()

@@ -256,8 +256,11 @@ def _objective(graph: Graph, evidence: str) -> Objective:
     if not found.nodes and evidence in ("auto", "analytic"):
         found = Patches(graph)
     if not found.nodes:
+        why = "no norm of this network remembers its training data"
+        if evidence in ("auto", "analytic", "patches"):
+            why += ", and it has no attention to compare patches by"
         raise UsageError(
-            "nothing is known of the activations: no norm of this network remembers its training data",
+            f"nothing is known of the activations: {why}",
             hint="give `--data`, or take `--scheme int8-dynamic`, `int8-weights` or `int4-weights`, which need no "
             "ranges (without `--correct-bias`); noise is not a substitute, and is not used silently",
         )

@@ -66,6 +66,8 @@ def prompts(graph: Graph, seed: int, count: int = 0) -> Prompts:
     rows = [count if count == most else 0 for count in rows]  # kinds and positions are no tokens
     cache, tokens = cache_of(graph), rows.index(most)
     sized = leaves if cache else _lengthened(nodes, leaves, rows)
+    if sized is not leaves and not _runs(graph, sized):  # longer than its table of positions
+        sized = leaves
     batches, written = [], not cache and _writes(graph, tokens, rows[tokens])
     for _ in range(-(-(count or _COUNT) // max(1, len(leaves[0])))):
         batch = [
@@ -93,6 +95,15 @@ def _lengthened(nodes: list[fx.Node], leaves: list[Tensor], rows: list[int]) -> 
     if length <= leaves[0].shape[1] or not same:
         return leaves
     return [leaf[:, :1].expand(-1, length).contiguous() for leaf in leaves]
+
+
+def _runs(graph: Graph, leaves: list[Tensor]) -> bool:
+    """True if the network takes inputs of these sizes."""
+    try:
+        Evaluator(graph.module)(*leaves)
+    except (IndexError, RuntimeError):  # what torch says of an index or a size
+        return False
+    return True
 
 
 def _writes(graph: Graph, tokens: int, rows: int) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
@@ -101,7 +102,7 @@ def first_float(outputs: Sequence[Tensor]) -> Tensor:
 def divergence(mine: Tensor, theirs: Tensor) -> float:
     """Symmetric KL of two sets of logits over the last axis, mean over the others, in nats."""
     p, q = F.log_softmax(theirs.double(), -1), F.log_softmax(mine.double(), -1)
-    gap = p - q
+    gap = torch.where(p == q, 0.0, p - q)  # of two classes that both rule out, too
     return float((0.5 * (p.exp() - q.exp()) * gap).sum(-1).mean())
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from normfold.errors import UsageError
 from normfold.ir import Graph
 from normfold.job import Quantize
+from normfold.ops.linear import linear_of
+from normfold.ops.table import row_of
 from normfold.progress import Listener
 from normfold.ranges.allocate import Choice, within
 from normfold.ranges.calibration import Calibrated
@@ -27,6 +29,7 @@ from normfold.rewrite import parse, run_pipeline
 from normfold.steps.latency import layer_times, time_graph
 
 _MEASURED = 7  # choices of which the whole network is run
+Formats = Callable[[Layer], Sequence[int]]
 Judge = Callable[[dict[str, int]], float]
 
 
@@ -47,16 +50,19 @@ def choose(
             is for the report to say.
     """
     graph, inputs = calibrated.graph, calibrated.inputs
-    formats = _simulated if options.simulate else executed
+    formats: Formats = _simulated
+    tables = 0
+    if not options.simulate:
+        formats, tables = _beside_tables(graph)
     blocks = 0 if options.simulate else BLOCK
     layers = sensitivities(graph, inputs, formats, blocks, say)
-    unit, fixed = "bytes", 0.0
+    unit, fixed = "bytes", float(tables)
     cost: Cost = size
     if options.target_latency is not None:
         unit = "ms"
         cost, fixed = _latencies(graph, layers, say)
     found = allocate(layers, formats, cost)
-    budget = _budget(options, layers)
+    budget = _budget(options, layers, tables)
     choice = _picked(found, max_drop, budget, fixed, unit, judge)
     bits = found.bits(choice)
     shown = _spread(found.choices, choice)
@@ -91,11 +97,31 @@ def _simulated(layer: Layer) -> Sequence[int]:
     return SIMULATED
 
 
-def _budget(options: Quantize, layers: Sequence[Layer]) -> float | None:
+def _beside_tables(graph: Graph) -> tuple[Formats, int]:
+    """The formats that runtimes execute, 8 bits for a head that is tied to a table of embeddings, and how many
+    weights the tables have that no layer is tied to: they have 8 bits, a byte each."""
+    found = [linear_of(node) for node in graph.nodes if row_of(node).lookup]
+    tables = {linear.weight: linear.weight.meta["val"].numel() for linear in found if linear}
+    tied = {
+        reader
+        for table in tables
+        for reader in table.users
+        if not row_of(reader).lookup and linear_of(reader) is not None
+    }
+    alone = {table: size for table, size in tables.items() if not tied & set(table.users)}
+
+    def formats(layer: Layer) -> Sequence[int]:
+        return (8,) if layer.node in tied else executed(layer)
+
+    return formats, sum(alone.values())
+
+
+def _budget(options: Quantize, layers: Sequence[Layer], tables: int) -> float | None:
     if options.target_latency is not None:
         return options.target_latency
     target = options.target_size
-    return target * sum(layer.weights for layer in layers) if target and target <= 1 else target
+    weights = tables + sum(layer.weights for layer in layers)
+    return target * weights if target and target <= 1 else target
 
 
 def _picked(
@@ -114,7 +140,8 @@ def _picked(
             raise UsageError(
                 f"the network does not fit into {budget:,.4g} {unit}",
                 found=f"the cheapest choice of formats takes {allowed[0].cost + fixed:,.4g}",
-                hint="convolutions have 8 bits or more, matrices 4: that is what runtimes execute",
+                hint="convolutions and tables of embeddings have 8 bits or more, matrices 4: that is what runtimes "
+                "execute",
             )
         allowed = allowed[: allowed.index(best) + 1]
     if max_drop is None:

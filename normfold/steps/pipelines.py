@@ -66,7 +66,8 @@ def pipeline(step: Quantize, target: str, about: About, bits: dict[str, int] | N
     else:
         text = (_MEASURED if about.measured else {}).get(scheme, _WEIGHTS[scheme])
         parts = [text.format(target=target) if scheme == "fp8" else text]
-    if about.tables and bits is None and step.weights is None and scheme not in ("fp8", "lossless"):
+    given = step.weights is not None or (bits is not None and step.simulate)
+    if about.tables and not given and scheme not in ("fp8", "lossless"):
         parts.insert(0, _TABLES.get(scheme, "quantize-tables"))
     if step.ranged:
         more = f" bits={step.activation_bits}" if step.activation_bits < 8 else ""

@@ -18,6 +18,7 @@ from normfold.judge.agreement import Promise, gives_scores
 from normfold.load.specs import parse as parse_inputs
 from normfold.ops.integer_ops import on_grid
 from normfold.ops.integer_ops import quantize as quantize_op
+from normfold.ops.linear import linear_of
 from normfold.ops.table import row_of
 from normfold.ranges.calibration import Calibrated, Inputs, find_inputs, find_ranges, samples_of
 from normfold.ranges.saturation import integer_ranges
@@ -252,7 +253,8 @@ def make_integers(
     left = placement.layers if placement is not None else ()
     names = [layer for item in left for layer in item.layers]
     result, passes = made or run_pipeline(with_floats(calibrated.graph, names), chosen)
-    _require_grids(passes, target, step)
+    layers = any(linear_of(node) is not None for node in calibrated.graph.nodes)
+    _require_grids(passes, layers, target, step)
     result.samples = None
     promise = Promise.of(calibrated.inputs, calibrated.labels, calibrated.graph, result, metric)
     promise = replace(promise, coarse=any(getattr(item, "bits", 8) < _FINE for item in chosen))
@@ -295,12 +297,18 @@ def _without_kernel(passes: list[PassReport]) -> dict[str, str]:
     return {x.site: x.detail for x in found}
 
 
-def _require_grids(passes: list[PassReport], target: str, step: Quantize) -> None:
-    """Refuse to quantise a network of which every layer would stay as it is."""
+def _require_grids(passes: list[PassReport], layers: bool, target: str, step: Quantize) -> None:
+    """Refuse to quantise a network of which every layer would stay as it is, or that has no ``layers``."""
     blocked = _without_kernel(passes)
     stored = [item for item in passes if Effect.STORES_INTEGERS.value in item.effects]
-    if not blocked or any(item.rewrites for item in stored):
+    if any(item.rewrites for item in stored) or (layers and not blocked):
         return
+    if not layers:
+        raise UsageError(
+            "there is nothing to put on a grid: this network has no convolution, product or table of weights "
+            "with kernels in integers",
+            hint="`normfold convert` writes it in floats",
+        )
     why = Counter(blocked.values()).most_common(1)[0][0]
     others = [
         row.name for row in TARGETS.values() if row.name != target and step.scheme in row.schemes
