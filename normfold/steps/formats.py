@@ -140,8 +140,8 @@ def _picked(
             raise UsageError(
                 f"the network does not fit into {budget:,.4g} {unit}",
                 found=f"the cheapest choice of formats takes {allowed[0].cost + fixed:,.4g}",
-                hint="convolutions and tables of embeddings have 8 bits or more, matrices 4: that is what runtimes "
-                "execute",
+                hint="convolutions and tables of embeddings have 8 bits or more, matrices 4: that is what "
+                "runtimes execute",
             )
         allowed = allowed[: allowed.index(best) + 1]
     if max_drop is None:
