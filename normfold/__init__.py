@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from normfold.progress import Progress
     from normfold.report import Report
     from normfold.rewrite import Pass, Reason
-    from normfold.train import finalize, refresh_statistics, replace_norms
+    from normfold.train import finalize, refresh_statistics, replace_norms, tune
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ _HOMES = {
     "refresh_statistics": "normfold.train",
     "replace_norms": "normfold.train",
     "run": "normfold.api",
+    "tune": "normfold.train",
     "verify": "normfold.api",
 }
 
@@ -82,6 +83,7 @@ __all__ = [
     "refresh_statistics",
     "replace_norms",
     "run",
+    "tune",
     "verify",
 ]
 

@@ -43,6 +43,7 @@ NAMES = {
     "refresh_statistics",
     "replace_norms",
     "run",
+    "tune",
     "verify",
 }
 

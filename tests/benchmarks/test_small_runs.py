@@ -37,6 +37,7 @@ from benchmarks import (
     stages,
     trained,
     trained_networks,
+    tuning,
 )
 from normfold.judge import bench
 
@@ -74,6 +75,16 @@ def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     *_, weights, dynamic = capsys.readouterr().out.splitlines()
     assert weights.startswith("| resnet20 | int8-weights | 0 | 50.00 | 0.00 | 0.")
     assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 50.00 | 0.00 | 1.1")
+
+
+@pytest.mark.slow
+def test_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    tuning.main(["--network", "resnet18", "--side", "64", "--batch", "4", "--steps", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    modes = [line.strip("| ").split(" | ") for line in lines[2:4]]
+    assert [row[0] for row in modes] == ["eval", "tune"]
+    assert float(modes[1][2]) < float(modes[0][2])
+    assert float(lines[-1].rpartition(" ")[2]) < 1e-9
 
 
 @pytest.mark.slow
