@@ -17,6 +17,8 @@ BUILT_IN = {
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
     "fold-near-affine": "normfold.passes.fold_near_affine:FoldNearAffine",
     "fold-mean": "normfold.passes.fold_mean:FoldMean",
+    "prune-dead-channels": "normfold.passes.prune_dead_channels:PruneDeadChannels",
+    "prune-small-channels": "normfold.passes.prune_small_channels:PruneSmallChannels",
     "elide-bias": "normfold.passes.elide_bias:ElideBias",
     "center-stream": "normfold.passes.center_stream:CenterStream",
     "compress-stream": "normfold.passes.compress_stream:CompressStream",

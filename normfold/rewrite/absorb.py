@@ -56,7 +56,7 @@ def into_output(linear: Linear, flow: Flow) -> Edit:
                 bias = rewriter.expression(aten.mul.Tensor, bias, s)
             if t is not None:
                 bias = t if bias is None else rewriter.expression(aten.add.Tensor, bias, t)
-            _set_bias(rewriter, linear, bias)
+            set_bias(rewriter, linear, bias)
         rewriter.record(f"{node.name}: output {_words(flow)}")
 
     return edit
@@ -91,14 +91,14 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
             t = flow.shift.select(rewriter, shift, 0.0)
             if how == "pad":
                 _pad_input(rewriter, linear, flow, shift)
-            bias = _apply(rewriter, linear, weight, t)
+            bias = response(rewriter, linear, weight, t)
             if linear.bias is not None:
                 bias = rewriter.expression(aten.add.Tensor, linear.bias, bias)
         if flow.scale is not None and scale is not None:
             s = flow.scale.select(rewriter, scale, 1.0)
             _set_weight(rewriter, linear, _times(rewriter, linear, weight, s, output=False))
         # last: a matmul becomes a linear, whose weight lies the other way
-        _set_bias(rewriter, linear, bias)
+        set_bias(rewriter, linear, bias)
         rewriter.record(
             f"{node.name}: input {_words(flow)}" + (f" ({how})" if how in ("map", "pad") else "")
         )
@@ -155,7 +155,7 @@ def _set_weight(rewriter: Rewriter, linear: Linear, weight: fx.Node) -> None:
     rewriter.set_argument(linear.node, linear.weight_position, weight)
 
 
-def _set_bias(rewriter: Rewriter, linear: Linear, bias: fx.Node | None) -> None:
+def set_bias(rewriter: Rewriter, linear: Linear, bias: fx.Node | None) -> None:
     if bias is None:
         return
     dtype = (linear.bias if linear.bias is not None else linear.weight).meta["val"].dtype
@@ -191,7 +191,7 @@ def _times(
     return rewriter.expression(aten.reshape.default, product, shape)
 
 
-def _apply(rewriter: Rewriter, linear: Linear, weight: fx.Node, vector: fx.Node) -> fx.Node:
+def response(rewriter: Rewriter, linear: Linear, weight: fx.Node, vector: fx.Node) -> fx.Node:
     """``W b``: the response of the op to an input that is the same at every position."""
     if linear.kernel:
         axes = list(range(2, 2 + linear.kernel))

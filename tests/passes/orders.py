@@ -22,6 +22,8 @@ BEFORE = {
     "elide-bias": "canonicalize",
     "fold-near-affine": "canonicalize",
     "fold-mean": "canonicalize",
+    "prune-dead-channels": "canonicalize,fold-affine",
+    "prune-small-channels": "canonicalize,fold-affine",
     "center-stream": "canonicalize,fold-affine",
     "compress-stream": "canonicalize,fold-affine,center-stream",
     "rotate-stream": "canonicalize,fold-affine,center-stream",
