@@ -3,8 +3,8 @@
 python -m benchmarks.tuning [--network resnet50] [--side 128] [--batch 8] [--steps 5]
 
 Each way in a process of its own: the least time of a step (forward, backward, SGD) of ``--steps`` behind a first
-one, what the forward pass keeps for the backward one, weights left out, and the process's peak memory above what it
-took before the first step. Also how far the gradients are apart, in float64.
+one, what the forward pass keeps for the backward one, weights left out, and the process's peak memory above what
+it took before the first step. Also how far the gradients are apart, in float64.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-import timm
 import torch
 from torch import Tensor, nn
 
 import normfold
+from benchmarks.models import make
 
 WAYS = ("eval", "tune")
 
@@ -41,16 +41,9 @@ def kept(network: nn.Module, x: Tensor) -> int:
     return sum(seen.values())
 
 
-def network(name: str) -> nn.Module:
-    """With random weights."""
-    torch.manual_seed(0)
-    made: nn.Module = timm.create_model(name, pretrained=False)
-    return made.eval()
-
-
 def one(options: argparse.Namespace) -> None:
     """Print seconds of a step, bytes kept, and peak bytes of a way."""
-    net = network(options.network)
+    net = make(options.network)
     x = torch.randn(options.batch, 3, options.side, options.side)
     trained = normfold.tune(net, (x[:2],)) if options.way == "tune" else net
     saved = kept(trained, x)
@@ -72,7 +65,7 @@ def apart(name: str, side: int) -> float:
     x = torch.randn(2, 3, side, side, dtype=torch.float64)
     grads = []
     for way in WAYS:
-        net = network(name).double()
+        net = make(name).double()
         run = normfold.tune(net, (x,)) if way == "tune" else net
         run(x).square().mean().backward()
         grads.append([p.grad for p in net.parameters() if p.grad is not None])

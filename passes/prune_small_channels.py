@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
+from normfold.ir.expressions import evaluate
 from normfold.ir.states import State
 from normfold.ops.linear import Linear, pads_with_zeros
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
@@ -116,12 +117,15 @@ def _shares(group: Features, linear: Linear, moments: Moments) -> Tensor:
     assert linear.in_axis is not None
     mean, square = moments
     harm = square if pads_with_zeros(linear) else (square - mean**2).clamp_min(0)
-    weight = group.graph.value(linear.weight).movedim(linear.in_axis, 0).flatten(1)
+    weight = (
+        evaluate(group.graph.module, linear.weight).double().movedim(linear.in_axis, 0).flatten(1)
+    )
     each = harm * weight.square().sum(1)
     ids = group.ids[linear.data]
     total = torch.zeros(group.width, dtype=torch.float64)
     total.index_add_(0, ids[ids >= 0], each[ids >= 0])
-    return total / each.sum().clamp_min(1e-300)
+    shares: Tensor = total / each.sum().clamp_min(1e-300)
+    return shares
 
 
 def _mean(linear: Linear, moments: Moments) -> Constant:
@@ -129,4 +133,5 @@ def _mean(linear: Linear, moments: Moments) -> Constant:
     dtype = linear.data.meta["val"].dtype
     known = torch.full_like(mean, not pads_with_zeros(linear), dtype=torch.bool)
     vector = Vector(lambda: mean, lambda rewriter: rewriter.constant(mean.to(dtype), "means"))
-    return Constant(vector, known)
+    nowhere = torch.zeros_like(known)
+    return Constant(vector, known, nowhere, nowhere)

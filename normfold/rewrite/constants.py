@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from normfold.ir.expressions import is_static
+from normfold.ir.expressions import evaluate, is_static
 from normfold.ir.graph import Graph, shape_of
 from normfold.ops.linear import Linear, linear_of, pads_with_zeros
 from normfold.ops.mixing import keeps_constants
@@ -27,23 +27,30 @@ class Constant:
 
     Attributes:
         known: where there is one; ``vector`` is anything elsewhere.
+        zero: where it is zero whatever the other parameters are, and not by the values that they happen to have.
+        signed: where its sign is that of one parameter.
     """
 
     vector: Vector
     known: Tensor
+    zero: Tensor
+    signed: Tensor
 
     @property
     def value(self) -> Tensor:
         return self.vector.value
 
-    @property
-    def zero(self) -> Tensor:
-        return self.known & (self.value == 0)
-
     @classmethod
     def of_writer(cls, graph: Graph, linear: Linear, zero: Tensor) -> Constant:
         """Of a linear op whose weights are all ``zero`` for some outputs: its bias."""
-        return cls(_bias(graph, linear), zero)
+        vector = _bias(graph, linear)
+        signed = _none(len(zero)) if linear.bias is None else _signed(graph, linear.bias)
+        return cls(vector, zero, zero & (vector.value == 0), zero & signed)
+
+    @classmethod
+    def nothing(cls, size: int, dtype: torch.dtype) -> Constant:
+        """Of a tensor of which nothing is known."""
+        return cls(_zeros(size, dtype), _none(size), _none(size), _none(size))
 
     def at(self, rewriter: Rewriter, places: Tensor) -> fx.Node:
         """Expression of the numbers at some places."""
@@ -77,8 +84,7 @@ def constant_behind(
         )
     if kind is Kind.MIX:
         source = found[operands(node)[0]]
-        same = torch.full_like(source.known, keeps_constants(node))
-        return Constant(source.vector, source.known & (same | (source.value == 0)))
+        return source if keeps_constants(node) else replace(source, known=source.zero)
     if kind is Kind.MONOTONE:
         return found[operands(node)[0]]
     return _elementwise(graph, node, axes, found)
@@ -92,7 +98,7 @@ def _bias(graph: Graph, linear: Linear) -> Vector:
 
 def _of_each_alone(graph: Graph, linear: Linear, source: Constant) -> Constant:
     """Of a convolution of each channel by itself: sum(W) v + b, away from borders that are padded with zeros."""
-    weight = graph.value(linear.weight).flatten(1)
+    weight = evaluate(graph.module, linear.weight).double().flatten(1)
     axes, bias = list(range(1, len(shape_of(linear.weight)))), _bias(graph, linear)
 
     def build(rewriter: Rewriter) -> fx.Node:
@@ -103,7 +109,10 @@ def _of_each_alone(graph: Graph, linear: Linear, source: Constant) -> Constant:
     vector = Vector(lambda: weight.sum(1) * source.value + bias.value, build)
     everywhere = not pads_with_zeros(linear) and not linear.transposed
     inside = source.known if everywhere else source.zero
-    return Constant(vector, (weight == 0).all(1) | inside)
+    silent = (weight == 0).all(1)
+    of_bias = Constant.of_writer(graph, linear, silent)
+    zero = of_bias.zero | (source.zero & (bias.value == 0))
+    return Constant(vector, silent | inside, zero, of_bias.signed)
 
 
 def _joins_features(node: fx.Node, axes: Mapping[fx.Node, int]) -> bool:
@@ -120,7 +129,7 @@ def _joined(
     parts: Any = node.args[0]
     sizes, dtype = [shape_of(part)[axes[node]] for part in parts], node.meta["val"].dtype
     each = [
-        found[part] if part in found else Constant(_zeros(size, dtype), _none(size))
+        found[part] if part in found else Constant.nothing(size, dtype)
         for part, size in zip(parts, sizes, strict=True)
     ]
 
@@ -129,7 +138,11 @@ def _joined(
         return rewriter.expression(aten.cat.default, nodes)
 
     vector = Vector(lambda: torch.cat([constant.value for constant in each]), build)
-    return Constant(vector, torch.cat([constant.known for constant in each]))
+    masks = (
+        torch.cat([getattr(constant, name) for constant in each])
+        for name in ("known", "zero", "signed")
+    )
+    return Constant(vector, *masks)
 
 
 def _none(size: int) -> Tensor:
@@ -149,13 +162,20 @@ def _moved(parts: list[tuple[Tensor, Constant]], ids: Tensor) -> Constant:
         return parts[0][1]
     theirs = torch.cat([own for own, _ in parts])
     values = torch.cat([constant.value for _, constant in parts])
-    known = torch.cat([constant.known for _, constant in parts])
-    places, certain = torch.zeros_like(ids), torch.zeros(len(ids), dtype=torch.bool)
+    known, zero, signed = (
+        torch.cat([getattr(constant, name) for _, constant in parts])
+        for name in ("known", "zero", "signed")
+    )
+    places, masks = torch.zeros_like(ids), [_none(len(ids)) for _ in range(3)]
     for place, feature in enumerate(ids.tolist()):
         sources = (theirs == feature).nonzero().flatten()
         if feature >= 0 and len(sources):
             places[place] = sources[0]
-            certain[place] = bool(known[sources].all()) and len(values[sources].unique()) == 1
+            masks[0][place] = bool(known[sources].all()) and len(values[sources].unique()) == 1
+            masks[1][place], masks[2][place] = (
+                bool(zero[sources].all()),
+                bool(signed[sources].all()),
+            )
 
     def build(rewriter: Rewriter) -> fx.Node:
         nodes = [constant.vector.node(rewriter) for _, constant in parts]
@@ -163,7 +183,7 @@ def _moved(parts: list[tuple[Tensor, Constant]], ids: Tensor) -> Constant:
         index = rewriter.constant(places, "moved")
         return rewriter.expression(aten.index_select.default, whole, 0, index)
 
-    return Constant(Vector(lambda: values[places], build), certain)
+    return Constant(Vector(lambda: values[places], build), *masks)
 
 
 def _elementwise(
@@ -202,12 +222,14 @@ def _elementwise(
         return made
 
     if kind_of(node) is Kind.AFFINE:
-        return Constant(_affine(node, given), known)
-    known |= _zero_factor(node, found, size)
+        source, shift = found[node.args[0]], node.args[2]  # type: ignore[index]
+        still = given[shift].value == 0 if isinstance(shift, fx.Node) else source.known
+        return Constant(_affine(node, given), known, source.zero & still, _none(size))
     vector = Vector(
         lambda: call(node.target, {part: vector.value for part, vector in given.items()}), build
     )
-    return Constant(vector, known)
+    zero = _zero_behind(node, found, vector.value)
+    return Constant(vector, known | zero, zero, _none(size))
 
 
 def _affine(node: fx.Node, given: Mapping[fx.Node, Vector]) -> Vector:
@@ -222,17 +244,56 @@ def _affine(node: fx.Node, given: Mapping[fx.Node, Vector]) -> Vector:
 
 def _product(node: fx.Node, found: Mapping[fx.Node, Constant], size: int) -> Constant:
     """Of an op of which an operand is not known: zero where another factor is."""
-    return Constant(_zeros(size, node.meta["val"].dtype), _zero_factor(node, found, size))
+    zero = _zero_factor(node, found, size)
+    return Constant(_zeros(size, node.meta["val"].dtype), zero, zero, _none(size))
+
+
+def _zero_behind(node: fx.Node, found: Mapping[fx.Node, Constant], value: Tensor) -> Tensor:
+    """Where the result of an op is zero whatever parameters are.
+
+    Sums of zeros, products with one; of functions that pass through zero those that are x g(x), scale, or clip; a
+    ReLU of what is negative by the sign of one parameter.
+    """
+    size, row = len(value), row_of(node)
+    if row.kind is Kind.PRODUCT and not row.pointwise:
+        return _zero_factor(node, found, size)
+    sources = [found[part] for part in node.all_input_nodes if part in found]
+    zero = torch.stack([source.zero for source in sources]).all(0) & (value == 0)
+    if row.kind is Kind.ADD:
+        return zero if len(sources) == len(node.all_input_nodes) else _none(size)
+    passes = row.kind in (Kind.HOMOGENEOUS, Kind.PRODUCT) or row.gate or row.numbers == "limits"
+    zero = zero if passes else _none(size)
+    cut = sources[0].known & sources[0].signed & (sources[0].value < 0) & (value == 0)
+    return zero | cut if row.kind is Kind.HOMOGENEOUS or row.numbers == "limits" else zero
 
 
 def _zero_factor(node: fx.Node, found: Mapping[fx.Node, Constant], size: int) -> Tensor:
-    """Where some factor of a product is known to be zero."""
+    """Where some factor of a product is zero."""
     zero = _none(size)
     if kind_of(node) is Kind.PRODUCT:
         for factor in [node.args[0], *([] if row_of(node).inverts else node.args[1:2])]:
             if isinstance(factor, fx.Node) and factor in found:
                 zero = zero | found[factor].zero
     return zero
+
+
+def _signed(graph: Graph, node: fx.Node) -> Tensor:
+    """Where the sign of a vector is that of one of its parameters: nothing but zeros is added to it."""
+    size = node.meta["val"].numel()
+    row = row_of(node)
+    if node.op == "get_attr":
+        return torch.ones(size, dtype=torch.bool)
+    sides = [part for part in node.args if isinstance(part, fx.Node)]
+    if row.kind is Kind.MOVE and len(sides) == 1 and sides[0].meta["val"].numel() == size:
+        return _signed(graph, sides[0])
+    if (
+        row.kind is not Kind.ADD
+        or len(sides) != 2
+        or any(x.meta["val"].numel() != size for x in sides)
+    ):
+        return _none(size)
+    zeros = [graph.value(part).reshape(-1) == 0 for part in sides]
+    return (zeros[0] & _signed(graph, sides[1])) | (zeros[1] & _signed(graph, sides[0]))
 
 
 def _lies_along(part: fx.Node, node: fx.Node, axes: Mapping[fx.Node, int]) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from normfold.ir.expressions import is_static, sharers
+from normfold.ir.expressions import evaluate, is_static, sharers
 from normfold.ir.graph import Graph, argument_index, shape_of
 from normfold.ops import layout
 from normfold.ops.layout import LayoutError
@@ -226,7 +226,7 @@ class Features:
         found = torch.full((self.width,), bool(self.readers))
         for linear in self.readers.values():
             assert linear.in_axis is not None
-            zero = _all_zero(self.graph.value(linear.weight), linear.in_axis)
+            zero = _all_zero(evaluate(self.graph.module, linear.weight), linear.in_axis)
             ids = self.ids[linear.data]
             found[ids[(ids >= 0) & ~zero]] = False
         return found
@@ -236,7 +236,7 @@ class Features:
         for node in self.ids:
             linear = self.writers.get(node)
             if linear is not None:
-                weight = self.graph.value(linear.weight)
+                weight = evaluate(self.graph.module, linear.weight)
                 found[node] = Constant.of_writer(
                     self.graph, linear, _all_zero(weight, linear.out_axis)
                 )
@@ -276,7 +276,7 @@ class Features:
         assert linear.in_axis is not None
         gone = torch.ones(len(constant.known), dtype=torch.bool)
         gone[kept] = False
-        out = (gone & constant.known & (constant.value != 0)).nonzero().flatten()
+        out = (gone & constant.known & ~constant.zero).nonzero().flatten()
         bias, weight = None, linear_weight(linear)
         if len(out):
             part = select(rewriter, weight, linear.in_axis, out)
@@ -335,7 +335,7 @@ def _is_elementwise(node: fx.Node) -> bool:
 
 def silent(graph: Graph, linear: Linear) -> bool:
     """True if some feature of a linear op has no weight."""
-    return bool(_all_zero(graph.value(linear.weight), linear.out_axis).any())
+    return bool(_all_zero(evaluate(graph.module, linear.weight), linear.out_axis).any())
 
 
 def linears(graph: Graph) -> Iterable[Linear]:

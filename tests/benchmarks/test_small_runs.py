@@ -31,6 +31,7 @@ from benchmarks import (
     natural,
     norm_costs,
     offline_norms,
+    pruned,
     reading,
     recalibrated,
     shipped,
@@ -75,6 +76,14 @@ def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     *_, weights, dynamic = capsys.readouterr().out.splitlines()
     assert weights.startswith("| resnet20 | int8-weights | 0 | 50.00 | 0.00 | 0.")
     assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 50.00 | 0.00 | 1.1")
+
+
+@pytest.mark.slow
+def test_pruned(capsys: pytest.CaptureFixture[str]) -> None:
+    pruned.main(["--network", "resnet18", "--side", "64", "--seconds", "0", "--zeros"])
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert float(row[2]) < 0.8 * float(row[1])
+    assert row[-1] == "certified"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.ir import capture
+from normfold.judge.certificate import certify
 from normfold.rewrite.pruning import linears
 from tests.nets import Compose, perturb
 from tests.passes.judge import Outcome, golden_pass, judge, right
@@ -212,3 +213,34 @@ def test_all_dead_leaves_one() -> None:
 def test_golden() -> None:
     graph = capture(two(0, bias=True), (IMAGES,))
     golden_pass("prune-dead-channels/conv", graph, "canonicalize,fold-affine")
+
+
+def slimmed(activation: type[nn.Module]) -> Any:
+    """Blocks as in MobileNetV2, with gains of 0 and biases of both signs there."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for wide, deep in ((3, 8), (8, 8)):
+        layers += [nn.Conv2d(wide, deep, 1), nn.BatchNorm2d(deep), activation()]
+        layers += [
+            nn.Conv2d(deep, deep, 3, padding=1, groups=deep),
+            nn.BatchNorm2d(deep),
+            activation(),
+        ]
+        layers += [nn.Conv2d(deep, 8, 3, padding=1), nn.BatchNorm2d(8)]
+    net: Any = perturb(
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    )
+    for place, layer in enumerate(net):
+        if isinstance(layer, nn.BatchNorm2d):
+            kill(layer, [place % 3, 3 + place % 2, 6], bias=place % 2 == 0)
+    return net
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Tanh])
+def test_it_is_certified(activation: type[nn.Module]) -> None:
+    """Zeros that hold by the values of weights alone would not be."""
+    outcome = pruned(slimmed(activation), torch.randn(2, 3, 9, 8))
+    report = next(item for item in outcome.reports if item.name == "prune-dead-channels")
+    assert report.applied
+    found = certify(outcome.before, outcome.after)
+    assert found.state == "certified", found.outputs
