@@ -73,10 +73,12 @@ class PruneSmallChannels(Pass):
             group = Features.of(graph, linear)
         except Blocked as error:
             return Decline(error.reason, error.node, error.detail)
-        gone = self._small(group, match.plan)
-        constants = {
-            reader.data: _mean(reader, match.plan[reader.data]) for reader in group.readers.values()
-        }
+        moments = match.plan
+        places = {reader.data: group.axes[reader.data] for reader in group.readers.values()}
+        if any(len(moments[x][0]) != len(group.ids[x]) for x in places):  # beside what went before
+            moments = _measured(graph, places)
+        gone = self._small(group, moments)
+        constants = {x.data: _mean(x, moments[x.data]) for x in group.readers.values()}
         text = f"{len(gone)} of {group.width} features"
         return match.planned((group, gone, constants), text)
 

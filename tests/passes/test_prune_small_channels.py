@@ -65,6 +65,34 @@ def test_what_is_padded_with_zeros_keeps_what_is_not_zero() -> None:
     assert first.out_features == 8
 
 
+def test_groups_side_by_side() -> None:
+    """Two convolutions whose results one op reads together."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.last(torch.relu(torch.cat([self.a(self.first(x)), self.b(self.second(x))], 1)))
+
+    torch.manual_seed(0)
+    net: Any = perturb(
+        Compose(
+            forward,
+            first=nn.Conv2d(3, 8, 3),
+            a=nn.BatchNorm2d(8),
+            second=nn.Conv2d(3, 6, 3),
+            b=nn.BatchNorm2d(6),
+            last=nn.Conv2d(14, 5, 1),
+        )
+    )
+    with torch.no_grad():
+        for norm in (net.a, net.b):
+            norm.weight[SMALL] = 1e-5
+            norm.bias[SMALL] = 0.7
+    result, _ = pruned(net, "")
+    shapes = [tuple(linear.weight.meta["val"].shape[:2]) for linear in linears(result)]
+    assert shapes == [(5, 3), (3, 3), (5, 8)]
+    with torch.no_grad():
+        torch.testing.assert_close(result(IMAGES), net(IMAGES), rtol=1e-3, atol=1e-3)
+
+
 def test_samples_are_needed() -> None:
     _, reports = pruned(build(), "", samples=False)
     report = next(item for item in reports if item.name == "prune-small-channels")
