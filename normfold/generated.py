@@ -27,6 +27,9 @@ def convert(
     task: Literal["text-generation-with-past"] | None = None,
     inputs: Sequence[Any] = (),
     inputs_from: str | None = None,
+    uint8_input: bool = False,
+    mean: str | None = None,
+    std: str | None = None,
     batch: Literal["dynamic", "static"] = "dynamic",
     dynamic: str | Sequence[str] = (),
     data: Any = None,
@@ -122,6 +125,10 @@ def convert(
             for the range of its values; `batch.image:1x3x64x64` goes into a dictionary; repeatable.
         inputs_from: example inputs: .npz, .npy, .pt or .safetensors, by name or in order; or a function that
             returns them.
+        uint8_input: the files take images as bytes, 0 to 255: scaling, mean and deviation go into the first
+            layer.
+        mean: mean of images from 0 to 1, one number or one for each channel; with --uint8-input.
+        std: their deviation, likewise.
         batch: capture with a free or a fixed batch.
         dynamic: another axis that stays free, as `input_ids:1`; for an engine with the sizes that it is built
             for, as `x:0=1..8..64`; repeatable.

@@ -17,6 +17,7 @@ from normfold.load import load, probe
 from normfold.load.capture import capture_loaded, read_axes
 from normfold.load.guess import float_dtype
 from normfold.load.nested import Call, arranged
+from normfold.load.raw_images import with_bytes
 from normfold.load.types import Loaded
 from normfold.load.values import given_inputs
 
@@ -33,7 +34,7 @@ def load_source(
     Raises:
         UsageError, EnvironmentMissing, LoadError: as `normfold.load.load`.
     """
-    return load(
+    loaded = load(
         source.model,
         factory=source.factory,
         part=source.part,
@@ -48,6 +49,9 @@ def load_source(
         floats=floats,
         seed=source.seed,
     )
+    if source.uint8_input:
+        loaded = with_bytes(loaded, source.model, *source.normalisation)
+    return loaded
 
 
 def capture_source(source: Source) -> Graph:

@@ -156,6 +156,11 @@ def load_data(
         asked = (input_names, optional)
         names, read = _tensors(source, path, asked, limit, batch, trust_modules)
         checks.kinds(names, read.inputs, dtypes, read.where)
+    if dtypes is not None and dtypes[0] == torch.uint8 and read.scale is not None:
+        read.scale, read.notes = (
+            None,
+            [f"{read.notes[0].split(', scaled')[0]}, as bytes", *read.notes[1:]],
+        )
     checks.sizes(names, read.inputs, shapes, read.where)
     checks.finite(names, read.inputs, read.where)
     labels = checks.classes(read.labels, read.where)

@@ -137,6 +137,7 @@ class Job:
         cast, requests = self.cast, self.export.requests
         return Facts(
             own=self.rewrite is not None and self.rewrite.passes is not None,
+            bytes=self.source.uint8_input,
             recalibrates=None if self.recalibrate is None else self.recalibrate.method,
             trains=self.train is not None,
             stores=self.quantize is not None,

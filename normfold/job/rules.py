@@ -16,6 +16,7 @@ class Facts:
     """
 
     own: bool
+    bytes: bool
     recalibrates: str | None
     trains: bool
     stores: bool
@@ -63,6 +64,9 @@ RULES = {
         "the inputs are given, and there is nothing to train or to measure: this conversion is exact",
         f"it goes with `--to` {_TRAINED}, with `--quantize`, or with `--passes` that measure; or leave out "
         "`--input`",
+    ),
+    "bytes": Rule(
+        lambda job: job.bytes, "images are taken as they are", "it goes with `--uint8-input`"
     ),
     "recalibration": Rule(
         lambda job: job.recalibrates is not None,

@@ -62,6 +62,24 @@ class Source(Options):
         metavar="FILE|PKG.MOD:FN",
         named=True,
     )
+    uint8_input: bool = option(
+        False,
+        "The files take images as bytes, 0 to 255: scaling, mean and deviation go into the first layer.",
+    )
+    mean: str | None = option(
+        None,
+        "Mean of images from 0 to 1, one number or one for each channel; with --uint8-input.",
+        metavar="X,...",
+        when="bytes",
+        default_text="what the network says (timm, preprocessor_config.json)",
+    )
+    std: str | None = option(
+        None,
+        "Their deviation, likewise.",
+        metavar="X,...",
+        when="bytes",
+        default_text="what the network says",
+    )
     batch: Literal["dynamic", "static"] = option("dynamic", "Capture with a free or a fixed batch.")
     dynamic: tuple[str, ...] = option(
         (),
@@ -103,6 +121,15 @@ class Source(Options):
             )
 
     @property
+    def normalisation(self) -> tuple[list[float] | None, list[float] | None]:
+        """Mean and deviation as numbers, None where they are not given.
+
+        Raises:
+            UsageError: another text.
+        """
+        return _numbers("mean", self.mean), _numbers("std", self.std)
+
+    @property
     def has_inputs(self) -> bool:
         """True where example inputs are given."""
         return len(self.inputs) > 0 or self.inputs_from is not None
@@ -119,3 +146,16 @@ class Source(Options):
             if name != "model" and name not in known:
                 raise unknown(name, known)
         return cls(**{known.get(name, name): value for name, value in given.items()})
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in str(text).split(",")]
+    except ValueError:
+        raise UsageError(
+            f"`--{name}` is not numbers with commas between them",
+            found=repr(text),
+            hint=f"`--{name} 0.485,0.456,0.406`",
+        ) from None

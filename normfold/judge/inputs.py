@@ -298,6 +298,8 @@ def _fill(
             return _cut(leaf, generator)
         return leaf.roll(1, axis) if kind != "constant" and leaf.dim() else leaf
     if not (leaf.is_floating_point() or leaf.is_complex()):
+        if leaf.dtype == torch.uint8 and kind == "random":  # bytes: all of them are in range
+            return torch.randint(256, leaf.shape, generator=generator, dtype=torch.uint8)
         # the example's own values are known to be in range: keep to them
         if kind == "zeros" and int(leaf.min()) <= 0:
             return torch.zeros_like(leaf)
@@ -327,7 +329,7 @@ def own_samples(graph: Graph, source: Source) -> list[tuple[Any, ...]] | None:
     """
     own = pytree.tree_leaves((graph.args, graph.kwargs))
     made = callable(source.inputs) or source.inputs_from is not None
-    given = own if made else pytree.tree_leaves(source.inputs)
+    given = own if made or source.uint8_input else pytree.tree_leaves(source.inputs)
     if not given or any(isinstance(item, str) for item in given):
         return None
     captured = isinstance(source.model, Graph)

@@ -34,6 +34,8 @@ from normfold.ranges.synthesis import (
     PerImage,
     Pixels,
     image_shapes,
+    is_bytes,
+    placeholders,
     synthesise,
 )
 from normfold.report.quantization import Evidence
@@ -96,7 +98,7 @@ def find_inputs(
     if not needed and not reads_tokens(graph):  # weights need no ranges: something to compare on
         made = _like_the_example(graph, source.seed)
         return Inputs(made, None, Evidence("none needed"), ranges=False, telling=False)
-    bounds = pixel_bounds(options, normalisation)
+    bounds = pixel_bounds(graph, options, normalisation)
     if options.evidence == "noise":
         made = _noise(graph, options, source.seed, bounds)
         return Inputs(made, None, Evidence("noise"), telling=False)
@@ -132,7 +134,7 @@ def find_ranges(
         )
     say(Progress("finding value ranges"))
     device = device_of(options.device)
-    bounds = pixel_bounds(options, normalisation)
+    bounds = pixel_bounds(graph, options, normalisation)
     derived = derive(graph, _interval(bounds))
     found = measure(graph, [] if options.evidence == "analytic" and not data else batches, device)
     union = options.evidence == "auto" and not data
@@ -204,10 +206,13 @@ def samples_of(graph: Graph, inputs: Inputs) -> list[Any]:
     return [pytree.tree_unflatten(list(x), tree) for x in inputs.batches]
 
 
-def pixel_bounds(options: Quantize, normalisation: Any) -> Bounds | None:
-    """What valid inputs lie between: as given, or from 0 to 1 before the network's own normalisation."""
-    if options.pixels is not None:
-        low, high = (torch.tensor(float(end)) for end in options.pixels)
+def pixel_bounds(graph: Graph, options: Quantize, normalisation: Any) -> Bounds | None:
+    """What valid inputs lie between: as given, as bytes, or from 0 to 1 before the network's own normalisation."""
+    ends = options.pixels
+    if ends is None and any(map(is_bytes, placeholders(graph))):
+        ends = (0.0, 255.0)
+    if ends is not None:
+        low, high = (torch.tensor(float(end)) for end in ends)
         return Bounds(low, high)
     if normalisation is None:
         return None
@@ -246,7 +251,10 @@ def _noise(
 ) -> list[tuple[Tensor, ...]]:
     """What the synthesis starts from, in batches."""
     shapes = image_shapes(graph, options.images, options.effort)
-    images = [Pixels(shape, options, seed, bounds).plain() for shape in shapes]
+    pairs = zip(shapes, placeholders(graph), strict=True)
+    images = [
+        Pixels(shape, options, seed, bounds, byte=is_bytes(node)).plain() for shape, node in pairs
+    ]
     return split(images, fixed_batch(graph))
 
 

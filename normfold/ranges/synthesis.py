@@ -183,8 +183,10 @@ def synthesise(
     if not objective.nodes:
         raise UsageError("the network has no tensor with known statistics to start from")
     pixels = [
-        Pixels(shape, options, seed, bounds, device)
-        for shape in image_shapes(graph, options.images, options.effort)
+        Pixels(shape, options, seed, bounds, device, is_bytes(node))
+        for shape, node in zip(
+            image_shapes(graph, options.images, options.effort), placeholders(graph), strict=True
+        )
     ]
     optimizer = torch.optim.Adam([p.values for p in pixels], lr=options.synthesis_rate)
     watch = Tap(graph, objective.nodes, device)
@@ -218,7 +220,7 @@ def synthesise(
             say(Progress("synthesising inputs", made, total, f"loss {loss:.4f}"))
         with torch.no_grad():
             inputs = [p.plain() for p in pixels]
-            loss = float(seen(inputs))
+            loss = float(seen([x.to(p.values.dtype) for x, p in zip(inputs, pixels, strict=True)]))
         if not isinstance(objective, Matching) or loss <= enough:
             break
     worst = objective.worst(watch.values) if isinstance(objective, Matching) else {}
@@ -232,7 +234,7 @@ def image_shapes(graph: Graph, images: int, effort: int = 1) -> list[tuple[int, 
     of 2); and whole batches where the batch is fixed.
 
     Raises:
-        UsageError: an input is not (N,C,H,W) in floats, nor the only one and (N,...) in floats.
+        UsageError: an input is not (N,C,H,W) in floats or bytes, nor the only one and (N,...) in floats.
     """
     shapes, size, few = [], fixed_batch(graph) or 1, 16 if effort < 2 else 32
     nodes = placeholders(graph)
@@ -241,8 +243,8 @@ def image_shapes(graph: Graph, images: int, effort: int = 1) -> list[tuple[int, 
         # of several inputs one may be a mask or a time; one alone is the signal, whatever its axes are
         if (
             not isinstance(value, Tensor)
-            or not value.is_floating_point()
-            or (value.dim() != 4 if len(nodes) > 1 else value.dim() < 2)
+            or not (value.is_floating_point() or is_bytes(node))
+            or (value.dim() != 4 if len(nodes) > 1 or is_bytes(node) else value.dim() < 2)
         ):
             raise UsageError(
                 f"`{name}` is not a batch of images: nothing can be synthesised for it",
@@ -255,14 +257,23 @@ def image_shapes(graph: Graph, images: int, effort: int = 1) -> list[tuple[int, 
     return shapes
 
 
+def is_bytes(node: fx.Node) -> bool:
+    """True for an input of images from 0 to 255."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype == torch.uint8
+
+
 def placeholders(graph: Graph) -> list[fx.Node]:
     """The inputs of a graph, in order."""
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
+_HALF = 127.5  # of the largest byte
+
+
 class Pixels:
     """One input that is optimised: kept within bounds, and where it is an image, larger than what the network sees
-    by the crop."""
+    by the crop. Bytes are optimised as numbers from -1 to 1."""
 
     def __init__(
         self,
@@ -271,8 +282,11 @@ class Pixels:
         seed: int,
         bounds: Bounds | None,
         device: torch.device | str = "cpu",
+        byte: bool = False,
     ) -> None:
-        self.options = options
+        self.options, self.byte = options, byte
+        if byte and bounds is not None:
+            bounds = Bounds(bounds.low / _HALF - 1, bounds.high / _HALF - 1)
         self.size, self.image = shape[-2:], len(shape) == 4
         random = torch.Generator().manual_seed(seed)
         grown = tuple(size + options.crop for size in self.size) if self.image else self.size
@@ -290,6 +304,8 @@ class Pixels:
         x = self.values
         if not self.image:
             return x
+        if self.byte:
+            x = (x + 1) * _HALF
         if self.options.crop:
             down, right = torch.randint(self.options.crop + 1, (2,), generator=random).tolist()
             x = x[:, :, down : down + self.size[0], right : right + self.size[1]]
@@ -304,6 +320,8 @@ class Pixels:
         edge = self.options.crop // 2
         x = self.values.detach()[:, :, edge : edge + self.size[0], edge : edge + self.size[1]]
         x = _blurred(x, self.options.blur) if self.options.blur else x
+        if self.byte:
+            x = ((x + 1) * _HALF).round().clamp(0, 2 * _HALF).to(torch.uint8)
         return x.contiguous()
 
     @torch.no_grad()

@@ -85,6 +85,7 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
     def edit(rewriter: Rewriter) -> None:
         linear = _as_it_is(node)
         weight, bias = linear_weight(linear), None
+        same = how != "map"  # which is added behind it: it computes what it did
         if flow.shift is not None and how == "map":
             _add_map(rewriter, linear, flow.shift, weight)
         elif flow.shift is not None and shift is not None:
@@ -96,9 +97,9 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
                 bias = rewriter.expression(aten.add.Tensor, linear.bias, bias)
         if flow.scale is not None and scale is not None:
             s = flow.scale.select(rewriter, scale, 1.0)
-            _set_weight(rewriter, linear, _times(rewriter, linear, weight, s, output=False))
+            _set_weight(rewriter, linear, _times(rewriter, linear, weight, s, output=False), same)
         # last: a matmul becomes a linear, whose weight lies the other way
-        set_bias(rewriter, linear, bias)
+        set_bias(rewriter, linear, bias, same)
         rewriter.record(
             f"{node.name}: input {_words(flow)}" + (f" ({how})" if how in ("map", "pad") else "")
         )
@@ -150,21 +151,22 @@ def _words(flow: Flow) -> str:
     )
 
 
-def _set_weight(rewriter: Rewriter, linear: Linear, weight: fx.Node) -> None:
+def _set_weight(rewriter: Rewriter, linear: Linear, weight: fx.Node, same: bool = False) -> None:
     weight = rewriter.cast(weight, linear.weight.meta["val"].dtype)
-    rewriter.set_argument(linear.node, linear.weight_position, weight)
+    rewriter.set_argument(linear.node, linear.weight_position, weight, same)
 
 
-def set_bias(rewriter: Rewriter, linear: Linear, bias: fx.Node | None) -> None:
+def set_bias(rewriter: Rewriter, linear: Linear, bias: fx.Node | None, same: bool = False) -> None:
+    """Give a linear op a bias; ``same``: what it computes stays what it was."""
     if bias is None:
         return
     dtype = (linear.bias if linear.bias is not None else linear.weight).meta["val"].dtype
     bias = rewriter.cast(bias, dtype)
     if linear.bias_position is not None:
-        rewriter.set_argument(linear.node, linear.bias_position, bias)
+        rewriter.set_argument(linear.node, linear.bias_position, bias, same)
     else:
         weight = rewriter.expression(aten.t.default, linear_weight(linear))
-        rewriter.set_call(linear.node, aten.linear.default, (linear.data, weight, bias))
+        rewriter.set_call(linear.node, aten.linear.default, (linear.data, weight, bias), same)
 
 
 def _grouped(rewriter: Rewriter, linear: Linear, weight: fx.Node) -> tuple[fx.Node, list[int]]:

@@ -74,7 +74,7 @@ def open_source(source: Source, say: Listener, floats: Sequence[Collection[str]]
     model = source.model
     if isinstance(model, Graph):
         trust = () if source.data is not None else ("trust_modules", "trust_pickle")
-        require_means_something(source, (*_OF_CAPTURE, *trust))
+        require_means_something(source, (*_OF_CAPTURE, "uint8_input", *trust))
         size, name = model.parameter_bytes(), type(model.original or model.module).__name__
         return Opened(
             model, f"a captured graph of `{name}`", "those of the capture", size, None, False
@@ -90,7 +90,7 @@ def open_source(source: Source, say: Listener, floats: Sequence[Collection[str]]
         loaded.source,
         loaded.inputs_from,
         _size(model) or graph.parameter_bytes(),
-        input_normalisation(loaded.module),
+        None if source.uint8_input else input_normalisation(loaded.module),
         private,
     )
 

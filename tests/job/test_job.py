@@ -20,6 +20,7 @@ OPTIONS = {item.keyword: item for item in all_options()}
 BESIDE: dict[str, dict[str, Any]] = {
     "training": {"to": "prepbn", "data": "s.npz"},
     "samples": {"quantize": "int8"},
+    "bytes": {"uint8_input": True},
     "recalibration": {"recalibrate": "adabn", "data": "s.npz"},
     "recalibration-alpha": {"recalibrate": "alpha", "data": "s.npz"},
     "recalibration-prior": {"recalibrate": "prior", "data": "s.npz"},
@@ -36,6 +37,8 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 # values where the first one that comes to mind is refused by something else
 VALUES: dict[str, Any] = {
+    "mean": "0.5,0.25",
+    "std": "0.25",
     "source_weight": 0.25,
     "to": "rmsnorm",
     "passes": "canonicalize,bake",

