@@ -32,6 +32,7 @@ from benchmarks import (
     norm_costs,
     offline_norms,
     pruned,
+    raw_bytes,
     reading,
     recalibrated,
     shipped,
