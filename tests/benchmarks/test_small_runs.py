@@ -80,6 +80,16 @@ def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
+def test_raw_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage")
+    given = ["--crops", "2", "--seconds", "0"]
+    raw_bytes.main(["--network", "vit_tiny_patch16_224", *given])
+    name, apart, scheme, _ = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert (name, scheme) == ("vit_tiny_patch16_224", "int8-dynamic")
+    assert float(apart) < 1e-5
+
+
+@pytest.mark.slow
 def test_pruned(capsys: pytest.CaptureFixture[str]) -> None:
     pruned.main(["--network", "resnet18", "--side", "64", "--seconds", "0", "--zeros"])
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
