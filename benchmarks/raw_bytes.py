@@ -60,7 +60,8 @@ def ratio(
     """Time of the first file relative to the second one's: the median of rounds, and its quartiles."""
     runs = [session(path) for path in (first, second)]
     names = [run.get_inputs()[0].name for run in runs]
-    found, end = [], time.perf_counter() + seconds
+    found: list[float] = []
+    end = time.perf_counter() + seconds
     while len(found) < 12 or time.perf_counter() < end:
         times = [0.0, 0.0]
         for place in (0, 1, 1, 0):
@@ -90,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|")
     for name in options.network:
         network, (mean, std) = loaded(name)
-        given = {
+        given: dict[str, Any] = {
             "uint8_input": True,
             "mean": ",".join(map(str, mean)),
             "std": ",".join(map(str, std)),
         }
-        scale, shift = (np.float32(part).reshape(-1, 1, 1) for part in (std, mean))
+        scale, shift = (np.array(x, np.float32).reshape(-1, 1, 1) for x in (std, mean))
         images = ((whole / np.float32(255)) - shift) / scale
         example = (torch.randn(1, 3, 224, 224),)
         files = {}
@@ -104,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 more: dict[str, Any] = {} if scheme is None else {"quantize": scheme}
                 if scheme == "int8":
                     more |= {"keep_if_faster": False, "synthesis_steps": options.steps}
-                for way, own in (("bytes", given), ("floats", {})):
+                ways: dict[str, dict[str, Any]] = {"bytes": given, "floats": {}}
+                for way, own in ways.items():
                     stem = f"{way}-{scheme}"
                     result = normfold.convert(
                         network, inputs=example, output=Path(place), name=stem, **own, **more
