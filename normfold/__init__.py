@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from normfold.progress import Progress
     from normfold.report import Report
     from normfold.rewrite import Pass, Reason
-    from normfold.train import finalize, refresh_statistics, replace_norms, tune
+    from normfold.train import finalize, refresh_statistics, replace_norms
+    from normfold.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -56,7 +57,7 @@ _HOMES = {
     "refresh_statistics": "normfold.train",
     "replace_norms": "normfold.train",
     "run": "normfold.api",
-    "tune": "normfold.train",
+    "tune": "normfold.tuning",
     "verify": "normfold.api",
 }
 
