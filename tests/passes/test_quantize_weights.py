@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,17 +111,18 @@ def test_feedback_errs_less_on_what_the_layer_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "build",
     [
-        nn.Conv2d(12, 10, 3, padding=1),
-        nn.Conv2d(12, 8, (3, 1), stride=2, padding=(1, 0), groups=4),
-        nn.Conv2d(12, 12, 3, dilation=2, groups=12),
-        nn.Conv1d(12, 6, 3, padding=1),
+        lambda: nn.Conv2d(12, 10, 3, padding=1),
+        lambda: nn.Conv2d(12, 8, (3, 1), stride=2, padding=(1, 0), groups=4),
+        lambda: nn.Conv2d(12, 12, 3, dilation=2, groups=12),
+        lambda: nn.Conv1d(12, 6, 3, padding=1),
     ],
 )
-def test_feedback_of_convolutions(layer: nn.Module) -> None:
+def test_feedback_of_convolutions(build: Callable[[], nn.Module]) -> None:
     """Windows of what a convolution reads go together as rows do, group by group."""
     torch.manual_seed(0)
+    layer = build()
     size = (14, 14) if isinstance(layer, nn.Conv2d) else (60,)
     smooth = nn.AvgPool2d(3, 1) if isinstance(layer, nn.Conv2d) else nn.AvgPool1d(3, 1)
     x, other = torch.randn(2, 40, 12, *size)
