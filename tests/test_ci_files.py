@@ -120,6 +120,7 @@ def test_a_check_that_passes(clone: Path) -> None:
     assert Path(said.stdout.split()[-1]).read_text() == (place / "summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_check_that_fails(clone: Path) -> None:
     """The step goes on, so that findings are sent; the last one fails."""
     (clone / "normfold.toml").write_text(CONFIG.format(9))

@@ -46,6 +46,7 @@ def configured(text: str, name: str = "models.toml") -> str:
     return name
 
 
+@pytest.mark.slow
 def test_every_outcome_is_named_and_the_worst_counts(cli: Cli, tmp_path: Path) -> None:
     files = ["made/report.junit.xml", "report.sarif", "report.md"]
     reports = [word for name in files for word in ("--report", name)]

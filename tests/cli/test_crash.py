@@ -81,6 +81,7 @@ def test_errors_are_json_too(arguments: list[str], status: int, what: str, cli: 
     assert set(found["error"]) == {"what", "where", "found", "hint"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

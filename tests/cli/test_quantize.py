@@ -201,7 +201,7 @@ def test_a_target_of_size(cli: Any, tmp_path: Path) -> None:
     assert ran.status == 0, ran.err
     mixed = report_of(tmp_path)["quantization"][0]["mixed"]
     assert set(mixed["bits"].values()) <= {4, 8, 32}
-    assert mixed["cost"] <= mixed["budget"] == pytest.approx(0.7 * (2 * 32 * 64 + 32 * 40))
+    assert mixed["cost"] <= mixed["budget"] == pytest.approx(0.7 * (2 * 32 * 64 + 2 * 32 * 40))
     assert "foretold" in ran.out
 
 

@@ -114,6 +114,7 @@ def test_refused_dynamic_axes(cli: Cli, text: str, parts: tuple[str, ...]) -> No
     ran.one_error(*parts)
 
 
+@pytest.mark.slow
 def test_requirements_on_the_file_that_are_met(cli: Cli) -> None:
     met = ["BatchNormalization==0", "batch-norm==0", "size<9", "opset==20", "time<=99"]
     asked = [word for text in met for word in ("--require", text)]

@@ -132,6 +132,7 @@ def test_a_signal_to_the_parent_clears_up(model: Path) -> None:
     assert not list(model.parent.glob("**/.normfold-*"))
 
 
+@pytest.mark.slow
 def test_nothing_outlives_the_command_or_follows_links(model: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -217,6 +218,7 @@ def test_temporary_folders_of_killed_runs_are_swept(model: Path, tmp_path: Path)
     assert other.exists()
 
 
+@pytest.mark.slow
 def test_closed_streams(model: Path) -> None:
     command = f"{sys.executable} -m normfold inspect m.pt --input 2x3"
     for redirect, status in ((">&- 2>&-", 0), ("> /dev/full", 1)):

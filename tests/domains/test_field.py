@@ -110,6 +110,7 @@ def test_multiples_are_the_products() -> None:
     assert not f.opaque
 
 
+@pytest.mark.slow
 def test_random_numbers_are_rarely_read_as_something() -> None:
     """1 in 200 as a rational, 1 in 10,000 as a root and 1 in 200,000 as a multiple of each of the radicands."""
     numbers = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -71,6 +71,7 @@ def test_export_keeps_the_batch_dynamic(factory: type[nn.Module]) -> None:
         assert torch.allclose(program.module()(images), module(images), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", [pytest.param("net.pt", marks=pytest.mark.slow), "net.safetensors"]
 )

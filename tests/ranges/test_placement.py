@@ -233,6 +233,7 @@ def test_a_proposal_that_is_not_faster_is_not_taken(
     assert "Conv" not in made["floats"]
 
 
+@pytest.mark.slow
 def test_another_network_or_machine_decides_anew(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
