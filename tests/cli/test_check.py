@@ -80,6 +80,7 @@ def test_files_are_kept_where_they_are_wanted(cli: Cli, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_is_not_judged_here_is_not_green(cli: Cli) -> None:
     pytest.importorskip("tensorrt_rtx")
     for more, status in (("", 3), ("allow-unproved = true\n", 0)):

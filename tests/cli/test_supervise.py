@@ -170,6 +170,7 @@ def test_a_process_that_crashes_is_told(model: Path) -> None:
     assert "SIGSEGV" in err
 
 
+@pytest.mark.slow
 def test_reading_is_limited(model: Path) -> None:
     """Memory that a file asks for, and time that it takes, in a process that is ours to limit."""
     torch.save({"w": torch.ones(1), "x": Runs("bytearray(6 * 2**30)")}, model)
@@ -197,6 +198,7 @@ def test_code_that_leaves_is_a_load_error(body: str, cli: Cli) -> None:
     ran.one_error("SystemExit")
 
 
+@pytest.mark.slow
 def test_the_current_folder_comes_last(model: Path) -> None:
     """A file beside the model does not stand in for a library."""
     for name in ("typer", "torch", "json", "rich", "numpy", "difflib", "onnx"):

@@ -51,6 +51,7 @@ def test_the_second_step_reads_what_the_first_left(llama: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_activations_in_integers_with_a_cache(llama: Any, tmp_path: Path) -> None:
     result = normfold.convert(llama, task=TASK, quantize="int8", export="onnx", output=tmp_path)
     assert result.ok, result.report.failures()
