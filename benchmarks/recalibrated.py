@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     method=given["recalibrate"],
                     source_weight=given.get("source_weight", 0.9),
                     source_samples=given.get("source_samples", 16),
-                    part=given.get("recalibrate_part", "both"),
+                    moments=given.get("recalibrate_part", "both"),
                 )
                 graph = normfold.capture(network, (seen[:2],))
                 changed, _ = recalibrated(graph, [(part,) for part in seen.split(64)], step)

@@ -55,7 +55,7 @@ def table(given: Mapping[str, Any], folder: Path, say: Listener = silent) -> tup
     else:
         report = plan(graph)
     known = {**options, **({} if to == "folded" else {"to": to})}
-    for key in ("model", *(item.keyword for item in all_options() if item.may_be_path)):
+    for key in ("model", *(item.keyword for item in all_options() if item.path)):
         if key in known:
             known[key] = _seen_from(folder, known[key])
     name = name_of(given["model"]).replace(".", "-").strip("-_") or "model"

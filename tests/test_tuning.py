@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import normfold
+from benchmarks.tuning import kept
 from normfold.errors import UsageError
 from tests.nets import Encoder, RepBlock, Residual, perturb
 
@@ -22,22 +23,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (4, 6),
     ),
 }
-
-
-def kept(network: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward one, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(x)
-    return sum(seen.values())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

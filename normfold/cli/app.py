@@ -63,6 +63,7 @@ def _root(
     named = {
         command.name: {item.key for item in command.options if item.named} for command in TABLE
     }
+    paths = {command.name: {item.key: item.path for item in command.options} for command in TABLE}
     known: dict[str, set[str]] = {}
     table: dict[str, dict[str, Option]] = {}
     for name, command in commands.items():
@@ -73,8 +74,8 @@ def _root(
             long = [flag.removeprefix("--") for flag in param.opts if flag.startswith("--")]
             for key in long:
                 many = param.multiple or param.nargs > 1
-                metavar = param.metavar or ""
-                table[name][key] = Option(param.name, many, key in named[name], metavar)
+                path = paths[name].get(key, "")
+                table[name][key] = Option(param.name, many, key in named[name], path)
             # as the option is spelled, not as its parameter is called
             param.envvar = [f"NORMFOLD_{name}_{key}".upper().replace("-", "_") for key in long]
             known.setdefault(name, set()).update(param.envvar)

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from normfold.errors import UsageError, last_line
 
@@ -25,13 +25,13 @@ class Option:
 
     Attributes:
         named: only a file that the user named may set it.
-        metavar: what stands for its value; FILE or FOLDER is a path, from the file's own folder.
+        path: whether its values are paths, which are seen from the file's own folder, or may be some.
     """
 
     parameter: str
     repeatable: bool
     named: bool = False
-    metavar: str = ""
+    path: Literal["", "only", "maybe"] = ""
 
 
 MODELS = "models"  # the table of `normfold check`
@@ -160,13 +160,12 @@ def _value(key: str, value: Any, option: Option, file: str) -> Any:
 
 def _placed(value: Any, option: Option, file: Path | None) -> Any:
     """A path as it is seen from the current folder; what may be another thing is one where it is there."""
-    kinds = option.metavar.split("|")
-    if file is None or not {"FILE", "FOLDER"} & set(kinds) or file.parent.resolve() == Path.cwd():
+    if file is None or not option.path or file.parent.resolve() == Path.cwd():
         return value
     if isinstance(value, list):
         return [_placed(item, option, file) for item in value]
     path = file.parent / str(value)
-    return str(path) if len(kinds) == 1 or path.exists() else value
+    return str(path) if option.path == "only" or path.exists() else value
 
 
 def _named(file: Path) -> tuple[str, dict[str, Any]]:

@@ -150,17 +150,14 @@ def load_data(
                 found=", ".join(f"`{name}`" for name in input_names),
             )
         names = list(input_names)
-        read = _folder(path, limit, shapes[0] if shapes else None, image_size, normalisation)
+        raw = dtypes is not None and dtypes[0] == torch.uint8
+        shape = shapes[0] if shapes else None
+        read = _folder(path, limit, shape, image_size, normalisation, raw)
         checks.rows(names, read.inputs, read.labels, read.where)
     else:
         asked = (input_names, optional)
         names, read = _tensors(source, path, asked, limit, batch, trust_modules)
         checks.kinds(names, read.inputs, dtypes, read.where)
-    if dtypes is not None and dtypes[0] == torch.uint8 and read.scale is not None:
-        read.scale, read.notes = (
-            None,
-            [f"{read.notes[0].split(', scaled')[0]}, as bytes", *read.notes[1:]],
-        )
     checks.sizes(names, read.inputs, shapes, read.where)
     checks.finite(names, read.inputs, read.where)
     labels = checks.classes(read.labels, read.where)
@@ -185,21 +182,21 @@ def _folder(
     shape: checks.Shape | None,
     image_size: images.Size | None,
     normalisation: Mapping[str, Any] | None,
+    raw: bool,
 ) -> _Read:
+    """Images of a folder, which are normalised when they are asked for; ``raw`` ones never are."""
     channels, height, width = images.crop_size(shape, image_size)
     scale, said = images.normaliser(normalisation, channels)
     files, labels, notes = images.listed(path)
-    notes.append(
-        f"images: shorter side resized, cropped at the centre to {height}x{width}, "
-        f"scaled to [0, 1], {said}"
-    )
+    said = "as bytes" if raw else f"scaled to [0, 1], {said}"
+    notes.append(f"images: shorter side resized, cropped at the centre to {height}x{width}, {said}")
     rows = sources.chosen_rows(len(files), limit)
     if rows is not None:
         notes.append(_drawn(rows, len(files)))
         files = [files[at] for at in rows.tolist()]
         labels = labels[rows] if labels is not None else None
     pixels = images.read(files, channels, height, width)
-    return _Read([pixels], labels, f"the images in `{path}`", notes, scale)
+    return _Read([pixels], labels, f"the images in `{path}`", notes, None if raw else scale)
 
 
 def _tensors(

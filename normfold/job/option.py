@@ -103,10 +103,12 @@ class Option:
         return self.kind == "path" and self.declared.metavar == "FOLDER"
 
     @property
-    def may_be_path(self) -> bool:
-        """True where a value may name a file or a folder."""
+    def path(self) -> Literal["", "only", "maybe"]:
+        """Whether a value names a file or a folder, or may do so beside other things."""
         kinds = (self.declared.metavar or "").split("|")
-        return self.kind == "path" or bool({"FILE", "FOLDER"} & set(kinds))
+        if self.kind == "path" or kinds in (["FILE"], ["FOLDER"]):
+            return "only"
+        return "maybe" if {"FILE", "FOLDER"} & set(kinds) else ""
 
     @property
     def named(self) -> bool:

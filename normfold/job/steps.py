@@ -99,7 +99,7 @@ class Recalibrate(Options):
         low=0,
         when="recalibration-prior",
     )
-    part: Literal["both", "mean", "variance"] = option(
+    moments: Literal["both", "mean", "variance"] = option(
         "both", "What of the statistics is new.", "--recalibrate-part", keyword="recalibrate_part"
     )
 

@@ -298,7 +298,8 @@ def _fill(
             return _cut(leaf, generator)
         return leaf.roll(1, axis) if kind != "constant" and leaf.dim() else leaf
     if not (leaf.is_floating_point() or leaf.is_complex()):
-        if leaf.dtype == torch.uint8 and kind == "random":  # bytes: all of them are in range
+        pictures = leaf.dtype == torch.uint8 and leaf.dim() == 4 and not rows
+        if pictures and kind == "random":  # all bytes are in range
             return torch.randint(256, leaf.shape, generator=generator, dtype=torch.uint8)
         # the example's own values are known to be in range: keep to them
         if kind == "zeros" and int(leaf.min()) <= 0:

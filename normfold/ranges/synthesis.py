@@ -244,7 +244,7 @@ def image_shapes(graph: Graph, images: int, effort: int = 1) -> list[tuple[int, 
         if (
             not isinstance(value, Tensor)
             or not (value.is_floating_point() or is_bytes(node))
-            or (value.dim() != 4 if len(nodes) > 1 or is_bytes(node) else value.dim() < 2)
+            or (value.dim() != 4 if len(nodes) > 1 else value.dim() < 2)
         ):
             raise UsageError(
                 f"`{name}` is not a batch of images: nothing can be synthesised for it",
@@ -260,7 +260,7 @@ def image_shapes(graph: Graph, images: int, effort: int = 1) -> list[tuple[int, 
 def is_bytes(node: fx.Node) -> bool:
     """True for an input of images from 0 to 255."""
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype == torch.uint8
+    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 4
 
 
 def placeholders(graph: Graph) -> list[fx.Node]:

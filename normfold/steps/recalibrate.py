@@ -6,7 +6,6 @@ from normfold.ir import Graph
 from normfold.job import Recalibrate
 from normfold.judge import Verifier
 from normfold.ranges.calibration import given_inputs
-from normfold.report.events import Noted
 from normfold.steps.work import Work
 from normfold.train.recalibrate import recalibrated, source_statistics
 from normfold.train.student import Eval
@@ -19,8 +18,6 @@ def recalibrate(step: Recalibrate, graph: Graph, work: Work) -> Graph:
     inputs = given_inputs(graph, source, work.normalisation)
     result, report = recalibrated(graph, inputs.batches, step)
     work.record.emit(report)
-    for text in report.notes():
-        work.record.emit(Noted(text))
     work.source_statistics = source_statistics(graph, result)
     result.original = Eval(result)
     work.captured = result

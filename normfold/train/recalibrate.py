@@ -69,7 +69,12 @@ def recalibrated(
     shifts = [blended.shifts[node] for node in wanted]
     several = sorted({module_path(node) for node in nodes} - {item.path for item in shifts})
     report = RecalibrationReport(
-        str(step.method), step.share_of_source(rows), step.part, rows, tuple(shifts), tuple(several)
+        str(step.method),
+        step.share_of_source(rows),
+        step.moments,
+        rows,
+        tuple(shifts),
+        tuple(several),
     )
     graph.notes = [*graph.notes, *report.notes()]
     return graph, report
@@ -116,7 +121,7 @@ class _Blended(Batches):
             blended = [
                 self.weight * a + (1 - self.weight) * b if part in ("both", mine) else a
                 for a, b, mine in zip(old, new, ("mean", "variance"), strict=True)
-                for part in (self.step.part,)
+                for part in (self.step.moments,)
             ]
             self.made[node] = (blended[0], blended[1])
             given = list(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -144,9 +144,9 @@ def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).mkdir()
     text = "output = '../made'\ndata = '../crops'\ntrust-module = ['../net']\nseed = 3\n"
     (tmp_path / "ci" / "a.toml").write_text(f"\ufeff{text}", encoding="utf-8")
-    kinds = {"output": "FOLDER", "data": "FILE|FOLDER|LOADER", "trust-module": "PKG"}
+    kinds: dict[str, Literal["only", "maybe"]] = {"output": "only", "data": "maybe"}
     options = {
-        name: dataclasses.replace(option, metavar=kinds.get(name, ""))
+        name: dataclasses.replace(option, path=kinds.get(name, ""))
         for name, option in COMMANDS["convert"].items()
     }
     monkeypatch.chdir(tmp_path / "here")

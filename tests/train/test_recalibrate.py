@@ -87,8 +87,8 @@ def test_the_first_norm_is_blended_as_stated(step: Recalibrate, share: float) ->
 
 def test_one_part_alone() -> None:
     own, both = statistics(net()), new(Recalibrate(method="adabn"))
-    mean = new(Recalibrate(method="adabn", part="mean"))
-    variance = new(Recalibrate(method="adabn", part="variance"))
+    mean = new(Recalibrate(method="adabn", moments="mean"))
+    variance = new(Recalibrate(method="adabn", moments="variance"))
     assert torch.equal(mean[0], both[0])
     assert torch.equal(mean[1], own[1])
     assert torch.equal(variance[0], own[0])
