@@ -112,7 +112,7 @@ class FoldAffine(Pass):
         for edit in match.plan:
             edit(rewriter)
         if match.partial is None and node.users:  # a merged branch has no readers left
-            rewriter.replace(node, _Attempt(rewriter.graph, node, self).x)
+            rewriter.replace(node, _source(node))
         rewriter.record(f"{match.path}: {match.detail}")
 
 
@@ -125,19 +125,16 @@ class _Attempt:
 
     def __init__(self, graph: Graph, node: fx.Node, options: FoldAffine) -> None:
         self.graph, self.node, self.options = graph, node, options
-        self.per_channel = row_of(node).kind is Kind.AFFINE
-        if not self.per_channel:
-            scalar = scalar_of(node)
-            assert scalar is not None
-            self.x = scalar.data
+        self.x, scalar = _source(node), scalar_of(node)
+        self.per_channel = scalar is None
+        if scalar is not None:
             everywhere = layout.channel(len(shape_of(node)), 0, 1)
             coefficient = Coefficient(_vector(graph, scalar), everywhere)
             self.scale = None if scalar.how == "plus" else coefficient
             self.shift = coefficient if scalar.how == "plus" else None
             return
-        x, scale, shift, dim = node.args
-        assert isinstance(x, fx.Node) and isinstance(dim, int)
-        self.x = x
+        _, scale, shift, dim = node.args
+        assert isinstance(dim, int)
         ids = layout.channel(len(shape_of(node)), dim, shape_of(node)[dim])
         self.scale = (
             Coefficient(Vector.of(graph, scale), ids) if isinstance(scale, fx.Node) else None
@@ -251,6 +248,14 @@ class _Attempt:
             return ()
         text = f"a channel is scaled by {gain:.3g}: its running variance is near zero; half precision may overflow"
         return (Warned(match.path, Caution.LARGE_GAIN.code, text),)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """What an affine, or a scalar, is applied to."""
+    scalar = scalar_of(node)
+    source = node.args[0] if scalar is None else scalar.data
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def _vector(graph: Graph, scalar: Scalar) -> Vector:

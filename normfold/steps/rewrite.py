@@ -133,6 +133,7 @@ def rewrite(step: Rewrite, graph: Graph, work: Work) -> Graph:
             max_error=policy.max_error,
             files=_are_judged(step, work),
         )
+    result.samples = graph.samples  # the user's stay with the job
     made = [item.check for item in work.record.report().passes if item.check is not None]
     if made and made[-1].kind in APPROXIMATIONS:  # files too are judged by what the passes may cost
         work.half_budget = made[-1].outputs[0].tolerance
