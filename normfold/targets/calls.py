@@ -11,7 +11,7 @@ from torch import fx
 from normfold.domains.shapes import Shapes
 from normfold.ir import facts
 from normfold.ir.facts import Fact
-from normfold.ir.graph import argument, op_name
+from normfold.ir.graph import argument, is_symbolic, op_name
 from normfold.ir.provenance import copy_provenance
 from normfold.ops.table import norm_of
 
@@ -52,6 +52,19 @@ def size_of(graph: fx.Graph, origin: fx.Node, source: Any, dim: int) -> int | fx
     Shapes.of(source).infer(node)
     copy_provenance(origin, node)
     return node
+
+
+def share_sizes(graph: fx.Graph) -> None:
+    """Let equal sizes be one node, in place, so that what is made of them, such as masks, is seen to be equal."""
+    first: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        size = node.meta.get("val")
+        if node.target is not torch.ops.aten.sym_size.int or not is_symbolic(size):
+            continue
+        known = first.setdefault(str(size.node.expr), node)
+        if known is not node and not any(user.op == "output" for user in node.users):
+            node.replace_all_uses_with(known)
+            graph.erase_node(node)
 
 
 def loosen_views(graph: fx.Graph) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from normfold.ir.provenance import layer_name, module_path, source_line
+from normfold.ir.provenance import module_path, source_line
 from normfold.targets.pads import take_pads
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _SMALL = 8192  # elements: what constant folding may read, and what equal constants may be merged
-_PATH, _OP, _LINE = "normfold.path", "normfold.op", "normfold.line"
+_LINE = "normfold.line"
 _TORCH_NODE = "pkg.torch.onnx.fx_node"  # "%relu : ..."
 
 
@@ -33,10 +34,12 @@ def clean(model: ir.Model) -> None:
        rules for layers);
     4. a target shape of which one size is unknown is written with -1 instead of computed at run time;
     5. zero pads go into the pads of the convolutions and pools that read them;
-    6. unused nodes, identities and repeated constants go, constants become initialisers.
+    6. unused nodes, identities, repeated constants and attributes that say the default go, two transpositions in a
+       row become one, constants become initialisers.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer
+    from onnxscript.rewriter.rules.common import transpose_transpose_rule
 
     parameters = set(model.graph.initializers)
     if model.functions:
@@ -46,20 +49,45 @@ def clean(model: ir.Model) -> None:
         model, onnx_shape_inference=False, input_size_limit=_SMALL, output_size_limit=_SMALL
     )
     _static_reshapes(model)
+    transpose_transpose_rule.apply_to_model(model)
     take_pads(model)
     for step in (
         common.RemoveUnusedNodesPass(),
         common.IdentityEliminationPass(),
-        common.CommonSubexpressionEliminationPass(size_limit=_SMALL),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
+        partial(_merge_constants, parameters=parameters),
+        common.CommonSubexpressionEliminationPass(),  # of equal operands: constants first
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.OutputFixPass(),
     ):
         step(model)
-    _merge_constants(model, parameters)
+    _drop_defaults(model)
+
+
+def _drop_defaults(model: ir.Model) -> None:
+    """Leave out attributes that say what the op's definition says without them."""
+    import onnx_ir as ir
+    from onnx import AttributeProto, defs
+
+    defaults: dict[str, dict[str, Any]] = {}
+    for node in model.graph.all_nodes():
+        version = model.opset_imports.get("")
+        if node.domain or version is None:
+            continue
+        kind = node.op_type
+        if kind not in defaults:
+            found = defs.get_schema(kind, version).attributes.values()
+            stated = [
+                a.default_value for a in found if a.default_value.type != AttributeProto.UNDEFINED
+            ]
+            defaults[kind] = {a.name: ir.serde.deserialize_attribute(a).value for a in stated}
+        for name, default in defaults[kind].items():
+            attribute = node.attributes.get(name)
+            if attribute is not None and not attribute.is_ref() and attribute.value == default:
+                del node.attributes[name]
 
 
 def _merge_constants(model: ir.Model, parameters: set[str]) -> None:
@@ -143,7 +171,7 @@ class Origin:
 def label(model: ir.Model, source_lines: bool = False) -> dict[str, Origin]:
     """Name nodes after the modules that they come from, and drop what torch recorded about this machine.
 
-    A node is called ``layer1.0.conv1/Conv`` and carries the module path and the ATen op as metadata. The stack
+    A node is called ``layer1.0.conv1/Conv``, or ``/Add`` outside of all modules (`path_of` reads it). The stack
     traces, file names and the export signature that torch writes do not belong into a shipped file; with
     ``source_lines`` each node keeps the one line of the user's code that it comes from.
 
@@ -162,19 +190,15 @@ def label(model: ir.Model, source_lines: bool = False) -> dict[str, Origin]:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-        if not isinstance(origin, fx.Node):
-            continue
-        path = module_path(origin)
-        node.metadata_props[_OP] = str(origin.target)
-        if path:
-            node.metadata_props[_PATH] = path
-        line = source_line(origin)
-        if source_lines and line:
-            node.metadata_props[_LINE] = line
-        name = f"{layer_name(origin)}/{node.op_type}"
+        path = module_path(origin) if isinstance(origin, fx.Node) else ""
+        name = f"{path}/{node.op_type}"
         taken[name] = taken.get(name, 0) + 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-        origins[node.name] = Origin(origin.name, path, line)
+        if isinstance(origin, fx.Node):
+            line = source_line(origin)
+            if source_lines and line:
+                node.metadata_props[_LINE] = line
+            origins[node.name] = Origin(origin.name, path, line)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     return origins

@@ -132,7 +132,7 @@ def narrow_scales(model: ir.Model) -> None:
                 type=ir.TensorType(ir.DataType.BFLOAT16),
                 const_value=ir.tensor(short, dtype=ir.DataType.BFLOAT16, name=f"{name}_16"),
             )
-            cast = ir.node("Cast", [stored], {"to": _FLOAT}, name=f"{name}_cast")
+            cast = ir.node("Cast", [stored], {"to": _FLOAT})
             cast.outputs[0].name = f"{name}_32"
             cast.outputs[0].type, cast.outputs[0].shape = source.type, source.shape
             model.graph.register_initializer(stored)

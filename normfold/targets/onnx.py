@@ -29,6 +29,7 @@ from normfold.target import Target
 from normfold.target import target as find_target
 from normfold.targets import images, integer, numbers, stable, tables, write
 from normfold.targets.attention import suit_fused, write_attention
+from normfold.targets.calls import share_sizes
 from normfold.targets.census import Census, census
 from normfold.targets.cleanup import Origin, clean, give_shapes, label, name_axes
 from normfold.targets.diagonals import write_diagonals
@@ -129,6 +130,8 @@ def export_onnx(
     external = _external(model, external_data)
     message = write.Message(model, data_path.name)
     counted = census(message.proto)
+    if any(node.target in integer.TRANSLATED for node in graph.nodes):
+        message.proto.graph.ClearField("value_info")  # it is to be small; readers infer shapes
     _check_dynamic(graph, counted)
     try:
         if external:
@@ -208,6 +211,7 @@ def _write_forms(graph: fx.Graph, opset: int) -> None:
     images.write_group_norms(graph)
     write_slices(graph)
     write_casts(graph)
+    share_sizes(graph)
 
 
 def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[str]]:
@@ -215,9 +219,7 @@ def _run_exporter(program: ExportedProgram, opset: int) -> tuple[ir.Model, list[
     forms(program.graph)
     if isinstance(program, LiftedProgram):
         program.forms = forms
-    for (
-        node
-    ) in program.graph.nodes:  # of nodes that passes made: the exporter warns where it is missing
+    for node in program.graph.nodes:  # the exporter warns where nodes of passes have none
         node.meta.setdefault("nn_module_stack", {})
     recorder, logger = _Recorder(), logging.getLogger("torch.onnx")
     propagate, logger.propagate = logger.propagate, False

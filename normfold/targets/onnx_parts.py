@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normfold.targets.feeds import fed
-from normfold.targets.probes import PATH
+from normfold.targets.probes import path_of
 from normfold.targets.runtime import RuntimeSession
 
 _OF_SHAPES = ("Shape", "Size")
@@ -53,8 +53,7 @@ class OnnxNetwork:
     def path(self, name: str) -> str:
         """The module that a tensor is made in."""
         node = self._maker.get(name)
-        entries = node.metadata_props if node is not None else ()
-        return next((item.value for item in entries if item.key == PATH), "")
+        return path_of(node) if node is not None else ""
 
     def op(self, name: str) -> str:
         """The op that makes a tensor."""

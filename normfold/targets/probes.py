@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from normfold.errors import UsageError
 from normfold.ir.provenance import enclosing
 
-PATH = "normfold.path"  # the entry of a node that names its module
+
+def path_of(node: Any) -> str:
+    """The module that a node of a file is from, which its name begins with ("" where it does not)."""
+    return str(node.name).rpartition("/")[0]
 
 
 def with_layers(path: Path, folder: Path) -> tuple[Path, dict[str, str]]:
@@ -21,8 +25,7 @@ def with_layers(path: Path, folder: Path) -> tuple[Path, dict[str, str]]:
     model = onnx.load(path)
     found: dict[str, str] = {}
     for node in model.graph.node:
-        made = next((item.value for item in node.metadata_props if item.key == PATH), "")
-        for module in enclosing(made):
+        for module in enclosing(path_of(node)):
             found[module] = node.output[0]  # that of the last node
     if not found:
         raise UsageError(

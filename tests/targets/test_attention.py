@@ -275,3 +275,36 @@ def test_calls_that_the_fused_op_has_no_form_for(name: str, tmp_path: Path) -> N
         (result,) = RuntimeSession(path, level, threads=1).run(given)
         wide = [x.double() if x.is_floating_point() else x for x in given]
         assert off(result, net(*wide)) < 1e-6
+
+
+class Causal(nn.Module):
+    """Two layers that each hide the future, with sizes read from their own operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N,tokens,8) to the same shape."""
+        for layer in self.layers:
+            parts = layer(x).unflatten(-1, (3, 2, WIDTH // 2)).permute(2, 0, 3, 1, 4)
+            query, key, value = parts.unbind()
+            seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            x = x + seen.transpose(1, 2).flatten(2)
+        return x
+
+
+def test_layers_of_a_free_length_share_one_mask(tmp_path: Path) -> None:
+    net, x = Causal().eval(), torch.randn(2, 5, WIDTH)
+    sizes = {"x": {0: Dim("batch"), 1: Dim("tokens", max=64)}}
+    exported = export_onnx(capture(net, (x,), dynamic=sizes), tmp_path / "net.onnx")
+    ops = exported.census.ops
+    assert (ops["Less"], ops["Range"], ops["Where"]) == (1, 1, 2)
+    assert (
+        ops["Transpose"] == 2 * 3
+    )  # heads apart and together; keys turned by the op that takes them apart
+    for level in ("all", "none"):
+        session = RuntimeSession(exported.path, level, threads=1)
+        for length in (1, 5, 17):
+            x = torch.randn(3, length, WIDTH)
+            torch.testing.assert_close(session.run([x])[0], net(x), rtol=1e-5, atol=1e-5)

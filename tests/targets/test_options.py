@@ -9,11 +9,14 @@ from typing import Any
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from normfold.errors import ExportError, UsageError
 from normfold.ir import Graph
 from normfold.target import target
 from normfold.targets import RuntimeSession, export_onnx, write
+from tests.nets import Compose
 from tests.targets.nets import ConvNet, TwoInputs, error, folded, perturb, reference
 
 INPUTS = (torch.linspace(-1, 1, 8).reshape(2, 4), torch.linspace(-1, 1, 6).reshape(2, 3))
@@ -211,9 +214,17 @@ def test_the_file_says_who_made_it_and_from_what(
     assert model.producer_name == "normfold"
     assert props == said | {"torch": torch.__version__}
     assert [n.name for n in model.graph.node][:2] == ["a/Gemm", "b/Gemm"]
-    node = {p.key: p.value for p in model.graph.node[0].metadata_props}
-    assert node == {"normfold.path": "a", "normfold.op": "aten.linear.default"}
+    assert not model.graph.node[0].metadata_props  # its name says where it is from
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_an_op_assumes_anyway_is_not_written(tmp_path: Path) -> None:
+    net = Compose(
+        lambda m, x: m.b(F.gelu(m.a(x))).reshape(-1, 2, 2), a=nn.Linear(3, 4), b=nn.Linear(4, 4)
+    )
+    exported = export_onnx(folded(net, torch.randn(2, 3)), tmp_path / "net.onnx")
+    said = {n.op_type: {a.name for a in n.attribute} for n in onnx.load(exported.path).graph.node}
+    assert said == {"Gemm": {"transB"}, "Gelu": set(), "Reshape": set()}
 
 
 def test_no_path_of_this_machine_is_in_the_file(graph: Graph, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import normfold
+from benchmarks.int4 import ideal
+from examples import gpt
 from normfold.ir import Graph, capture
 from normfold.targets.integer_census import integer_census
 from normfold.targets.onnx import export_onnx
@@ -167,3 +169,11 @@ def test_a_shared_weight_is_in_the_file_once(tmp_path: Path) -> None:
     names = [item.name for item in onnx.load(path).graph.initializer]
     assert sum("int2" in name for name in names) == 1
     assert normfold.verify(graph, path).ok
+
+
+def test_the_shipped_gpt_in_4_bits_is_near_the_size_of_its_weights(tmp_path: Path) -> None:
+    net, ids = gpt.load(), torch.randint(0, 96, (2, 128))
+    normfold.convert(
+        net, inputs=(ids,), quantize="int4-weights", dynamic=("ids:1",), output=tmp_path, name="gpt"
+    )
+    assert 1.0 < (tmp_path / "gpt.onnx").stat().st_size / ideal(net) < 1.05
