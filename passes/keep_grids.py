@@ -35,6 +35,9 @@ from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, R
 
 _aten = torch.ops.aten
 _WIDE = 4  # bytes of a float
+_TABLE, _REPEATS = 1024, 4  # the values of a table of up to 256 occur four times or more
+_EVEN = 1e-3  # of a step
+_DEAR = "scales would take as much as they save"
 _SHARE = 0.5  # of the floats' bytes: what saves less is left
 
 
@@ -48,7 +51,7 @@ class KeepGrids(Pass):
         layers: patterns of module paths; all linear ops when empty.
 
     Exact:    one rounding per weight, as when it was stored.
-    Declines: not-asked-for, on-a-grid, parameter-shared, no-known-grid.
+    Declines: not-asked-for, on-a-grid, parameter-shared, no-known-grid, codebook.
     """
 
     name: ClassVar[str] = "keep-grids"
@@ -94,11 +97,9 @@ class KeepGrids(Pass):
             return self._channels(match, readers, exact)
         found = blocks_of(_rows(first, exact), self.least)
         if found is None:
-            return Decline(Reason.NO_KNOWN_GRID, match.node, _near(first, exact))
+            return _declined(match, exact, _near(first, exact))
         if found.bytes > _SHARE * exact.numel() * _WIDE:
-            return Decline(
-                Reason.NO_KNOWN_GRID, match.node, "scales would take as much as they save"
-            )
+            return _declined(match, exact, _DEAR)
         zeros = "" if found.zero_point is None else ", with zero points"
         text = f"{found.bits} bits, a scale for {found.block} inputs{zeros}"
         return match.planned((readers, found), text)
@@ -109,15 +110,13 @@ class KeepGrids(Pass):
         dtype = linear.weight.meta["val"].dtype
         found = channels_of(exact, linear.out_axis, dtype=dtype, negative=True)
         if found is None:
-            return Decline(Reason.NO_KNOWN_GRID, match.node, _near(linear, exact))
+            return _declined(match, exact, _near(linear, exact))
         integers, steps = found
         bits = (
             4 if self.least <= 4 and int(integers.amax()) < 8 and int(integers.amin()) >= -8 else 8
         )
         if exact.numel() * bits / 8 + steps.numel() * _WIDE > _SHARE * exact.numel() * _WIDE:
-            return Decline(
-                Reason.NO_KNOWN_GRID, match.node, "scales would take as much as they save"
-            )
+            return _declined(match, exact, _DEAR)
         warnings: tuple[Warned, ...] = ()
         if linear.kernel and int(integers.abs().amax()) <= 1:
             text = f"its weights are {'binary' if bool((integers != 0).all()) else 'ternary'}"
@@ -173,6 +172,19 @@ def _other_reader(readers: list[Linear]) -> fx.Node | None:
         nodes.add(node)
         stack += node.all_input_nodes
     return None
+
+
+def _declined(match: Match, weight: Tensor, detail: str) -> Decline:
+    """Of a weight without a grid, or with one that does not pay."""
+    values = weight.flatten().double()
+    if len(values[:_TABLE].unique()) <= _TABLE // _REPEATS:  # sorting all of a large one takes long
+        table = values.unique()
+        steps = table.diff()
+        ratios = steps / steps.min() if len(steps) else steps
+        even = bool(((ratios - ratios.round()).abs() < _EVEN * ratios).all())
+        if len(table) <= min(_TABLE, len(values)) // _REPEATS and not even:
+            return Decline(Reason.CODEBOOK, match.node, f"{len(table)} values")
+    return Decline(Reason.NO_KNOWN_GRID, match.node, detail)
 
 
 def _near(linear: Linear, weight: Tensor) -> str:

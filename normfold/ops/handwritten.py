@@ -25,6 +25,8 @@ from normfold.ops.table import Kind, is_copy, row_of
 
 aten = torch.ops.aten
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_LENGTHS = {"linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean"}
+_REDUCTIONS = {"mean", "sum", "amax"}
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 
 
@@ -87,6 +89,47 @@ def recognise(node: fx.Node) -> HandWritten | None:
         if _placeable(data, node, spread.dims):
             return HandWritten(kind, data, spread.dims, spread.eps)
     return None
+
+
+def own_statistic(node: fx.Node) -> fx.Node | None:
+    """The length or deviation of a value that ``node`` divides it by, in a norm of none of the known forms.
+
+    Between the two there are functions without weights alone: what a layer makes of a statistic is a gate.
+    """
+    if op_name(node) not in ("mul", "div") or len(node.all_input_nodes) != 2:
+        return None
+    pair = node.all_input_nodes
+    if any(is_static(item) for item in pair):
+        return None
+    for value, factor in (pair, pair[::-1]):
+        if op_name(node) == "div" and value is not node.args[0]:
+            continue
+        own = {bare(value), value}
+        if row_of(value).kind in (Kind.ADD, Kind.PRODUCT):  # a deviation, a part of an activation
+            own.update(bare(item) for item in value.all_input_nodes if not is_static(item))
+        found = _statistic(factor, own)
+        if found is not None:
+            return found
+    return None
+
+
+def _statistic(node: fx.Node, own: set[fx.Node]) -> fx.Node | None:
+    """The reduction by which ``node`` measures one of the values ``own``."""
+    seen, stack, reached = {node}, [node], False
+    while stack:
+        current = stack.pop()
+        if current in own:
+            reached = True
+            continue
+        if current.op != "call_function" or row_of(current).kind in (Kind.LINEAR, Kind.DOT):
+            continue
+        fresh = [item for item in current.all_input_nodes if item not in seen]
+        seen.update(fresh)
+        stack += fresh
+    lengths = [item for item in seen if op_name(item) in _LENGTHS]
+    if any(_squared(item) is not None or op_name(item) == "abs" for item in seen - own):
+        lengths += [item for item in seen if op_name(item) in _REDUCTIONS]
+    return min(lengths) if reached and lengths else None
 
 
 def one_group(node: fx.Node) -> HandWritten | None:

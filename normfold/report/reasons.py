@@ -254,6 +254,27 @@ class Reason(Code):
         "the norm divides by a number that varies from input to input, by more than an affine may err",
         "fold-near-affine{max-deviation=...} allows more; `--to affine` trains such a norm away",
     )
+    OWN_STATISTICS = (
+        "NF134",
+        "own-statistics",
+        "a norm that is none of the known ones takes a length or a deviation of each input (L2 normalisation, "
+        "region and response norms, points of hyperbolic space), so it is no affine",
+        "nothing to do: it stays as the ops that it is; what it multiplies and adds behind that may fold",
+    )
+    CONDITIONED = (
+        "NF135",
+        "conditioned",
+        "the gain behind the norm is computed from another input (conditional norms, AdaGN, adaLN): a shift in "
+        "front of it differs with that input",
+        "nothing to do for an input that varies; one that is always the same can be fixed before the capture",
+    )
+    CODEBOOK = (
+        "NF136",
+        "codebook",
+        "the weight takes few values that are not evenly spaced: those of a table (a learned codebook, palettes), "
+        "and no runtime has products that look weights up",
+        "`--quantize int8-weights` or `int4-weights` rounds them to even steps; without it they stay floats",
+    )
 
 
 class Caution(Code):

@@ -9,9 +9,12 @@ from torch import fx
 from normfold.ir import Graph, Site
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import argument, op_name
+from normfold.ir.provenance import layer_name, source_line
 from normfold.ir.sites import affine_sites, norm_sites
+from normfold.ops.handwritten import own_statistic
 from normfold.ops.table import BATCH_NORM_OPS, NORM_OPS, norm_of
 from normfold.report import Declined, PassReport, SiteStatus
+from normfold.report.reasons import Reason
 
 
 def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatus]:
@@ -39,7 +42,27 @@ def site_statuses(graph: Graph, reports: Sequence[PassReport]) -> list[SiteStatu
     for declined in reasons.values():  # norms that canonicalize itself had to leave alone
         if declined.site not in known and declined.kind:
             statuses.append(_left(declined.site, declined.kind, declined, declined.line))
-    return statuses
+    return statuses + _by_input(graph, {status.site for status in statuses})
+
+
+def _by_input(graph: Graph, taken: set[str]) -> list[SiteStatus]:
+    """Norms of none of the known forms, which are no sites of any pass: each takes a statistic of its input."""
+    found, known = list[SiteStatus](), set[fx.Node]()
+    for node in graph.nodes:
+        measured = own_statistic(node)
+        if measured is None or measured in known:
+            continue
+        known.add(measured)
+        path = free = layer_name(node)
+        count = 1
+        while free in taken:
+            count += 1
+            free = f"{path}#{count}"
+        taken.add(free)
+        detail = f"{Reason.OWN_STATISTICS.summary}; `{op_name(measured)}` of its input"
+        code = Reason.OWN_STATISTICS.code
+        found.append(SiteStatus(free, "input-norm", "kept", code, detail, source_line(node)))
+    return found
 
 
 def _status(

@@ -49,6 +49,16 @@ def factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
     return found.factors, found.number if alone else None
 
 
+def inputs_of(node: fx.Node) -> set[fx.Node]:
+    """The inputs of the network that a value depends on."""
+    seen, stack = {node}, [node]
+    while stack:
+        fresh = set(stack.pop().all_input_nodes) - seen
+        seen |= fresh
+        stack += fresh
+    return {found for found in seen if found.op == "placeholder"}
+
+
 def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
     sides, constant = factors(node)
     carried = [side for side in node.args[:2] if isinstance(side, fx.Node) and side in pushed]
@@ -56,7 +66,10 @@ def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
         raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
     flow = pushed[carried[0]]
     if flow.shift is not None and constant is None:
-        raise Blocked(Reason.GATED, node)
+        others = [side for side in operands(node) if side is not carried[0]]
+        own = inputs_of(carried[0])
+        conditioned = all(inputs_of(other).isdisjoint(own) for other in others)
+        raise Blocked(Reason.CONDITIONED if conditioned else Reason.GATED, node)
     shift = flow.shift.times(constant) if flow.shift and constant else None
     return Flow(flow.scale, shift).map(lambda ids: layout.align(ids, len(shape_of(node))))
 

@@ -69,6 +69,20 @@ class OnlineNorm(Affine):
         return y * scale
 
 
+class PowerNorm(Affine):
+    """GroupScaling, then x by the root of a running mean square (PowerNorm, Shen et al. 2020)."""
+
+    def __init__(self, features: int, groups: int = 2) -> None:
+        super().__init__(features)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.unflatten(-1, (self.groups, -1))
+        scale = torch.sqrt(parts.square().mean(-1, keepdim=True) + self.eps)
+        x = (parts / scale).flatten(-2)
+        return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
+
+
 class BatchChannelNorm(nn.Module):
     """A BatchNorm, then channels normalised in groups (BCN, Qiao et al. 2019)."""
 

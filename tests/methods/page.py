@@ -25,7 +25,13 @@ TAIL = """
 - Weight, Spectral and orthogonal parametrisations, standardised and conditioned weights, DoRA and the weight of
   a cosine head are parameter expressions: they become plain weights when they are baked, whatever is folded.
 - Training-only branches are not in a capture. Batch statistics at inference are the method itself and stay
-  ([NF101](codes.md)), as do conditions that an input decides.
+  ([NF101](codes.md)). So do norms of none of the known forms that measure each input (lengths in hyperbolic space,
+  regions, the deviations of EvoNorm, cosines: NF134), and what a gain from another input would have to let
+  through (AdaGN, adaLN: NF135); the gain of a conditional BatchNorm is behind it, so the BatchNorm folds.
+- An implicit layer is what its loop is: so many steps as the capture has (NF105 between them); a loop that runs
+  until it converges cannot be captured, and the error says at which line.
+- Binary weights are stored in 2 bits where a product reads them (`keep-grids`), in 4 where a convolution does,
+  which no runtime has kernels for (NF203); weights out of a learned table stay floats (NF136).
 - LayerNorms that barely normalise (an eps of 1e12) fold by `fold-near-affine`, means that are taken off
   (TaperNorm) by `fold-mean` ([passes](passes.md)).
 """

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from tests.methods.page import row, written
-from tests.methods.table import EXPECTED, found, methods
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normfold
+from normfold.errors import CaptureError
+from normfold.ir import capture
+from tests.methods.page import HEAD, PAGE, TAIL, row, written
+from tests.methods.table import EXPECTED, Codebook, found, methods
+from tests.nets import Compose
 
 METHODS = {method.name: method for method in methods()}
 
@@ -22,3 +30,48 @@ def test_what_becomes_of_it(name: str) -> None:
 
 def test_the_page_has_them_all() -> None:
     assert list(written()) == list(METHODS) == list(EXPECTED)
+    text = PAGE.read_text()
+    assert text.startswith(HEAD)
+    assert text.endswith(TAIL)
+
+
+def test_a_loop_until_convergence_is_named_with_its_line() -> None:
+    def solve(self: Any, x: Tensor) -> Any:
+        z = torch.zeros_like(x)
+        while (self.of(z) + x - z).norm() > 1e-3:
+            z = self.of(z) + x
+        return z
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Compose(solve, of=nn.Linear(6, 6)), (torch.randn(2, 6),))
+    assert f"{__file__}:" in str(caught.value.where)
+    assert "while" in str(caught.value)
+
+
+def test_weights_of_a_learned_table_stay_floats() -> None:
+    graph = capture(Codebook().eval(), (torch.randn(4, 6),))
+    graph.module.values.data = torch.tensor([-1.7, -0.4, 0.1, 0.35, 2.2])
+    _, report = normfold.run(graph, "bake,keep-grids,bake")
+    (table,) = (item for item in report.passes[1].declined if item.code == "NF136")
+    assert table.detail == "5 values"
+
+
+def test_evenly_spaced_weights_are_no_table() -> None:
+    graph = capture(Codebook().eval(), (torch.randn(4, 6),))
+    graph.module.values.data = torch.tensor([-0.5, -0.25, 0.0, 0.25, 0.5])
+    _, report = normfold.run(graph, "bake,keep-grids,bake")
+    assert "NF136" not in {item.code for item in report.passes[1].declined}
+
+
+@pytest.mark.parametrize("kind", ["gate", "attention", "softmax"])
+def test_what_is_no_norm_is_not_called_one(kind: str) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        if kind == "gate":  # squeeze and excite, by deviations
+            return x * torch.sigmoid(self.of(x.std(1, keepdim=True).expand_as(x)))
+        if kind == "attention":
+            return x * self.of(x).softmax(-1)
+        return x.exp() / x.exp().sum(-1, keepdim=True)
+
+    graph = capture(Compose(forward, of=nn.Linear(6, 6)), (torch.randn(2, 6),))
+    _, report = normfold.run(graph, "canonicalize,fold-affine,bake")
+    assert not [item for item in report.sites if item.kind == "input-norm"]
