@@ -15,6 +15,7 @@ BUILT_IN = {
     "canonicalize": "normfold.passes.canonicalize:Canonicalize",
     "fold-input": "normfold.passes.fold_input:FoldInput",
     "fold-affine": "normfold.passes.fold_affine:FoldAffine",
+    "freeze-statistics": "normfold.passes.freeze_statistics:FreezeStatistics",
     "fold-near-affine": "normfold.passes.fold_near_affine:FoldNearAffine",
     "fold-mean": "normfold.passes.fold_mean:FoldMean",
     "prune-dead-channels": "normfold.passes.prune_dead_channels:PruneDeadChannels",

@@ -36,7 +36,6 @@ from normfold.rewrite import Between, Decline, Effect, Exactness, Match, Pass, R
 _aten = torch.ops.aten
 _WIDE = 4  # bytes of a float
 _TABLE, _REPEATS = 1024, 4  # the values of a table of up to 256 occur four times or more
-_EVEN = 1e-3  # of a step
 _DEAR = "scales would take as much as they save"
 _SHARE = 0.5  # of the floats' bytes: what saves less is left
 
@@ -99,7 +98,7 @@ class KeepGrids(Pass):
         if found is None:
             return _declined(match, exact, _near(first, exact))
         if found.bytes > _SHARE * exact.numel() * _WIDE:
-            return _declined(match, exact, _DEAR)
+            return Decline(Reason.NO_KNOWN_GRID, match.node, _DEAR)
         zeros = "" if found.zero_point is None else ", with zero points"
         text = f"{found.bits} bits, a scale for {found.block} inputs{zeros}"
         return match.planned((readers, found), text)
@@ -116,7 +115,7 @@ class KeepGrids(Pass):
             4 if self.least <= 4 and int(integers.amax()) < 8 and int(integers.amin()) >= -8 else 8
         )
         if exact.numel() * bits / 8 + steps.numel() * _WIDE > _SHARE * exact.numel() * _WIDE:
-            return _declined(match, exact, _DEAR)
+            return Decline(Reason.NO_KNOWN_GRID, match.node, _DEAR)
         warnings: tuple[Warned, ...] = ()
         if linear.kernel and int(integers.abs().amax()) <= 1:
             text = f"its weights are {'binary' if bool((integers != 0).all()) else 'ternary'}"
@@ -175,15 +174,13 @@ def _other_reader(readers: list[Linear]) -> fx.Node | None:
 
 
 def _declined(match: Match, weight: Tensor, detail: str) -> Decline:
-    """Of a weight without a grid, or with one that does not pay."""
-    values = weight.flatten().double()
-    if len(values[:_TABLE].unique()) <= _TABLE // _REPEATS:  # sorting all of a large one takes long
-        table = values.unique()
-        steps = table.diff()
-        ratios = steps / steps.min() if len(steps) else steps
-        even = bool(((ratios - ratios.round()).abs() < _EVEN * ratios).all())
-        if len(table) <= min(_TABLE, len(values)) // _REPEATS and not even:
-            return Decline(Reason.CODEBOOK, match.node, f"{len(table)} values")
+    """Of a weight without a grid: those of a table occur many times, if zeros are left aside."""
+    values = weight[weight != 0]
+    few = len(values[:_TABLE].unique()) <= _TABLE // _REPEATS  # sorting all may take long
+    if few and not detail:
+        count = len(values.unique())
+        if count <= min(_TABLE, len(values)) // _REPEATS:
+            return Decline(Reason.CODEBOOK, match.node, f"{count} values")
     return Decline(Reason.NO_KNOWN_GRID, match.node, detail)
 
 

@@ -329,8 +329,8 @@ class Residual(nn.Module):
 def over_two_axes(path: Path) -> None:
     model = onnx.load(path)
     (norm,) = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-    (axis,) = [item for item in norm.attribute if item.name == "axis"]
-    axis.i = -2
+    assert "axis" not in {item.name for item in norm.attribute}  # -1
+    norm.attribute.append(onnx.helper.make_attribute("axis", -2))
     onnx.save(model, path)
 
 

@@ -66,9 +66,8 @@ def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
         raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
     flow = pushed[carried[0]]
     if flow.shift is not None and constant is None:
-        others = [side for side in operands(node) if side is not carried[0]]
-        own = inputs_of(carried[0])
-        conditioned = all(inputs_of(other).isdisjoint(own) for other in others)
+        others = {found for side in sides if side is not carried[0] for found in inputs_of(side)}
+        conditioned = others and others.isdisjoint(inputs_of(carried[0]))
         raise Blocked(Reason.CONDITIONED if conditioned else Reason.GATED, node)
     shift = flow.shift.times(constant) if flow.shift and constant else None
     return Flow(flow.scale, shift).map(lambda ids: layout.align(ids, len(shape_of(node))))

@@ -28,6 +28,8 @@ TAIL = """
   ([NF101](codes.md)). So do norms of none of the known forms that measure each input (lengths in hyperbolic space,
   regions, the deviations of EvoNorm, cosines: NF134), and what a gain from another input would have to let
   through (AdaGN, adaLN: NF135); the gain of a conditional BatchNorm is behind it, so the BatchNorm folds.
+- `freeze-statistics` makes affines of norms with one mean and deviation for each channel of an input, by averages over
+  `--data`: InstanceNorm, BatchNorm without running statistics, and UnMix-TNS once it has adapted.
 - An implicit layer is what its loop is: so many steps as the capture has (NF105 between them); a loop that runs
   until it converges cannot be captured, and the error says at which line.
 - Binary weights are stored in 2 bits where a product reads them (`keep-grids`), in 4 where a convolution does,

@@ -160,7 +160,7 @@ def _fixed_point(self: Any, x: Tensor) -> Any:
 
 def _codebook(self: Any, x: Tensor) -> Any:
     """Weights looked up in a learned table."""
-    return F.linear(F.relu(self.norm(self.first(x))), self.values[self.index].view(4, 8))
+    return F.linear(F.relu(self.norm(self.first(x))), self.values[self.index].view(4, -1))
 
 
 class Codebook(Compose):

@@ -18,7 +18,7 @@ ANY_SIZE = (({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),)
 
 @dataclass(frozen=True)
 class Refusal:
-    """A network of one input, and the pass (with its options) that declines a site of it."""
+    """A network of one input or two, and the pass (with its options) that declines a site of it."""
 
     wiring: Callable[..., Any]
     parts: Callable[[], dict[str, nn.Module]]
@@ -27,6 +27,7 @@ class Refusal:
     dynamic: Any = "batch"
     dead: bool = False  # one channel of every norm has scale zero
     step: str = "fold-affine"
+    condition: tuple[int, ...] = ()  # shape of the second input
 
     @property
     def pipeline(self) -> str:
@@ -49,9 +50,22 @@ class Refusal:
                     part.weight.data[1] = 0.0
         return module, torch.randn(self.shape)
 
+    def others(self) -> tuple[Tensor, ...]:
+        """The second input."""
+        return (torch.randn(self.condition),) if self.condition else ()
+
 
 def _norm(**more: nn.Module) -> Callable[[], dict[str, nn.Module]]:
     return lambda: {"norm": nn.BatchNorm2d(4), **more}
+
+
+class _Palette(nn.Linear):
+    """A weight out of a table."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+        table = torch.tensor([-1.7123, -0.4049, 0.1017, 0.3571, 2.2391])
+        self.weight.data = table[torch.arange(256) % 5].view(16, 16)
 
 
 def _attention(m: Any, x: Tensor) -> Any:
@@ -179,4 +193,21 @@ REFUSALS: dict[str, Refusal] = {
     "NF133": _refusal(
         lambda m, x: m.out(m.norm(m.fc(x))), step="fold-near-affine", options="variance=1"
     ),
+    "NF134": Refusal(
+        lambda m, x: m.out(F.normalize(m.fc(x), dim=-1)),
+        lambda: {"fc": nn.Linear(6, 8), "out": nn.Linear(8, 4)},
+        (2, 6),
+        step="freeze-statistics",
+    ),
+    "NF135": Refusal(
+        lambda m, x, c: m.out(m.norm(m.conv(x)) * m.gain(c)[:, :, None, None]),
+        lambda: {
+            "conv": conv(4, 4),
+            "norm": nn.GroupNorm(2, 4),
+            "gain": nn.Linear(3, 4),
+            "out": conv(4, 4),
+        },
+        condition=(2, 3),
+    ),
+    "NF136": Refusal(lambda m, x: m.fc(x), lambda: {"fc": _Palette()}, (2, 16), step="keep-grids"),
 }

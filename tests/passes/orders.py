@@ -20,6 +20,7 @@ BEFORE = {
     "fold-input": "canonicalize",
     "fold-affine": "canonicalize",
     "elide-bias": "canonicalize",
+    "freeze-statistics": "canonicalize",
     "fold-near-affine": "canonicalize",
     "fold-mean": "canonicalize",
     "prune-dead-channels": "canonicalize,fold-affine",

@@ -186,7 +186,7 @@ def test_a_wrong_order_is_refused_before_anything_runs(text: str, words: str) ->
 def run(code: str) -> tuple[Graph, set[str]]:
     refusal = REFUSALS[code]
     module, x = refusal.build()
-    graph = capture(module, (x,), dynamic=refusal.dynamic)
+    graph = capture(module, (x, *refusal.others()), dynamic=refusal.dynamic)
     after, reports = run_pipeline(graph, parse(refusal.pipeline))
     ends = [reports[0], reports[-1]]  # what lies between only prepares for the last one
     return after, {declined.code for report in ends for declined in report.declined}
