@@ -110,10 +110,10 @@ def _words(item: Option, value: Any, key: str, file: str) -> list[str]:
     """An option as words of a command line."""
     flag = item.flags[0]
     values = value if isinstance(value, list) else [value]
-    if (
-        not values
-        or not all(isinstance(one, (str, int, float)) for one in values)
-        or any("\0" in str(one) for one in values)
+    if not values:
+        raise UsageError(f"`{file}` has no value for `{key}`", found="[]", hint="leave the key out")
+    if not all(isinstance(one, (str, int, float)) for one in values) or any(
+        "\0" in str(one) for one in values
     ):
         raise UsageError(f"`{file}` has a wrong value for `{key}`", found=repr(value))
     if item.kind == "bool":

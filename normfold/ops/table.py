@@ -255,7 +255,10 @@ _ROWS: tuple[tuple[str, Op], ...] = (
         Op(sums_to_one=True, scores=True, nonlinear=True, values=_UNIT, computed_at=1.0),
     ),
     ("log_softmax _log_softmax", Op(scores=True, nonlinear=True)),
-    ("tanh", Op(pointwise=True, nonlinear=True, values=Interval(-1.0, 1.0))),
+    (
+        "tanh erf softsign sin cos",
+        Op(pointwise=True, nonlinear=True, values=Interval(-1.0, 1.0)),
+    ),
     (
         "hardtanh",
         Op(
@@ -291,11 +294,15 @@ _ROWS: tuple[tuple[str, Op], ...] = (
     ("silu", Op(pointwise=True, nonlinear=True, gate="sigmoid")),
     ("hardswish", Op(pointwise=True, nonlinear=True, gate="hardsigmoid")),
     (
-        """gelu elu selu celu mish softplus log_sigmoid softsign threshold exp abs square sqrt pow""",
+        "softplus exp abs square sqrt",
+        Op(pointwise=True, nonlinear=True, values=Interval(0.0, inf)),
+    ),
+    (
+        "gelu elu selu celu mish log_sigmoid threshold pow",
         Op(pointwise=True, nonlinear=True),
     ),
     (
-        """hardshrink log log1p expm1 rsqrt sin cos erf reciprocal maximum minimum cumsum norm
+        """hardshrink log log1p expm1 rsqrt reciprocal maximum minimum cumsum norm
         linalg_vector_norm normalize sign round floor fmod argmax topk sort std var logsumexp glu""",
         Op(nonlinear=True),
     ),

@@ -188,7 +188,8 @@ class Transport:
     def _pull_product(self, value: fx.Node, flow: Flow) -> list[Edit]:
         sides, constant = factors(value)
         if flow.shift is not None and not constant:
-            raise Blocked(Reason.GATED, value)
+            by_parameter = any(is_static(factor) for factor in value.all_input_nodes)
+            raise Blocked(Reason.NO_BIAS if by_parameter else Reason.GATED, value)
         shift = flow.shift.times(1 / constant) if flow.shift and constant else None
         blocked: Blocked | None = None
         for factor in sorted(sides, key=is_static):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.methods.papers import PAPERS
 from tests.methods.table import Found
 
 PAGE = Path(__file__).parents[2] / "docs" / "norm-methods.md"
@@ -28,8 +29,8 @@ TAIL = """
   ([NF101](codes.md)). So do norms of none of the known forms that measure each input (lengths in hyperbolic space,
   regions, the deviations of EvoNorm, cosines: NF134), and what a gain from another input would have to let
   through (AdaGN, adaLN: NF135); the gain of a conditional BatchNorm is behind it, so the BatchNorm folds.
-- `freeze-statistics` makes affines of norms with one mean and deviation for each channel of an input, by averages over
-  `--data`: InstanceNorm, BatchNorm without running statistics, and UnMix-TNS once it has adapted.
+- `freeze-statistics` makes affines of norms with one mean and deviation for each channel of an input, by averages
+  over `--data`: InstanceNorm, BatchNorm without running statistics, and UnMix-TNS once it has adapted.
 - An implicit layer is what its loop is: so many steps as the capture has (NF105 between them); a loop that runs
   until it converges cannot be captured, and the error says at which line.
 - Binary weights are stored in 2 bits where a product reads them (`keep-grids`), in 4 where a convolution does,
@@ -37,6 +38,16 @@ TAIL = """
 - LayerNorms that barely normalise (an eps of 1e12) fold by `fold-near-affine`, means that are taken off
   (TaperNorm) by `fold-mean` ([passes](passes.md)).
 """
+TAIL += """
+## Papers
+
+What becomes of a network that was trained as one of these says. A pass or a method of the table above does it, and
+tests show it (`tests/methods/papers.py`).
+
+| paper | its norm or weights |
+|---|---|
+"""
+TAIL += "".join(f"| {paper} | {what} |\n" for paper, what, _ in PAPERS)
 
 
 def row(name: str, found: Found) -> str:

@@ -175,6 +175,7 @@ def methods() -> list[Method]:
     return [
         Method("BatchNorm", _images(nn.BatchNorm2d(8)), IMAGES),
         Method("Ghost BatchNorm", _images(norms.GhostBatchNorm(8)), IMAGES),
+        Method("BatchNorm of recent batches", _images(nn.BatchNorm2d(8, momentum=0.5)), IMAGES),
         Method("EstBN", _images(norms.EstimatedBatchNorm(8)), IMAGES),
         Method("Online Normalization", _images(norms.OnlineNorm(8)), IMAGES),
         Method("Batch-Channel Normalization", _images(norms.BatchChannelNorm(8)), IMAGES),
@@ -231,6 +232,9 @@ def methods() -> list[Method]:
                norm1=nn.LayerNorm(8), norm2=nn.LayerNorm(8), mlp=nn.Linear(8, 4)), TOKENS),
         Method("Cosine head (ArcFace)", lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8),
                weights.Cosine(8, 5)), ROWS),
+        Method("Equiangular Basis Vectors", lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8),
+               weights.Equiangular(8, 5)), ROWS),
+        Method("Basis transform (BT²)", lambda: weights.Transformed(6, 8), ROWS),
         Method("LoRA", lambda: _linear(weights.LowRank(6, 8))(), ROWS),
         Method("DoRA", lambda: _linear(weights.Decomposed(6, 8))(), ROWS),
         Method("Temperature scaling", lambda: Compound(_temperature, {"temperature": torch.tensor(1.7)},
@@ -249,7 +253,9 @@ def methods() -> list[Method]:
                last=nn.Linear(6, 4)), ROWS),
         Method("Binary weights", lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(),
                weights.Binary(8, 4)), ROWS),
+        Method("Binary convolutions (MST, BiPer, ReSTE)", lambda: _layer(weights.BinaryConv(3, 8, 3))(), IMAGES),
         Method("Learned codebook", Codebook, ROWS),
+        Method("Sparse weights (AutoSparse)", lambda: _linear(weights.sparse(nn.Linear(6, 8)))(), ROWS),
     ]  # fmt: skip
 
 
@@ -257,6 +263,7 @@ def methods() -> list[Method]:
 EXPECTED: dict[str, tuple[int, int, str]] = {
     "BatchNorm": (1, 0, ""),
     "Ghost BatchNorm": (1, 0, ""),
+    "BatchNorm of recent batches": (1, 0, ""),
     "EstBN": (4, 0, ""),
     "Online Normalization": (4, 1, ""),
     "Batch-Channel Normalization": (1, 1, "NF105"),
@@ -279,7 +286,7 @@ EXPECTED: dict[str, tuple[int, int, str]] = {
     "RMSNorm, eps outside the root": (1, 1, "NF134"),
     "LayerNorm([1, 8])": (0, 1, "NF116"),
     "DyT": (2, 1, "NF105"),
-    "Derf": (2, 2, "NF105 NF112"),
+    "Derf": (2, 2, "NF105 NF115"),
     "TaperNorm, FakeLN": (3, 0, ""),
     "Weight Norm": (1, 0, ""),
     "Spectral Norm": (1, 0, ""),
@@ -298,6 +305,8 @@ EXPECTED: dict[str, tuple[int, int, str]] = {
     "CrossQ policy": (3, 0, ""),
     "Shared weights, private LayerNorms": (0, 2, ""),
     "Cosine head (ArcFace)": (1, 1, "NF134"),
+    "Equiangular Basis Vectors": (1, 1, "NF134"),
+    "Basis transform (BT²)": (2, 0, ""),
     "LoRA": (1, 0, ""),
     "DoRA": (1, 0, ""),
     "Temperature scaling": (2, 0, ""),
@@ -309,5 +318,7 @@ EXPECTED: dict[str, tuple[int, int, str]] = {
     "Poincaré norm": (1, 2, "NF134"),
     "Implicit layers": (0, 6, "NF105"),
     "Binary weights": (1, 0, ""),
+    "Binary convolutions (MST, BiPer, ReSTE)": (1, 0, ""),
     "Learned codebook": (1, 0, ""),
+    "Sparse weights (AutoSparse)": (1, 0, ""),
 }

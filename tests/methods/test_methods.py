@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import normfold
 from normfold.errors import CaptureError
 from normfold.ir import capture
 from tests.methods.page import HEAD, PAGE, TAIL, row, written
+from tests.methods.papers import PAPERS
 from tests.methods.table import EXPECTED, Codebook, found, methods
 from tests.nets import Compose
 
@@ -26,6 +28,20 @@ def test_what_becomes_of_it(name: str) -> None:
     assert result.error <= 1e-10
     cells = row(name, result).strip("| ").split(" | ")
     assert written()[name] == cells[1:-1]
+
+
+@pytest.mark.parametrize(("paper", "what", "tests"), PAPERS)
+def test_what_is_said_of_a_paper_has_its_test(
+    paper: str, what: str, tests: tuple[str, ...]
+) -> None:
+    assert f"| {paper} | {what} |\n" in PAGE.read_text()
+    for test in tests:
+        file, _, name = test.partition("::")
+        if not name:
+            assert test in METHODS
+            continue
+        tree = ast.parse((PAGE.parents[1] / "tests" / file).read_text())
+        assert name in {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}
 
 
 def test_the_page_has_them_all() -> None:

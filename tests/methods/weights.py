@@ -105,6 +105,47 @@ class Binary(nn.Linear):
         return F.linear(x, torch.sign(self.weight) * scale, self.bias)
 
 
+class BinaryConv(nn.Conv2d):
+    """A kernel of two values with a scale for each output (MST, BiPer, ReSTE at inference)."""
+
+    def forward(self, x: Tensor) -> Any:
+        scale = self.weight.abs().mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, torch.sign(self.weight) * scale, self.bias)
+
+
+class Equiangular(nn.Module):
+    """Cosines with fixed vectors of equal angles (Equiangular Basis Vectors, Shen et al. 2023)."""
+
+    basis: Tensor
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.randn(classes, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.basis, dim=-1)) / 0.07
+
+
+class Transformed(nn.Module):
+    """An embedding in the basis of an older one: an affine behind the last layer (BT^2, Zhou et al. 2023)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs)
+        self.basis = nn.Parameter(torch.randn(outputs, outputs))
+        self.shift = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.embed(x)) @ self.basis.t() + self.shift
+        return y
+
+
+def sparse(layer: nn.Linear) -> nn.Linear:
+    """Nine of ten weights are 0, without a pattern (AutoSparse, sparse Bayesian networks)."""
+    layer.weight.data *= torch.rand_like(layer.weight) < 0.1
+    return layer
+
+
 def conditioned(layer: nn.Linear) -> nn.Module:
     parametrize.register_parametrization(layer, "weight", Conditioned())
     return layer
