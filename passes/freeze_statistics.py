@@ -20,12 +20,12 @@ from normfold.ir import Graph, Site, facts
 from normfold.ir.custom_ops import channel_affine
 from normfold.ir.evaluation import Evaluator
 from normfold.ir.expressions import is_static
-from normfold.ir.graph import argument, is_symbolic, op_name, shape_of
+from normfold.ir.graph import argument, is_symbolic, shape_of
 from normfold.ir.provenance import layer_name, module_type, source_line
 from normfold.ir.sites import AffineOf, norm_sites
 from normfold.ir.states import State
 from normfold.ops.handwritten import own_statistic
-from normfold.ops.table import norm_of
+from normfold.ops.table import Kind, is_norm, norm_of, row_of
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 
 aten = torch.ops.aten
@@ -128,9 +128,9 @@ def _measures(node: fx.Node) -> bool:
     if norm_of(node, "batch"):
         running = [argument(node, name, None) for name in ("running_mean", "running_var")]
         return bool(argument(node, "training", False)) or not all(map(is_static, running))
-    if op_name(node) == "instance_norm":
+    if is_norm(node, "instance-norm"):
         return bool(argument(node, "use_input_stats", True))
-    if op_name(node) == "layer_norm":  # over each map of an image: an InstanceNorm
+    if is_norm(node, "layer-norm"):  # over each map of an image: an InstanceNorm
         over = len(argument(node, "normalized_shape"))
         return over > 1 and over == len(shape_of(node)) - 2 and argument(node, "weight") is None
     return own_statistic(node) is not None
@@ -152,10 +152,11 @@ def _norm(node: fx.Node) -> _Measured | None:
 
 def _by_hand(node: fx.Node) -> _Measured | None:
     left, right = node.all_input_nodes
-    inverse = op_name(node) == "mul"
+    inverse = not row_of(node).inverts
     for value, divisor in ((left, right), (right, left)) if inverse else ((left, right),):
         x, mean = value, None
-        if op_name(value) == "sub" and value.kwargs.get("alpha", 1) == 1:
+        row = row_of(value)
+        if row.kind is Kind.ADD and row.inverts and value.kwargs.get("alpha", 1) == 1:
             first, second = value.args[:2]
             if isinstance(first, fx.Node) and isinstance(second, fx.Node) and not is_static(second):
                 x, mean = first, second

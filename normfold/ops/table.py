@@ -148,6 +148,7 @@ class Op:
 
 
 _UNIT = Interval(0.0, 1.0)
+_SIGNED, _POSITIVE = Interval(-1.0, 1.0), Interval(0.0, inf)
 _CLIPS = Integers(clips=True)
 _FIRST, _SECOND = frozenset({0}), frozenset({1})
 _ROWS: tuple[tuple[str, Op], ...] = (
@@ -228,16 +229,10 @@ _ROWS: tuple[tuple[str, Op], ...] = (
     ("embedding_bag _embedding_bag _embedding_bag_forward_only", Op(lookup=True)),
     ("normfold::channel_affine", Op(Kind.AFFINE)),
     # functions of one element
-    (
-        "relu",
-        Op(Kind.HOMOGENEOUS, pointwise=True, values=Interval(0.0, inf), integers=_CLIPS),
-    ),
+    ("relu", Op(Kind.HOMOGENEOUS, pointwise=True, values=_POSITIVE, integers=_CLIPS)),
     ("leaky_relu", Op(Kind.HOMOGENEOUS, pointwise=True, integers=Integers("table"))),
     ("prelu _prelu_kernel", Op(Kind.HOMOGENEOUS)),
-    (
-        "relu6",
-        Op(pointwise=True, nonlinear=True, values=Interval(0.0, 6.0), integers=_CLIPS),
-    ),
+    ("relu6", Op(pointwise=True, nonlinear=True, values=Interval(0.0, 6.0), integers=_CLIPS)),
     (
         "sigmoid",
         Op(
@@ -255,10 +250,7 @@ _ROWS: tuple[tuple[str, Op], ...] = (
         Op(sums_to_one=True, scores=True, nonlinear=True, values=_UNIT, computed_at=1.0),
     ),
     ("log_softmax _log_softmax", Op(scores=True, nonlinear=True)),
-    (
-        "tanh erf softsign sin cos",
-        Op(pointwise=True, nonlinear=True, values=Interval(-1.0, 1.0)),
-    ),
+    ("tanh erf softsign sin cos", Op(pointwise=True, nonlinear=True, values=_SIGNED)),
     (
         "hardtanh",
         Op(
@@ -293,14 +285,8 @@ _ROWS: tuple[tuple[str, Op], ...] = (
     ("nan_to_num", Op(numbers="limits")),
     ("silu", Op(pointwise=True, nonlinear=True, gate="sigmoid")),
     ("hardswish", Op(pointwise=True, nonlinear=True, gate="hardsigmoid")),
-    (
-        "softplus exp abs square sqrt",
-        Op(pointwise=True, nonlinear=True, values=Interval(0.0, inf)),
-    ),
-    (
-        "gelu elu selu celu mish log_sigmoid threshold pow",
-        Op(pointwise=True, nonlinear=True),
-    ),
+    ("softplus exp abs square sqrt", Op(pointwise=True, nonlinear=True, values=_POSITIVE)),
+    ("gelu elu selu celu mish log_sigmoid threshold pow", Op(pointwise=True, nonlinear=True)),
     (
         """hardshrink log log1p expm1 rsqrt reciprocal maximum minimum cumsum norm
         linalg_vector_norm normalize sign round floor fmod argmax topk sort std var logsumexp glu""",
