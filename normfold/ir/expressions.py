@@ -174,15 +174,21 @@ def small_value(module: torch.nn.Module, node: fx.Node, limit: int = 1 << 20) ->
     return value
 
 
+def made_of(*nodes: fx.Node) -> set[fx.Node]:
+    """Some nodes, and everything that they are computed from."""
+    seen, stack = set(nodes), list(nodes)
+    while stack:
+        fresh = set(stack.pop().all_input_nodes) - seen
+        seen |= fresh
+        stack += fresh
+    return seen
+
+
 def sharers(weight: fx.Node) -> set[fx.Node]:
     """Ops on activations that read the tensor behind a weight (itself, or an expression of its size)."""
     size = weight.meta["val"].numel()
-    seen, stack = {weight}, [weight]
-    while stack:  # up to the tensor
-        fresh = set(stack.pop().all_input_nodes) - seen
-        seen |= fresh
-        stack.extend(fresh)
-    stack = [node for node in seen if node.op == "get_attr" and node.meta["val"].numel() == size]
+    above = made_of(weight)  # up to the tensor
+    stack = [node for node in above if node.op == "get_attr" and node.meta["val"].numel() == size]
     found: set[fx.Node] = set()
     known = set(stack)
     while stack:  # and down again

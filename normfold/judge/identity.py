@@ -27,7 +27,7 @@ from normfold.domains.residues import PrimeField, suitable_primes
 from normfold.domains.resized import Resized
 from normfold.ir import Graph
 from normfold.ir.evaluation import Evaluator
-from normfold.ir.expressions import fetch, late
+from normfold.ir.expressions import fetch, late, made_of
 from normfold.ir.graph import Entry, op_name
 from normfold.ir.provenance import module_path, source_line
 from normfold.judge.inputs import Case, cases, smallest
@@ -321,17 +321,8 @@ def _unmatched(
 
 
 def _behind(run: Run, end: fx.Node) -> list[tuple[fx.Node, Uninterpreted]]:
-    seen = sources(end)
+    seen = made_of(end)
     return [(node, mark) for node, mark in run.uninterpreted.items() if node in seen]
-
-
-def sources(end: fx.Node) -> set[fx.Node]:
-    seen, stack = {end}, [end]
-    while stack:
-        fresh = set(stack.pop().all_input_nodes) - seen
-        seen |= fresh
-        stack += fresh
-    return seen
 
 
 def state_of(outputs: Iterable[OutputIdentity]) -> Literal["certified", "failed", "partly"]:
@@ -378,7 +369,7 @@ def sites_of(
     inputs = dict(zip(placeholders, original.input_names, strict=False))
     behind: dict[str, set[str]] = {}
     for name, node in zip(names, ends, strict=False):
-        for source in sources(node):
+        for source in made_of(node):
             for path in {module_path(source), inputs.get(source, source.name)}:
                 behind.setdefault(path, set()).add(state.get(name, "unknown"))
     covered = [path for path in result.sites if behind.get(path.split("#")[0]) == {"equal"}]

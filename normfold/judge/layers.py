@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from normfold.ir import Graph
 from normfold.ir.evaluation import Domain, Evaluator, Float64
-from normfold.ir.expressions import is_static
+from normfold.ir.expressions import is_static, made_of
 from normfold.ir.graph import op_name
 from normfold.ir.provenance import enclosing, module_path, source_line
 from normfold.judge.comparison import distance
@@ -75,7 +75,7 @@ def _others(
     and where outputs are right, those of which something that agrees is made.
     """
     named = {node.name: node for node in original.nodes}
-    behind = _made_of(agreeing)
+    behind = made_of(*agreeing)
     fallback = {path for path, (mine, _) in pairs.items() if named[mine] in behind}
     if not found.wrong:
         return fallback
@@ -135,14 +135,3 @@ def _of_file(path: Path, leaves: tuple[Any, ...]) -> tuple[dict[str, Tensor], di
         outputs = run([leaf for leaf in leaves if isinstance(leaf, Tensor)])
         values = dict(zip(session.output_names, outputs, strict=True))
     return {module: values[name] for module, name in names.items()}, names
-
-
-def _made_of(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Everything that some nodes are made of."""
-    seen: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        fresh = set(stack.pop().all_input_nodes) - seen
-        seen |= fresh
-        stack += fresh
-    return seen

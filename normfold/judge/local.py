@@ -30,10 +30,10 @@ from normfold.domains.field import Elements, Field, Unknown
 from normfold.domains.residues import PrimeField
 from normfold.domains.resized import Resized
 from normfold.ir import Graph
-from normfold.ir.expressions import fetch, is_static, order
+from normfold.ir.expressions import fetch, is_static, made_of, order
 from normfold.ir.graph import op_name
 from normfold.ir.provenance import place_of
-from normfold.judge.identity import Draw, Run, State, Trial, run_of, sources
+from normfold.judge.identity import Draw, Run, State, Trial, run_of
 from normfold.judge.inputs import Case
 from normfold.ops.arithmetic import HIDDEN
 from normfold.report.certificate import Certificate
@@ -108,8 +108,8 @@ class Parts(Trial):
     ) -> tuple[State, str]:
         """Behind a decision that was made on other elements an equal output is not known to be equal, and a
         difference is one all the same: in floats the decisions are alike, or the outputs differ for that."""
-        behind = {self.names.get(node) for node in sources(source)} & self._doubtful
-        behind |= {self.others.get(node) for node in sources(place)} & self._doubtful
+        behind = {self.names.get(node) for node in made_of(source)} & self._doubtful
+        behind |= {self.others.get(node) for node in made_of(place)} & self._doubtful
         if state == "equal" and behind:
             first = next(node for node, name in self.names.items() if name in behind)
             why = f"`{op_name(first)}` decides on other numbers"

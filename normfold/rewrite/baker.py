@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from normfold.ir import facts
-from normfold.ir.expressions import Made, evaluate, fetch, is_static, roots
+from normfold.ir.expressions import Made, evaluate, fetch, is_static, made_of, roots
 from normfold.ir.graph import Graph
 from normfold.ir.states import State
 from normfold.ops.integer_ops import UNSTORED, dequantize, to_steps
@@ -99,16 +99,9 @@ def _stays(node: fx.Node) -> bool:
     That is a large result spread out of much smaller tensors (position biases), and a tensor with other
     readers that is only turned or cut (tied embedding and head): baked, it would be stored twice.
     """
-    seen, own = {node}, [node]
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if facts.get(current, Made):
-            return False
-        fresh = set(current.all_input_nodes) - seen
-        seen |= fresh
-        own += fresh
-        stack.extend(fresh)
+    own = made_of(node)
+    if any(facts.get(part, Made) for part in own):
+        return False
     tensors = [part for part in own if part.op == "get_attr"]
     moved = all(kind_of(part) is Kind.MOVE for part in own if part.op != "get_attr")
     if moved and len(tensors) == 1 and len(tensors[0].users) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from normfold.ir.expressions import made_of
 from normfold.ir.graph import op_name, shape_of
 from normfold.ops import layout
 from normfold.ops.attention import rows_sum_to_one
@@ -49,14 +50,9 @@ def factors(node: fx.Node) -> tuple[list[fx.Node], float | None]:
     return found.factors, found.number if alone else None
 
 
-def inputs_of(node: fx.Node) -> set[fx.Node]:
-    """The inputs of the network that a value depends on."""
-    seen, stack = {node}, [node]
-    while stack:
-        fresh = set(stack.pop().all_input_nodes) - seen
-        seen |= fresh
-        stack += fresh
-    return {found for found in seen if found.op == "placeholder"}
+def inputs_of(*nodes: fx.Node) -> set[fx.Node]:
+    """The inputs of the network that some values depend on."""
+    return {found for found in made_of(*nodes) if found.op == "placeholder"}
 
 
 def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
@@ -66,7 +62,7 @@ def through_product(node: fx.Node, pushed: dict[fx.Node, Flow]) -> Flow:
         raise Blocked(Reason.NONLINEAR, node, "both factors, or the denominator, carry the affine")
     flow = pushed[carried[0]]
     if flow.shift is not None and constant is None:
-        others = {found for side in sides if side is not carried[0] for found in inputs_of(side)}
+        others = inputs_of(*(side for side in sides if side is not carried[0]))
         conditioned = others and others.isdisjoint(inputs_of(carried[0]))
         raise Blocked(Reason.CONDITIONED if conditioned else Reason.GATED, node)
     shift = flow.shift.times(constant) if flow.shift and constant else None
