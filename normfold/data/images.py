@@ -117,8 +117,14 @@ def normaliser(
     """
     if normalisation is None:
         note = "not normalised: the model does not say by what mean and deviation"
-        return (torch.zeros(1, 1, 1), torch.ones(1, 1, 1)), note
-    mean, std = (torch.tensor(normalisation[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        return (
+            torch.zeros(1, 1, 1, dtype=torch.float32),
+            torch.ones(1, 1, 1, dtype=torch.float32),
+        ), note
+    mean, std = (
+        torch.tensor(normalisation[key], dtype=torch.float32).view(-1, 1, 1)
+        for key in ("mean", "std")
+    )
     if {len(mean), len(std)} - {1, channels}:
         raise UsageError(
             f"the model's normalisation does not fit images of {channels} channels",

@@ -83,7 +83,7 @@ def tables(p: int) -> Tables:
     place = torch.arange(order)
     sign = torch.zeros(p, dtype=torch.int8)
     sign[powers] = (1 - 2 * (place % 2)).to(torch.int8)
-    inverse, root = torch.zeros(p), torch.zeros(p)
+    inverse, root = (torch.zeros(p, dtype=torch.float32) for _ in range(2))
     inverse[powers] = powers[-place % order].float()
     half = order // 2  # of -1, and odd
     square = torch.where(place % 2 == 0, place, (place + half) % order)

@@ -121,7 +121,10 @@ def draw_spec(
     if spec.range is not None:
         low, most = spec.range
         if dtype.is_floating_point:
-            made = torch.rand(spec.shape, generator=generator) * (most - low) + low
+            made = (
+                torch.rand(spec.shape, generator=generator, dtype=torch.float32) * (most - low)
+                + low
+            )
         else:
             made = torch.randint(int(low), int(most) + 1, spec.shape, generator=generator)
         return made.to(dtype=dtype, device=device)

@@ -212,11 +212,14 @@ def pixel_bounds(graph: Graph, options: Quantize, normalisation: Any) -> Bounds 
     if ends is None and any(map(is_bytes, placeholders(graph))):
         ends = (0.0, 255.0)
     if ends is not None:
-        low, high = (torch.tensor(float(end)) for end in ends)
+        low, high = (torch.tensor(float(end), dtype=torch.float32) for end in ends)
         return Bounds(low, high)
     if normalisation is None:
         return None
-    mean, std = (torch.tensor(normalisation[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (
+        torch.tensor(normalisation[key], dtype=torch.float32).reshape(-1, 1, 1)
+        for key in ("mean", "std")
+    )
     return Bounds(-mean / std, (1 - mean) / std)
 
 

@@ -125,7 +125,7 @@ def _writes(graph: Graph, tokens: int, rows: int) -> bool:
 def _written(graph: Graph, leaves: list[Tensor], tokens: int, random: torch.Generator) -> Tensor:
     """Tokens that the network writes behind random first ones: each position draws with one number of its own."""
     run, found = Evaluator(graph.module), leaves[tokens].clone()
-    chance = torch.rand(found.shape, generator=random)[..., None]
+    chance = torch.rand(found.shape, generator=random, dtype=torch.float32)[..., None]
     for _ in range(_ROUNDS):
         scores = run(*leaves[:tokens], found, *leaves[tokens + 1 :])[0]
         reached = scores.float().softmax(-1).cumsum(-1)

@@ -113,7 +113,10 @@ class PerImage:
         self.nodes = list(self.targets)
 
     def loss(self, inputs: Sequence[Tensor], values: dict[fx.Node, Tensor]) -> Tensor:
-        pairs = [(x, torch.zeros(()), torch.ones(())) for x in inputs]
+        pairs = [
+            (x, torch.zeros((), dtype=torch.float32), torch.ones((), dtype=torch.float32))
+            for x in inputs
+        ]
         pairs += [(values[node], at.mean, at.std) for node, at in self.targets.items()]
         total = inputs[0].new_zeros(())
         for x, mean, std in pairs:
@@ -147,7 +150,9 @@ class Patches:
         )  # (..., heads, tokens, features): mean over the heads
         similar = (patches @ patches.transpose(-1, -2)).flatten(1)  # (N, tokens^2)
         low, high = similar.amin(1, keepdim=True), similar.amax(1, keepdim=True)
-        grid = low + (high - low) * torch.linspace(0, 1, self.points, device=x.device)
+        grid = low + (high - low) * torch.linspace(
+            0, 1, self.points, device=x.device, dtype=x.dtype
+        )
         apart = (grid[:, :, None] - similar[:, None, :]) / self.bandwidth
         density = (-0.5 * apart.square()).exp().mean(2) / (self.bandwidth * math.sqrt(2 * math.pi))
         integrand = -density * (density + 1e-9).log()
@@ -290,7 +295,7 @@ class Pixels:
         self.size, self.image = shape[-2:], len(shape) == 4
         random = torch.Generator().manual_seed(seed)
         grown = tuple(size + options.crop for size in self.size) if self.image else self.size
-        start = 0.9 * torch.randn((*shape[:-2], *grown), generator=random)
+        start = 0.9 * torch.randn((*shape[:-2], *grown), generator=random, dtype=torch.float32)
         if bounds is not None:  # noise of the same place and width as the pixels may have
             middle, half = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
             start = torch.clamp(start / 2, -1, 1) * half + middle

@@ -87,7 +87,7 @@ def layer_times(
 
 
 def _time(module: fx.GraphModule, linear: Linear, bits: int) -> float:
-    x = torch.randn(shape_of(linear.data)).clamp(_RANGE.low, _RANGE.high)
+    x = torch.randn(shape_of(linear.data), dtype=torch.float32).clamp(_RANGE.low, _RANGE.high)
     graph = capture(_alone(module, linear), (x,))
     inner = next(node for node in graph.nodes if linear_of(node) is not None)
     for node in graph.nodes:
@@ -112,7 +112,7 @@ def _grid_behind(graph: Graph) -> None:
     """Put what the layer gives on a grid too."""
     layer = next(node for node in graph.nodes if weighted(node) is not None)
     rewriter = Rewriter(graph)
-    scale = rewriter.constant(torch.tensor(2 * _RANGE.high / 255), "scale")
+    scale = rewriter.constant(torch.tensor(2 * _RANGE.high / 255, dtype=torch.float32), "scale")
     zero = rewriter.constant(torch.tensor(128, dtype=torch.uint8), "zero_point")
     steps = rewriter.insert_after(layer, quantize, layer, scale, zero, None)
     values = rewriter.insert_after(steps, dequantize, steps, scale, zero, None, 0, 8)
