@@ -26,19 +26,14 @@ WAYS = ("eval", "tune")
 
 
 def kept(network: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward one, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(x)
-    return sum(seen.values())
+    """Bytes that a forward pass leaves: what the backward one needs, and the result."""
+    network(x)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        result = network(x)
+    del result
+    return sum(event.self_cpu_memory_usage for event in profile.events())
 
 
 def one(options: argparse.Namespace) -> None:

@@ -31,6 +31,8 @@ def default(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.usefixtures("default")
 def test_a_network_in_single_precision(job: str, tmp_path: Path) -> None:
+    net: nn.Module
+    shape: tuple[int, ...]
     if job == "int8":
         layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)]
         net, shape = nn.Sequential(*layers), (2, 3, 8, 8)

@@ -54,6 +54,41 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     assert kept(tuned, x) < 0.6 * before  # the results of the convolutions are not kept
 
 
+def test_folded_weights_are_made_again_and_not_kept() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(256, 256), nn.BatchNorm1d(256)) for _ in range(4)]
+    network, x = nn.Sequential(*layers).eval(), torch.randn(8, 256)
+    tuned = normfold.tune(network, (x,))
+    assert kept(tuned, x) < 256 * 256 * 4  # less than one of the weights
+
+
+def test_second_derivatives() -> None:
+    torch.manual_seed(0)
+    network = perturb(nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.Tanh()).double())
+    original = copy.deepcopy(network)
+    x = torch.randn(4, 32, dtype=torch.float64, requires_grad=True)
+    tuned = normfold.tune(network, (x.detach(),))
+    found = []
+    for net in (tuned, original):
+        (first,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), list(net.parameters())))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_a_step_between_the_passes_is_an_error_as_ever() -> None:
+    network = nn.Sequential(
+        nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64)
+    ).eval()
+    tuned = normfold.tune(network, (torch.randn(4, 64),))
+    loss = tuned(torch.randn(4, 64)).square().sum()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_steps_train_the_network_and_statistics_stay() -> None:
     torch.manual_seed(0)
     network = perturb(Residual())
