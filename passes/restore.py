@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -61,8 +61,9 @@ class Restore(Pass):
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         node = match.node
-        x, scale, shift, _ = node.args
+        x = node.args[0]
         assert isinstance(x, fx.Node)
+        scale, shift = _in_type_of(x, node, rewriter)
         if match.plan in ("affine", "gain"):
             rewriter.set_argument(x, argument_index(x, "weight"), scale)
         if match.plan == "affine":
@@ -100,10 +101,20 @@ def _carry(new: fx.Node, match: Match) -> None:
     facts.put(new, AffineOf(match.sites))
 
 
+def _in_type_of(x: fx.Node, affine: fx.Node, rewriter: Rewriter) -> tuple[Any, Any]:
+    """Scale and shift of an affine; other passes may have made them wider than what they are of."""
+    dtype = x.meta["val"].dtype
+    scale, shift = (
+        rewriter.cast(part, dtype) if isinstance(part, fx.Node) else part
+        for part in affine.args[1:3]
+    )
+    return scale, shift
+
+
 def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> fx.Node:
-    x, scale, shift, _ = node.args
-    assert isinstance(scale, fx.Node)
-    like = {"dtype": scale.meta["val"].dtype}
+    x: Any = node.args[0]
+    scale, shift = _in_type_of(x, node, rewriter)
+    like = {"dtype": x.meta["val"].dtype}
     size = [shape_of(scale)[0]]
     mean = rewriter.expression(aten.full.default, size, 0.0, **like)
     variance = rewriter.expression(aten.full.default, size, 1.0, **like)
@@ -115,12 +126,12 @@ def _write_batch_norm(node: fx.Node, rewriter: Rewriter) -> fx.Node:
 
 
 def _write_arithmetic(node: fx.Node, rewriter: Rewriter) -> fx.Node:
-    x, scale, shift, dim = node.args
+    x, dim = node.args[0], node.args[3]
     assert isinstance(x, fx.Node) and isinstance(dim, int)
+    scale, shift = _in_type_of(x, node, rewriter)
     shape = [-1] + [1] * (len(shape_of(node)) - 1 - dim)
     for vector, op in ((scale, aten.mul.Tensor), (shift, aten.add.Tensor)):
         if isinstance(vector, fx.Node):
-            vector = rewriter.cast(vector, x.meta["val"].dtype)
             x = rewriter.insert_before(
                 node, op, x, rewriter.expression(aten.reshape.default, vector, shape)
             )

@@ -34,6 +34,7 @@ from normfold.judge.inputs import Case, cases, smallest
 from normfold.judge.kept import Kept
 from normfold.judge.smaller import smaller
 from normfold.load.specs import is_mask
+from normfold.ops.table import row_of
 from normfold.report.certificate import Certificate, OutputIdentity, Uncovered
 
 DRAWS = 3  # of elements, where some happened to be zero in a denominator
@@ -81,6 +82,7 @@ class Trial:
         names = original.output_names
         self.kept = Kept(names, result.output_sources or names)
         self.steps = {id(graph): late(graph.module.graph) for graph in (original, result)}
+        self.images = _counts(original) & _counts(result)
         self.readings = Readings(frozenset(_storages(original)))
         self.evaluations = 0
 
@@ -187,7 +189,7 @@ class Trial:
         return [
             field.random_input(leaf, str(index))
             if isinstance(leaf, Tensor)
-            and leaf.is_floating_point()
+            and (leaf.is_floating_point() or index in self.images)
             and not is_mask(names[index], torch.bool)
             else leaf
             for index, leaf in enumerate(case.leaves)
@@ -235,7 +237,22 @@ def _storages(graph: Graph) -> Iterable[int]:
                 yield value.untyped_storage().data_ptr()
 
 
-def _numbers(graphs: Iterable[Graph]) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
+def _counts(graph: Graph) -> set[int]:
+    """Inputs of which floats are made and nothing else: bytes of images are numbers all the same."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return {
+        place
+        for place, node in enumerate(inputs)
+        if node.users and all(_is_float(user) and row_of(user).move.casts for user in node.users)
+    }
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _numbers(graphs: Sequence[Graph]) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
     """What the numbers in graphs are roots of, and the rationals among them and in front of the roots."""
     written = {
         leaf
@@ -244,6 +261,7 @@ def _numbers(graphs: Iterable[Graph]) -> tuple[tuple[Fraction, ...], tuple[Fract
         for leaf in pytree.tree_leaves((node.args, node.kwargs))
         if isinstance(leaf, float) and 0 < abs(leaf) < 1e30
     }
+    written.update(x for graph in graphs for e in graph.entries.values() for x in e.std.tolist())
     surds = [read for read in map(recognised, written) if isinstance(read, Surd)]
     radicands = tuple(sorted({read.radicand for read in surds}))
     found = [recognised(leaf, radicands) for leaf in written]
