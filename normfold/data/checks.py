@@ -68,7 +68,37 @@ def kinds(
         )
 
 
-def finite(names: Sequence[str], inputs: Sequence[Tensor], where: str) -> None:
+def ids(
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    tables: Sequence[int] | None,
+    where: str,
+    rows: Tensor | None,
+) -> None:
+    """LoadError, with the position, for the first id that the network's table does not have; of 0 rows: any."""
+    for name, tensor, count in zip(names, inputs, tables or (), strict=tables is not None):
+        if not count or tensor.dtype.is_floating_point:
+            continue
+        wrong = (tensor < 0) | (tensor >= count)
+        if wrong.any():
+            at = wrong.nonzero()[0].tolist()
+            raise LoadError(
+                "the data hold ids that the network does not know",
+                where=f"{where}, {_place(name, at, rows)}",
+                found=f"{int(tensor[tuple(at)])}",
+                hint=f"its table has {count} rows: ids are from 0 to {count - 1}",
+            )
+
+
+def _place(name: str, at: Sequence[int], rows: Tensor | None) -> str:
+    """Where something stands in an array of which ``rows`` were taken."""
+    first = at[0] if rows is None else int(rows[at[0]])
+    return f"`{name}`[{', '.join(map(str, (first, *at[1:])))}]"
+
+
+def finite(
+    names: Sequence[str], inputs: Sequence[Tensor], where: str, rows: Tensor | None = None
+) -> None:
     """LoadError, with the position, for the first number that is NaN or infinite."""
     for name, tensor in zip(names, inputs, strict=True):
         if not tensor.dtype.is_floating_point:
@@ -81,7 +111,7 @@ def finite(names: Sequence[str], inputs: Sequence[Tensor], where: str) -> None:
                 at = (start + first, *rest)
                 raise LoadError(
                     "the data hold numbers that are not finite",
-                    where=f"{where}, `{name}`[{', '.join(map(str, at))}]",
+                    where=f"{where}, {_place(name, at, rows)}",
                     found=f"{float(tensor[at])}",
                     hint="a mask that is added to scores serves with -1e4 in place of -inf, too"
                     if float(tensor[at]) == -math.inf

@@ -115,6 +115,7 @@ def load_data(
     trust_modules: Sequence[str] = (),
     shapes: Sequence[checks.Shape] | None = None,
     dtypes: Sequence[torch.dtype] | None = None,
+    tables: Sequence[int] | None = None,
 ) -> Data:
     """Read samples for a network.
 
@@ -131,12 +132,13 @@ def load_data(
         normalisation: ``mean`` and ``std`` of images in [0, 1], as `input_normalisation` says.
         trust_modules: packages whose classes a ``.pt`` file may use.
         shapes: of the network's inputs, None for free axes; the first axis is the rows and not compared.
+        tables: for each input the rows of the table that it is looked up in, 0 where it is in none.
         dtypes: of the network's inputs, which `Data.inputs` then gives; float data for integers and the reverse
             are refused.
 
     Raises:
         UsageError: data that do not fit the network, or an unknown kind of source.
-        LoadError: what is missing, damaged, refused as unsafe, or raises.
+        LoadError: what is missing, damaged, refused as unsafe, or raises; ids that are in no row of a table.
         EnvironmentMissing: images, and no Pillow.
     """
     if limit is not None and limit < 2:
@@ -159,7 +161,8 @@ def load_data(
         names, read = _tensors(source, path, asked, limit, batch, trust_modules)
         checks.kinds(names, read.inputs, dtypes, read.where)
     checks.sizes(names, read.inputs, shapes, read.where)
-    checks.finite(names, read.inputs, read.where)
+    checks.finite(names, read.inputs, read.where, read.rows)
+    checks.ids(names, read.inputs, tables, read.where, read.rows)
     labels = checks.classes(read.labels, read.where)
     shifted, note = checks.shifted(names, read.inputs, labels)
     given = tuple(dtypes) if dtypes is not None else None
@@ -174,6 +177,7 @@ class _Read:
     where: str
     notes: list[str] = field(default_factory=list)
     scale: tuple[Tensor, Tensor] | None = None
+    rows: Tensor | None = None  # which ones these are, of more
 
 
 def _folder(
@@ -209,7 +213,7 @@ def _tensors(
 ) -> tuple[list[str], _Read]:
     """The names of the inputs that the data hold, of those ``asked`` for, and what was read."""
     where = f"`{path or source}`" if path or isinstance(source, str) else "the given data"
-    notes = []
+    notes, rows = [], None
     with factory.seeded(0):  # a loader that shuffles gives the same samples every time
         content = _content(source, path, trust_modules)
         named = isinstance(content, Tensor | np.ndarray | Mapping | tuple)
@@ -228,7 +232,7 @@ def _tensors(
             inputs = [column[:limit] for column in inputs]
             labels = labels[:limit] if labels is not None else None
             checks.rows(names, inputs, labels, where)
-    return names, _Read(inputs, labels, where, notes)
+    return names, _Read(inputs, labels, where, notes, rows=rows)
 
 
 def _drawn(rows: Tensor, total: int) -> str:

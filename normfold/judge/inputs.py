@@ -21,8 +21,8 @@ from normfold.ir import Graph
 from normfold.ir.graph import Entry
 from normfold.ir.sizes import Sizes
 from normfold.job import Source
-from normfold.judge.tables import spread, table_rows
 from normfold.load.specs import is_mask, mask, parse
+from normfold.ops.lookups import spread, table_rows
 
 TRIES = 6  # sizes that are tried before it is said that the network takes no other
 REACH = 70  # steps from the example's size, at least

@@ -26,7 +26,7 @@ from normfold.judge.inputs import (
     single_sizes,
 )
 from normfold.judge.runs import original_of, run, run_float64
-from normfold.judge.tables import table_rows
+from normfold.ops.lookups import table_rows
 
 _ROUGH = 0.01  # what no rounding does between two runs of one network
 

@@ -21,6 +21,7 @@ from normfold.ir import Graph
 from normfold.ir.graph import is_symbolic
 from normfold.ir.intervals import Interval
 from normfold.job import Quantize, Source
+from normfold.ops.lookups import table_rows
 from normfold.progress import Listener, Progress, silent
 from normfold.ranges.analytic import assumed, derive
 from normfold.ranges.clipping import clip
@@ -290,6 +291,7 @@ def given_inputs(graph: Graph, source: Source, normalisation: Any) -> Inputs:
             for node in nodes
         ],
         dtypes=[leaf.dtype for leaf in leaves],
+        tables=table_rows(graph),
         normalisation=normalisation,
         trust_modules=source.trust_modules,
     )

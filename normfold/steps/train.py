@@ -17,6 +17,7 @@ from normfold.ir import Graph
 from normfold.ir.graph import is_symbolic
 from normfold.job import Policy, Source, Train
 from normfold.judge import Verifier
+from normfold.ops.lookups import table_rows
 from normfold.passes.canonicalize import Canonicalize
 from normfold.passes.replace_layernorm import ReplaceLayernorm
 from normfold.progress import Listener, Progress, silent
@@ -137,6 +138,7 @@ def _load(graph: Graph, source: Source, normalisation: Any) -> Data:
         graph.input_names,
         shapes=shapes,
         dtypes=[leaf.dtype for leaf in leaves],
+        tables=table_rows(graph),
         limit=source.limit,
         normalisation=normalisation,
         trust_modules=source.trust_modules,

@@ -24,10 +24,12 @@ from normfold.ir import Graph
 from normfold.ir.evaluation import Domain, Evaluator
 from normfold.ir.expressions import is_static
 from normfold.ir.graph import argument, argument_index
-from normfold.ir.provenance import module_path
+from normfold.ir.provenance import layer_name
 from normfold.job import Recalibrate
 from normfold.ops.table import norm_of
 from normfold.report.recalibration import NormShift, RecalibrationReport
+
+_WIDER = " In float32 (`.float()`) it holds more, and `--precision fp16` writes half precision"
 
 
 def recalibrated(
@@ -65,9 +67,17 @@ def recalibrated(
             tensors = graph.module.get_submodule(owner)._buffers
             old = tensors[leaf]
             assert old is not None
-            tensors[leaf] = value.to(old.dtype)
+            tensors[leaf] = stored = value.to(old.dtype)
+            if not bool(stored.isfinite().all()):
+                raise UsageError(
+                    "the samples have statistics that the network cannot hold",
+                    where=layer_name(node),
+                    found=f"`{leaf}` up to {float(value.abs().max()):.3g}, in {_short(old.dtype)}",
+                    hint="are the samples scaled as the network reads them?"
+                    + (_WIDER if old.dtype.itemsize < 4 else ""),
+                )
     shifts = [blended.shifts[node] for node in wanted]
-    several = sorted({module_path(node) for node in nodes} - {item.path for item in shifts})
+    several = sorted({layer_name(node) for node in nodes if node not in blended.made})
     report = RecalibrationReport(
         str(step.method),
         step.share_of_source(rows),
@@ -140,12 +150,16 @@ def _moments(values: Sequence[Tensor]) -> tuple[list[Tensor], int]:
     return [mean, torch.stack(squares).sum(0) / max(1, count - 1)], count
 
 
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _shift(node: fx.Node, old: Sequence[Tensor], new: Sequence[Tensor], count: int) -> NormShift:
     eps = float(argument(node, "eps"))
     deviation = (old[1] + eps).sqrt()
     ratio = ((new[1] + eps) / (old[1] + eps)).sqrt()
     return NormShift(
-        module_path(node) or node.name,
+        layer_name(node),
         count,
         float(((new[0] - old[0]).abs() / deviation).median()),
         float(ratio.median()),

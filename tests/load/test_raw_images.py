@@ -176,3 +176,30 @@ def test_the_network_itself_is_not_changed() -> None:
     normfold.convert(network, inputs=(x,), export=(), **GIVEN)
     assert torch.equal(network(x), before)
     assert np.isfinite(before.detach().numpy()).all()
+
+
+class Pooled(nn.Module):
+    """The first block of ENet: a pool of the image beside a convolution."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 3, 2, padding), nn.BatchNorm2d(8)
+        self.pool, self.last = nn.MaxPool2d(3, 2, padding), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(torch.relu(self.norm(torch.cat([self.conv(x), self.pool(x)], 1))))
+
+
+@pytest.mark.parametrize("how", ["bytes", "fold-input"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_the_largest_byte_is_the_largest_pixel(how: str, padding: int, tmp_path: Path) -> None:
+    given: dict[str, Any] = GIVEN
+    if how == "fold-input":
+        means, stds = ("|".join(map(str, part)) for part in (MEAN, STD))
+        given = {
+            "passes": f"canonicalize,fold-input{{mean={means} std={stds}}},fold-affine,restore,bake"
+        }
+    network = perturb(Pooled(padding))
+    made = normfold.convert(network, inputs=(normalised(PICTURES),), output=tmp_path, **given)
+    assert made.ok
+    assert {item.state for item in made.report.certificates()} == {"certified"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normfold.ir import capture
+from normfold.ir.graph import op_name
 from normfold.ops.integers import weighted
 from normfold.ops.linear import linear_of
 from normfold.rewrite import parse, run_pipeline
@@ -46,6 +49,25 @@ class Depthwise(nn.Module):
 def test_equal() -> None:
     graph = capture(perturb(Depthwise()), (torch.randn(IMAGE),))
     right(judge(graph, "equalize"))
+
+
+def test_a_norm_that_stays_keeps_its_type() -> None:
+    """Behind a concatenation a BatchNorm cannot fold; it takes a scale that is computed in float64."""
+
+    def dense(self: Any, x: Tensor) -> Any:
+        x = self.second(self.first(x))
+        return self.last(torch.cat([x, self.branch(F.gelu(self.norm(x)))], 1))
+
+    layers = {"first": nn.Conv2d(3, 8, 1), "second": nn.Conv2d(8, 6, 1), "norm": nn.BatchNorm2d(6)}
+    net = perturb(
+        Compose(dense, **layers, branch=nn.Conv2d(6, 4, 3, padding=1), last=nn.Conv2d(10, 3, 1))
+    )
+    x = torch.randn(2, 3, 9, 8)
+    after, _ = run_pipeline(
+        capture(net, (x,)), parse("canonicalize,fold-affine,equalize,restore,bake")
+    )
+    assert "batch_norm" in {op_name(node) for node in after.nodes}
+    torch.testing.assert_close(after.module(x), net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_both_sides_are_equally_large() -> None:

@@ -142,6 +142,25 @@ def test_a_norm_that_is_called_twice_keeps_its_statistics() -> None:
     assert torch.equal(result.module.get_buffer("norm.running_mean"), torch.zeros(3))
 
 
+def test_a_norm_at_the_root_has_a_name_too() -> None:
+    graph = normfold.capture(nn.BatchNorm2d(3).eval(), (SAMPLES[:2],))
+    _, report = recalibrated(graph, [(SAMPLES,)], Recalibrate(method="adabn"))
+    assert all(item.path for item in report.norms)
+    assert not report.kept
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 3e3), (torch.float32, 1e25)])
+def test_statistics_that_the_network_cannot_hold(dtype: torch.dtype, scale: float) -> None:
+    graph = normfold.capture(
+        nn.Sequential(nn.BatchNorm2d(3)).to(dtype).eval(), (SAMPLES[:2].to(dtype),)
+    )
+    samples = (SAMPLES * scale).to(dtype if scale < 1e4 else torch.float32)
+    with pytest.raises(UsageError, match="that the network cannot hold") as caught:
+        recalibrated(graph, [(samples,)], Recalibrate(method="adabn"))
+    assert (caught.value.where, "`running_var` up to" in str(caught.value)) == ("0", True)
+    assert ("float()" in str(caught.value)) == (dtype is torch.float16)
+
+
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))])
 def test_a_network_without_batch_norms(model: nn.Module) -> None:
     with pytest.raises(UsageError, match="there is no BatchNorm to recalibrate"):
