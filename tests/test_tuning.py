@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -116,3 +117,13 @@ def test_steps_train_the_network_and_statistics_stay() -> None:
 def test_other_passes_are_refused(passes: str) -> None:
     with pytest.raises(UsageError, match="leave nothing to train as it was"):
         normfold.tune(Residual(), (torch.randn(2, 4, 12, 12),), passes=passes)
+
+
+def test_example_inputs_in_other_forms() -> None:
+    network, x = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval(), torch.randn(4, 6)
+    forms: list[Any] = [x, [x], (x,)]
+    for given in forms:
+        torch.testing.assert_close(normfold.tune(network, given)(x), network(x))
+    wrong: Any = "network"
+    with pytest.raises(UsageError, match="only a module"):
+        normfold.capture(wrong, (x,))

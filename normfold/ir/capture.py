@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from normfold.errors import CaptureError
+from normfold.errors import CaptureError, UsageError
 from normfold.ir import expressions
 from normfold.ir.fresh import call, deepcopy
 from normfold.ir.functional import functionalise
@@ -58,17 +58,21 @@ def capture(
     Args:
         module: the network, or an exported program (then ``dynamic`` is what it was exported with). A module
             in train mode is captured in eval mode, from a copy that shares its parameters.
-        args, kwargs: example inputs. Where the batch is dynamic their first size must be at least 2.
+        args, kwargs: example inputs; a tensor alone is the first one. Where the batch is dynamic their first size
+            must be at least 2.
         dynamic: ``"batch"`` (see `dynamic_axes`), ``None`` for fixed sizes, or a ``dynamic_shapes`` specification
             as ``torch.export.export`` takes it.
 
     The network itself is not called: what a call leaves on modules and in buffers would become part of the graph.
 
     Raises:
+        UsageError: something else than a network is given.
         CaptureError: the network cannot be captured, or a size asked to be dynamic became fixed. The message
             carries the user's own line.
     """
-    kwargs = dict(kwargs or {})
+    if not isinstance(module, nn.Module | ExportedProgram):
+        raise UsageError("only a module can be captured", found=type(module).__name__)
+    args, kwargs = (args,) if isinstance(args, Tensor) else tuple(args or ()), dict(kwargs or {})
     if isinstance(module, ExportedProgram):
         return _from_program(module, args, kwargs)
     require_printable(name for name, _ in module.named_modules())

@@ -62,7 +62,7 @@ RULES = {
     "samples": Rule(
         lambda job: job.approximate or job.measures or not job.has_inputs,
         "the inputs are given, and there is nothing to train or to measure: this conversion is exact",
-        f"it goes with `--to` {_TRAINED}, with `--quantize`, or with `--passes` that measure; or leave out "
+        f"it goes with `--to` {_TRAINED}, `--quantize`, `--recalibrate`, or `--passes` that measure; or leave out "
         "`--input`",
     ),
     "bytes": Rule(

@@ -51,6 +51,8 @@ class Rewrite(Options):
             if self.equalize or self.rotate:
                 raise UsageError("pass objects are run as they are", hint="put the pass among them")
             return self.passes
+        if self.passes is not None and not self.passes.strip():
+            raise UsageError("`--passes` names no pass", hint="`--to baked` runs none but `bake`")
         text = self.passes or preset("rmsnorm" if self.trained else self.to)
         extra = [
             name

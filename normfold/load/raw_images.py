@@ -123,6 +123,12 @@ def _numbers(
             "`--uint8-input` wants a mean and a deviation above zero for each channel, or one for all",
             found=f"mean {_text(found[0] or ())}, std {_text(found[1] or ())}; {channels} channels",
         )
+    if max(pair[0]) > 1 or max(pair[1]) > 1:
+        raise UsageError(
+            "`--uint8-input` wants mean and deviation of images from 0 to 1",
+            found=f"mean {_text(found[0] or ())}, std {_text(found[1] or ())}",
+            hint="divide those of images from 0 to 255 by 255",
+        )
     return pair[0], pair[1]
 
 

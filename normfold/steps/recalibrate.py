@@ -18,7 +18,9 @@ def recalibrate(step: Recalibrate, graph: Graph, work: Work) -> Graph:
     inputs = given_inputs(graph, source, work.normalisation)
     result, report = recalibrated(graph, inputs.batches, step)
     work.record.emit(report)
-    work.source_statistics = source_statistics(graph, result)
+    found = source_statistics(graph, result)
+    whole = f"{source.part}." if source.part else ""  # of the network's own state dict
+    work.source_statistics = {f"{whole}{name}": x for name, x in found.items()}
     result.original = Eval(result)
     work.captured = result
     if work.verifier is not None:

@@ -206,3 +206,13 @@ def test_masks_vary_by_themselves(dtype: torch.dtype) -> None:
     first, second = ([case.leaves[place] for case in cases(graph)] for place in (1, 2))
     assert not all(map(torch.equal, first, second))
     assert all(bool(mask[..., 0].all()) for mask in (*first, *second))
+
+
+def test_a_size_that_leaves_no_output_is_not_tried() -> None:
+    """A transposed convolution that makes nothing of one row: float32 gives no elements, float64 refuses."""
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2, 1), nn.BatchNorm2d(4)).eval()
+    dynamic = {"input": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    graph = capture(net, (torch.randn(2, 3, 12, 12),), dynamic=dynamic)
+    verifier = Verifier(graph)
+    assert all(1 not in case.leaves[0].shape[2:] for case in verifier.cases)
+    assert verifier.capture()

@@ -178,6 +178,17 @@ def test_the_network_itself_is_not_changed() -> None:
     assert np.isfinite(before.detach().numpy()).all()
 
 
+def test_numbers_of_images_from_0_to_255() -> None:
+    given: dict[str, Any] = {
+        "uint8_input": True,
+        "mean": "123.675,116.28,103.53",
+        "std": "58.4,57.1,57.4",
+    }
+    with pytest.raises(UsageError, match="from 0 to 1") as caught:
+        normfold.convert(net(), inputs=(torch.randn(2, 3, 12, 10),), export=(), **given)
+    assert "by 255" in str(caught.value.hint)
+
+
 class Pooled(nn.Module):
     """The first block of ENet: a pool of the image beside a convolution."""
 
