@@ -40,13 +40,23 @@ Commands = Mapping[str, Mapping[str, Option]]
 
 
 def configuration() -> Path | None:
-    """The file that the user named; it is read before the command's own options are."""
+    """The file that the user named; it is read before the command's own options are.
+
+    Raises:
+        UsageError: there are two.
+    """
     words = sys.argv[1:]
-    for at, word in enumerate(words):
-        if word == "--config" and at + 1 < len(words):
-            return Path(words[at + 1])
-        if word.startswith("--config="):
-            return Path(word.partition("=")[2])
+    given = [
+        word.partition("=")[2] if "=" in word else following
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+        if word == "--config" or word.startswith("--config=")
+    ]
+    if len(given) > 1:
+        raise UsageError(
+            "`--config` is given twice", found=", ".join(given), hint="one file holds all"
+        )
+    if any(given):  # an option without its value is refused where options are read
+        return Path(given[0])
     named = os.environ.get("NORMFOLD_CONFIG", "")
     return Path(named) if named else None
 

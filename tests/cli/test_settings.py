@@ -107,6 +107,12 @@ def test_a_named_file_must_be_there(cli: Cli) -> None:
     assert cli("convert", "net.pt", "--config", "no.toml").status == 2
 
 
+def test_two_files_are_one_too_many(cli: Cli) -> None:
+    ran = cli("convert", "net.pt", "--config", "a.toml", "--config=b.toml")
+    assert ran.status == 2
+    ran.one_error("`--config` is given twice")
+
+
 def test_environment_and_keys_are_spelled_like_the_options(
     given: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
