@@ -10,8 +10,15 @@ from normfold.ir.provenance import enclosing
 
 
 def path_of(node: Any) -> str:
-    """The module that a node of a file is from, which its name begins with ("" where it does not)."""
-    return str(node.name).rpartition("/")[0]
+    """The module that a node of a file is from, which its name begins with ("" where it does not).
+
+    ``layer1.0.conv1/Conv`` of files that normfold writes, ``/layer1/layer1.0/conv1/Conv`` of torch's old exporter.
+    """
+    parts = str(node.name).split("/")[:-1]
+    path = ""
+    for part in filter(None, parts):
+        path = part if not path or part.startswith(f"{path}.") else f"{path}.{part}"
+    return path
 
 
 def with_layers(path: Path, folder: Path) -> tuple[Path, dict[str, str]]:
@@ -31,7 +38,7 @@ def with_layers(path: Path, folder: Path) -> tuple[Path, dict[str, str]]:
         raise UsageError(
             "the file does not say which modules its nodes are from",
             where=str(path),
-            hint="files that normfold writes do",
+            hint="files that normfold writes do, and those of torch.onnx.export(dynamo=False)",
         )
     given = {output.name for output in model.graph.output}
     for name in dict.fromkeys(found.values()):

@@ -119,6 +119,18 @@ def test_a_file_of_somebody_else(tmp_path: Path) -> None:
         normfold.layers(net(), path, (X,))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_the_old_exporter_says_it_in_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "old.onnx"
+    torch.onnx.export(net(), (X,), path, dynamo=False, verbose=False)
+    graph = normfold.capture(net(), (X,), dynamic=None)
+    found = normfold.layers(graph, path)
+    assert {layer.state for layer in found.layers} <= {"agrees", "other"}
+    assert {"stem", "blocks.1.conv", "head"} <= {layer.path for layer in found.layers}
+    found = normfold.layers(graph, faulty(path, "head.weight", tmp_path))
+    assert [layer.path for layer in found.layers if layer.state == "exceeds"] == ["head"]
+
+
 def test_a_refused_file_names_its_first_layer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
