@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def _run(name: str, values: Mapping[str, Any], file: str, named: bool) -> Run:
             hint="true or false",
         )
     return Run(name, str(command), tuple(words), allow, timed)
+
+
+def place_of(file: Path, name: str) -> str:
+    """``file:number`` of the table of a model; of the first line where it is written in another way."""
+    table = re.compile(rf"""\s*\[.*\bmodels\s*\.\s*["']?{re.escape(name)}["']?\s*\]""")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"{file}:{next((at for at, line in enumerate(lines, 1) if table.match(line)), 1)}"
 
 
 def _runs_code(model: str) -> bool:

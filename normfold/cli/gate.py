@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -35,7 +36,7 @@ def check(asked: Checking, as_json: bool) -> int:
     config = configuration()
     file, settings, every = configured.runs(config)
     found = _chosen(every, asked.only)
-    lock = Lock(file, settings, asked.update)
+    lock = Lock(file, settings, asked.update and not asked.only)  # else the others would be lost
     reports = [Path(name) for name in asked.reports]
     for report in reports:
         rendering(report)
@@ -83,6 +84,7 @@ def check(asked: Checking, as_json: bool) -> int:
         if gone:
             notes.append(f"in the lock, and not in {file.name} any more: {', '.join(gone)}")
         entries = [judged[run.name] for run in found]
+    entries = [replace(x, place=configured.place_of(file, x.name)) for x in entries]
     for report in reports:
         write_text(report, rendering(report)(entries))
     _print(entries, as_json)

@@ -69,7 +69,9 @@ class Lock:
     def record(self, run: Run, entry: Entry) -> dict[str, Any]:
         """What the lock says of a result."""
         given = [self.folder / run.words[0], *map(Path, entry.read)]
-        made = lock.record(lock.Run(entry, self._words(run), self._hashes(given), processor()))
+        marks = {name: _mark(os.environ.get(name)) for name in entry.variables}
+        files = self._hashes(given)
+        made = lock.record(lock.Run(entry, self._words(run), files, processor(), marks))
         for site in made["sites"].values():
             for key in ("line", "at"):
                 if site.get(key):
@@ -135,3 +137,8 @@ class Lock:
             return drift
         here = Path(os.path.relpath(self.folder)).as_posix()
         return drift if here == "." else replace(drift, line=f"{here}/{drift.line}")
+
+
+def _mark(value: str | None) -> str:
+    """Of a variable's value, which the lock does not tell."""
+    return "unset" if value is None else hashlib.sha256(os.fsencode(value)).hexdigest()[:12]

@@ -67,13 +67,13 @@ def _watch_variables() -> None:
     kind: Any = type(os.environ)
     get, installed = kind.__getitem__, (*_installed(), "<")
 
-    def watched(self: Any, key: str) -> str:
+    def watched(self: Any, key: Any) -> Any:  # of `os.environb` too, in bytes
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_globals.get("__name__") in _ASKED_BY:
             frame = frame.f_back
         if frame is not None and not frame.f_code.co_filename.startswith(installed):
-            _variables.add(key)
-        return str(get(self, key))
+            _variables.add(os.fsdecode(key))
+        return get(self, key)
 
     kind.__getitem__ = watched
 

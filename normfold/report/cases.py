@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,6 +72,7 @@ class Entry:
         read, variables: the files that it was made from, and the environment variables that the user's code asked
             for, where that was recorded.
         cached: it is the result of an earlier run, and holds.
+        place: ``file:number`` of where the configuration asks for it.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Entry:
     read: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     cached: bool = False
+    place: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -86,6 +90,7 @@ class Entry:
             "read": self.read,
             "variables": self.variables,
             "drift": self.drift,
+            "place": self.place,
         }
         return {
             "name": self.name,
@@ -100,7 +105,8 @@ class Entry:
         drift = tuple(Drift(**item) for item in rest.pop("drift", ()))
         read, variables = tuple(rest.pop("read", ())), tuple(rest.pop("variables", ()))
         cached = bool(rest.pop("cached", False))
-        return cls(str(rest.pop("name", name)), rest, drift, read, variables, cached)
+        place = str(rest.pop("place", ""))
+        return cls(str(rest.pop("name", name)), rest, drift, read, variables, cached, place)
 
     @property
     def error(self) -> Mapping[str, Any] | None:
@@ -128,12 +134,19 @@ class Entry:
         return str(self.data.get("outcome", ""))
 
     def cases(self) -> list[Case]:
-        """Everything that was judged, in the order of the run."""
+        """Everything that was judged, in the order of the run; no two have one kind and name."""
         worse = [item for item in self.drift if item.state == "fail"]
-        return [
+        found = [
             *_cases(self.data),
             *(Case("lock", item.kind, "fail", item.text, line=item.line) for item in worse),
         ]
+        counts = Counter[tuple[str, str]]()
+        for at, case in enumerate(found):
+            key = (case.kind, case.name)
+            counts[key] += 1
+            if counts[key] > 1:
+                found[at] = dataclasses.replace(case, name=f"{case.name} {counts[key]}".strip())
+        return found
 
     def left(self) -> list[Mapping[str, Any]]:
         """The sites that are left, with the reason of the decline: site, kind, code, reason, hint, line."""
@@ -178,9 +191,21 @@ def _cases(data: Mapping[str, Any]) -> Iterator[Case]:
         name = item["path"].rpartition("/")[2]
         yield Case("file", name, _STATES[verdict["state"]], verdict["why"])
     for text in data.get("unmet", ()):
-        yield Case("policy", "", "fail", text)
+        name, _, found = text.partition(", ")
+        yield Case("policy", name, "fail", found or text)
+    if data.get("ok") and error is None:
+        for text in _required(data):
+            yield Case("policy", "".join(text.split()), "pass", "met")
     for text in data.get("missing", ()):
         yield Case("machine", "", "unproved", text)
+
+
+def _required(data: Mapping[str, Any]) -> list[str]:
+    """The requirements of a job."""
+    try:
+        return list(map(str, tomllib.loads(data.get("job") or "").get("require", ())))
+    except (tomllib.TOMLDecodeError, TypeError):  # of a report that was written by hand
+        return []
 
 
 _DETAILS = ("where", "found", "hint")

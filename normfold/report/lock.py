@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _SHAPE: dict[str, Any] = {
     "sizes": {"": int},
     "errors": {"": float},
 }
-_MORE = {"integers": float, "time": _TIME_SHAPE}
+_MORE = {"integers": float, "time": _TIME_SHAPE, "variables": {"": str}}
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
 
 
@@ -46,12 +46,14 @@ class Run:
         words: the command, its model and its options.
         files: SHA-256 of what was read, by path.
         machine: what its time was measured on.
+        variables: of the environment that the user's code asked for, each with a mark of its value.
     """
 
     entry: Entry
     words: Sequence[str]
     files: Mapping[str, str]
     machine: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def record(run: Run) -> dict[str, Any]:
@@ -74,6 +76,8 @@ def record(run: Run) -> dict[str, Any]:
             if item.get("needed_tolerance")
         },
     }
+    if run.variables:
+        made["variables"] = dict(run.variables)
     counted = [item for item in data.get("quantization", ()) if item["integer"] or item["floats"]]
     if counted:
         integer, floats = (sum(counted[-1][key].values()) for key in ("integer", "floats"))
@@ -188,6 +192,18 @@ def compare(
     because = causes.because()
     yield from _inputs(old, new, causes)
     yield from _sites(old["sites"], new["sites"], causes)
+    if (
+        new["sizes"] or new["verdict"] != "fail"
+    ):  # else nothing was written, which has its own reason
+        yield from _files(old, new, because)
+    for text in causes.edited():
+        yield Drift("source", "note", text)
+    if causes.versions:
+        yield Drift("version", "note", causes.versions)
+
+
+def _files(old: Mapping[str, Any], new: Mapping[str, Any], because: str) -> Iterator[Drift]:
+    """What is written."""
     if old["opset"] != new["opset"] and new["opset"]:
         yield Drift("opset", "fail", f"opset {new['opset']}, was {old['opset']}{because}")
     for name, size in new["sizes"].items():
@@ -209,10 +225,6 @@ def compare(
     ]
     if worse:
         yield Drift("error", "note", f"{'; '.join(worse)}{because}")
-    for text in causes.edited():
-        yield Drift("source", "note", text)
-    if causes.versions:
-        yield Drift("version", "note", causes.versions)
 
 
 def _inputs(old: Mapping[str, Any], new: Mapping[str, Any], causes: Causes) -> Iterator[Drift]:

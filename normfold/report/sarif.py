@@ -14,6 +14,7 @@ from normfold.report.places import root as repository
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVELS = {"fail": "error", "error": "error", "unproved": "warning"}
+_NOWHERE = "normfold.toml"  # of runs that no configuration asks for
 MOST = 5000  # results that GitHub shows of a run; 25,000 make it refuse the file
 
 
@@ -29,7 +30,10 @@ def sarif(entries: Sequence[Entry], root: Path | None = None, most: int = MOST) 
     found.sort(key=lambda item: ("error", "warning", "note").index(item["level"]))
     if len(found) > most:
         text = f"{len(found) - most + 1} omitted: code scanning shows {most} of a run"
-        found = [*found[: most - 1], _result("normfold-omitted", "note", text)]
+        omitted = _located(
+            _result("normfold-omitted", "note", text), root or repository(), entries[0].place
+        )
+        found = [*found[: most - 1], omitted]
     rules = {
         item["ruleId"]: {
             "id": item["ruleId"],
@@ -50,16 +54,15 @@ def _results(entry: Entry, root: Path) -> Iterator[dict[str, Any]]:
     for case in entry.cases():
         if case.state in _LEVELS:
             what = f"{entry.name}: {case.kind} {case.name}".strip()
-            result = _result(
-                f"normfold-{case.kind}", _LEVELS[case.state], f"{what}: {case.text}", entry.name
-            )
-            yield _located(result, case.line, root)
+            rule, of = f"normfold-{case.kind}", f"{entry.name}/{case.name}".strip("/")
+            result = _result(rule, _LEVELS[case.state], f"{what}: {case.text}", of)
+            yield _located(result, root, case.line, entry.place)
     for site in entry.left():
         reason, hint = site.get("reason", ""), site.get("hint", "")
         text = f"{entry.name}: {site['kind']} `{site['site']}` is left: {reason or site['code']}"
         place = f"{entry.name}/{site['site']}"
         result = _result(site["code"], "note", text, place, reason, hint)
-        yield _located(result, str(site.get("line", "")), root)
+        yield _located(result, root, str(site.get("line", "")), entry.place)
 
 
 def _result(
@@ -74,10 +77,12 @@ def _result(
     return made | {"_rule": meaning or rule, "_help": hint or meaning or rule}
 
 
-def _located(result: dict[str, Any], line: str, root: Path) -> dict[str, Any]:
-    """A result at a source line, where there is one."""
-    location = _location(line, root)
-    return result if location is None else {**result, "locations": [location]}
+def _located(result: dict[str, Any], root: Path, *lines: str) -> dict[str, Any]:
+    """A result at the first line of some that is one: code scanning refuses a file where one has none."""
+    located = (_location(line, root) for line in lines)
+    location = next(filter(None, located), None) or _location(f"{_NOWHERE}:1", root)
+    (logical,) = result.get("locations", [{}])
+    return {**result, "locations": [{**logical, **(location or {})}]}
 
 
 def _location(line: str, root: Path) -> Mapping[str, Any] | None:

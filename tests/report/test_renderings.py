@@ -47,7 +47,7 @@ def entries(report: Report) -> list[Entry]:
     """One that passed, one against its policy, one that could not be judged, one that ended with an error."""
     verdict = Verdict("not judged", "tensorrt", "not judged here (no driver)")
     engine = Artefact("out/net.engine", "trt", "trt", 10, "0" * 64, verdict)
-    unmet = dataclasses.replace(report, unmet=("batch-norm == 0: 2 are left",), model="a & b")
+    unmet = dataclasses.replace(report, unmet=("batch-norm==0, found 2",), model="a & b")
     missing = dataclasses.replace(report, artefacts=(engine,), missing=("no driver",))
     runs = {"good": report, "policy": unmet, "engine": missing}
     return [
@@ -74,7 +74,7 @@ def test_junit_as_jenkins_reads_it(entries: list[Entry]) -> None:
             counts["unproved"],
         )
         assert suite.tests == len(entry.cases()) == len(list(suite))
-    assert "batch-norm == 0: 2 are left" in text
+    assert "found 2" in text
 
 
 def test_sarif_as_code_scanning_reads_it(entries: list[Entry]) -> None:
@@ -115,7 +115,7 @@ def test_markdown_is_short_when_green(entries: list[Entry]) -> None:
     for entry in bad:
         assert f"### {entry.name}".replace("<", "&lt;") in text
     assert "<cannot>" not in text
-    assert "**fail** policy: batch-norm == 0: 2 are left" in text
+    assert "**fail** policy `batch-norm==0`: found 2" in text
 
 
 def test_names_end_no_cell_and_no_code(report: Report) -> None:
