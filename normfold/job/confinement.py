@@ -44,6 +44,11 @@ def state() -> Confinement:
     return _state
 
 
+def is_command() -> bool:
+    """True in a process of the command line, confined or not."""
+    return _state != Confinement()
+
+
 def not_confined(why: str) -> None:
     """Note why this process gives up nothing."""
     global _state

@@ -19,6 +19,7 @@ from torch import nn
 
 from normfold.errors import EnvironmentMissing, LoadError, NormfoldError, UsageError, last_line
 from normfold.load.types import Found
+from normfold.load.workers import read_here
 
 _FACTORY = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.\w+)*)\s*(\(.*\))?$")
 _TIMM = re.compile(r"^timm:([\w.\-]+)\s*(\(.*\))?$", re.DOTALL)
@@ -156,6 +157,7 @@ def invoke(function: Any, text: str, *args: Any, **kwargs: Any) -> Any:
 def lookup(call: Call, text: str) -> Any:
     """The object that a text names, not called; LoadError where there is none."""
     working_folder_importable()
+    read_here()
     try:
         value: Any = importlib.import_module(call.module)
     except (Exception, SystemExit) as error:
@@ -183,6 +185,8 @@ def lookup(call: Call, text: str) -> Any:
 
 def origin(error: BaseException) -> str | None:
     """File and line, outside this one, that an exception came from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
     trace, line = error.__traceback__, None
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename

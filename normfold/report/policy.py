@@ -37,6 +37,13 @@ _MEASURES = ("size", "opset", "integers", "time")
 _LEFT = ("left", "kept")
 
 
+def _known_ops() -> set[str]:
+    """Names of ONNX's own ops; runtimes have others."""
+    from onnx import defs
+
+    return {schema.name for schema in defs.get_all_schemas()}
+
+
 @dataclass(frozen=True)
 class Requirement:
     """A name, a comparison and a number.
@@ -107,6 +114,10 @@ class Requirement:
             close = difflib.get_close_matches(self.name, report.census, 1, 0.8)
             if not count and close:  # of another case, or a letter off
                 return f"no such op in the file (did you mean `{close[0]}`?)"
+            known = _known_ops()
+            close = difflib.get_close_matches(self.name, known, 1, 0.85)
+            if not count and close and self.name not in known:
+                return f"there is no such op (did you mean `{close[0]}`?)"
             return (count,)
         return self._measured(report)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -154,3 +156,16 @@ def test_what_is_not_used_goes(kept: Cache, key: Key, entry: Entry) -> None:
 def test_an_entry_is_read_back(entry: Entry) -> None:
     whole = replace(entry, drift=(Drift("site", "note", "it folds", "a.py:3"),), cached=True)
     assert Entry.from_dict("x", json.loads(json.dumps(whole.to_dict()))) == whole
+
+
+def test_variables_in_bytes_are_variables_too(tmp_path: Path) -> None:
+    script = tmp_path / "asks.py"
+    script.write_text(
+        "import os\nfrom normfold.cli import reads\nreads._watch_variables()\n"
+        "os.environb.get(b'ONE'), os.environ.get('TWO')\nprint(reads.variables())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert ran.stdout.strip() == "['ONE', 'TWO']"

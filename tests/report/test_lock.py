@@ -139,6 +139,33 @@ def test_options_of_the_job(old: dict[str, Any]) -> None:
     assert found.text == f"opset 18, was 20; {options}"
 
 
+def test_requirements_change_nothing_that_is_made(old: dict[str, Any]) -> None:
+    job = [*old["job"], "--require=size<1"]
+    said, opset = differences(old, job=job, opset=old["opset"] - 1)
+    assert "--require=size<1" in said.text
+    assert opset.text.endswith("nothing that the lock knows of has changed")
+
+
+def test_variables_are_a_cause(old: dict[str, Any]) -> None:
+    (opset,) = differences(
+        {**old, "variables": {"ACT": "unset"}}, opset=17, variables={"ACT": "12"}
+    )
+    assert opset.text.endswith("of the environment: `ACT`")
+
+
+def test_a_file_that_was_not_read_is_not_another_one(old: dict[str, Any]) -> None:
+    files = {name: x for name, x in old["files"].items() if name.endswith(".py")}
+    found = [item.text for item in differences(old, files=files, opset=17)]
+    assert any("is not read any more" in text for text in found)
+    assert not any("is another file" in text for text in found)
+
+
+def test_nothing_is_said_of_files_that_were_not_written(old: dict[str, Any]) -> None:
+    nothing: dict[str, Any] = {"sizes": {}, "kernels": {}, "opset": 0, "verdict": "fail"}
+    assert not list(differences(old, **nothing))
+    assert differences(old, **{**nothing, "verdict": "pass"})
+
+
 def test_sites(old: dict[str, Any]) -> None:
     gone = next(name for name, site in old["sites"].items() if site["state"] == "gone")
     left = next(name for name, site in old["sites"].items() if site["state"] == "left")

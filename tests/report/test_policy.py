@@ -80,6 +80,7 @@ def test_met(text: str) -> None:
         ("encoder.2.norm==0", "no such site (did you mean `encoder.1.norm`?)"),
         ("LayerNormalization==0", "LayerNormalization==0, found 2"),
         ("LayerNormalisation==0", "no such op in the file (did you mean `LayerNormalization`?)"),
+        ("BatchNormalisation==0", "there is no such op (did you mean `BatchNormalization`?)"),
         ("size<5", "size<5, found 5.2"),
         ("opset==18", "opset==18, found 20"),
         ("integers>0.95", "integers>0.95, found 0.9"),

@@ -77,6 +77,20 @@ def test_junit_as_jenkins_reads_it(entries: list[Entry]) -> None:
     assert "found 2" in text
 
 
+def test_every_sarif_result_has_a_place_and_an_identity(entries: list[Entry]) -> None:
+    """GitHub refuses a file with a result at no file, and takes two of one identity for one."""
+    twice = dataclasses.replace(
+        entries[1],
+        data={**entries[1].data, "unmet": ["a==0, found 1", "b==0, found 2"]},
+        place="ci/n.toml:7",
+    )
+    (run,) = json.loads(sarif([twice, *entries[2:]]))["runs"]
+    places = [item["locations"][0]["physicalLocation"] for item in run["results"]]
+    assert {"ci/n.toml"} < {place["artifactLocation"]["uri"] for place in places}
+    marks = [item["partialFingerprints"]["normfold/v1"] for item in run["results"]]
+    assert len(set(marks)) == len(marks)
+
+
 def test_sarif_as_code_scanning_reads_it(entries: list[Entry]) -> None:
     text = sarif(entries, ROOT)
     Sarif.model_validate_json(text)
