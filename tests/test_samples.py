@@ -36,5 +36,5 @@ def test_samples_are_measured_on() -> None:
 def test_samples_that_nothing_reads_are_refused() -> None:
     with pytest.raises(UsageError, match="none of the passes measures"):
         normfold.convert(net(), inputs=(X,), data=X, passes="canonicalize,fold-affine")
-    with pytest.raises(UsageError, match="with `--passes` that measure"):
+    with pytest.raises(UsageError, match="or `--passes` that measure"):
         normfold.convert(net(), inputs=(X,), data=X)

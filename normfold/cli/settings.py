@@ -48,7 +48,7 @@ def configuration() -> Path | None:
     words = sys.argv[1:]
     given = [
         word.partition("=")[2] if "=" in word else following
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words, ""][1:], strict=True)
         if word == "--config" or word.startswith("--config=")
     ]
     if len(given) > 1:

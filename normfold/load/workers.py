@@ -28,7 +28,7 @@ def read_here() -> None:
     @functools.wraps(make)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
-        for name in ("num_workers", *_OF_WORKERS):
+        for name in ("num_workers", *_OF_WORKERS) if confinement.is_command() else ():
             bound.arguments.pop(name, None)
         make(*bound.args, **bound.kwargs)
 

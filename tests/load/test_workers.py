@@ -23,6 +23,8 @@ def test_a_command_reads_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.cat([part[0] for part in loader]).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_python_code_keeps_its_workers() -> None:
+def test_python_code_keeps_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confinement, "_state", Confinement())
+    monkeypatch.setattr(DataLoader, "__init__", DataLoader.__init__)
     read_here()
     assert DataLoader(SET, num_workers=1).num_workers == 1
