@@ -160,10 +160,10 @@ def _by_hand(node: fx.Node) -> _Measured | None:
             first, second = value.args[:2]
             if isinstance(first, fx.Node) and isinstance(second, fx.Node) and not is_static(second):
                 x, mean = first, second
-        axes = [_axis(part, node) for part in (divisor, mean) if part is not None]
-        if shape_of(x) == shape_of(node) and None not in axes and len(set(axes)) == 1:
-            assert axes[0] is not None
-            return _Measured(node, x, node, axes[0], mean, divisor, inverse)
+        axis = _axis(divisor, node)
+        alike = mean is None or _axis(mean, node) == axis
+        if axis is not None and alike and shape_of(x) == shape_of(node):
+            return _Measured(node, x, node, axis, mean, divisor, inverse)
     return None
 
 

@@ -140,5 +140,5 @@ class Lock:
 
 
 def _mark(value: str | None) -> str:
-    """Of a variable's value, which the lock does not tell."""
-    return "unset" if value is None else hashlib.sha256(os.fsencode(value)).hexdigest()[:12]
+    """Of a variable's value, too short to find it by: it may be a secret."""
+    return "unset" if value is None else hashlib.sha256(os.fsencode(value)).hexdigest()[:4]

@@ -238,12 +238,13 @@ def _storages(graph: Graph) -> Iterable[int]:
 
 
 def _counts(graph: Graph) -> set[int]:
-    """Inputs of which floats are made and nothing else: bytes of images are numbers all the same."""
+    """Inputs in bytes of which floats are made and nothing else: those of images are numbers all the same."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     return {
         place
         for place, node in enumerate(inputs)
-        if node.users and all(_is_float(user) and row_of(user).move.casts for user in node.users)
+        if getattr(node.meta.get("val"), "dtype", None) == torch.uint8
+        and all(_is_float(user) and row_of(user).move.casts for user in node.users)
     }
 
 

@@ -13,13 +13,8 @@ Edits = Callable[[str, int], str]
 _PLACE = re.compile(r"(?P<path>.+?):(?P<line>\d+): ")
 _MANY = 3
 
-_ASKED = (
-    "--require",
-    "require =",
-    "--max-",
-    "--verify",
-    "verify =",
-)  # they judge, and change nothing
+# options that judge, and change nothing
+_ASKED = ("--require", "require =", "--max-", "--verify", "verify =")
 
 
 @dataclass(frozen=True)
