@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from examples import nets, shapes, swin
@@ -26,10 +27,14 @@ def top1(predict: Predictor, n: int = shapes.TEST_IMAGES) -> float:
 
     `predict` maps images (N,3,32,32) float32 to logits (N,classes).
     """
-    images, labels = shapes.test_set(n)
-    batches = range(0, n, _BATCH)
+    return float(hits(predict, *shapes.test_set(n)).mean())
+
+
+def hits(predict: Predictor, images: shapes.Floats, labels: shapes.Labels) -> NDArray[np.bool_]:
+    """Whether the largest logit is the label, of each of the images (N,3,32,32): (N,) booleans."""
+    batches = range(0, len(images), _BATCH)
     logits = np.concatenate([predict(images[start : start + _BATCH]) for start in batches])
-    return float((logits.argmax(1) == labels).mean())
+    return np.asarray(logits.argmax(1) == labels)
 
 
 def torch_predictor(module: nn.Module) -> Predictor:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,15 @@ def test_what_is_decided(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_shipped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("examples.accuracy.top1", lambda predict: 0.5)
-    shipped.main(["--network", "resnet20", "--scheme", "int8-weights", "int8-dynamic"])
+    answers = iter([[1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0]])
+    monkeypatch.setattr(
+        "examples.accuracy.hits", lambda predict, images, labels: np.array(next(answers), bool)
+    )
+    options = ["--network", "resnet20", "--scheme", "int8-weights", "int8-dynamic"]
+    shipped.main([*options, "--images", "4"])
     *_, weights, dynamic = capsys.readouterr().out.splitlines()
-    assert weights.startswith("| resnet20 | int8-weights | 0 | 50.00 | 0.00 | 0.")
-    assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 50.00 | 0.00 | 1.")
+    assert weights.startswith("| resnet20 | int8-weights | 0 | 75.00 | 0.00 ± 35.36 | 0.")
+    assert dynamic.startswith("| resnet20 | int8-dynamic | 0 | 75.00 | 0.00 ± 0.00 | 1.")
 
 
 @pytest.mark.slow

@@ -233,6 +233,19 @@ def test_a_proposal_that_is_not_faster_is_not_taken(
     assert "Conv" not in made["floats"]
 
 
+def test_another_cut_is_tried_before_the_network_stays_in_floats(
+    tmp_path: Path, clock: Clock, proposed: Callable[..., None]
+) -> None:
+    """A busy moment spoils one profile, and so one cut."""
+    proposed(("first.0",))
+    whole, better = (1.2, 1.1, 1.3), (0.7, 0.6, 0.8)
+    clock(whole, (0.99, 0.95, 1.03), better, better)
+    made, file = converted(tmp_path)
+    assert [item["layers"] for item in made["placement"]["layers"]] == [["first.0"]]
+    assert (made["placement"]["ratio"], made["placement"]["whole"]) == (0.7, False)
+    assert count(file, "QuantizeLinear") > 0
+
+
 @pytest.mark.slow
 def test_another_network_or_machine_decides_anew(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
