@@ -18,6 +18,7 @@ BUILT_IN = {
     "freeze-statistics": "normfold.passes.freeze_statistics:FreezeStatistics",
     "fold-near-affine": "normfold.passes.fold_near_affine:FoldNearAffine",
     "fold-mean": "normfold.passes.fold_mean:FoldMean",
+    "merge-linear": "normfold.passes.merge_linear:MergeLinear",
     "prune-dead-channels": "normfold.passes.prune_dead_channels:PruneDeadChannels",
     "prune-small-channels": "normfold.passes.prune_small_channels:PruneSmallChannels",
     "elide-bias": "normfold.passes.elide_bias:ElideBias",

@@ -21,7 +21,7 @@ from normfold.ir import Graph
 from normfold.ir.grids import top_of
 from normfold.ir.intervals import range_of
 from normfold.ops.integer_ops import on_grid
-from normfold.ops.integers import Plan, plan
+from normfold.ops.integers import Plan, bytes_of, plan
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import Kind, bounds, kind_of
 from normfold.report import PassReport
@@ -74,6 +74,8 @@ class QuantizeActivations(Pass):
         found = plan(graph, self._grids())
         for tensor, origin in found.tensors.items():
             yield Match(tensor, (), (origin, found))
+        for node, constant in found.constants.items():
+            yield Match(node, (), constant)
         for linear in found.linears:
             if linear.node in found.floats and linear.bias is not None and linear.kernel == 0:
                 yield Match(linear.node, (), linear)
@@ -83,12 +85,16 @@ class QuantizeActivations(Pass):
             linear = linear_of(match.node)
             reads_integers = linear is not None and linear.data.target is on_grid
             return match if reads_integers else Decline(Reason.NO_INTERVAL, match.node)
+        if isinstance(match.plan, fx.Node):
+            return match
         origin, _ = match.plan
         return Decline(Reason.NO_INTERVAL, match.node) if range_of(origin) is None else match
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> None:
         if isinstance(match.plan, Linear):
             self._bias(match.node, rewriter)
+        elif isinstance(match.plan, fx.Node):
+            self._constant(match.node, match.plan, rewriter)
         else:
             origin, found = match.plan
             self._activation(match.node, origin, found, rewriter)
@@ -101,6 +107,8 @@ class QuantizeActivations(Pass):
         interval = interval.within(bounds(origin))
         bits = 8 if _at_an_end(tensor) else self.bits
         number, zero = grids.grid(interval.low, interval.high, bits)
+        if bytes_of(tensor) is not None and not grids.symmetric:
+            number, zero = 1.0, grids.limits()[0]  # exact
         scale = rewriter.constant(torch.tensor(number, dtype=tensor.meta["val"].dtype), "scale")
         zeros = rewriter.constant(
             torch.tensor(zero, dtype=getattr(torch, grids.dtype)), "zero_point"
@@ -114,6 +122,31 @@ class QuantizeActivations(Pass):
             if asked and not (tensor.op == "placeholder" and _is_returned(user)):
                 rewriter.replace_input(user, tensor, values)
         rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}, {bits} bits")
+
+    def _constant(self, node: fx.Node, constant: fx.Node, rewriter: Rewriter) -> None:
+        """Of few numbers, on the grid of 8 bits whose steps are nearest to all of them."""
+        first, last = self._grids().limits()
+        value = rewriter.graph.value(constant)
+        low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
+        best = torch.inf
+        for steps in range((last - first) // 2, last - first + 1):
+            scale = (high - low) / steps or 1.0
+            zero = round(first - low / scale)
+            rounded = (value / scale).round().add(zero).clamp(first, last).sub(zero) * scale
+            error = float((rounded - value).abs().max())
+            if error < best:
+                best, number, offset = error, scale, zero
+        dtype = constant.meta["val"].dtype
+        grid = (
+            rewriter.constant(torch.tensor(number, dtype=dtype), "scale"),
+            rewriter.constant(
+                torch.tensor(offset, dtype=getattr(torch, self._grids().dtype)), "zero_point"
+            ),
+        )
+        on = rewriter.expression(on_grid, constant, *grid, None, 0, first, last, "nearest")
+        rewriter.replace_input(node, constant, on)
+        rewriter.changed(node)
+        rewriter.record(f"{node.name}: what it adds, {best:.2g} from the numbers at most")
 
     def _bias(self, node: fx.Node, rewriter: Rewriter) -> None:
         """The bias in steps of the product's, as kernels with a float result need it."""

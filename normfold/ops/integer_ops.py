@@ -82,13 +82,18 @@ def _on_grid(
 def _to_steps(
     x: Tensor, scale: Tensor, zero: Tensor | None, dim: int | None, block: int, *how: Any
 ) -> Tensor:
-    return _steps(x, scale, zero, dim, block, *how).to(stored_type(*how))
+    steps = _steps(x, scale, zero, dim, block, *how)
+    if zero is not None:
+        steps = steps + spread(zero.to(steps.dtype), x, dim, block)
+    return steps.to(stored_type(*how))
 
 
 def stored_type(low: int, high: int, rounding: Rounding) -> torch.dtype:
-    """The type of weights and biases on a grid."""
+    """The type of parameters on a grid."""
     if rounding == "e4m3":
         return E4M3
+    if (low, high) == (0, 255):
+        return torch.uint8
     return torch.int8 if low >= -128 and high <= 127 else torch.int32
 
 

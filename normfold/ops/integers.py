@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, fx
 
 from normfold.ir import facts
 from normfold.ir.expressions import is_static
 from normfold.ir.facts import Fact
-from normfold.ir.graph import Graph, concrete, shape_of
+from normfold.ir.graph import Graph, argument, concrete, op_name, shape_of
 from normfold.ops.integer_ops import dequantize, on_grid
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.padding import is_taken, source_of
@@ -39,6 +40,7 @@ class Plan:
         readers: the readers of an activation's integers; all of its readers if it has no entry.
         floats: linears whose result stays in floats.
         integer: every op that runs in integers, where these stand between integer kernels.
+        constants: the parameters that sums of bytes add, by the sum: on grids of their own.
     """
 
     linears: list[Linear] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Plan:
     readers: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)
     floats: set[fx.Node] = field(default_factory=set)
     integer: set[fx.Node] = field(default_factory=set)
+    constants: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
 def plan(graph: Graph, grids: Grids, linears: list[Linear] | None = None) -> Plan:
@@ -170,6 +173,8 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
             origins[node] = origins.get(origin, origin)
         elif weighted(start) is not None:
             found.floats.add(start)
+    for node in filter(_adds_to_bytes, integer):
+        found.constants[node] = next(filter(is_static, operands(node)))
     # the parts of a split are on its input's grid, the list of them is not
     found.tensors = {node: start for node, start in origins.items() if not is_tuple(node)}
     return found
@@ -178,20 +183,35 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
 def _glue(node: fx.Node, grids: Grids) -> bool:
     if node.op != "call_function" or is_static(node) or facts.get(node, StaysFloat):
         return False
+    if bytes_of(node) is not None:
+        return False
     return row_of(node).integers.kernel in grids.kernels or kind_of(node) is Kind.MOVE
 
 
 def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
     """True if all inputs and all readers of a glue op are in integers."""
     sources = _activations(node)
-    if (
-        not sources
-        or len(sources) < len(operands(node))
-        or any(source not in ends and source.op != "placeholder" for source in sources)
-    ):
+    known = (source in ends or source.op == "placeholder" or bytes_of(source) for source in sources)
+    whole = len(sources) == len(operands(node)) or _adds_to_bytes(node)
+    if not sources or not whole or not all(known):
         return False
     readers = list(fused_output(node).users)
     return bool(readers) and all(reader in integer for reader in readers)
+
+
+def bytes_of(node: fx.Node) -> fx.Node | None:
+    """The bytes that a node makes floats of: they are on a grid as they are."""
+    source = node.args[0] if op_name(node) == "_to_copy" else None
+    if not isinstance(source, fx.Node) or source.meta["val"].dtype != torch.uint8:
+        return None
+    return source if node.meta["val"].dtype.is_floating_point else None
+
+
+def _adds_to_bytes(node: fx.Node) -> bool:
+    """True for a sum of bytes and a parameter: the mean of images that is taken off."""
+    sides = operands(node)
+    sums = row_of(node).integers.kernel == "sum" and argument(node, "alpha") == 1
+    return sums and len(sides) == 2 and any(map(is_static, sides)) and any(map(bytes_of, sides))
 
 
 def _activations(node: fx.Node) -> list[fx.Node]:

@@ -176,8 +176,8 @@ class Reason(Code):
     NO_GAIN = (
         "NF122",
         "no-gain",
-        "the conversion would add as many ops as it removes (explicit ops on the stream, additions of left-over "
-        "biases)",
+        "the conversion would add as many ops or weights as it removes (explicit ops on the stream, additions of "
+        "left-over biases, a bottleneck in one matrix)",
         "center-stream{op-cost=... bias-cost=...} sets what they are worth on your runtime; compress-stream and "
         "rotate-stream want fewer explicit ops than norms",
     )

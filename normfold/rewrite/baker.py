@@ -125,11 +125,12 @@ def _name(graph: Graph, node: fx.Node) -> str:
             if weight.endswith("weight"):
                 return weight.removesuffix("weight") + "bias"
     if node.target is to_steps:
-        source, high, rounding = node.args[0], *node.args[6:8]
+        source, low, high, rounding = node.args[0], *node.args[5:8]
         assert isinstance(source, fx.Node) and isinstance(high, int)
         if source.target is torch.ops.aten.t.default:
             (source,) = source.all_input_nodes
-        kind = "fp8" if rounding == "e4m3" else f"int{high.bit_length() + 1}"
+        signed = f"int{high.bit_length() + 1}" if low else f"uint{high.bit_length()}"
+        kind = "fp8" if rounding == "e4m3" else signed
         return f"{_name(graph, source)}_{kind}"
     shape = node.meta["val"].shape
     queue, seen = [node], {node}

@@ -6,6 +6,7 @@ conv(x) + a x + b:  the centre tap W[o, o, centre] takes + a[o], the bias takes 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,30 +38,29 @@ def merge_branch(affine: fx.Node) -> list[Edit]:
         Blocked: there is no such op in the tree of sums above, or its shape has no centre tap.
     """
     sign, node, root = 1.0, affine, affine
-    while (parent := _sum_above(node)) is not None:
+    while (parent := sum_above(node)) is not None:
         sign *= _sign(parent, node)
         node = root = parent
     x, dim = affine.args[0], int(affine.args[3])  # type: ignore[arg-type]
     beside = next(iter(affine.users))
     own = _Term(affine, beside, sign, affine.args[1], affine.args[2])
-    for leaf, leaf_sign, parent in _leaves(root):
+    for leaf, leaf_sign, parent in leaves(root):
         multiple = None if leaf is affine else _multiple(leaf, affine)
         if multiple is not None:
             other = _Term(leaf, parent, leaf_sign, *multiple)
             first = row_of(beside).inverts and beside.args[0] is affine
             kept, gone = (own, other) if first else (other, own)  # 0 - y would cost an op
-            return [_add(affine, kept, gone), _detach(gone.node, gone.parent)]
-    for leaf, leaf_sign, _ in _leaves(root):
+            return [_add(affine, kept, gone), detach(gone.node, gone.parent)]
+    for leaf, leaf_sign, _ in leaves(root):
         linear = linear_of(leaf)
         if linear is None or linear.data is not x or not _has_centre(linear, dim):
             continue
         if len(leaf.users) == 1 or leaf is root:
-            parent = next(iter(affine.users))
-            return [_merge(affine, linear, sign / leaf_sign, dim), _detach(affine, parent)]
+            return [_merge(affine, linear, sign / leaf_sign, dim), detach(affine, beside)]
     raise Blocked(Reason.OUTPUT_REUSED, affine, "no parallel branch can take it")
 
 
-def _sum_above(node: fx.Node) -> fx.Node | None:
+def sum_above(node: fx.Node) -> fx.Node | None:
     """The sum that is the only reader of ``node``."""
     readers = list(node.users)
     if len(readers) != 1 or row_of(readers[0]).kind is not Kind.ADD:
@@ -78,13 +78,13 @@ def _sign(parent: fx.Node, child: fx.Node) -> float:
     return next(factor for side, factor in summands(parent) if side is child)
 
 
-def _leaves(root: fx.Node) -> list[tuple[fx.Node, float, fx.Node]]:
+def leaves(root: fx.Node) -> list[tuple[fx.Node, float, fx.Node]]:
     """Summands of a tree of sums whose inner nodes have no other reader, their signs and sums."""
     found: list[tuple[fx.Node, float, fx.Node]] = []
     stack = [(root, 1.0, root)]
     while stack:
         node, sign, parent = stack.pop()
-        inner = row_of(node).kind is Kind.ADD and (node is root or _sum_above(node) is not None)
+        inner = row_of(node).kind is Kind.ADD and (node is root or sum_above(node) is not None)
         if inner and len(sides := summands(node)) == 2:
             stack += [(side, sign * factor, node) for side, factor in sides]
         else:
@@ -227,10 +227,14 @@ def _centre_tap(linear: Linear) -> torch.Tensor:
     return tap
 
 
-def _detach(summand: fx.Node, parent: fx.Node) -> Edit:
-    """Take one of two summands out: their sum becomes the other one (negated if need be)."""
+def detach(summand: fx.Node, parent: fx.Node) -> Edit:
+    """Take a summand out of a tree of sums, of which another leaf is worth it too from now on."""
 
     def edit(rewriter: Rewriter) -> None:
+        root = parent
+        while (above := sum_above(root)) is not None:
+            root = above
+        rewriter.changed(*_sums_below(root))
         left, right = parent.args[:2]
         other = right if left is summand else left
         assert isinstance(other, fx.Node)
@@ -239,3 +243,10 @@ def _detach(summand: fx.Node, parent: fx.Node) -> Edit:
         rewriter.replace(parent, other)
 
     return edit
+
+
+def _sums_below(root: fx.Node) -> Iterator[fx.Node]:
+    for side, _ in summands(root):
+        if row_of(side).kind is Kind.ADD and sum_above(side) is not None:
+            yield side
+            yield from _sums_below(side)

@@ -25,6 +25,7 @@ from normfold.ops.integer_ops import (
     take_rows,
     to_steps,
 )
+from normfold.ops.integers import bytes_of
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import row_of
 from normfold.rewrite.rewriter import Rewriter
@@ -49,12 +50,14 @@ def store_grids(graph: Graph) -> list[str]:
 
 
 def _parameter(node: fx.Node, rewriter: Rewriter) -> None:
-    _, scale, _, dim, block, low, high, rounding = node.args
+    _, scale, zero, dim, block, low, high, rounding = node.args
     assert isinstance(scale, fx.Node) and isinstance(low, int) and isinstance(high, int)
     steps = _steps(node, rewriter)
-    zeros, dtype = None, stored_type(low, high, rounding)  # type: ignore[arg-type]
+    zeros, dtype = zero, stored_type(low, high, rounding)  # type: ignore[arg-type]
     bits = _bits(node)
-    if not block:  # written out: some of onnxruntime's kernels are not chosen where it is missing
+    if (
+        not block and zero is None
+    ):  # written out: some of onnxruntime's kernels are not chosen where it is missing
         zeros = rewriter.constant(torch.zeros(scale.meta["val"].shape, dtype=dtype), "zero_point")
     rewriter.replace(node, rewriter.expression(dequantize, steps, scale, zeros, dim, block, bits))
     rewriter.record(f"{node.name}: stored in {bits} bits")
@@ -97,10 +100,20 @@ def _activation(node: fx.Node, rewriter: Rewriter) -> None:
     limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
     if (low, high) != (limits.min, limits.max):
         return
-    steps = rewriter.insert_before(node, quantize, x, scale, zero, None)
+    steps = _bytes(node, rewriter.graph)
+    if steps is None:
+        steps = rewriter.insert_before(node, quantize, x, scale, zero, None)
     values = rewriter.insert_before(node, dequantize, steps, scale, zero, None, 0, limits.bits)
     rewriter.replace(node, values)
     rewriter.record(f"{node.name}: stored in {limits.bits} bits")
+
+
+def _bytes(node: fx.Node, graph: Graph) -> fx.Node | None:
+    """The steps of bytes on their own grid."""
+    x, scale, zero, *_ = node.args
+    assert isinstance(x, fx.Node) and isinstance(scale, fx.Node) and isinstance(zero, fx.Node)
+    own = zero.meta["val"].dtype == torch.uint8 and graph.value(scale) == 1
+    return bytes_of(x) if own and graph.value(zero) == 0 else None
 
 
 def _product(linear: Linear, rewriter: Rewriter) -> None:

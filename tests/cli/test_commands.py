@@ -165,13 +165,13 @@ def test_passes(cli: Cli, broken: str) -> None:
     assert ran.status == 0
     names = [row["name"] for row in ran.json["passes"]]
     built_in = (
-        "canonicalize fold-input fold-affine freeze-statistics fold-near-affine fold-mean prune-dead-channels "
-        "prune-small-channels elide-bias center-stream "
+        "canonicalize fold-input fold-affine freeze-statistics fold-near-affine fold-mean merge-linear "
+        "prune-dead-channels prune-small-channels elide-bias center-stream "
         "compress-stream rotate-stream "
         "replace-layernorm equalize correct-bias migrate-scale measure-ranges quantize-tables quantize-weights "
         "quantize-activations quantize-dynamic restore bake"
     )
-    assert names[:23] == built_in.split()
+    assert names[:24] == built_in.split()
     assert names[-1] == "scale-linears"
     assert set(ran.json["presets"]) == {"folded", "rmsnorm", "crmsnorm", "baked"}
     assert all(row["summary"] for row in ran.json["passes"])

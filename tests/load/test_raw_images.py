@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 import normfold
 from normfold.errors import UsageError
+from normfold.targets.runtime import optimised
 from tests.nets import Compose, perturb
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,13 +75,23 @@ def test_bytes_give_what_normalised_floats_give(padding: int, mode: str, tmp_pat
     )  # one addition is the cheapest there
 
 
-def test_integers_take_bytes(tmp_path: Path) -> None:
-    network = net()
+FIRST = {  # ops of the runtime from the bytes to the first convolution
+    ("ort-x86", 0): set(),
+    ("ort-x86", 1): {"QLinearAdd"},
+    ("ort-arm", 0): {"Cast", "QuantizeLinear"},  # its grids are signed
+}
+
+
+@pytest.mark.parametrize(("target", "padding"), FIRST)
+def test_integers_take_bytes(target: str, padding: int, tmp_path: Path) -> None:
+    """Bytes are on a grid as they come; the mean that zero padding leaves is taken off in integers."""
+    network = net(padding)
     result = normfold.convert(
         network,
         inputs=(torch.randn(2, 3, 12, 10),),
         quantize="int8",
         keep_if_faster=False,
+        target=target,
         output=tmp_path,
         **GIVEN,
     )
@@ -88,6 +100,13 @@ def test_integers_take_bytes(tmp_path: Path) -> None:
         expected = network(normalised(PICTURES))
     error = (answers(tmp_path, PICTURES) - expected).square().mean() / expected.var()
     assert error < 0.02
+    optimised(next(tmp_path.glob("*.onnx")), tmp_path / "run.onnx")
+    graph = onnx.load(tmp_path / "run.onnx").graph
+    makers = {name: node for node in graph.node for name in node.output}
+    node, found = next(n for n in graph.node if n.op_type == "QLinearConv"), set[str]()
+    while (node := makers.get(node.input[0])) is not None:
+        found.add(node.op_type)
+    assert found - {"Transpose"} == FIRST[target, padding]
 
 
 def test_samples_are_bytes(tmp_path: Path) -> None:

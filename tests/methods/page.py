@@ -37,6 +37,7 @@ TAIL = """
   which no runtime has kernels for (NF203); weights out of a learned table stay floats (NF136).
 - LayerNorms that barely normalise (an eps of 1e12) fold by `fold-near-affine`, means that are taken off
   (TaperNorm) by `fold-mean` ([passes](passes.md)).
+- An adapter beside a layer (LoRA) is two paths; `merge-linear` makes one of them, and of RepVGG's branches.
 """
 TAIL += """
 ## Papers

@@ -23,6 +23,7 @@ BEFORE = {
     "freeze-statistics": "canonicalize",
     "fold-near-affine": "canonicalize",
     "fold-mean": "canonicalize",
+    "merge-linear": "canonicalize,fold-affine",
     "prune-dead-channels": "canonicalize,fold-affine",
     "prune-small-channels": "canonicalize,fold-affine",
     "center-stream": "canonicalize,fold-affine",
