@@ -231,9 +231,9 @@ class _Attempt:
         return transport.pull(self.x, flow, self.node)
 
     def _transport(self) -> Transport:
-        sites, options = affine_sites(self.node), self.options
+        options = self.options
         padding = "scale-only" if self._of_norm else options.zero_padding
-        return Transport(self.graph, sites, padding, options.copy_shared, options.untie)
+        return Transport(self.graph, padding, options.copy_shared, options.untie)
 
     @property
     def _of_norm(self) -> bool:

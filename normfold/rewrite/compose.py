@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from normfold.ir import Site, custom_ops, facts
+from normfold.ir import custom_ops
 from normfold.ir.graph import shape_of
-from normfold.ir.sites import AffineOf, affine_sites
 from normfold.ops import layout
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import Edit
@@ -46,8 +45,8 @@ def _laid_along(flow: Flow, node: fx.Node) -> tuple[int, Any, Any]:
     return dim, scale, shift
 
 
-def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: bool) -> Edit:
-    """Edit that composes a flow with the channel affine ``node`` (a, b), which then stands for ``sites`` too.
+def into_affine(node: fx.Node, flow: Flow, *, behind: bool) -> Edit:
+    """Edit that composes a flow with the channel affine ``node`` (a, b).
 
     behind:   s (a x + b) + t    a' = a s    b' = b s + t
     in front: a (s x + t) + b    a' = a s    b' = a t + b
@@ -62,7 +61,6 @@ def into_affine(node: fx.Node, flow: Flow, sites: tuple[Site, ...], *, behind: b
         else:
             b = _sum(rewriter, b, _product(rewriter, t, a) if t is not None else None)
         rewriter.set_call(node, node.target, (node.args[0], _product(rewriter, a, s), b, dim))
-        facts.put(node, AffineOf(tuple(dict.fromkeys((*affine_sites(node), *sites)))))
         rewriter.record(f"{node.name}: composed")
 
     return edit

@@ -14,7 +14,6 @@ from itertools import chain
 import torch
 from torch import Tensor, fx
 
-from normfold.ir import Site
 from normfold.ir.custom_ops import channel_pad
 from normfold.ir.expressions import is_static, sharers
 from normfold.ir.graph import Graph, shape_of
@@ -48,13 +47,11 @@ aten = torch.ops.aten
 class Transport:
     """One attempt to move one affine.
 
-    ``sites`` are what the affine stands for, and go with it into another affine; ``padding``,
-    ``copy_shared`` and ``untie`` are fold-affine's options. ``bias_only``: what moves is the bias of a norm that
-    stays; it may end in the bias of a norm on the other side of a sum, and makes no larger addition.
+    ``padding``, ``copy_shared`` and ``untie`` are fold-affine's options. ``bias_only``: what moves is the bias of
+    a norm that stays; it may end in the bias of a norm on the other side of a sum, and makes no larger addition.
     """
 
     graph: Graph
-    sites: tuple[Site, ...] = ()
     padding: str = "cheapest"
     copy_shared: bool = True
     untie: bool = False
@@ -101,7 +98,7 @@ class Transport:
                     self._require_own_weight(linear.weight, value)
                 return [into_output(linear, flow)]
             case Kind.AFFINE:
-                return [into_affine(value, flow, self.sites, behind=True)]
+                return [into_affine(value, flow, behind=True)]
             case Kind.MOVE:
                 return self._pull_move(value, flow)
             case Kind.ADD:
@@ -275,7 +272,7 @@ class Transport:
             raise Blocked(Reason.NONLINEAR, node, "the tensor is used as a weight or an index")
         match kind:
             case Kind.AFFINE:
-                edits.append(into_affine(node, first, self.sites, behind=False))
+                edits.append(into_affine(node, first, behind=False))
                 return None
             case Kind.MOVE:
                 return self._push_move(node, sources, flows)

@@ -312,7 +312,7 @@ EXPECTED: dict[str, tuple[int, int, str]] = {
     "Temperature scaling": (2, 0, ""),
     "BatchFormer, auxiliary heads": (1, 0, ""),
     "Batch statistics at inference (DisCoPatch)": (0, 1, "NF101"),
-    "Region Norm": (0, 3, "NF112 NF134"),
+    "Region Norm": (1, 2, "NF112 NF134"),
     "Conditional BatchNorm": (1, 0, ""),
     "AdaGN": (0, 1, "NF135"),
     "Poincaré norm": (1, 2, "NF134"),

@@ -125,6 +125,34 @@ def test_the_bound_holds_and_is_sharp() -> None:
     assert float(error.max()) >= bound * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("options", ["variance=1e4", "margin=16"])
+def test_the_bounds_of_a_decoder_hold(options: str) -> None:
+    """Of each of its norms, and so of its answers, on 1,000 inputs that nothing was measured on."""
+    torch.manual_seed(0)
+    net = trained_away(GPT()).double()
+    graph = capture(net, (_tokens(),))
+    graph.samples = [((_tokens(),), {}) for _ in range(20)]
+    after, reports = run_pipeline(graph, parse(WHOLE.format(options)))
+    said = {item.site: item.detail for item in _report(reports).applied}
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0], y)}))
+    tokens = _tokens(1000)
+    with torch.no_grad():
+        right, ours = net(tokens), after.module(tokens)
+    assert seen.keys() == said.keys()
+    for name, (x, y) in seen.items():
+        _, bound, _, _, _, low, _, high = said[name].split()
+        norm = net.get_submodule(name)
+        assert isinstance(norm, nn.LayerNorm)
+        first, last = ((float(end) + norm.eps) ** 0.5 for end in (low, high))
+        affine = 2 / (first + last) * (x - x.mean(-1, True)) * norm.weight
+        error = (affine - (y - norm.bias)).norm(dim=-1) / (y - norm.bias).norm(dim=-1)
+        assert float(error.max()) <= float(bound) * 1.05 + 1e-14, name  # printed with two digits
+    assert float((ours - right).abs().max()) <= 1e-6 * float(right.abs().max())
+
+
 def test_measured_variances() -> None:
     net = trained_away(GPT())
     graph = capture(net, (_tokens(),))
