@@ -22,7 +22,7 @@ from normfold.ops.linear import Linear, linear_of, pads_with_zeros
 from normfold.ops.reads import product_of
 from normfold.report.reasons import Reason
 from normfold.rewrite.absorb import linear_weight, set_bias
-from normfold.rewrite.branch import detach, leaves
+from normfold.rewrite.branch import detach, leaves, sum_above
 from normfold.rewrite.flow import Blocked
 from normfold.rewrite.rewriter import Rewriter
 
@@ -159,9 +159,13 @@ def sums(root: fx.Node) -> Iterator[Sum | Blocked]:
 
 
 def _against(base: fx.Node, linear: Linear, leaf: fx.Node, other: Chain) -> Blocked | None:
-    reused = next((node for node in (base, leaf) if len(node.users) > 1), None)
-    if reused is not None:
-        return Blocked(Reason.OUTPUT_REUSED, reused)
+    for node in (base, leaf):
+        if len(node.users) > 1:
+            return Blocked(Reason.OUTPUT_REUSED, node)
+        if sum_above(node) is None:
+            return Blocked(
+                Reason.AXIS_MISMATCH, node, "the sum widens it, or takes a multiple of it"
+            )
     frame = other.frame
     same = (linear.in_dim, linear.out_dim, linear.kernel, linear.groups) == (
         other.ops[0].in_dim,

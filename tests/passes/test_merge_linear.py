@@ -202,6 +202,30 @@ def test_what_others_read_stays() -> None:
     assert (len(linear_ops(outcome)), outcome.codes) == (2, {"NF103"})
 
 
+SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "alpha": lambda a, b: torch.add(a, b, alpha=2.0),
+    "alpha of the first": lambda a, b: torch.add(b, a, alpha=0.5),
+    "itself": lambda a, b: (a + a) + b,
+    "in place": lambda a, b: a.add_(b),
+    "turned": lambda a, b: torch.rsub(a, b),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums(name: str) -> None:
+    """Whether they merge or not, they are right."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return SUMS[name](self.a(x), self.b(x))
+
+    merged(Compose(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), 2, 4)
+
+
+def test_a_sum_that_widens() -> None:
+    outcome = merged(Compose(_sum, a=nn.Linear(4, 1), b=nn.Linear(4, 4)), 2, 4)
+    assert (len(linear_ops(outcome)), outcome.codes) == (2, {"NF108"})
+
+
 def test_rows() -> None:
     """From narrow to wide by a wide one is dearer apart, through a bottleneck it is dearer together."""
     net = nn.Sequential(
