@@ -34,12 +34,13 @@ class MergeLinear(Pass):
         copy_shared: a weight with several users may be copied; otherwise such ops stay apart.
 
     Exact:    up to rounding.
-    Declines: output-reused, axis-mismatch, parameter-shared, no-gain.
+    Declines: output-reused, not-parallel, parameter-shared, no-gain.
     """
 
     name: ClassVar[str] = "merge-linear"
     exactness: ClassVar[Exactness] = Exactness.EXACT
     requires: ClassVar[frozenset[State]] = frozenset({State.CANONICAL})
+    stages: ClassVar[int] = 1  # what is one op now may be beside another
 
     copy_shared: bool = True
 

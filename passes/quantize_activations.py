@@ -21,7 +21,7 @@ from normfold.ir import Graph
 from normfold.ir.grids import top_of
 from normfold.ir.intervals import range_of
 from normfold.ops.integer_ops import on_grid
-from normfold.ops.integers import Plan, bytes_of, plan
+from normfold.ops.integers import Plan, adds_to_bytes, bytes_of, plan
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import Kind, bounds, kind_of
 from normfold.report import PassReport
@@ -119,7 +119,7 @@ class QuantizeActivations(Pass):
         readers = found.readers.get(tensor)
         for user in list(tensor.users):
             asked = user is not values and (readers is None or user in readers)
-            if asked and not (tensor.op == "placeholder" and _is_returned(user)):
+            if asked and not (_is_input(tensor) and _is_returned(user)):
                 rewriter.replace_input(user, tensor, values)
         rewriter.record(f"{tensor.name}: {interval.low:.4g} to {interval.high:.4g}, {bits} bits")
 
@@ -158,6 +158,11 @@ class QuantizeActivations(Pass):
         value = rewriter.expression(on_grid, linear.bias, scale, None, 0, 0, -top, top, "nearest")
         rewriter.set_argument(node, linear.bias_position, value, same=True)
         rewriter.record(f"{node.name}: bias in 32 bits")
+
+
+def _is_input(tensor: fx.Node) -> bool:
+    """True for an input of the network, as it comes or as floats without their mean."""
+    return tensor.op == "placeholder" or adds_to_bytes(tensor) or bytes_of(tensor) is not None
 
 
 def _is_returned(node: fx.Node) -> bool:

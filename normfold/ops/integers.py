@@ -173,7 +173,7 @@ def _chained(graph: Graph, grids: Grids, linears: list[Linear]) -> Plan:
             origins[node] = origins.get(origin, origin)
         elif weighted(start) is not None:
             found.floats.add(start)
-    for node in filter(_adds_to_bytes, integer):
+    for node in filter(adds_to_bytes, integer):
         found.constants[node] = next(filter(is_static, operands(node)))
     # the parts of a split are on its input's grid, the list of them is not
     found.tensors = {node: start for node, start in origins.items() if not is_tuple(node)}
@@ -192,7 +192,7 @@ def _joined(node: fx.Node, integer: set[fx.Node], ends: set[fx.Node]) -> bool:
     """True if all inputs and all readers of a glue op are in integers."""
     sources = _activations(node)
     known = (source in ends or source.op == "placeholder" or bytes_of(source) for source in sources)
-    whole = len(sources) == len(operands(node)) or _adds_to_bytes(node)
+    whole = len(sources) == len(operands(node)) or adds_to_bytes(node)
     if not sources or not whole or not all(known):
         return False
     readers = list(fused_output(node).users)
@@ -207,7 +207,7 @@ def bytes_of(node: fx.Node) -> fx.Node | None:
     return source if node.meta["val"].dtype.is_floating_point else None
 
 
-def _adds_to_bytes(node: fx.Node) -> bool:
+def adds_to_bytes(node: fx.Node) -> bool:
     """True for a sum of bytes and a parameter: the mean of images that is taken off."""
     sides = operands(node)
     sums = row_of(node).integers.kernel == "sum" and argument(node, "alpha") == 1

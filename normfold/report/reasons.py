@@ -275,6 +275,13 @@ class Reason(Code):
         "and no runtime has products that look weights up",
         "`--quantize int8-weights` or `int4-weights` rounds them to even steps; without it they stay floats",
     )
+    NOT_PARALLEL = (
+        "NF137",
+        "not-parallel",
+        "the two linear ops read other positions of their input, or write other features, so that no kernel of "
+        "the larger size is worth both",
+        "nothing to do: one op for both would be larger than the two",
+    )
 
 
 class Caution(Code):

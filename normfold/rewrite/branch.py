@@ -67,9 +67,7 @@ def sum_above(node: fx.Node) -> fx.Node | None:
         return None
     parent = readers[0]
     sides = summands(parent)
-    plain = (
-        len(sides) == 2 and parent.kwargs.get("alpha", 1) == 1 and sides[0][0] is not sides[1][0]
-    )
+    plain = len(sides) == 2 and sides[0][0] is not sides[1][0] and all(k for _, k in sides)
     same = all(shape_of(side) == shape_of(parent) for side, _ in sides)
     return parent if plain and same else None
 
@@ -235,11 +233,11 @@ def detach(summand: fx.Node, parent: fx.Node) -> Edit:
         while (above := sum_above(root)) is not None:
             root = above
         rewriter.changed(*_sums_below(root))
-        left, right = parent.args[:2]
-        other = right if left is summand else left
-        assert isinstance(other, fx.Node)
-        if row_of(parent).inverts and left is summand:
+        ((other, factor),) = ((side, k) for side, k in summands(parent) if side is not summand)
+        if factor == -1:
             other = rewriter.insert_before(parent, aten.neg.default, other)
+        elif factor != 1:
+            other = rewriter.insert_before(parent, aten.mul.Tensor, other, factor)
         rewriter.replace(parent, other)
 
     return edit

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from normfold.ir.graph import argument, shape_of
+from normfold.ops.exact_sums import sizes_of
 from normfold.ops.linear import Linear, linear_of, pads_with_zeros
 from normfold.ops.reads import product_of
 from normfold.report.reasons import Reason
@@ -46,8 +47,8 @@ class Chain:
 
     @property
     def frame(self) -> Linear:
-        """The op whose kernel the whole has: all others are pointwise."""
-        return max(self.ops, key=_taps)
+        """The op whose kernel, stride and padding the whole has: all others are pointwise."""
+        return next((op for op in self.ops if not _is_pointwise(op)), self.ops[-1])
 
     @property
     def products(self) -> int:
@@ -74,6 +75,9 @@ class Chain:
         """The first op becomes the whole, in the place of the last."""
         frame, last = self.frame, self.ops[-1]
         weight, bias = self.weight(rewriter), self.bias(rewriter)
+        if last.weight_position == 0:
+            rewriter.set_call(last.node, aten.matmul.default, (weight, self.data), same=True)
+            return
         if not frame.kernel:
             args: tuple[Any, ...] = (self.data, weight, bias)
             rewriter.set_call(last.node, aten.linear.default, args, same=True)
@@ -108,18 +112,24 @@ class Sum:
     def edit(self, rewriter: Rewriter) -> None:
         linear = linear_of(self.base.node)
         assert linear is not None
+        top, number = _scaled(linear.node)
+        weight, own = linear_weight(linear), linear.bias
+        if top is not linear.node:
+            weight = _times(rewriter, weight, number)
+            own = None if own is None else _times(rewriter, own, number)
+            rewriter.replace(top, linear.node, same=False)
         more = self.other.weight(rewriter)
         widths = _widths(linear, self.other.frame)
         if any(widths):
             more = rewriter.expression(aten.constant_pad_nd.default, more, widths, 0.0)
         if not linear.kernel and linear.out_axis == 1:
             more = rewriter.expression(aten.t.default, more)
-        total = _added(rewriter, linear_weight(linear), _times(rewriter, more, self.factor))
+        total = _added(rewriter, weight, _times(rewriter, more, self.factor))
         rewriter.set_argument(linear.node, linear.weight_position, total)
         bias = self.other.bias(rewriter)
         if bias is not None:
-            bias = _added(rewriter, linear.bias, _times(rewriter, bias, self.factor))
-            set_bias(rewriter, linear, bias)
+            bias = _times(rewriter, bias, self.factor)
+        set_bias(rewriter, linear, _added(rewriter, own, bias))
         (parent,) = self.leaf.users
         detach(self.leaf, parent)(rewriter)
 
@@ -148,13 +158,11 @@ def sums(root: fx.Node) -> Iterator[Sum | Blocked]:
             same = next((row for row in rows if row.data is own[0].data), None)
             if other is base or same is None or {base, other} & taken:
                 continue
-            linear, factor = own[0].frame, own[0].factors[0]
+            linear = own[0].frame
             blocked = _against(base, linear, other, same)
-            if blocked is None and factor:
-                yield Sum(linear, same, other_sign / (sign * factor), other)
+            yield Sum(linear, same, other_sign / sign, other) if blocked is None else blocked
+            if blocked is None:
                 taken.add(other)
-            elif blocked is not None:
-                yield blocked
         taken.add(base)
 
 
@@ -163,9 +171,7 @@ def _against(base: fx.Node, linear: Linear, leaf: fx.Node, other: Chain) -> Bloc
         if len(node.users) > 1:
             return Blocked(Reason.OUTPUT_REUSED, node)
         if sum_above(node) is None:
-            return Blocked(
-                Reason.AXIS_MISMATCH, node, "the sum widens it, or takes a multiple of it"
-            )
+            return Blocked(Reason.NOT_PARALLEL, node, "the sum widens it, or reads it twice")
     frame = other.frame
     same = (linear.in_dim, linear.out_dim, linear.kernel, linear.groups) == (
         other.ops[0].in_dim,
@@ -173,12 +179,12 @@ def _against(base: fx.Node, linear: Linear, leaf: fx.Node, other: Chain) -> Bloc
         frame.kernel,
         frame.groups,
     )
-    if not same or _dtype(linear) != _dtype(frame):
-        return Blocked(Reason.AXIS_MISMATCH, leaf, "features or groups lie elsewhere")
+    if not same or _dtype(linear.weight) != _dtype(frame.weight):
+        return Blocked(Reason.NOT_PARALLEL, leaf, "features or groups lie elsewhere")
     try:
         _widths(linear, frame)
     except ValueError as error:
-        return Blocked(Reason.AXIS_MISMATCH, leaf, str(error))
+        return Blocked(Reason.NOT_PARALLEL, leaf, str(error))
     return None
 
 
@@ -187,11 +193,23 @@ def _unscaled(node: fx.Node) -> tuple[fx.Node, float]:
     number = 1.0
     while (product := product_of(node)) is not None:
         source = product.factors[0] if len(product.factors) == 1 else node
-        other = product.divisors or source is node or len(source.users) > 1
-        if other or source.meta["val"].dtype != node.meta["val"].dtype:
+        alone = len(node.users) == len(source.users) == 1
+        if product.divisors or source is node or not alone or _dtype(source) != _dtype(node):
             break
         node, number = source, number * product.number
     return node, number
+
+
+def _scaled(node: fx.Node) -> tuple[fx.Node, float]:
+    """The last of the products with numbers that begin at a node and alone read each other, and the number."""
+    top, number = node, 1.0
+    while len(top.users) == 1:
+        (user,) = top.users
+        source, factor = _unscaled(user)
+        if source is not node:
+            break
+        top, number = user, factor
+    return top, number
 
 
 def _order(alone: Chain) -> tuple[int, fx.Node]:
@@ -200,10 +218,11 @@ def _order(alone: Chain) -> tuple[int, fx.Node]:
 
 
 def _plain(node: fx.Node) -> Linear | None:
-    """A linear op over features that is no lookup and no transposed convolution."""
+    """A linear op over features, of floats, that is no lookup and no transposed convolution."""
     linear = linear_of(node)
-    usable = linear is not None and linear.in_dim is not None and not linear.transposed
-    return linear if usable else None
+    if linear is None or linear.in_dim is None or linear.transposed:
+        return None
+    return linear if _dtype(node).is_floating_point else None
 
 
 def _follows(last: Linear, first: Linear) -> bool:
@@ -215,7 +234,7 @@ def _follows(last: Linear, first: Linear) -> bool:
         pointwise
         and (last.groups, first.groups) == (1, 1)
         and (last.kernel, last.in_dim) == (first.kernel, first.out_dim)
-        and _dtype(last) == _dtype(first)
+        and _dtype(last.weight) == _dtype(first.weight)
         and len(first.node.users) == 1
     )
 
@@ -223,8 +242,8 @@ def _follows(last: Linear, first: Linear) -> bool:
 def _is_pointwise(linear: Linear) -> bool:
     if not linear.kernel:
         return True
-    strides = argument(linear.node, "stride")
-    return _taps(linear) == 1 and not pads_with_zeros(linear) and all(step == 1 for step in strides)
+    plain = all(step == 1 for step in _steps(linear)) and not pads_with_zeros(linear)
+    return _taps(linear) == 1 and plain
 
 
 def _taps(linear: Linear) -> int:
@@ -235,8 +254,8 @@ def _axes(linear: Linear) -> list[int]:
     return list(range(2, 2 + linear.kernel))
 
 
-def _dtype(linear: Linear) -> torch.dtype:
-    dtype = linear.weight.meta["val"].dtype
+def _dtype(node: fx.Node) -> torch.dtype:
+    dtype = node.meta["val"].dtype
     assert isinstance(dtype, torch.dtype)
     return dtype
 
@@ -289,7 +308,7 @@ def _widths(base: Linear, other: Linear) -> list[int]:
     """Zeros around the kernel of ``other`` that make its taps those of ``base``, the last axis first.
 
     Raises:
-        ValueError: it reads where the base does not, or at other steps.
+        ValueError: it reads where the base does not, or its taps are not next to each other in it.
     """
     if not base.kernel:
         return []
@@ -302,22 +321,24 @@ def _widths(base: Linear, other: Linear) -> list[int]:
         behind = len(mine) - before - len(its)
         aligned = not rest and (len(its) == 1 or its.step == step)
         if not aligned or before < 0 or behind < 0 or mine[0] + mine[-1] != its[0] + its[-1]:
-            raise ValueError("the smaller kernel is not in the middle of the larger one")
+            raise ValueError("the smaller kernel is no block in the middle of the larger one")
         widths = [before, behind, *widths]
     return widths
 
 
 def _steps(linear: Linear) -> list[int]:
-    return [int(step) for step in argument(linear.node, "stride")]
+    return sizes_of(argument(linear.node, "stride"), linear.kernel)
 
 
 def _reads(linear: Linear) -> list[range]:
     """Positions that the taps read of every axis, from that of the output."""
-    padding, dilation = (argument(linear.node, name) for name in ("padding", "dilation"))
-    found = []
+    padding, found = argument(linear.node, "padding"), []
+    steps = sizes_of(argument(linear.node, "dilation"), linear.kernel)
     for axis, size in enumerate(shape_of(linear.weight)[2:]):
-        step = int(dilation[axis])
-        spread = step * (size - 1)
-        before = spread // 2 if padding == "same" else 0 if padding == "valid" else padding[axis]
-        found.append(range(-int(before), spread - int(before) + 1, step))
+        spread = steps[axis] * (size - 1)
+        if isinstance(padding, str):
+            before = spread // 2 if padding == "same" else 0
+        else:
+            before = sizes_of(padding, linear.kernel)[axis]
+        found.append(range(-before, spread - before + 1, steps[axis]))
     return found

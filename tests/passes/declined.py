@@ -210,4 +210,12 @@ REFUSALS: dict[str, Refusal] = {
         condition=(2, 3),
     ),
     "NF136": Refusal(lambda m, x: m.fc(x), lambda: {"fc": _Palette()}, (2, 16), step="keep-grids"),
+    "NF137": Refusal(
+        lambda m, x: m.a(x) + m.b(x),
+        lambda: {
+            "a": nn.Conv2d(4, 4, (1, 3), padding=(0, 1)),
+            "b": nn.Conv2d(4, 4, (3, 1), padding=(1, 0)),
+        },
+        step="merge-linear",
+    ),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfold.ir import capture
@@ -166,10 +167,10 @@ def _conv(size: Any, padding: Any = 0, **options: Any) -> nn.Conv2d:
 
 
 APART: dict[str, tuple[nn.Module, nn.Module, str]] = {
-    "neither kernel covers the other": (_conv((1, 3), (0, 1)), _conv((3, 1), (1, 0)), "NF108"),
-    "steps between the taps": (_conv(3, 1), _conv(3, 2, dilation=2), "NF108"),
+    "neither kernel covers the other": (_conv((1, 3), (0, 1)), _conv((3, 1), (1, 0)), "NF137"),
+    "steps between the taps": (_conv(3, 1), _conv(3, 2, dilation=2), "NF137"),
     "a point of a strided one": (_conv(3, 1, stride=2), _conv(1, stride=2), ""),
-    "groups": (_conv(3, 1), _conv(3, 1, groups=2), "NF108"),
+    "groups": (_conv(3, 1), _conv(3, 1, groups=2), "NF137"),
 }
 
 
@@ -202,8 +203,83 @@ def test_what_others_read_stays() -> None:
     assert (len(linear_ops(outcome)), outcome.codes) == (2, {"NF103"})
 
 
+def test_products_from_the_left() -> None:
+    """Over tokens, as in a mixer: in a row, and beside each other."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y: Tensor = self.up @ (self.down @ x) + (self.a @ x) * 2 + self.b @ x
+        return y
+
+    net = Compose(forward)
+    for name, (rows, columns) in {"down": (7, 6), "up": (3, 7), "a": (3, 6), "b": (3, 6)}.items():
+        setattr(net, name, nn.Parameter(torch.randn(rows, columns)))
+    assert linear_ops(merged(net, 2, 6, 5)) == ["matmul"]
+
+
+def test_integers_stay() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y: Tensor = 2 * (x @ self.a) + x @ self.b
+        return y
+
+    net = Compose(forward)
+    for name in ("a", "b"):
+        net.register_buffer(name, torch.randint(9, (4, 3)))
+    graph = capture(net, (torch.randint(9, (2, 4)),))
+    after, reports = run_pipeline(graph, parse(TEXT))
+    assert not reports[-1].modified
+    assert torch.equal(after.module(*graph.args), graph.module(*graph.args))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-30])
+def test_a_base_with_a_number(scale: float) -> None:
+    """The number goes into its weight; the other is not divided by it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y: Tensor = scale * self.a(x) + self.b(x) + self.c(x)
+        return y
+
+    net = Compose(forward, a=_tap(4, 3), b=_point(4, 3), c=_point(4, 3, bias=False))
+    outcome = merged(net, 2, 4, 5, 6)
+    assert outcome.ops() == ["conv2d"]
+    weights = [node for node in outcome.baked.nodes if "weight" in str(node.target)]
+    assert all(outcome.baked.value(node).abs().max() < 100 for node in weights)
+
+
+def test_an_adapter_of_an_adapter() -> None:
+    """What is one op behind the first round is beside another in the second."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        low: Tensor = self.a(x) + self.d(self.c(x))
+        y: Tensor = (self.base(x) + self.b(low)) * 2 - self.e(x)
+        return y
+
+    sizes = {"base": (6, 6), "a": (6, 3), "b": (3, 6), "c": (6, 2), "d": (2, 3), "e": (6, 6)}
+    net = Compose(forward, **{name: nn.Linear(*size) for name, size in sizes.items()})
+    assert linear_ops(merged(net, 2, 6)) == ["linear"]
+
+
+def test_a_multiple_that_others_read_stays() -> None:
+    def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = 3 * self.a(x)
+        return self.b(h), h
+
+    outcome = merged(Compose(forward, a=nn.Linear(8, 4), b=nn.Linear(4, 4)), 2, 8)
+    assert len(linear_ops(outcome)) == 2
+
+
+def test_lists_of_one_number() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        a, b = self.a.weight, self.b.weight
+        return F.conv2d(x, a, padding=[1], stride=[1]) + F.conv2d(x, b)
+
+    net = Compose(forward, a=_tap(4, 3, bias=False), b=_point(4, 3, bias=False))
+    assert len(linear_ops(merged(net, 2, 4, 5, 6))) == 1
+
+
 SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "alpha": lambda a, b: torch.add(a, b, alpha=2.0),
+    "a share": lambda a, b: torch.add(a, b, alpha=0.3),
+    "nothing": lambda a, b: torch.add(a, b, alpha=0),
     "alpha of the first": lambda a, b: torch.add(b, a, alpha=0.5),
     "itself": lambda a, b: (a + a) + b,
     "in place": lambda a, b: a.add_(b),
@@ -218,12 +294,14 @@ def test_sums(name: str) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return SUMS[name](self.a(x), self.b(x))
 
-    merged(Compose(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), 2, 4)
+    outcome = merged(Compose(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), 2, 4)
+    left = {"itself": 2, "nothing": 2, "turned": 2}.get(name, 1)
+    assert len(linear_ops(outcome)) == left
 
 
 def test_a_sum_that_widens() -> None:
     outcome = merged(Compose(_sum, a=nn.Linear(4, 1), b=nn.Linear(4, 4)), 2, 4)
-    assert (len(linear_ops(outcome)), outcome.codes) == (2, {"NF108"})
+    assert (len(linear_ops(outcome)), outcome.codes) == (2, {"NF137"})
 
 
 def test_rows() -> None:
@@ -250,6 +328,8 @@ ROWS: dict[str, tuple[list[nn.Module], int]] = {
     "a bias and no zeros": ([_point(4, 8), nn.Conv2d(8, 3, 3)], 1),
     "two kernels": ([_tap(4, 8), _tap(8, 3)], 2),
     "a strided point": ([_tap(4, 8), _point(8, 3, stride=2)], 2),
+    "a strided point behind a point": ([_point(4, 8), _point(8, 3, stride=2)], 1),
+    "zeros around a point": ([_point(4, 8, bias=False), _point(8, 3, padding=1)], 1),
     "groups": ([_tap(4, 8, groups=2), _point(8, 3)], 2),
     "transposed": ([nn.ConvTranspose2d(4, 8, 2), _point(8, 3)], 1),
 }
