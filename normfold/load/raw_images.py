@@ -90,7 +90,7 @@ def _image(loaded: Loaded) -> tuple[str, Tensor]:
     if len(found) != 1:
         raise UsageError(
             "`--uint8-input`: the network has not one input of images",
-            found=f"{len(found)} inputs (N,C,H,W) in floats",
+            found=f"{len(found)} parameters of `forward` are images (N,C,H,W) in floats",
             hint="it is for networks of images; others take their inputs as they are",
         )
     return next(iter(found.items()))
