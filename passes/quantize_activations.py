@@ -18,16 +18,19 @@ from torch import fx
 
 from normfold.errors import UsageError
 from normfold.ir import Graph
+from normfold.ir.expressions import is_static
 from normfold.ir.grids import top_of
 from normfold.ir.intervals import range_of
 from normfold.ops.integer_ops import on_grid
-from normfold.ops.integers import Plan, adds_to_bytes, bytes_of, plan
+from normfold.ops.integers import Plan, bytes_of, plan
 from normfold.ops.linear import Linear, linear_of
 from normfold.ops.table import Kind, bounds, kind_of
 from normfold.report import PassReport
 from normfold.rewrite import Between, Decline, Exactness, Match, Pass, Reason, Rewriter
 from normfold.rewrite.integers import IntegerForms
 from normfold.target import Grids, grids_of
+
+_SCALED = (Kind.MOVE, Kind.AFFINE, Kind.PRODUCT)
 
 
 @dataclass(frozen=True)
@@ -161,15 +164,20 @@ class QuantizeActivations(Pass):
 
 
 def _is_input(tensor: fx.Node) -> bool:
-    """True for an input of the network, as it comes or as floats without their mean."""
-    return tensor.op == "placeholder" or adds_to_bytes(tensor) or bytes_of(tensor) is not None
+    """True for an input of the network, moved, scaled or shifted by parameters."""
+    while tensor.op != "placeholder":
+        sources = [source for source in tensor.all_input_nodes if not is_static(source)]
+        if len(sources) != 1 or kind_of(tensor) not in (*_SCALED, Kind.ADD):
+            return False
+        (tensor,) = sources
+    return True
 
 
 def _is_returned(node: fx.Node) -> bool:
-    """True if what a node reads is only moved to outputs: the floats of an input are at hand, and serve there."""
+    """True if what a node reads goes to outputs, moved or scaled: the floats of an input serve there."""
     if node.op == "output":
         return True
-    return kind_of(node) is Kind.MOVE and all(map(_is_returned, node.users))
+    return kind_of(node) in _SCALED and bool(node.users) and all(map(_is_returned, node.users))
 
 
 def _at_an_end(tensor: fx.Node) -> bool:

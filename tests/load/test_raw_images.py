@@ -107,6 +107,27 @@ def test_integers_take_bytes(target: str, padding: int, tmp_path: Path) -> None:
     assert found - {"Transpose"} == FIRST[target, padding]
 
 
+class Echo(nn.Module):
+    """A network that returns the normalised image too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(x), x
+
+
+def test_an_image_that_is_returned_is_not_rounded(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given: dict[str, Any] = {"quantize": "int8", "keep_if_faster": False, **GIVEN}
+    result = normfold.convert(Echo(), inputs=(torch.randn(2, 3, 12, 10),), output=tmp_path, **given)
+    assert result.ok
+    session = onnxruntime.InferenceSession(next(tmp_path.glob("*.onnx")))
+    _, image = session.run(None, {session.get_inputs()[0].name: PICTURES.numpy()})
+    torch.testing.assert_close(torch.from_numpy(image), normalised(PICTURES), rtol=1e-5, atol=1e-5)
+
+
 def test_samples_are_bytes(tmp_path: Path) -> None:
     """A folder of images, and an array; floats are refused."""
     from PIL import Image
