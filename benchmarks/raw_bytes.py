@@ -1,6 +1,6 @@
 """Files that take images as bytes (`--uint8-input`) against files that take normalised floats, on photographs.
 
-python -m benchmarks.raw_bytes [--network resnet18 lite0 vit_tiny_patch16_224] [--crops 16] [--seconds 5]
+python -m benchmarks.raw_bytes [--network resnet18 lite0 vit_tiny_patch16_224] [--crops 16] [--seconds 20]
 
 The largest difference of outputs, relative to the largest output, of the float files; the same along the border is
 part of it, as every network here pads. Times of the 8-bit files, interleaved on one thread: the first takes bytes,
@@ -26,6 +26,7 @@ from benchmarks.models import make
 from benchmarks.trained_networks import LITE, Scale, lite0
 
 NAMES = ["resnet18", "lite0", "vit_tiny_patch16_224"]
+_SESSIONS = 16
 SCHEMES = {"resnet18": "int8", "lite0": "int8", "vit_tiny_patch16_224": "int8-dynamic"}
 
 
@@ -57,19 +58,22 @@ def fed(path: Path, images: Any) -> Any:
 def ratio(
     first: Path, second: Path, feeds: Sequence[Any], seconds: float
 ) -> tuple[float, float, float]:
-    """Time of the first file relative to the second one's: the median of rounds, and its quartiles."""
-    runs = [session(path) for path in (first, second)]
-    names = [run.get_inputs()[0].name for run in runs]
+    """Time of the first file relative to the second one's: the median of sessions, and their quartiles.
+
+    Two sessions of one file differ by some percent, as their memory lies elsewhere: each ratio is of two new ones.
+    """
     found: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(found) < 12 or time.perf_counter() < end:
-        times = [0.0, 0.0]
-        for place in (0, 1, 1, 0):
-            start = time.perf_counter()
-            for _ in range(5):
-                runs[place].run(None, {names[place]: feeds[place]})
-            times[place] += time.perf_counter() - start
-        found.append(times[0] / times[1])
+    for turn in range(_SESSIONS):
+        order = (0, 1) if turn % 2 else (1, 0)
+        made = {place: session((first, second)[place]) for place in order}
+        times: dict[int, list[float]] = {0: [], 1: []}
+        end = time.perf_counter() + seconds / _SESSIONS
+        while len(times[0]) < 8 or time.perf_counter() < end:
+            for place in order:
+                start = time.perf_counter()
+                made[place].run(None, {made[place].get_inputs()[0].name: feeds[place]})
+                times[place].append(time.perf_counter() - start)
+        found.append(statistics.median(times[0]) / statistics.median(times[1]))
     low, middle, high = statistics.quantiles(found, n=4)
     return middle, low, high
 
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--crops", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--steps", type=int, help="of synthesis")
     options = parser.parse_args(arguments)
     pictures, _ = natural.crops(224, (options.crops, 1), 0)
