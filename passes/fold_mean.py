@@ -29,7 +29,7 @@ class FoldMean(Pass):
     """Remove ops that take the mean over the features off what only linear ops read.
 
     Behind norms that `fold-near-affine` made affines, and in networks that were trained with such ops. No preset
-    runs it.
+    runs it: elsewhere a mean is taken off by the norms.
 
     Options:
         copy_shared: a weight with several users may be copied; otherwise the mean stays.
