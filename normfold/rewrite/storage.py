@@ -55,9 +55,8 @@ def _parameter(node: fx.Node, rewriter: Rewriter) -> None:
     steps = _steps(node, rewriter)
     zeros, dtype = zero, stored_type(low, high, rounding)  # type: ignore[arg-type]
     bits = _bits(node)
-    if (
-        not block and zero is None
-    ):  # written out: some of onnxruntime's kernels are not chosen where it is missing
+    # written out: some of onnxruntime's kernels are not chosen where it is missing
+    if not block and zero is None:
         zeros = rewriter.constant(torch.zeros(scale.meta["val"].shape, dtype=dtype), "zero_point")
     rewriter.replace(node, rewriter.expression(dequantize, steps, scale, zeros, dim, block, bits))
     rewriter.record(f"{node.name}: stored in {bits} bits")
