@@ -136,6 +136,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert found["op names outside ops"].detail == [f"there is no {house.TABLE}"]
 
 
+@pytest.mark.slow
 def test_this_tree_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     start = time.process_time()
     house.main([])

@@ -52,6 +52,7 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_SAMPLE", 0.0)
 
 
+@pytest.mark.slow
 def test_integers(capsys: pytest.CaptureFixture[str]) -> None:
     integers.main(["--model", "tiny", "--rounds", "6"])
     head, rule, row = capsys.readouterr().out.splitlines()
@@ -278,6 +279,7 @@ def test_a_large_certificate(more: list[str], capsys: pytest.CaptureFixture[str]
     assert "5 of 5 sites" in printed
 
 
+@pytest.mark.slow
 def test_reading(capsys: pytest.CaptureFixture[str]) -> None:
     reading.main(["--network", "tiny", "--rounds", "1"])
     said = capsys.readouterr().out

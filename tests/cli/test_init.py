@@ -18,6 +18,7 @@ def models(path: str = "normfold.toml") -> dict[str, dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_model_with_requirements_that_hold(cli: Cli) -> None:
     ran = cli("init", TINY)
     assert ran.status == 0, ran.err

@@ -19,6 +19,7 @@ def test_transformers_has_the_same_network() -> None:
         torch.testing.assert_close(found, network(ids), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_file_continues_the_prompt_as_the_network_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_capture_keeps_batch_and_length_dynamic() -> None:
         torch.testing.assert_close(graph(x), network(x))
 
 
+@pytest.mark.slow
 def test_the_training_script_lowers_the_perplexity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ def test_it_is_listed_and_explained(site: Path, tmp_path: Path) -> None:
     assert "c (W x + b) = (c W) x + c b" in ran.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_plan_and_in_a_conversion(site: Path, work: Path) -> None:
     options = ["--trust-module", "heads", "--input", "2x4", "--passes", PIPELINE]
     ran = run(site, work, "-m", "normfold", "plan", "head.pt", *options)

@@ -69,6 +69,7 @@ def test_a_stream_without_its_mean_is_cut_too() -> None:
     assert many.largest == few.largest, "the parts of a deeper network are no larger"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: rewritten("residual"), lambda: blocks(2)])
 def test_no_cut_hides_a_fault(make: Callable[[], tuple[Graph, Graph]]) -> None:
     graph, result = make()

@@ -100,6 +100,7 @@ def test_an_input_that_is_returned_keeps_its_floats(tmp_path: Path) -> None:
     assert np.array_equal(mirrored, IMAGES.numpy()[..., ::-1])
 
 
+@pytest.mark.slow
 def test_tables_of_embeddings_count_for_a_target_of_size(tmp_path: Path) -> None:
     net, sizes = Language(1000, 64).eval(), {}
     example = (torch.randint(1000, (2, 16)),)

@@ -274,6 +274,7 @@ def test_what_cannot_run_here_takes_what_was_decided_elsewhere(
     assert count(file, "QuantizeLinear") == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_facts_is_made_anew(tmp_path: Path, clock: Clock) -> None:
     clock((0.8, 0.7, 0.9), (0.7, 0.6, 0.8))
     converted(tmp_path)

@@ -15,6 +15,7 @@ from tests.zoo.trt_trial import EngineRow, engine_members, engine_trial
 CLIP = Member("transformers-trt-fp16", "transformers", "clip-text")
 
 
+@pytest.mark.slow
 def test_a_row_tells_what_was_built() -> None:
     pytest.importorskip("tensorrt_rtx")
     row = engine_trial(CLIP, "fp16")
