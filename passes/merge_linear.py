@@ -60,11 +60,11 @@ class MergeLinear(Pass):
             ops = [match.plan.base, *match.plan.other.ops]
             detail = f"into `{layer_name(match.plan.base.node)}`"
         else:
-            cheap = [row for row in chains(match.node)[1:] if row.merged_products <= row.products]
+            rows = chains(match.node)[1:]
+            cheap = [row for row in rows if row.merged_products <= row.products]
+            if not rows:
+                return Decline(Reason.NO_GAIN, match.node, "merged already")
             if not cheap:
-                rows = chains(match.node)[1:]
-                if not rows:
-                    return Decline(Reason.NO_GAIN, match.node, "merged already")
                 found = f"{rows[0].merged_products:,} weights in place of {rows[0].products:,}"
                 return Decline(Reason.NO_GAIN, match.node, found)
             match = match.planned(cheap[-1])

@@ -192,9 +192,8 @@ def compare(
     because = causes.because()
     yield from _inputs(old, new, causes)
     yield from _sites(old["sites"], new["sites"], causes)
-    if (
-        new["sizes"] or new["verdict"] != "fail"
-    ):  # else nothing was written, which has its own reason
+    # else nothing was written, which has its own reason
+    if new["sizes"] or new["verdict"] != "fail":
         yield from _files(old, new, because)
     for text in causes.edited():
         yield Drift("source", "note", text)

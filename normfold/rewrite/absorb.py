@@ -40,7 +40,7 @@ def into_output(linear: Linear, flow: Flow) -> Edit:
         raise Blocked(Reason.NO_BIAS, node)
 
     def edit(rewriter: Rewriter) -> None:
-        linear = _as_it_is(node)
+        linear = as_it_is(node)
         s = flow.scale.select(rewriter, scale, 1.0) if flow.scale and scale is not None else None
         t = flow.shift.select(rewriter, shift, 0.0) if flow.shift and shift is not None else None
         weight = linear_weight(linear)
@@ -83,7 +83,7 @@ def into_input(linear: Linear, flow: Flow, padding: str) -> Edit:
         raise Blocked(Reason.NO_BIAS, node)
 
     def edit(rewriter: Rewriter) -> None:
-        linear = _as_it_is(node)
+        linear = as_it_is(node)
         weight, bias = linear_weight(linear), None
         same = how != "map"  # which is added behind it: it computes what it did
         if flow.shift is not None and how == "map":
@@ -131,7 +131,7 @@ def restated(node: fx.Node, flow: Flow, back: bool = False) -> list[Edit]:
     return [edit]
 
 
-def _as_it_is(node: fx.Node) -> Linear:
+def as_it_is(node: fx.Node) -> Linear:
     """The view at the time of the edit: an earlier one may have turned a matmul into a linear."""
     linear = linear_of(node)
     assert linear is not None

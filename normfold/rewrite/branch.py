@@ -77,13 +77,14 @@ def _sign(parent: fx.Node, child: fx.Node) -> float:
 
 
 def leaves(root: fx.Node) -> list[tuple[fx.Node, float, fx.Node]]:
-    """Summands of a tree of sums whose inner nodes have no other reader, their signs and sums."""
+    """Summands of a tree of sums whose inner nodes have no other reader, their factors and sums; x + x is one."""
     found: list[tuple[fx.Node, float, fx.Node]] = []
     stack = [(root, 1.0, root)]
     while stack:
         node, sign, parent = stack.pop()
         inner = row_of(node).kind is Kind.ADD and (node is root or sum_above(node) is not None)
-        if inner and len(sides := summands(node)) == 2:
+        sides = summands(node) if inner else []
+        if len({side for side, _ in sides}) == 2:
             stack += [(side, sign * factor, node) for side, factor in sides]
         else:
             found.append((node, sign, parent))

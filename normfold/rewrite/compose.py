@@ -57,9 +57,9 @@ def into_affine(node: fx.Node, flow: Flow, *, behind: bool) -> Edit:
         s, t = _vectors(rewriter, flow, scale, shift)
         a, b = node.args[1], node.args[2]
         if behind:
-            b = _sum(rewriter, _product(rewriter, b, s) if b is not None else None, t)
+            b = sum_of(rewriter, _product(rewriter, b, s) if b is not None else None, t)
         else:
-            b = _sum(rewriter, b, _product(rewriter, t, a) if t is not None else None)
+            b = sum_of(rewriter, b, _product(rewriter, t, a) if t is not None else None)
         rewriter.set_call(node, node.target, (node.args[0], _product(rewriter, a, s), b, dim))
         rewriter.record(f"{node.name}: composed")
 
@@ -72,7 +72,7 @@ def into_border(node: fx.Node, flow: Flow) -> Edit:
 
     def edit(rewriter: Rewriter) -> None:
         s, t = _vectors(rewriter, flow, scale, shift)
-        value = _sum(rewriter, _product(rewriter, node.args[2], s), t)
+        value = sum_of(rewriter, _product(rewriter, node.args[2], s), t)
         rewriter.set_argument(node, 2, value)
         rewriter.record(f"{node.name}: pads with other values")
 
@@ -94,7 +94,8 @@ def _product(rewriter: Rewriter, left: Any, right: Any) -> Any:
     return rewriter.expression(aten.mul.Tensor, left, right)
 
 
-def _sum(rewriter: Rewriter, left: Any, right: Any) -> Any:
+def sum_of(rewriter: Rewriter, left: Any, right: Any) -> Any:
+    """The sum of two parameter expressions, of which either may be missing."""
     if left is None or right is None:
         return right if left is None else left
     return rewriter.expression(aten.add.Tensor, left, right)

@@ -22,8 +22,9 @@ from normfold.ops.exact_sums import sizes_of
 from normfold.ops.linear import Linear, linear_of, pads_with_zeros
 from normfold.ops.reads import product_of
 from normfold.report.reasons import Reason
-from normfold.rewrite.absorb import linear_weight, set_bias
+from normfold.rewrite.absorb import as_it_is, linear_weight, set_bias
 from normfold.rewrite.branch import detach, leaves, sum_above
+from normfold.rewrite.compose import sum_of
 from normfold.rewrite.flow import Blocked
 from normfold.rewrite.rewriter import Rewriter
 
@@ -63,12 +64,9 @@ class Chain:
 
     def weight(self, rewriter: Rewriter) -> fx.Node:
         """Of the whole, as an expression: (outputs, inputs / groups, *kernel)."""
-        whole = None
-        for op, factor in zip(self.ops, self.factors, strict=True):
-            rows = _rows(rewriter, op)
-            whole = rows if whole is None else _product(rewriter, rows, whole)
-            whole = _times(rewriter, whole, factor)
-        assert whole is not None
+        whole = _times(rewriter, _rows(rewriter, self.ops[0]), self.factors[0])
+        for op, factor in zip(self.ops[1:], self.factors[1:], strict=True):
+            whole = _times(rewriter, _product(rewriter, _rows(rewriter, op), whole), factor)
         return whole
 
     def edit(self, rewriter: Rewriter) -> None:
@@ -82,9 +80,11 @@ class Chain:
             args: tuple[Any, ...] = (self.data, weight, bias)
             rewriter.set_call(last.node, aten.linear.default, args, same=True)
             return
-        names = [spec.name for spec in frame.node.target._schema.arguments[3:]]  # type: ignore[union-attr]
+        target = frame.node.target
+        assert isinstance(target, torch._ops.OpOverload)
+        names = [spec.name for spec in target._schema.arguments[3:]]
         args = (self.data, weight, bias, *(argument(frame.node, name) for name in names))
-        rewriter.set_call(last.node, frame.node.target, args, same=True)
+        rewriter.set_call(last.node, target, args, same=True)
 
     def bias(self, rewriter: Rewriter) -> fx.Node | None:
         """Of the whole: (outputs,)."""
@@ -95,7 +95,7 @@ class Chain:
                 if op.kernel:
                     weight = rewriter.expression(aten.sum.dim_IntList, weight, _axes(op))
                 whole = rewriter.expression(aten.mv.default, weight, whole)
-            whole = _added(rewriter, op.bias, whole)
+            whole = sum_of(rewriter, op.bias, whole)
             whole = None if whole is None else _times(rewriter, whole, factor)
         return whole
 
@@ -110,8 +110,7 @@ class Sum:
     leaf: fx.Node
 
     def edit(self, rewriter: Rewriter) -> None:
-        linear = linear_of(self.base.node)
-        assert linear is not None
+        linear = as_it_is(self.base.node)
         top, number = _scaled(linear.node)
         weight, own = linear_weight(linear), linear.bias
         if top is not linear.node:
@@ -124,12 +123,12 @@ class Sum:
             more = rewriter.expression(aten.constant_pad_nd.default, more, widths, 0.0)
         if not linear.kernel and linear.out_axis == 1:
             more = rewriter.expression(aten.t.default, more)
-        total = _added(rewriter, weight, _times(rewriter, more, self.factor))
+        total = sum_of(rewriter, weight, _times(rewriter, more, self.factor))
         rewriter.set_argument(linear.node, linear.weight_position, total)
         bias = self.other.bias(rewriter)
         if bias is not None:
             bias = _times(rewriter, bias, self.factor)
-        set_bias(rewriter, linear, _added(rewriter, own, bias))
+        set_bias(rewriter, linear, sum_of(rewriter, own, bias))
         (parent,) = self.leaf.users
         detach(self.leaf, parent)(rewriter)
 
@@ -292,12 +291,6 @@ def _product(rewriter: Rewriter, last: fx.Node, first: fx.Node) -> fx.Node:
     )
     whole = made(aten.reshape.default, whole, [outputs, *taps, inputs])
     return made(aten.permute.default, whole, [0, rank - 1, *range(1, rank - 1)])
-
-
-def _added(rewriter: Rewriter, a: fx.Node | None, b: fx.Node | None) -> fx.Node | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return rewriter.expression(aten.add.Tensor, a, b)
 
 
 def _times(rewriter: Rewriter, value: fx.Node, factor: float) -> fx.Node:

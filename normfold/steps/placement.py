@@ -48,9 +48,7 @@ from normfold.targets.profile import Profile, profile
 
 _ROUNDS, _SECONDS = 12, 1.0  # of a timing
 _WORTH = 0.02  # share of a run that leaving layers in floats must promise before it is tried
-_ATTEMPTS = (
-    2  # before a network stays in floats: a busy moment spoils a profile, and the cut with it
-)
+_ATTEMPTS = 2  # before a network stays in floats: a busy moment spoils a profile, and its cut
 
 
 @dataclass(frozen=True)
