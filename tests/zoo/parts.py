@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import nn
 
@@ -115,9 +116,16 @@ PARTS = {
 USUAL = ("bn", "ln", "trt", "folders")
 
 
+class _OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
 def be_quiet() -> None:
-    """One thread, and no warnings."""
+    """One thread, of onnxruntime too, whose timings would else spin against those of another job; no warnings."""
     torch.set_num_threads(1)
+    onnxruntime.SessionOptions = _OneThread
     warnings.simplefilter("ignore")  # what models and torch.export say about each other
 
 
