@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normfold.errors import UsageError
+
+_BRIEF = reprlib.Repr()  # a tensor in the place of a text would fill the screen
+_BRIEF.maxstring = 80
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,8 @@ class Option:
                 raise self._wrong(given, "true or false")
             return given
         if self.kind == "path":
+            if not isinstance(given, (str, os.PathLike)):
+                raise self._wrong(given, "a path")
             return Path(given)
         if self.kind == "str":
             if not isinstance(given, str):
@@ -168,7 +175,7 @@ class Option:
         raise self.error(f"`{self.flags[0]}` does not take `{given}`", hint=hint)
 
     def _wrong(self, given: Any, wanted: str) -> UsageError:
-        return self.error(f"`{self.flags[0]}` takes {wanted}", found=f"{given!r}")
+        return self.error(f"`{self.flags[0]}` takes {wanted}", found=_BRIEF.repr(given))
 
     def error(self, what: str, **parts: str) -> UsageError:
         """An error about this option."""

@@ -43,6 +43,7 @@ from normfold.steps.quantize import Made
 from normfold.steps.slower import every_group, slower_in_integers
 from normfold.steps.work import Work
 from normfold.target import Target, grids_of
+from normfold.targets.floats import widened
 from normfold.targets.onnx import export_onnx
 from normfold.targets.profile import Profile, profile
 
@@ -121,7 +122,7 @@ def _measured(graph: Graph, step: Quantize, target: Target) -> tuple[Placement, 
 
         def write(name: str, network: Graph) -> Path:
             path = Path(folder) / f"{name}.onnx"
-            export_onnx(network, path, target=target)
+            export_onnx(widened(network, target)[0], path, target=target)
             return path
 
         floats, integers = write("floats", graph), write("integers", whole)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import normfold
 from normfold.conversion import Result
@@ -201,6 +202,8 @@ def test_commands_are_presets_of_one_job(command: str, asked: Callable[..., Job]
         ({"seed": -1}, "`--seed` takes a number from 0"),
         ({"batch": "dynamics"}, "did you mean `dynamic`"),
         ({"opset": "20"}, "`--opset` takes a whole number"),
+        ({"output": 3}, "`--output` takes a path"),
+        ({"to": torch.zeros(9, 9)}, r"`--to` takes a text\s+found: tensor.{,40}$"),
         ({"sed": 1}, r"no option `sed`[\s\S]*did you mean `seed`"),
         ({"to": "rmsnorm", "passes": "bake"}, "`--to` and `--passes` contradict"),
         (

@@ -246,6 +246,36 @@ def test_another_cut_is_tried_before_the_network_stays_in_floats(
     assert count(file, "QuantizeLinear") > 0
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_what_is_timed_is_in_types_that_the_runtime_has(
+    half: torch.dtype, tmp_path: Path, clock: Clock
+) -> None:
+    """ALiBi of Falcon is computed in bfloat16: there was no file; in float16 a slow one was timed."""
+
+    class Mixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            slopes = torch.linspace(1, 2, x.shape[-1]).to(half)
+            return super().forward((x.to(half) * slopes).float())  # type: ignore[no-any-return]
+
+    clock((0.8, 0.7, 0.9))
+    torch.manual_seed(0)
+    result = normfold.convert(
+        perturb(Mixed(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))),
+        inputs=(torch.randn(2, 3, 12, 10),),
+        output=tmp_path,
+        quantize="int8",
+        images=4,
+        synthesis_steps=2,
+    )
+    assert result.ok
+    assert not result.report.missing
+    assert [item.verdict.state for item in result.report.artefacts] == ["pass"]
+    assert count((tmp_path / "mixed.onnx").read_bytes(), "QuantizeLinear") > 0
+    file = onnx.load(tmp_path / "mixed.onnx")
+    narrow = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16}
+    assert not narrow & {x.data_type for x in file.graph.initializer}
+
+
 @pytest.mark.slow
 def test_another_network_or_machine_decides_anew(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
