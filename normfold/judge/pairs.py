@@ -29,6 +29,7 @@ from normfold.progress import Listener, Progress
 from normfold.report import Report
 from normfold.report.sites import site_statuses
 from normfold.rewrite import parse, run_pipeline
+from normfold.target import target as find_target
 from normfold.targets.feeds import Signature
 from normfold.targets.untrusted import require_own_data
 
@@ -79,8 +80,9 @@ def in_onnxruntime(
                 continue
             say(Progress("exporting", text=_name(model)))
             paths.append(folder / f"{letter}.onnx")
-            export_bare(capture_source(_of(source, model)), paths[-1])
+            _, made = export_bare(capture_source(_of(source, model)), paths[-1])
             notes.append(f"{_name(model)} was exported as it is (preset `baked`) to be timed")
+            notes += (f"{_name(model)}: {note}" for note in made.notes)
         sessions = []
         for path, model in zip(paths, models, strict=True):
             try:
@@ -217,15 +219,17 @@ def _signature(engine: Any) -> Signature:
 def export_bare(
     graph: Graph, path: Path, opset: int | None = None, target: str = "ort-x86"
 ) -> tuple[Graph, Report]:
-    """Write a captured graph as it is: only baked, nothing folded; the graph given is untouched."""
+    """Write a captured graph as it is: only baked, in types that the target has; the graph given is untouched."""
+    from normfold.targets.floats import widened
     from normfold.targets.onnx import export_onnx
 
-    bare, passes = run_pipeline(graph, parse(preset("baked")))
+    wide, note = widened(graph, find_target(target))
+    bare, passes = run_pipeline(wide, parse(preset("baked")))
     exported = export_onnx(bare, path, opset=opset, target=target)
     return bare, Report(
         passes=passes,
         sites=site_statuses(bare, passes),
-        notes=[*bare.notes, *exported.notes],
+        notes=[*bare.notes, *filter(None, [note]), *exported.notes],
         census=dict(exported.census.ops),
         opset=exported.opset,
         parameters_after=bare.parameter_bytes(),

@@ -149,7 +149,7 @@ def _write(request: Request, graph: Graph, work: Work, prepared: Prepared, stem:
             if job.policy.keep_if_faster:
                 graph = _faster(draft, request, graph, work)
             elif prepared.times and work.record.report().speed is None:
-                _time(draft, widened(work.captured, request.target)[0], request, work)
+                _time(draft, request, work)
                 shutil.rmtree(draft.path.parent / "original")
     return graph
 
@@ -259,12 +259,10 @@ def _count(draft: Draft, target: Target, work: Work) -> None:
     work.record.emit(Counted(found.integer, found.floats, found.ops, found.blocked))
 
 
-def _time(
-    draft: Draft, original: Graph, request: Request, work: Work
-) -> tuple[Timing, Graph, Report]:
+def _time(draft: Draft, request: Request, work: Work) -> tuple[Timing, Graph, Report]:
     """Time the file against the original's own export, which lies beside it in `original` then."""
     timing, bare, plain = time_against_original(
-        original,
+        work.captured,
         draft.path,
         work.record.report().pipeline,
         opset=work.job.export.opset,
@@ -277,8 +275,7 @@ def _time(
 
 def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
     """Keep the file if it is faster than the original's own export, else put that in its place."""
-    captured = widened(work.captured, request.target)[0]
-    timing, bare, plain = _time(draft, captured, request, work)
+    timing, bare, plain = _time(draft, request, work)
     folder = draft.path.parent / "original"
     if timing.faster:
         shutil.rmtree(folder)
@@ -302,6 +299,7 @@ def _faster(draft: Draft, request: Request, graph: Graph, work: Work) -> Graph:
     # from here on it is the original that is written, and judged by
     work.kept, work.calibrated, work.half_budget = bare, None, None
     if work.verifier is not None:
+        captured = widened(work.captured, request.target)[0]
         work.verifier = Verifier(
             captured, work.job.source.seed, work.samples, work.job.policy.tries
         )

@@ -196,6 +196,19 @@ def test_an_interrupt_leaves_no_temporary_files(
     assert not list(tmp_path.glob("normfold-bench-*"))
 
 
+def test_a_network_is_timed_in_types_that_the_runtime_has(pairs: list[Pair]) -> None:
+    """onnxruntime has no product in bfloat16, and bench has no `--precision`."""
+
+    class Narrow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.bfloat16() * torch.linspace(1, 2, 8).bfloat16()).float()
+
+    graph = normfold.capture(Narrow(), (images(),))
+    bench(graph, graph)
+    (pair,) = pairs
+    assert any("float32 in the file" in note for note in pair.notes)
+
+
 def test_torch_runs_b_on_the_inputs_of_a(tmp_path: Path, pairs: list[Pair]) -> None:
     torch.save(perturb(Tiny()), tmp_path / "net.pt")
     threads = torch.get_num_threads()
