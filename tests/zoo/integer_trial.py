@@ -39,8 +39,8 @@ _OPTIONS: dict[str, Any] = {"images": 4, "synthesis_steps": 2}  # of networks of
 class IntegerRow:
     """What became of one network.
 
-    ``outcomes`` by scheme: written, refused (its simulation fails too), REFUSED (the file alone does), not judged,
-    declared (an error that says what to do), CRASH.
+    ``outcomes`` by scheme: written, refused (its simulation fails too), REFUSED (the file alone does), NOT JUDGED
+    (no verdict on the bytes of a file, or no file), declared (an error that says what to do), CRASH.
 
     Attributes:
         said: by scheme, what the verdict or the error says.
@@ -101,7 +101,7 @@ def integer_trial(member: Member) -> IntegerRow:
             start = time.perf_counter()
             row.outcomes[scheme] = _outcome(row, scheme, convert, Path(scratch) / scheme)
             row.seconds[scheme] = round(time.perf_counter() - start, 1)
-    row.ok = not {"REFUSED", "CRASH"} & set(row.outcomes.values())
+    row.ok = not any(map(str.isupper, row.outcomes.values()))
     return row
 
 
@@ -162,8 +162,9 @@ def _judged(row: IntegerRow, scheme: str, result: normfold.Result) -> str:
         return "written"
     failures = result.report.failures()
     if result.ok:
-        row.said[scheme] = "; ".join(item.verdict.why for item in result.report.artefacts)[:300]
-        return "not judged"
+        whys = [item.verdict.why for item in result.report.artefacts]
+        row.said[scheme] = "; ".join([*whys, *result.report.missing])[:300]
+        return "NOT JUDGED"
     row.said[scheme] = "; ".join(failures)[:600]
     return "refused" if checks and all(map(_as_simulated, checks)) else "REFUSED"
 
