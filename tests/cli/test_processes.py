@@ -28,6 +28,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> bool:
     return path.exists()
 
 
+@pytest.mark.slow
 def test_kill_9_while_writing(cli: Cli, tmp_path: Path) -> None:
     """At two places of the writing; then a run succeeds and sweeps what the killed ones left."""
     out = tmp_path / "out"

@@ -31,6 +31,7 @@ def test_plain_faults_are_caught(repvgg: Bench, level: str) -> None:
     assert caught == plain, rows
 
 
+@pytest.mark.slow
 def test_the_certificate_sees_what_float32_does_not(layerscale: Bench) -> None:
     rows = [row.to_dict() for row in layerscale.rows("un-baked", 24)]
     unseen = [row for row in rows if is_unseen(row)]

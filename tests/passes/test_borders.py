@@ -214,7 +214,9 @@ CONSTANTS = {
 }
 
 
-@pytest.mark.parametrize(("low", "high", "dynamic"), [(1, 1, "batch"), (2, 0, None)])
+@pytest.mark.parametrize(
+    ("low", "high", "dynamic"), [(1, 1, "batch"), pytest.param(2, 0, None, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("make", CONSTANTS)
 def test_data_within_a_constant(
     make: str, low: int, high: int, dynamic: str | None, tmp_path: Path

@@ -147,6 +147,7 @@ def test_gpt2_with_the_tied_head(basis: str) -> None:
     assert sorted(norm_widths(after)) == [23] * 6 + [24]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ONE_BASIS)
 def test_character_gpt_at_any_size(basis: str) -> None:
     net = perturb(character_gpt())
@@ -162,6 +163,7 @@ def test_character_gpt_at_any_size(basis: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ONE_BASIS)
 def test_corrected_head(basis: str) -> None:
     """The table is centred, the head reads it as it is: the embedding may not narrow it."""

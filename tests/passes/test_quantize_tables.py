@@ -65,7 +65,7 @@ def test_by_hand(bits: int, block: int) -> None:
         torch.testing.assert_close(after(ids).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("width", [96, 112, 40])  # blocks of 32, of 16, and none
 @pytest.mark.parametrize(
     "text",
