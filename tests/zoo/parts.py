@@ -116,16 +116,19 @@ PARTS = {
 USUAL = ("bn", "ln", "trt", "folders")
 
 
-class _OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.intra_op_num_threads = 1
+_SessionOptions = onnxruntime.SessionOptions
+
+
+def _one_thread() -> Any:
+    options = _SessionOptions()
+    options.intra_op_num_threads = 1
+    return options
 
 
 def be_quiet() -> None:
     """One thread, of onnxruntime too, whose timings would else spin against those of another job; no warnings."""
     torch.set_num_threads(1)
-    onnxruntime.SessionOptions = _OneThread
+    onnxruntime.SessionOptions = _one_thread
     warnings.simplefilter("ignore")  # what models and torch.export say about each other
 
 
